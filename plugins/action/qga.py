@@ -1,0 +1,65 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action behind every qga_* module.
+
+With C(address), the module runs where the task runs: on a hypervisor. Without, the host itself is the guest, and the
+operation runs here, over the agent that the host's connection has; the guest needs no Python for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.parameters import remove_values
+from ansible.plugins.action import ActionBase
+from ansible.utils.vars import merge_hash
+
+from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
+from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, run_operation
+
+CONNECTION = "qemu.guest.qga"
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    _supports_async = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        name = self._task.action.rpartition(".")[2]
+        if self._task.args.get("address"):
+            module = self._execute_module(
+                module_name=f"qemu.guest.{name}", task_vars=task_vars, wrap_async=self._task.async_val
+            )
+            return merge_hash(result, module)
+        if self._connection.transport != CONNECTION:
+            raise AnsibleActionFail(
+                f"{name} needs an address, because this host's connection is {self._connection.transport}. Only on a "
+                f"host whose connection is {CONNECTION} does it use the agent of that connection."
+            )
+        if self._task.async_val:
+            raise AnsibleActionFail(f"{name} cannot be run with async over {CONNECTION}: it runs in the controller.")
+        result.update(self._run_here(import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION))
+        return result
+
+    def _run_here(self, operation: Operation) -> dict[str, Any]:
+        for option in operation.local_files:
+            if self._task.args.get(option):
+                # As ansible.builtin.copy does: from files/ of the role or the playbook.
+                self._task.args[option] = self._find_needle("files", self._task.args[option])
+        validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
+        agent = self._connection.agent
+        if params["agent_timeout"] is not None:
+            agent.timeout = params["agent_timeout"]
+        try:
+            result = run_operation(
+                operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff
+            )
+        except QgaError as exc:
+            result = {"failed": True, "msg": str(exc), **exc.as_result()}
+        return remove_values(result, validation._no_log_values)

@@ -1,0 +1,235 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: qga
+author: The qemu.guest authors (!UNKNOWN)
+short_description: Run tasks in a guest through the QEMU Guest Agent
+version_added: 0.1.0
+description:
+  - Connects to a QEMU/KVM guest through its guest agent. The guest needs no network, no SSH server and no credentials;
+    the agent that its distribution ships is enough.
+  - Commands are run with C(guest-exec), modules are always piped to the interpreter, and files are copied with
+    C(guest-file-*) and verified.
+  - Tasks run as the user that the agent runs as, which is root almost everywhere. Use C(become) to run them as others.
+options:
+  address:
+    description:
+      - Where the guest's agent is, seen from the machine that runs Ansible.
+      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT), or
+        V(tcp:HOST:PORT).
+    type: str
+    vars:
+      - name: ansible_qga_address
+    env:
+      - name: ANSIBLE_QGA_ADDRESS
+    ini:
+      - section: qga_connection
+        key: address
+  host:
+    description:
+      - Used in place of O(address) where that is not set and this has one of its forms.
+    type: str
+    vars:
+      - name: ansible_host
+  timeout:
+    description:
+      - Seconds that one command of the agent may take, waiting for the channel included. A program run in the guest may
+        take any time; each question whether it has ended is a command of its own.
+    type: float
+    default: 20
+    vars:
+      - name: ansible_qga_timeout
+    env:
+      - name: ANSIBLE_QGA_TIMEOUT
+    ini:
+      - section: qga_connection
+        key: timeout
+  exec_method:
+    description:
+      - How programs are run in the guest. V(guest-exec) uses the agent's command of that name; V(auto) uses what the
+        agent allows, which is only C(guest-exec) in this version.
+    type: str
+    choices: [auto, guest-exec]
+    default: auto
+    vars:
+      - name: ansible_qga_exec_method
+    env:
+      - name: ANSIBLE_QGA_EXEC_METHOD
+    ini:
+      - section: qga_connection
+        key: exec_method
+  remote_user:
+    description:
+      - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
+        nothing in the guest.
+    type: str
+    default: root
+    vars:
+      - name: ansible_qga_user
+notes:
+  - The agent writes the arguments of the programs it starts to the guest's syslog. Nothing of a task is among them, since
+    commands travel on the program's standard input.
+  - The agent serves one client at a time. Tasks on one guest wait for each other, up to O(timeout).
+  - Verbose output shows sizes and times, never commands or content.
+"""
+
+EXAMPLES = r"""
+- name: Configure a guest that has no network
+  hosts: vm1
+  vars:
+    ansible_connection: qemu.guest.qga
+    ansible_qga_address: /run/vm1.qga
+  tasks:
+    - name: Write the message of the day
+      ansible.builtin.copy:
+        content: Managed without a network.
+        dest: /etc/motd
+        mode: "0644"
+"""
+
+import os
+import re
+import time
+from typing import Callable, TypeVar
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.module_utils.common.text.converters import to_bytes, to_text
+from ansible.plugins.connection import ConnectionBase
+from ansible.utils.display import Display
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AddressError,
+    ConnectError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._exec import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+
+display = Display()
+
+T = TypeVar("T")
+
+
+class Connection(ConnectionBase):
+    """ansible-core's connection contract over the guest's Agent."""
+
+    transport = "qemu.guest.qga"
+    has_pipelining = True
+    always_pipeline_modules = True
+    default_user = "root"
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._agent: Agent | None = None
+
+    @property
+    def agent(self) -> Agent:
+        """The agent that this connection leads to; the qga action runs its operations over it.
+
+        :raise AnsibleError: if the host has no address.
+        """
+        if self._agent is None:
+            self._agent = open_agent(self._address(), self.get_option("timeout"), log=self._log)
+        return self._agent
+
+    def _connect(self) -> "Connection":
+        # The channel opens with the first command: what needs no guest (an action that runs here) opens none.
+        self._connected = True
+        return self
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
+        """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
+        super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
+        command = to_bytes(cmd, errors="surrogate_or_strict")
+        stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
+        started = time.monotonic()
+        result = self._guarded(lambda: run_shell(self.agent, command, stdin))
+        display.vvv(
+            f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
+            f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
+            host=self._name,
+        )
+        return result.shell_rc, result.stdout, result.stderr
+
+    def put_file(self, in_path: str, out_path: str) -> None:
+        """Copy the controller's file ``in_path`` to the guest's ``out_path``."""
+        super().put_file(in_path, out_path)
+        local = to_bytes(in_path, errors="surrogate_or_strict")
+        if not os.path.exists(local):
+            raise AnsibleFileNotFound(f"there is no file {to_text(in_path)} to copy to the guest")
+        with open(local, "rb") as source:
+            started = time.monotonic()
+            copied = self._guarded(lambda: put(self.agent, source, self._guest_path(out_path)))
+        self._show_transfer("PUT", out_path, copied.size, started)
+
+    def fetch_file(self, in_path: str, out_path: str) -> None:
+        """Copy the guest's file ``in_path`` to the controller's ``out_path``."""
+        super().fetch_file(in_path, out_path)
+        with open(to_bytes(out_path, errors="surrogate_or_strict"), "wb") as sink:
+            started = time.monotonic()
+            copied = self._guarded(lambda: fetch(self.agent, self._guest_path(in_path), sink.write))
+        self._show_transfer("FETCH", in_path, copied.size, started)
+
+    def reset(self) -> None:
+        """Give the channel up and start anew: the guest may have rebooted, the agent may have been restarted."""
+        self.close()
+        self._connect()
+
+    def close(self) -> None:
+        """Give the channel up for others."""
+        if self._agent is not None:
+            self._agent.close()
+            self._agent = None
+        self._connected = False
+
+    def _address(self) -> str:
+        address = self.get_option("address")
+        if address:
+            return address
+        host = self.get_option("host") or ""
+        try:
+            parse_address(host)
+        except AddressError:
+            raise AnsibleError(
+                f"{self._name}: where is its guest agent? Set ansible_qga_address for the host, to {FORMS}."
+            ) from None
+        return host
+
+    def _guest_path(self, path: str) -> str:
+        """Return ``path`` as an absolute one: the agent's working directory is /, and it knows no ~."""
+        text = to_text(path, errors="surrogate_or_strict")
+        if text.startswith("/"):
+            return text
+        user, _slash, rest = text.partition("/")
+        if not re.fullmatch(r"~[\w.-]*", user):
+            user, rest = "~", text
+        home = run_shell(self.agent, b"printf %s " + user.encode("utf-8"), whole=False).stdout
+        return f"{home.decode('utf-8', 'surrogateescape')}/{rest}"
+
+    def _guarded(self, action: Callable[[], T]) -> T:
+        """Return what ``action`` returns; turn this collection's errors into those that ansible-core acts upon."""
+        try:
+            return action()
+        except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
+            self.close()
+            raise AnsibleConnectionFailure(str(exc)) from exc
+        except QgaError as exc:
+            raise AnsibleError(str(exc)) from exc
+
+    def _show_transfer(self, what: str, path: str, size: int, started: float) -> None:
+        seconds = time.monotonic() - started
+        display.vvv(f"{what} {to_text(path)}: {size} bytes in {seconds:.2f} s", host=self._name)
+
+    def _log(self, line: str) -> None:
+        display.vvvvv(line, host=self._name)
+
+    @property
+    def _name(self) -> str:
+        return self._play_context.remote_addr or "guest"

@@ -1,0 +1,28 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """The options that every module has: where the agent is."""
+
+    DOCUMENTATION = r"""
+options:
+  address:
+    description:
+      - Where the guest's agent is, seen from the machine that the task runs on, usually the hypervisor.
+      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT), or
+        V(tcp:HOST:PORT).
+      - Leave it out on a host whose connection is P(qemu.guest.qga#connection). The task then uses the agent of that
+        connection, and the guest needs no Python.
+    type: str
+  agent_timeout:
+    description:
+      - Seconds that one command of the agent may take, waiting for the channel included.
+      - The default is 20, or what the connection says.
+    type: float
+notes:
+  - The agent serves one client at a time. Tasks of this collection wait for each other, up to O(agent_timeout).
+"""

@@ -1,0 +1,407 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Agent: run the guest agent's commands, one at a time, and say what is known when that fails.
+
+``Agent`` is what all else builds on; where its requests travel is the business of its subclasses. ``SocketAgent``
+speaks the protocol on a byte channel. It sends nothing but a sync until the agent has answered that sync, and syncs
+again after every timeout: QEMU keeps what is written while no agent listens and delivers it later, so a shutdown that
+seemed to fail today could run tomorrow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
+
+from ansible_collections.qemu.guest.plugins.module_utils import _commands, _errors, _wire
+from ansible_collections.qemu.guest.plugins.module_utils._channel import (
+    Address,
+    Channel,
+    Deadline,
+    open_channel,
+    parse_address,
+    seat_holder,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AgentSilentError,
+    ChannelBusyError,
+    CommandError,
+    CommandUnavailable,
+    ConnectError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+)
+
+__all__ = ("DEFAULT_TIMEOUT", "Agent", "AgentInfo", "SocketAgent", "open_agent")
+
+DEFAULT_TIMEOUT = 20.0
+"""Seconds that one agent command may take, connecting and waiting for the seat included."""
+
+# Commands that answer only when they fail are given this long to fail (a bad mode is refused at once; a shutdown
+# helper that cannot be run is reported when it has ended).
+_SECONDS_TO_FAIL = 5.0
+
+# The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
+_IDLE_SECONDS = 0.5
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """What guest-info tells: the agent's ``version`` and which ``commands`` it has, by name: enabled or not."""
+
+    version: str
+    commands: Mapping[str, bool]
+
+    @property
+    def version_tuple(self) -> Tuple[int, ...]:
+        """Return the version as numbers; what is no number ends it."""
+        digits = itertools.takewhile(str.isdigit, self.version.replace("-", ".").split("."))
+        return tuple(int(d) for d in digits)
+
+
+class Agent(ABC):
+    """A guest's agent. Not thread-safe: an agent runs one command at a time.
+
+    ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
+    """
+
+    def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Optional[Log] = None) -> None:
+        self.name = name
+        self.timeout = timeout
+        self._log = log
+        self._info: Optional[AgentInfo] = None
+
+    @abstractmethod
+    def _request(
+        self, command: str, arguments: Optional[Mapping[str, Any]], deadline: Deadline
+    ) -> Dict[str, Any]:
+        """Send one command and return the agent's reply object.
+
+        :raise ConnectError: nothing was sent.
+        :raise OutcomeUnknownError: it was sent, and no reply came.
+        :raise ProtocolError: what came is no reply.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the channel up. The next command opens it again."""
+
+    def __enter__(self) -> "Agent":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def execute(
+        self, command: str, arguments: Optional[Mapping[str, Any]] = None, *, timeout: Optional[float] = None
+    ) -> Any:
+        """Run the schema command ``command`` and return its return value.
+
+        The value is of the type that the schema names; None for commands that answer only when they fail (shutdown,
+        suspend) and did not. A command that only reads is repeated once when its reply got lost.
+
+        :raise QgaError: one of the tree in _errors.py.
+        """
+        known = _commands.command(command)
+        seconds = self.timeout if timeout is None else timeout
+        started = time.monotonic()
+        try:
+            reply = self._request_reading_twice(command, arguments, seconds)
+            value = self._value(command, reply, known)
+        except OutcomeUnknownError as exc:
+            if known.answers:
+                raise self._told(exc, command) from None
+            value = None
+        except QgaError as exc:
+            raise self._told(exc, command) from None
+        if self._log:
+            self._log(f"{command} took {(time.monotonic() - started) * 1000:.1f} ms")
+        return value
+
+    def _request_reading_twice(
+        self, command: str, arguments: Optional[Mapping[str, Any]], seconds: float
+    ) -> Dict[str, Any]:
+        known = _commands.command(command)
+        if not known.answers:
+            seconds = min(seconds, _SECONDS_TO_FAIL)
+        try:
+            return self._request(command, arguments, Deadline(seconds))
+        except OutcomeUnknownError:
+            if not known.read_only:
+                raise
+            return self._request(command, arguments, Deadline(seconds))
+
+    def _value(self, command: str, reply: Mapping[str, Any], known: _commands.Command) -> Any:
+        if "error" in reply:
+            error = _wire.expect(reply["error"], dict, "the error")
+            desc = _wire.expect(error.get("desc", ""), str, "the error's desc")
+            if error.get("class") == "CommandNotFound":
+                raise self._unavailable(command, desc)
+            raise _errors.command_error(command, str(error.get("class", "")), desc)
+        if "return" not in reply:
+            raise ProtocolError("the reply has neither a return value nor an error")
+        return _wire.expect(reply["return"], known.returns, "the return value")
+
+    def _told(self, exc: QgaError, command: str) -> QgaError:
+        exc.command = exc.command or command
+        exc.address = exc.address or self.name
+        if isinstance(exc, OutcomeUnknownError) and not exc.hint:
+            exc.hint = "The command may have run, or may still run when the agent is back: look before you repeat it."
+        return exc
+
+    # Capabilities
+
+    @property
+    def info(self) -> AgentInfo:
+        """What guest-info says, asked once. Freezing changes what is enabled: see ``refresh_info``."""
+        return self._info or self.refresh_info()
+
+    def refresh_info(self) -> AgentInfo:
+        """Ask guest-info again."""
+        value = self.execute("guest-info")
+        commands = _wire.expect(value.get("supported_commands"), list, "supported_commands")
+        table = {}
+        for entry in commands:
+            entry = _wire.expect(entry, dict, "a member of supported_commands")
+            table[_wire.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
+        self._info = AgentInfo(_wire.expect(value.get("version"), str, "version"), table)
+        return self._info
+
+    def supports(self, *commands: str) -> bool:
+        """Return whether the agent has all of ``commands`` and has them enabled."""
+        return all(self.info.commands.get(command, False) for command in commands)
+
+    def require(self, *commands: str) -> None:
+        """Find out before anything is done whether ``commands`` can be run.
+
+        :raise CommandUnavailable: for the first that cannot, with the reason and what to do.
+        """
+        for command in commands:
+            if not self.supports(command):
+                raise self._told(self._unavailable(command, ""), command)
+
+    def _unavailable(self, command: str, desc: str) -> CommandUnavailable:
+        """Return the error that tells which of the three it is; agents word them alike."""
+        try:
+            info = self.refresh_info()
+        except QgaError:
+            return CommandUnavailable(desc or "the agent does not run this command", command=command)
+        if command not in info.commands:
+            since = _commands.command(command).since
+            hint = f"It came with version {since}: upgrade qemu-guest-agent in the guest." if since else ""
+            return CommandUnavailable(
+                f"this agent (version {info.version}) does not know the command.", command=command, hint=hint
+            )
+        if not _commands.command(command).while_frozen and self._frozen(info):
+            return CommandUnavailable(
+                "blocked while the guest's filesystems are frozen.",
+                command=command,
+                hint="Thaw them first: the command guest-fsfreeze-thaw.",
+                reason="frozen",
+            )
+        return CommandUnavailable(
+            f"disabled by the guest's administrator (agent version {info.version}).",
+            command=command,
+            hint=self._how_to_enable(command, info),
+            reason="disabled",
+        )
+
+    def _frozen(self, info: AgentInfo) -> bool:
+        if not info.commands.get("guest-fsfreeze-status"):
+            return False
+        try:
+            return bool(self.execute("guest-fsfreeze-status") == "frozen")
+        except QgaError:
+            return False
+
+    def _how_to_enable(self, command: str, info: AgentInfo) -> str:
+        """Return what to change in the guest, for its distribution and version of the agent."""
+        family = ""
+        if info.commands.get("guest-get-osinfo"):
+            try:
+                family = str(self.execute("guest-get-osinfo").get("id", ""))
+            except QgaError:
+                pass  # a worse hint is no reason to hide the error it belongs to
+        if family in ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn"):
+            return (
+                f"In the guest, edit /etc/sysconfig/qemu-ga: take {command} out of BLACKLIST_RPC or BLOCK_RPCS, or where "
+                "it says --allow-rpcs (FILTER_RPC_ARGS) add it there; then run: systemctl restart qemu-guest-agent"
+            )
+        block = "block-rpcs" if info.version_tuple >= (7,) else "blacklist"
+        return (
+            f"In the guest, take {command} out of {block} (or add it to allow-rpcs, where that is set) in "
+            "/etc/qemu/qemu-ga.conf, section [general], and out of the agent's command line "
+            "(DAEMON_ARGS in /etc/default/qemu-guest-agent on Debian and Ubuntu, systemctl cat qemu-guest-agent "
+            "elsewhere); then run: systemctl restart qemu-guest-agent"
+        )
+
+
+class SocketAgent(Agent):
+    """An agent at the other end of a byte channel."""
+
+    def __init__(
+        self,
+        address: Address,
+        timeout: float = DEFAULT_TIMEOUT,
+        log: Optional[Log] = None,
+        max_reply: int = _wire.MAX_REPLY,
+    ) -> None:
+        super().__init__(str(address), timeout, log)
+        self._address = address
+        self._max_reply = max_reply
+        self._channel: Optional[Channel] = None
+        self._parser = _wire.ReplyParser(max_reply)
+        self._echoes_id = False
+        self._in_step_since = 0.0  # time of the last matching reply; 0: out of step
+        self._ids = itertools.count(1)
+        self._id_prefix = f"{random.getrandbits(64):x}"
+
+    def close(self) -> None:
+        self._in_step_since = 0.0
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+
+    def _request(
+        self, command: str, arguments: Optional[Mapping[str, Any]], deadline: Deadline
+    ) -> Dict[str, Any]:
+        request_id = self._next_id()
+        data = _wire.encode_request(command, arguments, request_id)
+        channel = self._in_step(deadline)
+        # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
+        self._in_step_since = 0.0
+        try:
+            channel.send(data, deadline)
+            reply = self._reply(channel, request_id, deadline)
+        except OutcomeUnknownError as exc:
+            if not deadline.expired:
+                self.close()  # the channel is gone, not just slow
+            raise exc
+        except (ConnectError, ProtocolError):
+            self.close()
+            raise
+        self._in_step_since = time.monotonic()
+        return reply
+
+    def _reply(self, channel: Channel, request_id: str, deadline: Deadline) -> Dict[str, Any]:
+        for line, _flushed in self._lines(channel, deadline):
+            reply = _wire.decode_reply(line)
+            if reply.get("id") == request_id:
+                return reply
+            if "id" in reply:
+                continue  # somebody else's, or of a request given up before
+            if self._echoes_id:
+                raise ProtocolError(f"the agent could not parse the request: {reply.get('error', reply)}")
+            return reply
+        raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
+
+    def _lines(self, channel: Channel, deadline: Deadline) -> Iterator[Tuple[bytes, bool]]:
+        while True:
+            yield from self._parser.feed(channel.recv(deadline))
+
+    def _in_step(self, deadline: Deadline) -> Channel:
+        """Return the channel, open, with nothing of anybody's left in it."""
+        if self._channel and self._in_step_since and time.monotonic() - self._in_step_since < _IDLE_SECONDS:
+            return self._channel
+        if self._channel:
+            try:
+                self._sync(self._channel, deadline)
+                return self._channel
+            except (ConnectError, OutcomeUnknownError) as exc:
+                if deadline.expired:
+                    raise self._silence(exc, self._channel, deadline) from None
+                self.close()  # QEMU or a listening agent was restarted: a new channel may be had
+        self._channel = open_channel(self._address, deadline)
+        try:
+            self._sync(self._channel, deadline)
+        except (ConnectError, OutcomeUnknownError) as exc:
+            raise self._silence(exc, self._channel, deadline) from None
+        return self._channel
+
+    def _sync(self, channel: Channel, deadline: Deadline) -> None:
+        """Bring client and agent into step: guest-sync-delimited, or guest-sync where the agent lacks it.
+
+        An agent that echoes ids is in step as soon as it echoes the sync's, even if only to say that the command is
+        disabled.
+        """
+        self._in_step_since = 0.0
+        self._parser.reset()
+        sync_id = random.getrandbits(62)
+        request_id = self._next_id()
+        channel.send(
+            _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id), deadline
+        )
+        for reply in self._replies_amid_noise(channel, deadline):
+            if reply.get("id") == request_id:
+                self._echoes_id = True
+                break
+            if reply.get("return") == sync_id and not isinstance(reply["return"], bool):
+                self._echoes_id = "id" in reply
+                break
+            if _lacks_delimited(reply):
+                channel.send(_wire.encode_request("guest-sync", {"id": sync_id}, request_id), deadline)
+        self._in_step_since = time.monotonic()
+
+    def _replies_amid_noise(self, channel: Channel, deadline: Deadline) -> Iterator[Dict[str, Any]]:
+        while True:
+            data = channel.recv(deadline)
+            try:
+                lines = self._parser.feed(data)
+            except ProtocolError:
+                continue  # the tail of somebody's giant reply
+            for line, _flushed in lines:
+                try:
+                    yield _wire.decode_reply(line)
+                except ProtocolError:
+                    continue  # the second half of a line that somebody else read the first half of
+
+    def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
+        """Close the channel and return why a sync was not answered. A sync changes nothing: nothing was sent."""
+        taken, who = seat_holder(self._address.path, channel.inode) if self._address.kind == "unix" else (False, "")
+        self.close()
+        if not deadline.expired:
+            return ConnectError(f"{exc.message}.")
+        if taken:
+            return ChannelBusyError(
+                f"another client ({who or 'unknown'}) uses the channel and did not leave it within "
+                f"{deadline.seconds:g} s.",
+                hint="A guest agent serves one client at a time: end the other (a backup, libvirtd, a second "
+                "controller), or wait with a larger timeout.",
+            )
+        return AgentSilentError(
+            f"no answer to a sync within {deadline.seconds:g} s.",
+            hint="Is the guest booted and not paused, and does qemu-guest-agent run in it?",
+        )
+
+    def _next_id(self) -> str:
+        return f"{self._id_prefix}-{next(self._ids)}"
+
+
+def _lacks_delimited(reply: Mapping[str, Any]) -> bool:
+    error = reply.get("error")
+    return (
+        isinstance(error, dict)
+        and error.get("class") == "CommandNotFound"
+        and "guest-sync-delimited" in str(error.get("desc"))
+    )
+
+
+def open_agent(
+    address: Union[str, Address],
+    timeout: float = DEFAULT_TIMEOUT,
+    log: Optional[Log] = None,
+    max_reply: int = _wire.MAX_REPLY,
+) -> Agent:
+    """Return the Agent at ``address``. Nothing is connected before its first command.
+
+    :raise AddressError: if the address has none of the known forms.
+    """
+    return SocketAgent(parse_address(address) if isinstance(address, str) else address, timeout, log, max_reply)

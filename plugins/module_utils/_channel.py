@@ -1,0 +1,364 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Byte channels to a guest agent: addresses, deadlines, sockets, and the lock on a seat that only one client can have.
+
+QEMU's chardev serves one client. A second one connects without an error and waits; what it writes meanwhile is run
+once the first has left, even if the second is gone by then. Hence a lock among ourselves, and hence no byte but a sync
+leaves before the agent has answered (_agent.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import select
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Tuple
+
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AddressError,
+    ChannelBusyError,
+    ConnectError,
+    OutcomeUnknownError,
+)
+
+__all__ = ("Address", "Channel", "Deadline", "SeatLock", "open_channel", "parse_address", "seat_holder")
+
+_RECV_SIZE = 1024 * 1024
+_RETRY_SECONDS = 0.05
+
+FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT, tcp:HOST:PORT or libvirt:DOMAIN"
+
+
+class Deadline:
+    """A point in time, so that several waits share one limit."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds left, never below zero."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        return self.left() <= 0.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set."""
+
+    kind: str
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    cid: int = 0
+    domain: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.path}"
+        if self.kind == "vsock":
+            return f"vsock:{self.cid}:{self.port}"
+        if self.kind == "tcp":
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return f"tcp:{host}:{self.port}"
+        return f"libvirt:{self.domain}"
+
+
+def parse_address(text: str) -> Address:
+    """Return the Address that ``text`` names.
+
+    :raise AddressError: if it has none of the forms; the message lists them.
+    """
+    if text.startswith("/"):
+        return Address("unix", path=text)
+    kind, colon, rest = text.partition(":")
+    parser = _PARSERS.get(kind) if colon else None
+    address = parser(rest) if parser and rest else None
+    if address is None:
+        raise AddressError(f"{text!r} is not the address of a guest agent. It should be {FORMS}.")
+    return address
+
+
+def _parse_unix(rest: str) -> Optional[Address]:
+    return Address("unix", path=rest) if rest.startswith("/") else None
+
+
+def _parse_vsock(rest: str) -> Optional[Address]:
+    match = re.fullmatch(r"(\d+):(\d+)", rest)
+    return Address("vsock", cid=int(match.group(1)), port=int(match.group(2))) if match else None
+
+
+def _parse_tcp(rest: str) -> Optional[Address]:
+    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})", rest)
+    if not match or not 0 < int(match.group(3)) < 65536:
+        return None
+    return Address("tcp", host=match.group(1) or match.group(2), port=int(match.group(3)))
+
+
+def _parse_libvirt(rest: str) -> Optional[Address]:
+    return Address("libvirt", domain=rest)
+
+
+_PARSERS: Dict[str, Callable[[str], Optional[Address]]] = {
+    "unix": _parse_unix,
+    "vsock": _parse_vsock,
+    "tcp": _parse_tcp,
+    "libvirt": _parse_libvirt,
+}
+
+
+class SeatLock:
+    """The right to use an address, among the processes of this user on this machine.
+
+    An flock on a file that names the holder; the kernel drops it when the holder dies.
+    """
+
+    def __init__(self, address: Address, directory: Optional[str] = None) -> None:
+        self._address = address
+        name = os.path.realpath(address.path) if address.kind == "unix" else str(address)
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self._path = os.path.join(directory or _private_directory(), f"{digest}.lock")
+        self._fd = -1
+
+    def acquire(self, deadline: Deadline) -> None:
+        """Wait for the seat.
+
+        :raise ChannelBusyError: at the deadline, naming the holder.
+        """
+        # The file stays: removing it would let two processes lock two files of one name.
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if deadline.expired:
+                    holder = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
+                    os.close(fd)
+                    raise ChannelBusyError(
+                        f"another process of this collection uses the channel ({holder or 'unknown'}) and did not leave "
+                        f"it within {deadline.seconds:g} s",
+                        hint="A guest agent serves one client at a time.",
+                    ) from None
+                time.sleep(min(_RETRY_SECONDS, deadline.left()))
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"pid {os.getpid()}, {os.path.basename(sys.argv[0] or 'python')}".encode()[:256], 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the seat up; harmless if it is not held."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _private_directory() -> str:
+    """Return a directory that only this user can write to, made on demand."""
+    uid = os.geteuid()
+    runtime = "/run" if uid == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and os.path.isdir(runtime):
+        path = os.path.join(runtime, "qemu-guest")
+    else:
+        path = os.path.join(tempfile.gettempdir(), f"qemu-guest-{uid}")
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
+        raise ConnectError(f"{path} should be a directory that only uid {uid} can write to; remove it and try again.")
+    return path
+
+
+class Channel:
+    """A connected, non-blocking byte stream and the lock that belongs to it."""
+
+    def __init__(self, sock: socket.socket, lock: Optional[SeatLock] = None) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._lock = lock
+
+    @property
+    def inode(self) -> int:
+        """The socket's inode number, by which the system's tables name it."""
+        return os.fstat(self._sock.fileno()).st_ino
+
+    def send(self, data: bytes, deadline: Deadline) -> None:
+        """Send all of ``data``.
+
+        :raise ConnectError: if a part did not leave: an incomplete JSON object is never run.
+        :raise OutcomeUnknownError: if all but the final newline left.
+        """
+        view = memoryview(data)
+        while view:
+            # A request ends in a newline that the agent does not wait for.
+            kind = ConnectError if len(view) > 1 else OutcomeUnknownError
+            if not self._poll(select.POLLOUT, deadline):
+                raise kind(f"the guest took no data for {deadline.seconds:g} s")
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise kind(f"the channel broke while sending: {exc.strerror or exc}") from exc
+
+    def recv(self, deadline: Deadline) -> bytes:
+        """Return what has arrived, at least one byte.
+
+        :raise OutcomeUnknownError: at the deadline, or if the other side closed the channel.
+        """
+        while True:
+            if not self._poll(select.POLLIN, deadline):
+                raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
+            try:
+                data = self._sock.recv(_RECV_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise OutcomeUnknownError(f"the channel broke: {exc.strerror or exc}") from exc
+            if not data:
+                raise OutcomeUnknownError("the other side closed the channel (QEMU ended, or the agent stopped listening)")
+            return data
+
+    def close(self) -> None:
+        """Close the socket, then let others have the seat."""
+        self._sock.close()
+        if self._lock:
+            self._lock.release()
+
+    def _poll(self, event: int, deadline: Deadline) -> bool:
+        poller = select.poll()
+        poller.register(self._sock, event)
+        return bool(poller.poll(deadline.left() * 1000))
+
+
+def open_channel(address: Address, deadline: Deadline) -> Channel:
+    """Return a Channel to ``address``, with the seat's lock held.
+
+    :raise ConnectError: with the reason and what to do.
+    :raise ChannelBusyError: if one of our own processes keeps the seat until the deadline.
+    """
+    if address.kind not in _CONNECTORS:
+        raise AddressError(f"{address} cannot be reached: addresses of the kind {address.kind!r} are not supported yet.")
+    lock = SeatLock(address)
+    lock.acquire(deadline)
+    try:
+        return Channel(_CONNECTORS[address.kind](address, deadline), lock)
+    except BaseException:  # whatever it was, KeyboardInterrupt included: others must not find the seat taken
+        lock.release()
+        raise
+
+
+_UNIX_TROUBLE = {
+    errno.ENOENT: "there is no such socket. QEMU makes it when the guest starts: is the guest running on this machine?",
+    errno.ECONNREFUSED: "nobody serves this socket: the QEMU that made it has ended. Start the guest.",
+    errno.EACCES: "permission denied. The socket belongs to the user that runs QEMU: become that user or root.",
+    errno.ENOTSOCK: "this is not a socket.",
+}
+
+
+def _connect_unix(address: Address, deadline: Deadline) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        while True:
+            code = _connect_code(sock, address.path)
+            if code == 0:
+                return sock
+            # The queue of clients waiting for the seat is full.
+            if code != errno.EAGAIN:
+                raise ConnectError(_UNIX_TROUBLE.get(code, os.strerror(code)))
+            if deadline.expired:
+                raise ChannelBusyError("too many clients wait for the channel already")
+            time.sleep(min(_RETRY_SECONDS, deadline.left()))
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connect_code(sock: socket.socket, path: str) -> int:
+    try:
+        code = sock.connect_ex(path)
+    except OSError as exc:  # a path beyond the 107 bytes of sockaddr_un never reaches the system
+        raise ConnectError(f"{exc}") from exc
+    # ENOTSOCK is what some systems say, ECONNREFUSED what Linux says of a plain file.
+    if code == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
+        return errno.ENOTSOCK
+    return code
+
+
+def _connect_vsock(address: Address, deadline: Deadline) -> socket.socket:
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(max(deadline.left(), 0.001))
+        sock.connect((address.cid, address.port))
+    except OSError as exc:
+        sock.close()
+        raise ConnectError(f"cannot connect: {exc.strerror or exc}") from exc
+    return sock
+
+
+def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
+    try:
+        return socket.create_connection((address.host, address.port), timeout=max(deadline.left(), 0.001))
+    except OSError as exc:
+        raise ConnectError(f"cannot connect: {exc.strerror or exc}") from exc
+
+
+_CONNECTORS: Dict[str, Callable[[Address, Deadline], socket.socket]] = {
+    "unix": _connect_unix,
+    "vsock": _connect_vsock,
+    "tcp": _connect_tcp,
+}
+
+
+def seat_holder(path: str, own_inode: int) -> Tuple[bool, str]:
+    """Return ``(taken, who)``: whether another client than the socket ``own_inode`` sits on the UNIX socket ``path``.
+
+    ``who`` names it where the system can tell (iproute2's ``ss``, as root for other users' processes), else is empty.
+    """
+    sockets = _unix_sockets()
+    for served in sockets:
+        # A client that still waits for its turn is known by the 0 where the server's side of it will be.
+        if served["path"] != path or served["state"] != "ESTAB" or served["inode"] == "0":
+            continue
+        if served["peer"] == str(own_inode):
+            return False, ""
+        users = next((s["users"] for s in sockets if s["inode"] == served["peer"]), None)
+        match = re.search(r'"([^"]*)",pid=(\d+)', users or "")
+        return True, f"{match.group(1)}, pid {match.group(2)}" if match else ""
+    return False, ""
+
+
+_SS_LINE = re.compile(
+    r"u_str +(?P<state>\S+) +\d+ +\d+ +(?P<path>.*?) +(?P<inode>\d+) +\* +(?P<peer>\d+) *(?P<users>users:.*)?$"
+)
+
+
+def _unix_sockets() -> List[Dict[str, str]]:
+    try:
+        done = subprocess.run(
+            ["ss", "--no-header", "--unix", "--processes"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.decode("utf-8", "surrogateescape").splitlines()
+    return [match.groupdict() for match in map(_SS_LINE.match, lines) if match]

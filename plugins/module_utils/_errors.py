@@ -1,0 +1,200 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can go wrong between a task and the agent, and what is known when it does.
+
+The tree answers the one question that matters after a failure: did the command run?
+
+    QgaError
+    ├── AddressError           the address makes no sense; nothing was tried
+    ├── ConnectError           nothing of the command was sent; safe to retry
+    │   ├── ChannelBusyError   another client has the agent's only seat
+    │   └── AgentSilentError   the channel is open, the agent does not answer a sync
+    ├── OutcomeUnknownError    sent, no reply: it may have run, or may yet run
+    ├── ProtocolError          the reply is not what the schema says
+    ├── CommandError           the agent replied with an error
+    │   ├── CommandUnavailable unknown, disabled by the guest's admin, or blocked while frozen
+    │   ├── GuestFileError     a guest-file-* command failed; errno tells why, where the agent's text does
+    │   └── HandleLostError    the agent restarted and has forgotten this handle or pid
+    ├── TransferError          content arrived differently from how it left
+    └── OperationError         the operation cannot be done as asked; carries results to show
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import re
+from typing import Any, Dict, Mapping, Optional, Tuple, Type
+
+__all__ = (
+    "AddressError",
+    "AgentSilentError",
+    "ChannelBusyError",
+    "CommandError",
+    "CommandUnavailable",
+    "ConnectError",
+    "GuestFileError",
+    "HandleLostError",
+    "OperationError",
+    "OutcomeUnknownError",
+    "ProtocolError",
+    "QgaError",
+    "TransferError",
+    "command_error",
+)
+
+
+class QgaError(Exception):
+    """Base of all errors of this collection.
+
+    ``executed`` says what is known of the command: ``no``, ``yes`` or ``unknown``.
+    ``address`` is filled in where the error passes the Agent, which knows it.
+    """
+
+    executed = "no"
+
+    def __init__(self, message: str, *, command: Optional[str] = None, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.command = command
+        self.hint = hint
+        self.address = ""
+
+    def __str__(self) -> str:
+        where = f"guest agent at {self.address}: " if self.address else ""
+        what = f"{self.command}: " if self.command else ""
+        hint = f" {self.hint}" if self.hint else ""
+        return f"{where}{what}{self.message}{hint}"
+
+    def as_result(self) -> Dict[str, Any]:
+        """Return what a failed task shows beside C(msg)."""
+        return {"error": {"type": type(self).__name__, "command": self.command, "executed": self.executed}}
+
+
+class AddressError(QgaError):
+    """The address is malformed or of a kind that this program cannot reach."""
+
+
+class ConnectError(QgaError):
+    """The channel could not be used; nothing of the command was sent."""
+
+
+class ChannelBusyError(ConnectError):
+    """Another client holds the channel's only seat."""
+
+
+class AgentSilentError(ConnectError):
+    """The channel opened, and the agent answered no sync within the deadline."""
+
+
+class OutcomeUnknownError(QgaError):
+    """The command was sent and no reply came; it may have run or may still run."""
+
+    executed = "unknown"
+
+
+class ProtocolError(QgaError):
+    """A reply is malformed, too large, too deep, or not of the type that the schema names."""
+
+    executed = "unknown"
+
+
+class CommandError(QgaError):
+    """The agent replied with an error. ``error_class`` and ``desc`` are its own words."""
+
+    executed = "yes"
+
+    def __init__(self, message: str, *, command: Optional[str] = None, hint: str = "", error_class: str = "") -> None:
+        super().__init__(message, command=command, hint=hint)
+        self.error_class = error_class
+
+
+class CommandUnavailable(CommandError):
+    """The agent will not run this command. ``reason`` is ``unknown``, ``disabled`` or ``frozen``."""
+
+    executed = "no"
+
+    def __init__(self, message: str, *, command: Optional[str] = None, hint: str = "", reason: str = "unknown") -> None:
+        super().__init__(message, command=command, hint=hint, error_class="CommandNotFound")
+        self.reason = reason
+
+
+class GuestFileError(CommandError):
+    """A guest-file-* command failed. ``errno`` is set where the agent's text names a known cause, else None."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        command: Optional[str] = None,
+        hint: str = "",
+        error_class: str = "GenericError",
+        errno: Optional[int] = None,
+    ) -> None:
+        super().__init__(message, command=command, hint=hint, error_class=error_class)
+        self.errno = errno
+
+
+class HandleLostError(CommandError):
+    """The agent knows nothing of this file handle or pid: it was restarted, or the result was already taken."""
+
+
+class TransferError(QgaError):
+    """What is in the guest is not what was sent, or the other way round."""
+
+    executed = "yes"
+
+
+class OperationError(QgaError):
+    """The operation failed or cannot be done as asked. ``result`` is merged into the failed task's result."""
+
+    executed = "yes"
+
+    def __init__(self, message: str, *, result: Optional[Mapping[str, Any]] = None) -> None:
+        super().__init__(message)
+        self.result = dict(result or {})
+
+    def as_result(self) -> Dict[str, Any]:
+        return self.result
+
+
+# The causes that agents put at the end of guest-file-* errors: strerror() of the guest's C library, untranslated
+# because the agent runs in the C locale.
+_CAUSES = {
+    "No such file or directory": _errno.ENOENT,
+    "Permission denied": _errno.EACCES,
+    "Operation not permitted": _errno.EPERM,
+    "Is a directory": _errno.EISDIR,
+    "Not a directory": _errno.ENOTDIR,
+    "No space left on device": _errno.ENOSPC,
+    "Disk quota exceeded": _errno.EDQUOT,
+    "Read-only file system": _errno.EROFS,
+    "Text file busy": _errno.ETXTBSY,
+    "No such device or address": _errno.ENXIO,
+    "Resource temporarily unavailable": _errno.EAGAIN,
+    "File name too long": _errno.ENAMETOOLONG,
+    "Too many open files": _errno.EMFILE,
+    "Input/output error": _errno.EIO,
+    "File too large": _errno.EFBIG,
+}
+
+# One row per family of error texts (agents 5.2 to 11.1); the first match wins. CommandNotFound is not here: what it
+# means needs a question to the agent (Agent.explain_unavailable).
+_TABLE: Tuple[Tuple["re.Pattern[str]", Type[CommandError]], ...] = (
+    (re.compile(r"handle '\d+' has not been found"), HandleLostError),
+    (re.compile(r"Invalid parameter 'pid'|PID \S+ does not exist"), HandleLostError),
+    (re.compile(r"^failed to (open|read|write|seek|flush|close)\b"), GuestFileError),
+    (re.compile(r"failed to commit persistent state"), GuestFileError),
+)
+
+
+def command_error(command: str, error_class: str, desc: str) -> CommandError:
+    """Return the exception for an error reply ``{"class": error_class, "desc": desc}`` to ``command``."""
+    for pattern, kind in _TABLE:
+        if not pattern.search(desc):
+            continue
+        if kind is GuestFileError:
+            cause = desc.rpartition(": ")[2].strip()
+            return GuestFileError(desc, command=command, error_class=error_class, errno=_CAUSES.get(cause))
+        return kind(desc, command=command, error_class=error_class)
+    return CommandError(desc, command=command, error_class=error_class)

@@ -1,0 +1,183 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files in the guest through guest-file-*: stream bytes in and out, and notice when they arrive differently.
+
+One request is in flight at a time (virtio-serial loses replies otherwise), in chunks near 1 MiB: larger ones gain
+nothing, and Windows guests cannot take 2 MiB. A short count, a full disk (told at flush or close as often as at write)
+and a dead handle are errors. A handle is always closed, because the agent keeps it until it ends.
+
+A file that guest-file-open creates has mode 0666 whatever the umask; who must not allow that creates it first (_exec).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import hashlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Callable, Optional
+
+from ansible_collections.qemu.guest.plugins.module_utils import _wire
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    GuestFileError,
+    ProtocolError,
+    QgaError,
+    TransferError,
+)
+
+__all__ = ("CHUNK", "Copied", "GuestFile", "copy_in", "copy_out", "exists")
+
+CHUNK = 1024 * 1024
+"""Bytes that one guest-file-read or guest-file-write carries, before base64."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was copied: its ``size`` in bytes, its SHA-256 in hex, and whether both ends were compared already."""
+
+    size: int
+    sha256: str
+    checked: bool
+
+
+class GuestFile:
+    """An open file in the guest. A context manager: leaving it closes the handle and raises what closing finds.
+
+    ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``.
+
+    :raise GuestFileError: with the errno of the cause where the agent names it.
+    """
+
+    def __init__(self, agent: Agent, path: str, mode: str = "r") -> None:
+        self._agent = agent
+        self.path = path
+        self._handle: Optional[int] = agent.execute("guest-file-open", {"path": path, "mode": mode})
+
+    def __enter__(self) -> "GuestFile":
+        return self
+
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        try:
+            self.close()
+        except QgaError:
+            if kind is None:
+                raise
+            # The error that got us here is the one to tell; this one is its consequence.
+
+    def close(self) -> None:
+        """Close the handle. A full disk may be found only here."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._agent.execute("guest-file-close", {"handle": handle})
+
+    def read(self, count: int = CHUNK) -> bytes:
+        """Return up to ``count`` bytes from the current position; none at the end of the file."""
+        reply = self._execute("guest-file-read", count=count)
+        data = _decoded(_wire.expect(reply.get("buf-b64"), str, "buf-b64"))
+        if len(data) != _wire.expect(reply.get("count"), int, "count") or len(data) > count:
+            raise ProtocolError("guest-file-read returned a count that is not the size of its data")
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``.
+
+        :raise TransferError: if the agent took only a part.
+        """
+        reply = self._execute("guest-file-write", **{"buf-b64": base64.b64encode(data).decode("ascii")})
+        count = _wire.expect(reply.get("count"), int, "count")
+        if count != len(data):
+            raise TransferError(f"the agent wrote {count} of {len(data)} bytes to {self.path}")
+
+    def flush(self) -> None:
+        """Hand what was written to the guest's kernel: only then do others see it."""
+        self._execute("guest-file-flush")
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to ``offset`` (``whence``: 0 from the start, 1 from here, 2 from the end); return the position."""
+        reply = self._execute("guest-file-seek", offset=offset, whence=whence)
+        return int(_wire.expect(reply.get("position"), int, "position"))
+
+    def _execute(self, command: str, **arguments: Any) -> Any:
+        return self._agent.execute(command, {"handle": self._handle, **arguments})
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as exc:
+        raise ProtocolError(f"the agent sent invalid base64: {exc}") from exc
+
+
+def exists(agent: Agent, path: str) -> bool:
+    """Return whether ``path`` exists, of whatever kind. What cannot be opened for other reasons exists.
+
+    :raise CommandError: if the agent cannot tell.
+    """
+    try:
+        GuestFile(agent, path).close()
+    except GuestFileError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        if exc.errno is None:
+            raise
+    return True
+
+
+def copy_out(agent: Agent, path: str, write: Callable[[bytes], object]) -> Copied:
+    """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
+
+    Reads until the end is reached, so files whose size is not known (/proc, /sys) come whole. ``checked`` is True if
+    the content was one chunk, and a second look found the same.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    with GuestFile(agent, path) as guest_file:
+        while True:
+            data = guest_file.read()
+            if not data:
+                break
+            write(data)
+            digest.update(data)
+            size += len(data)
+        checked = size <= CHUNK and _reads_again(guest_file, 0, size, digest.digest())
+    return Copied(size, digest.hexdigest(), checked)
+
+
+def _reads_again(guest_file: GuestFile, position: int, size: int, digest: bytes) -> bool:
+    if not size:
+        return True
+    guest_file.seek(position)
+    return hashlib.sha256(guest_file.read(size)).digest() == digest
+
+
+def copy_in(agent: Agent, source: BinaryIO, path: str, *, append: bool = False) -> Copied:
+    """Write ``source`` into the guest's file ``path``.
+
+    The file is created if need be, with mode 0666. Its position is compared with what was sent before it is closed.
+    ``checked`` is True if the content was one chunk, and was read back.
+
+    :raise TransferError: if the guest has something else than what was sent.
+    :raise GuestFileError: among others with errno ENOSPC; a part of the content may be in the file then.
+    """
+    digest = hashlib.sha256()
+    with GuestFile(agent, path, "a+" if append else "w+") as guest_file:
+        start = guest_file.seek(0, 2) if append else 0
+        sent = 0
+        while True:
+            data = source.read(CHUNK)
+            if not data:
+                break
+            guest_file.write(data)
+            digest.update(data)
+            sent += len(data)
+        guest_file.flush()
+        arrived = guest_file.seek(0, 1) - start
+        if arrived != sent:
+            raise TransferError(f"{sent} bytes were sent to {path}, and {arrived} are there")
+        checked = sent <= CHUNK
+        if checked and not _reads_again(guest_file, start, sent, digest.digest()):
+            raise TransferError(f"{path} reads back differently from what was written")
+    return Copied(sent, digest.hexdigest(), checked)

@@ -1,0 +1,99 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Operation: what every module of this collection is, and the one place that runs them.
+
+A module reads the guest, plans, and applies the plan. Check mode, ``changed``, and the diff follow from the plan here,
+so no module writes them by hand. The same Operation runs on a hypervisor (_module.py) and in the controller
+(plugins/action/qga.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+
+__all__ = ("Operation", "Params", "Plan", "run_operation")
+
+Params = Mapping[str, Any]
+
+# ansible-core's own limit for what a diff shows of a file.
+DIFF_LIMIT = 104448
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is, and what is to be.
+
+    ``before`` and ``after`` describe the guest in the words of the module's return values; where they differ,
+    something is to change. ``changed`` overrides that for actions that are done whatever the state is (True). ``todo``
+    is what ``apply`` needs to know. ``result`` is returned in any case. ``texts``: content before and after, for a
+    line-by-line diff, and ``subject`` names what the diff is about.
+    """
+
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+    changed: Optional[bool] = None
+    todo: Any = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    subject: str = ""
+    texts: Optional[Tuple[str, str]] = None
+
+    @property
+    def changes(self) -> bool:
+        return self.before != self.after if self.changed is None else self.changed
+
+    def diff(self) -> Sequence[Mapping[str, Any]]:
+        """Return the diff as ansible-core shows it."""
+        headers = {"before_header": self.subject, "after_header": self.subject} if self.subject else {}
+        diffs = []
+        if self.texts and self.texts[0] != self.texts[1]:
+            diffs.append({"before": self.texts[0], "after": self.texts[1], **headers})
+        if self.before != self.after:
+            diffs.append({"before": dict(self.before), "after": dict(self.after), **headers})
+        return diffs
+
+
+def _nothing_to_apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A module.
+
+    ``spec`` is its argument spec; ``constraints`` the rest that AnsibleModule knows (``mutually_exclusive``, …).
+    ``read`` returns the guest's state; ``plan`` is pure; ``apply`` makes the plan true and returns what it learned.
+    The values of the options named in ``quiet`` are neither logged nor returned, without being secrets to hide in the
+    result as C(no_log) ones are: a file's content must still show in its diff. ``local_files`` names the options that
+    are paths on the machine where the operation runs.
+    """
+
+    spec: Mapping[str, Mapping[str, Any]]
+    read: Callable[[Agent, Params], Any]
+    plan: Callable[[Any, Params], Plan]
+    apply: Callable[[Agent, Plan], Mapping[str, Any]] = _nothing_to_apply
+    constraints: Mapping[str, Any] = field(default_factory=dict)
+    quiet: Sequence[str] = ()
+    local_files: Sequence[str] = ()
+
+
+def run_operation(
+    operation: Operation, agent: Agent, params: Params, *, check_mode: bool = False, diff: bool = False
+) -> Dict[str, Any]:
+    """Run ``operation`` and return the task's result.
+
+    :raise QgaError: as read and apply do.
+    """
+    plan = operation.plan(operation.read(agent, params), params)
+    result: Dict[str, Any] = {"changed": plan.changes, **plan.result}
+    if plan.warnings:
+        result["warnings"] = list(plan.warnings)
+    if diff and plan.diff():
+        result["diff"] = list(plan.diff())
+    if plan.changes and not check_mode:
+        result.update(operation.apply(agent, plan))
+    return result

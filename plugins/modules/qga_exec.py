@@ -1,0 +1,256 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qga_exec
+short_description: Run a program in a guest through its agent
+version_added: 0.1.0
+author: qemu.guest authors (!UNKNOWN)
+description:
+  - Runs a program or a shell command in the guest, as the user that the agent runs as (root almost everywhere), with the
+    environment of a login. HOME, USER, PATH and the locale are set, and it starts in the home directory.
+  - The command, its environment and its standard input leave no trace in the guest's logs.
+  - Needs C(guest-exec) and a POSIX shell in the guest, and no Python.
+extends_documentation_fragment:
+  - qemu.guest.agent
+  - qemu.guest.attributes
+attributes:
+  check_mode:
+    support: partial
+    details:
+      - The program is not run. O(creates) and O(removes) are looked at, and a change is reported if it would be run.
+  diff_mode:
+    support: none
+    details:
+      - What a program changes is not known.
+  idempotent:
+    support: partial
+    details:
+      - With O(creates) or O(removes).
+options:
+  argv:
+    description:
+      - The program and its arguments. A program without a slash is looked for in PATH. No shell interprets them.
+      - One of O(argv) and O(shell) is required.
+    type: list
+    elements: str
+  shell:
+    description:
+      - A command for the guest's C(/bin/sh).
+    type: str
+  stdin:
+    description:
+      - What the program reads from its standard input. It is not logged.
+    type: str
+  stdin_add_newline:
+    description:
+      - Whether a newline is added to O(stdin).
+    type: bool
+    default: true
+  env:
+    description:
+      - Environment variables, beside those that a login has. They are not logged.
+    type: dict
+    default: {}
+  chdir:
+    description:
+      - A directory in the guest to change to before.
+    type: str
+  creates:
+    description:
+      - A path in the guest. If it exists, the program is not run.
+    type: str
+  removes:
+    description:
+      - A path in the guest. If it does not exist, the program is not run.
+    type: str
+  timeout:
+    description:
+      - Seconds that the program may take. It and all that it started is then ended, first by SIGTERM, 5 seconds later by
+        SIGKILL, and the task fails. Without this option it may take any time.
+    type: float
+notes:
+  - The agent keeps 16 MiB of each output stream and drops the rest, which RV(stdout_truncated) and RV(stderr_truncated)
+    tell, with a warning. Redirect larger output to a file in the guest and get it by M(qemu.guest.qga_fetch).
+"""
+
+EXAMPLES = r"""
+- name: Load a SQL file that only the controller has
+  qemu.guest.qga_exec:
+    address: /run/vm1.qga
+    argv: [runuser, -u, postgres, --, psql, app]
+    stdin: "{{ lookup('ansible.builtin.file', 'app.sql') }}"
+    timeout: 60
+
+- name: Make a key once
+  qemu.guest.qga_exec:
+    shell: umask 077; openssl rand -hex 32 > /etc/app.key
+    creates: /etc/app.key
+"""
+
+RETURN = r"""
+rc:
+  description: The exit status. Null if a signal ended the program.
+  type: int
+  returned: when the program was run
+  sample: 0
+signal:
+  description: The number of the signal that ended the program. Null if it ended by itself.
+  type: int
+  returned: when the program was run
+  sample: null
+stdout:
+  description: What the program wrote to its standard output. Bytes that are not UTF-8 are replaced.
+  type: str
+  returned: when the program was run
+  sample: done
+stdout_b64:
+  description: The exact output, in base64.
+  type: str
+  returned: when RV(stdout) is not exact
+stdout_truncated:
+  description: Whether the program wrote more than the agent kept.
+  type: bool
+  returned: when the program was run
+  sample: false
+stderr:
+  description: What the program wrote to its standard error output. Bytes that are not UTF-8 are replaced.
+  type: str
+  returned: when the program was run
+  sample: ""
+stderr_b64:
+  description: The exact error output, in base64.
+  type: str
+  returned: when RV(stderr) is not exact
+stderr_truncated:
+  description: Whether the program wrote more than the agent kept.
+  type: bool
+  returned: when the program was run
+  sample: false
+elapsed:
+  description: Seconds that the program took, seen from outside the guest.
+  type: float
+  returned: when the program was run
+  sample: 0.21
+msg:
+  description: Why the program was not run, or why the task failed.
+  type: str
+  returned: when there is something to say
+  sample: not run, since /etc/app.key exists
+"""
+
+import base64
+import re
+import shlex
+import time
+from typing import Any, Dict, Mapping
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, kill, start_shell, wait
+from ansible_collections.qemu.guest.plugins.module_utils._files import exists
+from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
+from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+
+SPEC: Dict[str, Dict[str, Any]] = {
+    "argv": {"type": "list", "elements": "str"},
+    "shell": {"type": "str"},
+    "stdin": {"type": "str"},
+    "stdin_add_newline": {"type": "bool", "default": True},
+    "env": {"type": "dict", "default": {}},
+    "chdir": {"type": "str"},
+    "creates": {"type": "str"},
+    "removes": {"type": "str"},
+    "timeout": {"type": "float"},
+}
+
+# A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
+_SECONDS_TO_DIE = 10
+
+
+def read(agent: Agent, params: Params) -> Dict[str, bool]:
+    return {option: exists(agent, params[option]) for option in ("creates", "removes") if params[option]}
+
+
+def plan(current: Dict[str, bool], params: Params) -> Plan:
+    if current.get("creates", False):
+        return Plan(changed=False, result={"msg": f"not run, since {params['creates']} exists"})
+    if not current.get("removes", True):
+        return Plan(changed=False, result={"msg": f"not run, since {params['removes']} does not exist"})
+    return Plan(changed=True, todo={**params, "command": shell_command(params)})
+
+
+def shell_command(params: Params) -> bytes:
+    """Return what the guest's shell is to run.
+
+    :raise OperationError: for an environment variable that cannot have its name.
+    """
+    lines = []
+    for name, value in params["env"].items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
+            raise OperationError(f"env: {name!r} cannot be the name of an environment variable")
+        lines.append(f"export {name}={shlex.quote(str(value))}")
+    if params["chdir"]:
+        lines.append(f"cd {shlex.quote(params['chdir'])} || exit 1")
+    lines.append("exec " + " ".join(map(shlex.quote, params["argv"])) if params["argv"] else params["shell"])
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+    params = plan.todo
+    stdin = params["stdin"] or ""
+    if params["stdin"] is not None and params["stdin_add_newline"]:
+        stdin += "\n"
+    started = time.monotonic()
+    pid = start_shell(agent, params["command"], stdin.encode("utf-8", "surrogateescape"))
+    result = wait(agent, pid, params["timeout"])
+    timed_out = result is None
+    if timed_out:
+        kill(agent, pid)
+        result = wait(agent, pid, _SECONDS_TO_DIE)
+    answer = {**(described(result) if result else {}), "elapsed": round(time.monotonic() - started, 3)}
+    if timed_out:
+        fate = "It and what it started was ended." if result else f"It could not be ended; its pid is {pid}."
+        raise OperationError(f"the program took more than {params['timeout']:g} s. {fate}", result=answer)
+    if answer["rc"] != 0:
+        how = f"ended by signal {answer['signal']}" if answer["rc"] is None else f"exit status {answer['rc']}"
+        raise OperationError(f"the program failed: {how}", result=answer)
+    return answer
+
+
+def described(result: ExecResult) -> Dict[str, Any]:
+    """Return ``result`` as the task shows it."""
+    answer: Dict[str, Any] = {"rc": result.rc, "signal": result.signal}
+    warnings = []
+    for name in ("stdout", "stderr"):
+        data = getattr(result, name)
+        text = data.decode("utf-8", "replace")
+        answer[name] = text
+        answer[f"{name}_truncated"] = getattr(result, f"{name}_truncated")
+        if text.encode("utf-8") != data:
+            answer[f"{name}_b64"] = base64.b64encode(data).decode("ascii")
+        if answer[f"{name}_truncated"]:
+            warnings.append(f"The program wrote more than 16 MiB to its {name}; the agent dropped the rest.")
+    return {**answer, **({"warnings": warnings} if warnings else {})}
+
+
+OPERATION = Operation(
+    SPEC,
+    read,
+    plan,
+    apply,
+    constraints={"required_one_of": [("argv", "shell")], "mutually_exclusive": [("argv", "shell")]},
+    quiet=("stdin", "env"),
+)
+
+
+def main() -> None:
+    run_module(OPERATION)
+
+
+if __name__ == "__main__":
+    main()

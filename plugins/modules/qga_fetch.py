@@ -1,0 +1,150 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qga_fetch
+short_description: Copy a file from a guest through its agent
+version_added: 0.1.0
+author: qemu.guest authors (!UNKNOWN)
+description:
+  - Copies a file out of the guest to the machine that the task runs on, or to the controller where O(address) is left out.
+  - What arrived is compared with what the guest has, by SHA-256 in the guest where its agent may run programs, else by
+    reading it twice. The file appears at O(dest) whole or not at all.
+  - A file that is the same already is not copied.
+extends_documentation_fragment:
+  - qemu.guest.agent
+  - qemu.guest.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details:
+      - Sizes and checksums are shown, content is not.
+  idempotent:
+    support: full
+options:
+  src:
+    description:
+      - The absolute path of a file in the guest.
+    type: str
+    required: true
+  dest:
+    description:
+      - Where to put the file. In a directory that exists, or if it ends with C(/), it keeps its name.
+      - A new file can be read by its owner alone, an existing one keeps its mode.
+    type: path
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Get a log of a guest that no network reaches
+  qemu.guest.qga_fetch:
+    address: /run/vm1.qga
+    src: /var/log/app.log
+    dest: /srv/logs/vm1/
+"""
+
+RETURN = r"""
+src:
+  description: The path in the guest.
+  type: str
+  returned: success
+  sample: /var/log/app.log
+dest:
+  description: The path that the file has, or would have, here.
+  type: str
+  returned: success
+  sample: /srv/logs/vm1/app.log
+sha256:
+  description: The file's SHA-256 in hex.
+  type: str
+  returned: success
+  sample: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
+size:
+  description: The file's size in bytes.
+  type: int
+  returned: when it was copied
+  sample: 0
+"""
+
+import hashlib
+import os
+import tempfile
+from typing import Any, Dict, Mapping
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
+from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, fetch
+
+SPEC: Dict[str, Dict[str, Any]] = {
+    "src": {"type": "str", "required": True},
+    "dest": {"type": "path", "required": True},
+}
+
+
+def read(agent: Agent, params: Params) -> Dict[str, Any]:
+    dest = params["dest"]
+    if dest.endswith("/") or os.path.isdir(dest):
+        dest = os.path.join(dest, os.path.basename(params["src"]))
+    return {"dest": dest, "here": _digest_here(dest), "there": digest(agent, params["src"])}
+
+
+def _digest_here(path: str) -> str:
+    sha256 = hashlib.sha256()
+    try:
+        with open(path, "rb") as local:
+            for piece in iter(lambda: local.read(1024 * 1024), b""):
+                sha256.update(piece)
+    except FileNotFoundError:
+        return ""
+    except OSError as exc:
+        raise OperationError(f"cannot read {path} here: {exc.strerror}") from exc
+    return sha256.hexdigest()
+
+
+def plan(current: Dict[str, Any], params: Params) -> Plan:
+    return Plan(
+        before={"sha256": current["here"] or None},
+        after={"sha256": current["there"]},
+        todo=(params["src"], current["dest"]),
+        result={"src": params["src"], "dest": current["dest"], "sha256": current["there"]},
+        subject=current["dest"],
+    )
+
+
+def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+    src, dest = plan.todo
+    directory = os.path.dirname(dest) or "."
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=f".{os.path.basename(dest)}.", delete=False) as sink:
+            try:
+                copied = fetch(agent, src, sink.write)
+                sink.flush()
+                if os.path.exists(dest):
+                    os.chmod(sink.name, os.stat(dest).st_mode & 0o7777)
+                os.replace(sink.name, dest)
+            except BaseException:  # however it ended, no half of a file is left behind
+                os.unlink(sink.name)
+                raise
+    except OSError as exc:
+        raise OperationError(f"cannot write {dest} here: {exc.strerror}") from exc
+    return {"sha256": copied.sha256, "size": copied.size}
+
+
+OPERATION = Operation(SPEC, read, plan, apply)
+
+
+def main() -> None:
+    run_module(OPERATION)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qga_info
+short_description: Tell what a guest's agent knows about the guest
+version_added: 0.1.0
+author: qemu.guest authors (!UNKNOWN)
+description:
+  - Returns what the QEMU Guest Agent tells about the guest, by all commands that only read.
+  - What an agent is too old for, does not allow, or cannot tell, is listed in RV(unavailable) and fails nothing.
+extends_documentation_fragment:
+  - qemu.guest.agent
+  - qemu.guest.attributes
+  - qemu.guest.attributes.reads
+options:
+  gather_subset:
+    description:
+      - What to return. Each subset is one command of the agent and has the name of its return value.
+      - V(all) means everything, V(min) means V(agent), V(osinfo), V(host_name) and V(fsfreeze_status).
+        V(!name) leaves out a subset that others include.
+      - >-
+        The subsets are V(agent), V(cpustats), V(devices), V(disks), V(diskstats), V(fsfreeze_status), V(fsinfo),
+        V(host_name), V(load), V(memory_block_info), V(memory_blocks), V(network_interfaces), V(network_route),
+        V(osinfo), V(time), V(timezone), V(users), V(vcpus).
+    type: list
+    elements: str
+    default: [all]
+  authorized_keys_of:
+    description:
+      - Users of the guest whose authorized SSH keys to return too.
+    type: list
+    elements: str
+    default: []
+  query:
+    description:
+      - A JMESPath expression that is applied to the return values. What it yields is returned as RV(result).
+      - Needs the Python library jmespath where the task runs, or in the controller where O(address) is left out.
+    type: str
+requirements:
+  - jmespath, for O(query)
+seealso:
+  - name: QEMU Guest Agent Protocol Reference
+    description: What each return value means.
+    link: https://www.qemu.org/docs/master/interop/qemu-ga-ref.html
+  - name: JMESPath
+    description: The language of O(query).
+    link: https://jmespath.org/
+"""
+
+EXAMPLES = r"""
+- name: Everything about a guest, from its hypervisor
+  qemu.guest.qga_info:
+    address: /run/vm1.qga
+  register: vm1
+
+- name: The IPv4 addresses of a guest that is connected to by qemu.guest.qga
+  qemu.guest.qga_info:
+    gather_subset: [network_interfaces]
+    query: network_interfaces[?name!='lo'].ip_addresses[?ip_address_type=='ipv4'].ip_address | []
+  register: addresses
+"""
+
+RETURN = r"""
+agent:
+  description: The agent's version and its commands (C(guest-info)).
+  type: dict
+  returned: when asked for and available
+  sample: {"version": "7.2.22", "supported_commands": [{"name": "guest-ping", "enabled": true, "success_response": true}]}
+authorized_keys:
+  description: The authorized SSH keys of each user in O(authorized_keys_of) (C(guest-ssh-get-authorized-keys)).
+  type: dict
+  returned: when asked for and available
+  sample: {"root": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI admin"]}
+cpustats:
+  description: How much time each CPU spent on what (C(guest-get-cpustats)).
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"type": "linux", "cpu": 0, "user": 1020, "nice": 0, "system": 640, "idle": 5600}]
+devices:
+  description: Drivers of the guest's devices (C(guest-get-devices)). Windows guests only.
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"driver_name": "VirtIO Balloon Driver", "driver_version": "100.90.104.21700"}]
+disks:
+  description: The guest's disks and partitions (C(guest-get-disks)).
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"name": "/dev/vda", "partition": false, "dependencies": []}]
+diskstats:
+  description: Input and output of each block device (C(guest-get-diskstats)).
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"name": "vda", "major": 254, "minor": 0, "stats": {"read_ios": 4120}}]
+fsfreeze_status:
+  description: Whether the guest's filesystems are V(frozen) or V(thawed) (C(guest-fsfreeze-status)).
+  type: str
+  returned: when asked for and available
+  sample: thawed
+fsinfo:
+  description: The mounted filesystems that can be frozen (C(guest-get-fsinfo)). Sizes are in bytes.
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"name": "vda1", "mountpoint": "/", "type": "ext4", "used_bytes": 987654321, "total_bytes": 2147483648, "disk": []}]
+host_name:
+  description: The guest's host name (C(guest-get-host-name)).
+  type: dict
+  returned: when asked for and available
+  sample: {"host_name": "vm1"}
+load:
+  description: Load averages (C(guest-get-load)).
+  type: dict
+  returned: when asked for and available
+  sample: {"load1m": 0.1, "load5m": 0.2, "load15m": 0.1}
+memory_block_info:
+  description: The size of memory blocks in bytes (C(guest-get-memory-block-info)).
+  type: dict
+  returned: when asked for and available
+  sample: {"size": 134217728}
+memory_blocks:
+  description: The guest's memory blocks (C(guest-get-memory-blocks)).
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"phys_index": 0, "online": true, "can_offline": true}]
+network_interfaces:
+  description: Network interfaces with their addresses (C(guest-network-get-interfaces)).
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample:
+    - name: eth0
+      hardware_address: "52:54:00:12:34:56"
+      ip_addresses:
+        - {"ip_address": "192.0.2.10", "ip_address_type": "ipv4", "prefix": 24}
+network_route:
+  description: The guest's routes (C(guest-network-get-route)).
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"iface": "eth0", "destination": "192.0.2.0", "metric": 0, "version": 4}]
+osinfo:
+  description: The guest's operating system (C(guest-get-osinfo)).
+  type: dict
+  returned: when asked for and available
+  sample: {"id": "debian", "name": "Debian GNU/Linux", "version_id": "12", "kernel_release": "6.1.0-40-cloud-amd64"}
+result:
+  description: What O(query) yields.
+  type: raw
+  returned: when O(query) is given
+  sample: ["192.0.2.10"]
+time:
+  description: The guest's time in nanoseconds since 1970-01-01 UTC (C(guest-get-time)).
+  type: int
+  returned: when asked for and available
+  sample: 1767225600000000000
+timezone:
+  description: The guest's time zone; the offset is in seconds (C(guest-get-timezone)).
+  type: dict
+  returned: when asked for and available
+  sample: {"zone": "UTC", "offset": 0}
+unavailable:
+  description: Why there is no answer, for each subset that was asked for and has none.
+  type: dict
+  returned: success
+  sample: {"load": "this agent (version 7.2.22) does not know the command."}
+users:
+  description: Users who are logged in (C(guest-get-users)). Times are in seconds since 1970-01-01 UTC.
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"user": "root", "login_time": 1767225600.5}]
+vcpus:
+  description: The guest's logical processors (C(guest-get-vcpus)).
+  type: list
+  elements: dict
+  returned: when asked for and available
+  sample: [{"logical_id": 0, "online": true, "can_offline": false}]
+"""
+
+from typing import Any, Dict, List, Sequence
+
+from ansible.module_utils.basic import missing_required_lib
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._commands import with_underscores
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
+from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+
+try:
+    import jmespath
+except ImportError:
+    jmespath = None
+
+SPEC: Dict[str, Dict[str, Any]] = {
+    "gather_subset": {"type": "list", "elements": "str", "default": ["all"]},
+    "authorized_keys_of": {"type": "list", "elements": "str", "default": []},
+    "query": {"type": "str"},
+}
+
+COMMANDS = {
+    "agent": "guest-info",
+    "cpustats": "guest-get-cpustats",
+    "devices": "guest-get-devices",
+    "disks": "guest-get-disks",
+    "diskstats": "guest-get-diskstats",
+    "fsfreeze_status": "guest-fsfreeze-status",
+    "fsinfo": "guest-get-fsinfo",
+    "host_name": "guest-get-host-name",
+    "load": "guest-get-load",
+    "memory_block_info": "guest-get-memory-block-info",
+    "memory_blocks": "guest-get-memory-blocks",
+    "network_interfaces": "guest-network-get-interfaces",
+    "network_route": "guest-network-get-route",
+    "osinfo": "guest-get-osinfo",
+    "time": "guest-get-time",
+    "timezone": "guest-get-timezone",
+    "users": "guest-get-users",
+    "vcpus": "guest-get-vcpus",
+}
+MIN = ("agent", "osinfo", "host_name", "fsfreeze_status")
+KEYS_COMMAND = "guest-ssh-get-authorized-keys"
+
+
+def read(agent: Agent, params: Params) -> Dict[str, Any]:
+    if params["query"] and jmespath is None:
+        raise OperationError(missing_required_lib("jmespath", reason="for query"))
+    gathered: Dict[str, Any] = {}
+    unavailable: Dict[str, str] = {}
+    for name in wanted(params["gather_subset"]):
+        try:
+            agent.require(COMMANDS[name])
+            gathered[name] = with_underscores(agent.execute(COMMANDS[name]))
+        except CommandError as exc:
+            unavailable[name] = f"{exc.message} {exc.hint}".strip()
+    for user in params["authorized_keys_of"]:
+        try:
+            agent.require(KEYS_COMMAND)
+            keys = agent.execute(KEYS_COMMAND, {"username": user}).get("keys", [])
+            gathered.setdefault("authorized_keys", {})[user] = keys
+        except CommandError as exc:
+            unavailable[f"authorized_keys of {user}"] = f"{exc.message} {exc.hint}".strip()
+    return {**gathered, "unavailable": unavailable}
+
+
+def wanted(subsets: Sequence[str]) -> List[str]:
+    """Return the names of the subsets that C(gather_subset) asks for, sorted.
+
+    :raise OperationError: if it names one that does not exist.
+    """
+    groups = {"all": set(COMMANDS), "min": set(MIN), **{name: {name} for name in COMMANDS}}
+    names = [subset.lstrip("!") for subset in subsets]
+    for name in names:
+        if name not in groups:
+            raise OperationError(f"gather_subset: there is no subset {name!r}; there are {', '.join(sorted(groups))}.")
+    included = [groups[s] for s in subsets if not s.startswith("!")] or [set(COMMANDS)]
+    excluded = [groups[s[1:]] for s in subsets if s.startswith("!")]
+    return sorted(set().union(*included).difference(*excluded))
+
+
+def plan(current: Dict[str, Any], params: Params) -> Plan:
+    result = dict(current)
+    if params["query"]:
+        try:
+            result["result"] = jmespath.search(params["query"], current)
+        except jmespath.exceptions.JMESPathError as exc:
+            raise OperationError(f"query: {exc}") from exc
+    return Plan(result=result)
+
+
+OPERATION = Operation(SPEC, read, plan)
+
+
+def main() -> None:
+    run_module(OPERATION)
+
+
+if __name__ == "__main__":
+    main()
