@@ -57,9 +57,7 @@ class ActionModule(ActionBase):
         if params["agent_timeout"] is not None:
             agent.timeout = params["agent_timeout"]
         try:
-            result = run_operation(
-                operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff
-            )
+            result = run_operation(operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff)
         except QgaError as exc:
             result = {"failed": True, "msg": str(exc), **exc.as_result()}
         return remove_values(result, validation._no_log_values)

@@ -15,8 +15,9 @@ import itertools
 import random
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Iterator, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils import _commands, _errors, _wire
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
@@ -30,7 +31,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import (
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
     ChannelBusyError,
-    CommandError,
     CommandUnavailable,
     ConnectError,
     OutcomeUnknownError,
@@ -61,7 +61,7 @@ class AgentInfo:
     commands: Mapping[str, bool]
 
     @property
-    def version_tuple(self) -> Tuple[int, ...]:
+    def version_tuple(self) -> tuple[int, ...]:
         """Return the version as numbers; what is no number ends it."""
         digits = itertools.takewhile(str.isdigit, self.version.replace("-", ".").split("."))
         return tuple(int(d) for d in digits)
@@ -73,16 +73,14 @@ class Agent(ABC):
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
     """
 
-    def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Optional[Log] = None) -> None:
+    def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
         self._log = log
-        self._info: Optional[AgentInfo] = None
+        self._info: AgentInfo | None = None
 
     @abstractmethod
-    def _request(
-        self, command: str, arguments: Optional[Mapping[str, Any]], deadline: Deadline
-    ) -> Dict[str, Any]:
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         """Send one command and return the agent's reply object.
 
         :raise ConnectError: nothing was sent.
@@ -94,15 +92,13 @@ class Agent(ABC):
     def close(self) -> None:
         """Give the channel up. The next command opens it again."""
 
-    def __enter__(self) -> "Agent":
+    def __enter__(self) -> Agent:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def execute(
-        self, command: str, arguments: Optional[Mapping[str, Any]] = None, *, timeout: Optional[float] = None
-    ) -> Any:
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
         """Run the schema command ``command`` and return its return value.
 
         The value is of the type that the schema names; None for commands that answer only when they fail (shutdown,
@@ -127,8 +123,8 @@ class Agent(ABC):
         return value
 
     def _request_reading_twice(
-        self, command: str, arguments: Optional[Mapping[str, Any]], seconds: float
-    ) -> Dict[str, Any]:
+        self, command: str, arguments: Mapping[str, Any] | None, seconds: float
+    ) -> dict[str, Any]:
         known = _commands.command(command)
         if not known.answers:
             seconds = min(seconds, _SECONDS_TO_FAIL)
@@ -226,14 +222,13 @@ class Agent(ABC):
         """Return what to change in the guest, for its distribution and version of the agent."""
         family = ""
         if info.commands.get("guest-get-osinfo"):
-            try:
+            # A worse hint is no reason to hide the error it belongs to.
+            with suppress(QgaError):
                 family = str(self.execute("guest-get-osinfo").get("id", ""))
-            except QgaError:
-                pass  # a worse hint is no reason to hide the error it belongs to
         if family in ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn"):
             return (
-                f"In the guest, edit /etc/sysconfig/qemu-ga: take {command} out of BLACKLIST_RPC or BLOCK_RPCS, or where "
-                "it says --allow-rpcs (FILTER_RPC_ARGS) add it there; then run: systemctl restart qemu-guest-agent"
+                f"In the guest, edit /etc/sysconfig/qemu-ga: take {command} out of BLACKLIST_RPC or BLOCK_RPCS, or "
+                "where it says --allow-rpcs (FILTER_RPC_ARGS) add it; then run: systemctl restart qemu-guest-agent"
             )
         block = "block-rpcs" if info.version_tuple >= (7,) else "blacklist"
         return (
@@ -251,13 +246,13 @@ class SocketAgent(Agent):
         self,
         address: Address,
         timeout: float = DEFAULT_TIMEOUT,
-        log: Optional[Log] = None,
+        log: Log | None = None,
         max_reply: int = _wire.MAX_REPLY,
     ) -> None:
         super().__init__(str(address), timeout, log)
         self._address = address
         self._max_reply = max_reply
-        self._channel: Optional[Channel] = None
+        self._channel: Channel | None = None
         self._parser = _wire.ReplyParser(max_reply)
         self._echoes_id = False
         self._in_step_since = 0.0  # time of the last matching reply; 0: out of step
@@ -270,9 +265,7 @@ class SocketAgent(Agent):
             self._channel.close()
             self._channel = None
 
-    def _request(
-        self, command: str, arguments: Optional[Mapping[str, Any]], deadline: Deadline
-    ) -> Dict[str, Any]:
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         request_id = self._next_id()
         data = _wire.encode_request(command, arguments, request_id)
         channel = self._in_step(deadline)
@@ -291,7 +284,7 @@ class SocketAgent(Agent):
         self._in_step_since = time.monotonic()
         return reply
 
-    def _reply(self, channel: Channel, request_id: str, deadline: Deadline) -> Dict[str, Any]:
+    def _reply(self, channel: Channel, request_id: str, deadline: Deadline) -> dict[str, Any]:
         for line, _flushed in self._lines(channel, deadline):
             reply = _wire.decode_reply(line)
             if reply.get("id") == request_id:
@@ -303,7 +296,7 @@ class SocketAgent(Agent):
             return reply
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
 
-    def _lines(self, channel: Channel, deadline: Deadline) -> Iterator[Tuple[bytes, bool]]:
+    def _lines(self, channel: Channel, deadline: Deadline) -> Iterator[tuple[bytes, bool]]:
         while True:
             yield from self._parser.feed(channel.recv(deadline))
 
@@ -350,7 +343,7 @@ class SocketAgent(Agent):
                 channel.send(_wire.encode_request("guest-sync", {"id": sync_id}, request_id), deadline)
         self._in_step_since = time.monotonic()
 
-    def _replies_amid_noise(self, channel: Channel, deadline: Deadline) -> Iterator[Dict[str, Any]]:
+    def _replies_amid_noise(self, channel: Channel, deadline: Deadline) -> Iterator[dict[str, Any]]:
         while True:
             data = channel.recv(deadline)
             try:
@@ -395,9 +388,9 @@ def _lacks_delimited(reply: Mapping[str, Any]) -> bool:
 
 
 def open_agent(
-    address: Union[str, Address],
+    address: str | Address,
     timeout: float = DEFAULT_TIMEOUT,
-    log: Optional[Log] = None,
+    log: Log | None = None,
     max_reply: int = _wire.MAX_REPLY,
 ) -> Agent:
     """Return the Agent at ``address``. Nothing is connected before its first command.

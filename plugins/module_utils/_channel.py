@@ -10,6 +10,7 @@ leaves before the agent has answered (_agent.py).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
@@ -93,27 +94,27 @@ def parse_address(text: str) -> Address:
     return address
 
 
-def _parse_unix(rest: str) -> Optional[Address]:
+def _parse_unix(rest: str) -> Address | None:
     return Address("unix", path=rest) if rest.startswith("/") else None
 
 
-def _parse_vsock(rest: str) -> Optional[Address]:
+def _parse_vsock(rest: str) -> Address | None:
     match = re.fullmatch(r"(\d+):(\d+)", rest)
     return Address("vsock", cid=int(match.group(1)), port=int(match.group(2))) if match else None
 
 
-def _parse_tcp(rest: str) -> Optional[Address]:
+def _parse_tcp(rest: str) -> Address | None:
     match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})", rest)
     if not match or not 0 < int(match.group(3)) < 65536:
         return None
     return Address("tcp", host=match.group(1) or match.group(2), port=int(match.group(3)))
 
 
-def _parse_libvirt(rest: str) -> Optional[Address]:
+def _parse_libvirt(rest: str) -> Address | None:
     return Address("libvirt", domain=rest)
 
 
-_PARSERS: Dict[str, Callable[[str], Optional[Address]]] = {
+_PARSERS: dict[str, Callable[[str], Address | None]] = {
     "unix": _parse_unix,
     "vsock": _parse_vsock,
     "tcp": _parse_tcp,
@@ -127,7 +128,7 @@ class SeatLock:
     An flock on a file that names the holder; the kernel drops it when the holder dies.
     """
 
-    def __init__(self, address: Address, directory: Optional[str] = None) -> None:
+    def __init__(self, address: Address, directory: str | None = None) -> None:
         self._address = address
         name = os.path.realpath(address.path) if address.kind == "unix" else str(address)
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -150,8 +151,8 @@ class SeatLock:
                     holder = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
                     os.close(fd)
                     raise ChannelBusyError(
-                        f"another process of this collection uses the channel ({holder or 'unknown'}) and did not leave "
-                        f"it within {deadline.seconds:g} s",
+                        f"another task uses the channel ({holder or 'unknown'}) and did not leave it within "
+                        f"{deadline.seconds:g} s.",
                         hint="A guest agent serves one client at a time.",
                     ) from None
                 time.sleep(min(_RETRY_SECONDS, deadline.left()))
@@ -174,10 +175,8 @@ def _private_directory() -> str:
         path = os.path.join(runtime, "qemu-guest")
     else:
         path = os.path.join(tempfile.gettempdir(), f"qemu-guest-{uid}")
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
         raise ConnectError(f"{path} should be a directory that only uid {uid} can write to; remove it and try again.")
@@ -187,7 +186,7 @@ def _private_directory() -> str:
 class Channel:
     """A connected, non-blocking byte stream and the lock that belongs to it."""
 
-    def __init__(self, sock: socket.socket, lock: Optional[SeatLock] = None) -> None:
+    def __init__(self, sock: socket.socket, lock: SeatLock | None = None) -> None:
         self._sock = sock
         self._sock.setblocking(False)
         self._lock = lock
@@ -231,7 +230,9 @@ class Channel:
             except OSError as exc:
                 raise OutcomeUnknownError(f"the channel broke: {exc.strerror or exc}") from exc
             if not data:
-                raise OutcomeUnknownError("the other side closed the channel (QEMU ended, or the agent stopped listening)")
+                raise OutcomeUnknownError(
+                    "the other side closed the channel (QEMU ended, or the agent stopped listening)"
+                )
             return data
 
     def close(self) -> None:
@@ -253,7 +254,9 @@ def open_channel(address: Address, deadline: Deadline) -> Channel:
     :raise ChannelBusyError: if one of our own processes keeps the seat until the deadline.
     """
     if address.kind not in _CONNECTORS:
-        raise AddressError(f"{address} cannot be reached: addresses of the kind {address.kind!r} are not supported yet.")
+        raise AddressError(
+            f"{address} cannot be reached: addresses of the kind {address.kind!r} are not supported yet."
+        )
     lock = SeatLock(address)
     lock.acquire(deadline)
     try:
@@ -319,14 +322,14 @@ def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
         raise ConnectError(f"cannot connect: {exc.strerror or exc}") from exc
 
 
-_CONNECTORS: Dict[str, Callable[[Address, Deadline], socket.socket]] = {
+_CONNECTORS: dict[str, Callable[[Address, Deadline], socket.socket]] = {
     "unix": _connect_unix,
     "vsock": _connect_vsock,
     "tcp": _connect_tcp,
 }
 
 
-def seat_holder(path: str, own_inode: int) -> Tuple[bool, str]:
+def seat_holder(path: str, own_inode: int) -> tuple[bool, str]:
     """Return ``(taken, who)``: whether another client than the socket ``own_inode`` sits on the UNIX socket ``path``.
 
     ``who`` names it where the system can tell (iproute2's ``ss``, as root for other users' processes), else is empty.
@@ -349,7 +352,7 @@ _SS_LINE = re.compile(
 )
 
 
-def _unix_sockets() -> List[Dict[str, str]]:
+def _unix_sockets() -> list[dict[str, str]]:
     try:
         done = subprocess.run(
             ["ss", "--no-header", "--unix", "--processes"],

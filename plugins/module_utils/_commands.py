@@ -10,7 +10,7 @@ what never answers, and of what type an answer must be.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Tuple
+from typing import Any
 
 __all__ = ("COMMANDS", "Command", "is_read_only")
 
@@ -27,7 +27,7 @@ class Command:
     """
 
     since: str
-    returns: Tuple[type, ...] = (_NOTHING,)
+    returns: tuple[type, ...] = (_NOTHING,)
     read_only: bool = False
     answers: bool = True
     while_frozen: bool = False
@@ -37,7 +37,7 @@ def _reads(since: str, returns: type, while_frozen: bool = False) -> Command:
     return Command(since, (returns,), read_only=True, while_frozen=while_frozen)
 
 
-COMMANDS: Dict[str, Command] = {
+COMMANDS: dict[str, Command] = {
     "guest-sync-delimited": _reads("1.1", int, while_frozen=True),
     "guest-sync": _reads("0.15", int, while_frozen=True),
     "guest-ping": _reads("0.15", _NOTHING, while_frozen=True),

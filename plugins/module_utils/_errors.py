@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno as _errno
 import re
-from typing import Any, Dict, Mapping, Optional, Tuple, Type
+from typing import Any, Mapping
 
 __all__ = (
     "AddressError",
@@ -53,7 +53,7 @@ class QgaError(Exception):
 
     executed = "no"
 
-    def __init__(self, message: str, *, command: Optional[str] = None, hint: str = "") -> None:
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.command = command
@@ -66,7 +66,7 @@ class QgaError(Exception):
         hint = f" {self.hint}" if self.hint else ""
         return f"{where}{what}{self.message}{hint}"
 
-    def as_result(self) -> Dict[str, Any]:
+    def as_result(self) -> dict[str, Any]:
         """Return what a failed task shows beside C(msg)."""
         return {"error": {"type": type(self).__name__, "command": self.command, "executed": self.executed}}
 
@@ -104,7 +104,7 @@ class CommandError(QgaError):
 
     executed = "yes"
 
-    def __init__(self, message: str, *, command: Optional[str] = None, hint: str = "", error_class: str = "") -> None:
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "", error_class: str = "") -> None:
         super().__init__(message, command=command, hint=hint)
         self.error_class = error_class
 
@@ -114,7 +114,7 @@ class CommandUnavailable(CommandError):
 
     executed = "no"
 
-    def __init__(self, message: str, *, command: Optional[str] = None, hint: str = "", reason: str = "unknown") -> None:
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "", reason: str = "unknown") -> None:
         super().__init__(message, command=command, hint=hint, error_class="CommandNotFound")
         self.reason = reason
 
@@ -126,10 +126,10 @@ class GuestFileError(CommandError):
         self,
         message: str,
         *,
-        command: Optional[str] = None,
+        command: str | None = None,
         hint: str = "",
         error_class: str = "GenericError",
-        errno: Optional[int] = None,
+        errno: int | None = None,
     ) -> None:
         super().__init__(message, command=command, hint=hint, error_class=error_class)
         self.errno = errno
@@ -150,11 +150,11 @@ class OperationError(QgaError):
 
     executed = "yes"
 
-    def __init__(self, message: str, *, result: Optional[Mapping[str, Any]] = None) -> None:
+    def __init__(self, message: str, *, result: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.result = dict(result or {})
 
-    def as_result(self) -> Dict[str, Any]:
+    def as_result(self) -> dict[str, Any]:
         return self.result
 
 
@@ -180,7 +180,7 @@ _CAUSES = {
 
 # One row per family of error texts (agents 5.2 to 11.1); the first match wins. CommandNotFound is not here: what it
 # means needs a question to the agent (Agent.explain_unavailable).
-_TABLE: Tuple[Tuple["re.Pattern[str]", Type[CommandError]], ...] = (
+_TABLE: tuple[tuple[re.Pattern[str], type[CommandError]], ...] = (
     (re.compile(r"handle '\d+' has not been found"), HandleLostError),
     (re.compile(r"Invalid parameter 'pid'|PID \S+ does not exist"), HandleLostError),
     (re.compile(r"^failed to (open|read|write|seek|flush|close)\b"), GuestFileError),

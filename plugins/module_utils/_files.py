@@ -17,7 +17,7 @@ import binascii
 import errno
 import hashlib
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Optional
+from typing import Any, BinaryIO, Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -54,9 +54,9 @@ class GuestFile:
     def __init__(self, agent: Agent, path: str, mode: str = "r") -> None:
         self._agent = agent
         self.path = path
-        self._handle: Optional[int] = agent.execute("guest-file-open", {"path": path, "mode": mode})
+        self._handle: int | None = agent.execute("guest-file-open", {"path": path, "mode": mode})
 
-    def __enter__(self) -> "GuestFile":
+    def __enter__(self) -> GuestFile:
         return self
 
     def __exit__(self, kind: object, *exc_info: object) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -16,7 +16,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._operation import Opera
 __all__ = ("argument_spec", "run_module")
 
 
-def argument_spec(operation: Operation) -> Dict[str, Any]:
+def argument_spec(operation: Operation) -> dict[str, Any]:
     """Return the operation's argument spec and the options that say where the agent is."""
     return {
         "address": {"type": "str"},
@@ -51,7 +51,7 @@ def run_module(operation: Operation) -> None:
     module.exit_json(invocation=invocation, **result)
 
 
-def _shown(operation: Operation, params: Params) -> Dict[str, Any]:
+def _shown(operation: Operation, params: Params) -> dict[str, Any]:
     return {
         name: "NOT_LOGGING_PARAMETER" if name in operation.quiet and value is not None else value
         for name, value in params.items()

@@ -11,7 +11,7 @@ so no module writes them by hand. The same Operation runs on a hypervisor (_modu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 
@@ -35,12 +35,12 @@ class Plan:
 
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
-    changed: Optional[bool] = None
+    changed: bool | None = None
     todo: Any = None
     result: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     subject: str = ""
-    texts: Optional[Tuple[str, str]] = None
+    texts: tuple[str, str] | None = None
 
     @property
     def changes(self) -> bool:
@@ -83,13 +83,13 @@ class Operation:
 
 def run_operation(
     operation: Operation, agent: Agent, params: Params, *, check_mode: bool = False, diff: bool = False
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Run ``operation`` and return the task's result.
 
     :raise QgaError: as read and apply do.
     """
     plan = operation.plan(operation.read(agent, params), params)
-    result: Dict[str, Any] = {"changed": plan.changes, **plan.result}
+    result: dict[str, Any] = {"changed": plan.changes, **plan.result}
     if plan.warnings:
         result["warnings"] = list(plan.warnings)
     if diff and plan.diff():

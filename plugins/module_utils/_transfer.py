@@ -9,12 +9,13 @@ Stands on _files (the bytes) and, where the agent may run programs, on _exec (wh
 from __future__ import annotations
 
 import shlex
-from typing import BinaryIO, Callable, Optional
+from typing import BinaryIO, Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import TransferError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, check_shell, sha256
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._files import Copied, copy_in, copy_out
+from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell, sha256
 
 __all__ = ("create_private", "digest", "fetch", "put")
 
@@ -61,7 +62,7 @@ def fetch(agent: Agent, path: str, write: Callable[[bytes], object]) -> Copied:
     return copied
 
 
-def digest(agent: Agent, path: str, size: Optional[int] = None) -> str:
+def digest(agent: Agent, path: str, size: int | None = None) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.

@@ -11,7 +11,7 @@ The byte 0xFF is in no UTF-8 text: before a request it makes the agent forget wh
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
+from typing import Any, Dict, Mapping, NoReturn, Tuple, Union
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
 
@@ -35,14 +35,14 @@ Reply = Dict[str, Any]
 Kind = Union[type, Tuple[type, ...]]
 
 
-def encode_request(command: str, arguments: Optional[Mapping[str, Any]], request_id: str) -> bytes:
+def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id: str) -> bytes:
     """Return the request as the agent reads it, newline included.
 
     Non-ASCII text is escaped, so that a line is plain ASCII whatever a name contains.
 
     :raise ProtocolError: for what JSON cannot carry (bytes that are not UTF-8, NaN, …). Nothing was sent.
     """
-    request: Dict[str, Any] = {"execute": command, "id": request_id}
+    request: dict[str, Any] = {"execute": command, "id": request_id}
     if arguments:
         request["arguments"] = arguments
     try:
@@ -95,21 +95,21 @@ class ReplyParser:
 
     def __init__(self, limit: int = MAX_REPLY) -> None:
         self._limit = limit
-        self._pending: List[bytes] = []
+        self._pending: list[bytes] = []
         self._size = 0
 
-    def feed(self, data: bytes) -> List[Tuple[bytes, bool]]:
+    def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
         """Take received bytes, return ``[(line, flushed), …]``.
 
         :raise ProtocolError: when a line grows beyond the limit; the parser has forgotten it then.
         """
-        lines: List[Tuple[bytes, bool]] = []
+        lines: list[tuple[bytes, bool]] = []
         *complete, rest = data.split(b"\n")
         for piece in complete:
             self._append(piece)
             line = b"".join(self._pending)
             self.reset()
-            before, sentinel, after = line.rpartition(SENTINEL)
+            _before, sentinel, after = line.rpartition(SENTINEL)
             if after.strip():
                 lines.append((after, bool(sentinel)))
         if rest:

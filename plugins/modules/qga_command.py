@@ -74,28 +74,28 @@ return:
   sample: {"host_name": "vm1"}
 """
 
-from typing import Any, Dict, Mapping
+from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._commands import is_read_only, with_underscores
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
 
-SPEC: Dict[str, Dict[str, Any]] = {
+SPEC: dict[str, dict[str, Any]] = {
     "command": {"type": "str", "required": True},
     "arguments": {"type": "dict", "default": {}},
 }
 
 
-def read(agent: Agent, params: Params) -> Dict[str, Any]:
+def read(agent: Agent, params: Params) -> dict[str, Any]:
     return _execute(agent, params) if is_read_only(params["command"]) else {}
 
 
-def _execute(agent: Agent, params: Params) -> Dict[str, Any]:
+def _execute(agent: Agent, params: Params) -> dict[str, Any]:
     return {"return": with_underscores(agent.execute(params["command"], params["arguments"]))}
 
 
-def plan(current: Dict[str, Any], params: Params) -> Plan:
+def plan(current: dict[str, Any], params: Params) -> Plan:
     return Plan(changed=not is_read_only(params["command"]), todo=params, result=current)
 
 

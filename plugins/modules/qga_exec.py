@@ -11,8 +11,8 @@ short_description: Run a program in a guest through its agent
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
-  - Runs a program or a shell command in the guest, as the user that the agent runs as (root almost everywhere), with the
-    environment of a login. HOME, USER, PATH and the locale are set, and it starts in the home directory.
+  - Runs a program or a shell command in the guest, as the user that the agent runs as (root almost everywhere), with
+    the environment of a login. HOME, USER, PATH and the locale are set, and it starts in the home directory.
   - The command, its environment and its standard input leave no trace in the guest's logs.
   - Needs C(guest-exec) and a POSIX shell in the guest, and no Python.
 extends_documentation_fragment:
@@ -70,8 +70,8 @@ options:
     type: str
   timeout:
     description:
-      - Seconds that the program may take. It and all that it started is then ended, first by SIGTERM, 5 seconds later by
-        SIGKILL, and the task fails. Without this option it may take any time.
+      - Seconds that the program may take. It and all that it started is then ended, first by SIGTERM, 5 seconds later
+        by SIGKILL, and the task fails. Without this option it may take any time.
     type: float
 notes:
   - The agent keeps 16 MiB of each output stream and drops the rest, which RV(stdout_truncated) and RV(stderr_truncated)
@@ -147,16 +147,17 @@ import base64
 import re
 import shlex
 import time
-from typing import Any, Dict, Mapping
+from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, kill, start_shell, wait
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, wait
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, start_shell
 
-SPEC: Dict[str, Dict[str, Any]] = {
+SPEC: dict[str, dict[str, Any]] = {
     "argv": {"type": "list", "elements": "str"},
     "shell": {"type": "str"},
     "stdin": {"type": "str"},
@@ -172,11 +173,11 @@ SPEC: Dict[str, Dict[str, Any]] = {
 _SECONDS_TO_DIE = 10
 
 
-def read(agent: Agent, params: Params) -> Dict[str, bool]:
+def read(agent: Agent, params: Params) -> dict[str, bool]:
     return {option: exists(agent, params[option]) for option in ("creates", "removes") if params[option]}
 
 
-def plan(current: Dict[str, bool], params: Params) -> Plan:
+def plan(current: dict[str, bool], params: Params) -> Plan:
     if current.get("creates", False):
         return Plan(changed=False, result={"msg": f"not run, since {params['creates']} exists"})
     if not current.get("removes", True):
@@ -207,7 +208,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
         stdin += "\n"
     started = time.monotonic()
     pid = start_shell(agent, params["command"], stdin.encode("utf-8", "surrogateescape"))
-    result = wait(agent, pid, params["timeout"])
+    result = finish(agent, pid) if params["timeout"] is None else wait(agent, pid, params["timeout"])
     timed_out = result is None
     if timed_out:
         kill(agent, pid)
@@ -222,9 +223,9 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     return answer
 
 
-def described(result: ExecResult) -> Dict[str, Any]:
+def described(result: ExecResult) -> dict[str, Any]:
     """Return ``result`` as the task shows it."""
-    answer: Dict[str, Any] = {"rc": result.rc, "signal": result.signal}
+    answer: dict[str, Any] = {"rc": result.rc, "signal": result.signal}
     warnings = []
     for name in ("stdout", "stderr"):
         data = getattr(result, name)

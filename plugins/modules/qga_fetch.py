@@ -11,7 +11,8 @@ short_description: Copy a file from a guest through its agent
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
-  - Copies a file out of the guest to the machine that the task runs on, or to the controller where O(address) is left out.
+  - Copies a file out of the guest to the machine that the task runs on, or to the controller where O(address) is left
+    out.
   - What arrived is compared with what the guest has, by SHA-256 in the guest where its agent may run programs, else by
     reading it twice. The file appears at O(dest) whole or not at all.
   - A file that is the same already is not copied.
@@ -75,7 +76,7 @@ size:
 import hashlib
 import os
 import tempfile
-from typing import Any, Dict, Mapping
+from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
@@ -83,13 +84,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._module import run_modu
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, fetch
 
-SPEC: Dict[str, Dict[str, Any]] = {
+SPEC: dict[str, dict[str, Any]] = {
     "src": {"type": "str", "required": True},
     "dest": {"type": "path", "required": True},
 }
 
 
-def read(agent: Agent, params: Params) -> Dict[str, Any]:
+def read(agent: Agent, params: Params) -> dict[str, Any]:
     dest = params["dest"]
     if dest.endswith("/") or os.path.isdir(dest):
         dest = os.path.join(dest, os.path.basename(params["src"]))
@@ -109,7 +110,7 @@ def _digest_here(path: str) -> str:
     return sha256.hexdigest()
 
 
-def plan(current: Dict[str, Any], params: Params) -> Plan:
+def plan(current: dict[str, Any], params: Params) -> Plan:
     return Plan(
         before={"sha256": current["here"] or None},
         after={"sha256": current["there"]},

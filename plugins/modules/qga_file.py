@@ -14,8 +14,8 @@ description:
   - Makes sure that a file is in the guest with the given content, mode and owner, or that it is not there.
   - The content is compared first, so nothing is written where nothing is to change. What was written is verified.
   - Where the agent may run programs, a file is replaced whole or not at all, and nobody else can read it on the way.
-  - Where it may not, content is written in place, which keeps the mode and owner of an existing file, and
-    O(mode), O(owner), O(group), O(backup) and O(state=absent) are refused with what to change in the guest.
+  - Where it may not, content is written in place, which keeps the mode and owner of an existing file, and O(mode),
+    O(owner), O(group), O(backup) and O(state=absent) are refused with what to change in the guest.
 extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
@@ -37,8 +37,8 @@ options:
     required: true
   state:
     description:
-      - V(present) makes the file have the given content, mode and owner. Without O(content) and O(src), a file that does
-        not exist is made empty.
+      - V(present) makes the file have the given content, mode and owner. Without O(content) and O(src), a file that
+        does not exist is made empty.
       - V(absent) removes it. Directories are not removed.
     type: str
     choices: [present, absent]
@@ -150,17 +150,18 @@ import secrets
 import shlex
 import time
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Dict, Mapping, Optional
+from typing import Any, BinaryIO, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, check_shell, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, copy_in
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import DIFF_LIMIT, Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import create_private, digest, put
+from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, put
 
-SPEC: Dict[str, Dict[str, Any]] = {
+SPEC: dict[str, dict[str, Any]] = {
     "path": {"type": "str", "required": True},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "content": {"type": "str"},
@@ -189,20 +190,20 @@ class Current:
     path: str
     kind: str
     programs: bool
-    wanted: Optional[bytes]
+    wanted: bytes | None
     wanted_size: int = 0
     wanted_sha256: str = ""
     size: int = 0
     sha256: str = ""
-    text: Optional[bytes] = None
+    text: bytes | None = None
     ends_with_wanted: bool = False
-    mode: Optional[int] = None
+    mode: int | None = None
     owner: str = ""
     group: str = ""
     uid: str = ""
     gid: str = ""
 
-    def described(self) -> Dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         if self.kind != "file":
             return {"state": "absent"}
         about = {"state": "file", "size": self.size, "sha256": self.sha256}
@@ -218,8 +219,10 @@ def read(agent: Agent, params: Params) -> Current:
     path = params["path"]
     if not path.startswith("/"):
         raise OperationError(f"path: {path} is not an absolute path")
-    state: Dict[str, Any] = {"programs": can_run_programs(agent), **_wanted(params)}
-    state.update(_look(agent, path, params["state"] == "present") if state["programs"] else _look_by_reading(agent, path))
+    state: dict[str, Any] = {"programs": can_run_programs(agent), **_wanted(params)}
+    state.update(
+        _look(agent, path, params["state"] == "present") if state["programs"] else _look_by_reading(agent, path)
+    )
     if state["kind"] == "file" and params["state"] == "present":
         state.update(_content(agent, state, params["append"]))
     current = Current(**state)
@@ -228,7 +231,7 @@ def read(agent: Agent, params: Params) -> Current:
     return current
 
 
-def _wanted(params: Params) -> Dict[str, Any]:
+def _wanted(params: Params) -> dict[str, Any]:
     """Return the content that is asked for."""
     if params["content"] is not None:
         data = params["content"].encode("utf-8", "surrogateescape")
@@ -257,7 +260,7 @@ printf %%s "$p"
 """
 
 
-def _look(agent: Agent, path: str, follow: bool) -> Dict[str, Any]:
+def _look(agent: Agent, path: str, follow: bool) -> dict[str, Any]:
     command = _LOOK % {"path": shlex.quote(path), "follow": "yes" if follow else ""}
     output = check_shell(agent, command, f"look at {path}").decode("utf-8", "surrogateescape")
     about, _newline, real = output.partition("\n")
@@ -271,7 +274,7 @@ def _look(agent: Agent, path: str, follow: bool) -> Dict[str, Any]:
     }
 
 
-def _look_by_reading(agent: Agent, path: str) -> Dict[str, Any]:
+def _look_by_reading(agent: Agent, path: str) -> dict[str, Any]:
     try:
         with GuestFile(agent, path) as guest_file:
             guest_file.read(1)
@@ -284,10 +287,10 @@ def _look_by_reading(agent: Agent, path: str) -> Dict[str, Any]:
         raise
 
 
-def _content(agent: Agent, state: Mapping[str, Any], append: bool) -> Dict[str, Any]:
+def _content(agent: Agent, state: Mapping[str, Any], append: bool) -> dict[str, Any]:
     """Return what is to be known of the content: all of it if it is small, else its checksum."""
     path, size, wanted = state["path"], state["size"], state["wanted"]
-    content: Dict[str, Any] = {}
+    content: dict[str, Any] = {}
     if append and wanted is not None and size >= len(wanted):
         with GuestFile(agent, path) as guest_file:
             guest_file.seek(-len(wanted), 2)
@@ -358,7 +361,7 @@ def _writes(current: Current, params: Params) -> bool:
     return not current.ends_with_wanted if params["append"] else current.sha256 != current.wanted_sha256
 
 
-def _after(current: Current, params: Params) -> Dict[str, Any]:
+def _after(current: Current, params: Params) -> dict[str, Any]:
     after = {"state": "file", **current.described()} if current.kind == "file" else {"state": "file"}
     if _writes(current, params):
         if params["append"] and current.kind == "file":
@@ -393,14 +396,14 @@ def octal(mode: Any) -> int:
     return value
 
 
-def _new_content(current: Current, params: Params) -> Optional[bytes]:
+def _new_content(current: Current, params: Params) -> bytes | None:
     wanted = current.wanted or b""
     if params["append"] and current.kind == "file":
         return None if current.text is None else current.text + wanted
     return wanted
 
 
-def _texts(before: Optional[bytes], after: Optional[bytes]) -> Any:
+def _texts(before: bytes | None, after: bytes | None) -> Any:
     """Return content as a diff can show it, None if it cannot."""
     if before is None or after is None or max(len(before), len(after)) > DIFF_LIMIT:
         return None

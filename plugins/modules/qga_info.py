@@ -70,7 +70,10 @@ agent:
   description: The agent's version and its commands (C(guest-info)).
   type: dict
   returned: when asked for and available
-  sample: {"version": "7.2.22", "supported_commands": [{"name": "guest-ping", "enabled": true, "success_response": true}]}
+  sample:
+    version: 7.2.22
+    supported_commands:
+      - {"name": "guest-ping", "enabled": true, "success_response": true}
 authorized_keys:
   description: The authorized SSH keys of each user in O(authorized_keys_of) (C(guest-ssh-get-authorized-keys)).
   type: dict
@@ -110,7 +113,7 @@ fsinfo:
   type: list
   elements: dict
   returned: when asked for and available
-  sample: [{"name": "vda1", "mountpoint": "/", "type": "ext4", "used_bytes": 987654321, "total_bytes": 2147483648, "disk": []}]
+  sample: [{"name": "vda1", "mountpoint": "/", "type": "ext4", "used_bytes": 987654321, "total_bytes": 2147483648}]
 host_name:
   description: The guest's host name (C(guest-get-host-name)).
   type: dict
@@ -187,7 +190,7 @@ vcpus:
   sample: [{"logical_id": 0, "online": true, "can_offline": false}]
 """
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Sequence
 
 from ansible.module_utils.basic import missing_required_lib
 
@@ -202,7 +205,7 @@ try:
 except ImportError:
     jmespath = None
 
-SPEC: Dict[str, Dict[str, Any]] = {
+SPEC: dict[str, dict[str, Any]] = {
     "gather_subset": {"type": "list", "elements": "str", "default": ["all"]},
     "authorized_keys_of": {"type": "list", "elements": "str", "default": []},
     "query": {"type": "str"},
@@ -232,11 +235,11 @@ MIN = ("agent", "osinfo", "host_name", "fsfreeze_status")
 KEYS_COMMAND = "guest-ssh-get-authorized-keys"
 
 
-def read(agent: Agent, params: Params) -> Dict[str, Any]:
+def read(agent: Agent, params: Params) -> dict[str, Any]:
     if params["query"] and jmespath is None:
         raise OperationError(missing_required_lib("jmespath", reason="for query"))
-    gathered: Dict[str, Any] = {}
-    unavailable: Dict[str, str] = {}
+    gathered: dict[str, Any] = {}
+    unavailable: dict[str, str] = {}
     for name in wanted(params["gather_subset"]):
         try:
             agent.require(COMMANDS[name])
@@ -253,7 +256,7 @@ def read(agent: Agent, params: Params) -> Dict[str, Any]:
     return {**gathered, "unavailable": unavailable}
 
 
-def wanted(subsets: Sequence[str]) -> List[str]:
+def wanted(subsets: Sequence[str]) -> list[str]:
     """Return the names of the subsets that C(gather_subset) asks for, sorted.
 
     :raise OperationError: if it names one that does not exist.
@@ -268,7 +271,7 @@ def wanted(subsets: Sequence[str]) -> List[str]:
     return sorted(set().union(*included).difference(*excluded))
 
 
-def plan(current: Dict[str, Any], params: Params) -> Plan:
+def plan(current: dict[str, Any], params: Params) -> Plan:
     result = dict(current)
     if params["query"]:
         try:

@@ -60,7 +60,7 @@ elapsed:
 """
 
 import time
-from typing import Any, Dict
+from typing import Any
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -80,7 +80,7 @@ SPEC = {
 _PAUSE = 0.5
 
 
-def read(agent: Agent, params: Params) -> Dict[str, Any]:
+def read(agent: Agent, params: Params) -> dict[str, Any]:
     started = time.monotonic()
     _ping(agent, Deadline(params["wait"]))
     elapsed = time.monotonic() - started
@@ -108,7 +108,7 @@ def _version(agent: Agent) -> str:
         return ""
 
 
-def plan(current: Dict[str, Any], params: Params) -> Plan:
+def plan(current: dict[str, Any], params: Params) -> Plan:
     return Plan(result=current)
 
 

@@ -1,0 +1,202 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shell commands in a POSIX guest, run as a login would run them and without a trace in the guest's logs.
+
+The agent writes the arguments of every guest-exec to the guest's syslog, gives a child its own bare environment, and
+keeps 16 MiB of each output stream. So the command travels on stdin, behind a constant program that gives it the
+environment of a login and can keep output of any size.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import shlex
+from dataclasses import replace
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, start
+from ansible_collections.qemu.guest.plugins.module_utils._files import copy_out, exists
+
+__all__ = ("check_shell", "kill", "run_shell", "sha256", "start_shell")
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
+# variable (the environment is not logged) and the same for every command. It reads the command, a count of lines and
+# then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin.
+_PROLOGUE = r"""
+unset QEMU_GUEST
+IFS= read -r n
+c=
+while [ "$n" -gt 0 ]; do
+    IFS= read -r l
+    c=$c$l'
+'
+    n=$((n - 1))
+done
+u=root
+[ -O / ] || u=$(id -un)
+eval "HOME=~$u"
+case $HOME in /*) ;; *) HOME=/ ;; esac
+export HOME USER="$u" LOGNAME="$u" SHELL=/bin/sh LANG=C.UTF-8
+for f in /etc/environment /etc/default/locale /etc/locale.conf; do
+    [ -r "$f" ] || continue
+    while IFS= read -r l || [ -n "$l" ]; do
+        l=${l#export }
+        v=${l%%=*}
+        case $v in '' | [0-9]* | *[!A-Za-z0-9_]*) continue ;; esac
+        case $l in *=*) ;; *) continue ;; esac
+        l=${l#*=}
+        l=${l#[\"\']}
+        l=${l%[\"\']}
+        export "$v=$l"
+    done <"$f"
+done
+cd "$HOME" 2>/dev/null || cd /
+unset OLDPWD
+"""
+# The command takes the shell's place: what ends it, a signal included, is what the agent tells.
+_REPLACE = 'eval "unset c f l n u v; $c"\n'
+# Each stream passes through dd, which hands the agent _KEPT bytes; what comes after them goes to a file in /run that
+# only root can read. A guest whose dd lacks fullblock has no more than what the agent captures.
+_SPOOL = r"""
+t=$QEMU_GUEST_SPOOL
+unset QEMU_GUEST_SPOOL f l n u v
+keep() {
+    n=$(dd bs=65536 count=16 iflag=fullblock 2>&1 >&7)
+    case $n in
+    16+0*)
+        umask 077
+        cat >"$1" || : >"$1.lost"
+        ;;
+    [0-9]*) ;;
+    *) exec cat ;;
+    esac
+} 7>&1
+exec 3>&1 4>&2
+r=$({ { { (
+    exec 3>&- 4>&- 5>&- 6>&-
+    eval "unset c t; $c"
+); echo $? >&5; } 2>&1 >&6 | keep "$t.err" >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 | keep "$t.out" >&3 3>&- 4>&- 5>&-; } 5>&1)
+exit "$r"
+"""
+# 16 blocks of 64 KiB: small enough for every transport (libvirt refuses replies above 4 MiB), large enough for what
+# modules return.
+_KEPT = 16 * 65536
+
+
+def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
+    """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
+
+    HOME, USER, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and the
+    working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place, so
+    that ``signal`` is exact, and output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
+
+    :raise CommandUnavailable: if the agent cannot run programs.
+    :raise TransferError: if output was lost because /run is full.
+    """
+    if not whole:
+        return finish(agent, start_shell(agent, command, stdin))
+    spool = f"/run/qemu-guest.{secrets.token_hex(16)}"
+    return _with_spooled(agent, finish(agent, start_shell(agent, command, stdin, spool=spool)), spool)
+
+
+def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
+    """Run the shell command ``command`` in the guest and return what it wrote to its standard output.
+
+    :raise OperationError: if it fails: that ``purpose`` could not be done, and the guest's own words why.
+    """
+    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    if result.shell_rc:
+        reason = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise OperationError(f"cannot {purpose} in the guest: {reason or f'exit status {result.shell_rc}'}")
+    return result.stdout
+
+
+def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str = "") -> int:
+    """Start what ``run_shell`` runs and return its pid.
+
+    ``spool`` is the path that the files for long output begin with; without it there are none.
+    """
+    env = [f"PATH={_PATH}", "QEMU_GUEST=" + _PROLOGUE + (_SPOOL if spool else _REPLACE)]
+    if spool:
+        env.append(f"QEMU_GUEST_SPOOL={spool}")
+    lines = command.count(b"\n") + 1
+    return start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=b"%d\n%b\n%b" % (lines, command, stdin))
+
+
+def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
+    """Return ``result`` with the output that did not fit, and remove that from the guest."""
+    if len(result.stdout) < _KEPT and len(result.stderr) < _KEPT:
+        return result
+    try:
+        return replace(
+            result,
+            stdout=result.stdout + _spooled(agent, f"{spool}.out", len(result.stdout)),
+            stderr=result.stderr + _spooled(agent, f"{spool}.err", len(result.stderr)),
+        )
+    finally:
+        run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
+
+
+def _spooled(agent: Agent, path: str, kept: int) -> bytes:
+    if kept < _KEPT or not exists(agent, path):
+        return b""
+    if exists(agent, f"{path}.lost"):
+        raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
+    rest = io.BytesIO()
+    copy_out(agent, path, rest.write)
+    return rest.getvalue()
+
+
+# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more.
+_KILL = r"""
+tree=%(pid)d
+more=1
+while [ "$more" ]; do
+    more=
+    for f in /proc/[0-9]*/stat; do
+        { IFS= read -r l <"$f"; } 2>/dev/null || continue
+        p=${f#/proc/}
+        p=${p%%/stat}
+        set -- ${l##*) }
+        case " $tree " in
+        *" $p "*) ;;
+        *" $2 "*) tree="$tree $p" more=1 ;;
+        esac
+    done
+done
+for s in TERM KILL; do
+    kill -s $s $tree 2>/dev/null
+    i=0
+    while [ $i -lt %(grace)d ]; do
+        kill -0 $tree 2>/dev/null || exit 0
+        sleep 1
+        i=$((i + 1))
+    done
+done
+"""
+
+
+def kill(agent: Agent, pid: int, grace: int = 5) -> None:
+    """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL."""
+    run_shell(agent, (_KILL % {"pid": pid, "grace": grace}).encode("ascii"), whole=False)
+
+
+def sha256(agent: Agent, path: str, size: int | None = None) -> str | None:
+    """Return the SHA-256, in hex, of a regular file in the guest or of its first ``size`` bytes, computed there.
+
+    None if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
+    """
+    name = shlex.quote(path)
+    source = f"cat {name}" if size is None else f"head -c {size} {name}"
+    command = f"[ -f {name} ] && [ -s {name} ] && {source} | sha256sum"
+    try:
+        result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    except CommandError:
+        return None
+    digest = result.stdout.split(b" ")[0].decode("ascii", "replace")
+    return digest if result.rc == 0 and len(digest) == 64 else None
