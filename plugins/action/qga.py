@@ -12,7 +12,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
@@ -38,12 +37,14 @@ class ActionModule(ActionBase):
             )
             return merge_hash(result, module)
         if self._connection.transport != CONNECTION:
-            raise AnsibleActionFail(
+            msg = (
                 f"{name} needs an address, because this host's connection is {self._connection.transport}. Only on a "
                 f"host whose connection is {CONNECTION} does it use the agent of that connection."
             )
+            return {**result, "failed": True, "msg": msg}
         if self._task.async_val:
-            raise AnsibleActionFail(f"{name} cannot be run with async over {CONNECTION}: it runs in the controller.")
+            msg = f"{name} cannot be run with async over {CONNECTION}: it runs in the controller."
+            return {**result, "failed": True, "msg": msg}
         result.update(self._run_here(import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION))
         return result
 

@@ -150,7 +150,7 @@ class Agent(ABC):
         exc.command = exc.command or command
         exc.address = exc.address or self.name
         if isinstance(exc, OutcomeUnknownError) and not exc.hint:
-            exc.hint = "The command may have run, or may still run when the agent is back: look before you repeat it."
+            exc.hint = "It may still run when the agent is back: look at the guest before you repeat it."
         return exc
 
     # Capabilities
@@ -189,7 +189,7 @@ class Agent(ABC):
         try:
             info = self.refresh_info()
         except QgaError:
-            return CommandUnavailable(desc or "the agent does not run this command", command=command)
+            return CommandUnavailable(desc or "the agent does not say why", command=command)
         if command not in info.commands:
             since = _commands.command(command).since
             hint = f"It came with version {since}: upgrade qemu-guest-agent in the guest." if since else ""
@@ -200,7 +200,8 @@ class Agent(ABC):
             return CommandUnavailable(
                 "blocked while the guest's filesystems are frozen.",
                 command=command,
-                hint="Thaw them first: the command guest-fsfreeze-thaw.",
+                hint="When nobody needs that any more, thaw them with the command guest-fsfreeze-thaw "
+                "(ansible GUEST -m qemu.guest.qga_command -a command=guest-fsfreeze-thaw).",
                 reason="frozen",
             )
         return CommandUnavailable(

@@ -47,11 +47,12 @@ __all__ = (
 class QgaError(Exception):
     """Base of all errors of this collection.
 
-    ``executed`` says what is known of the command: ``no``, ``yes`` or ``unknown``.
+    ``executed`` says what is known of the command: ``no``, ``yes`` or ``unknown``, and ``fate`` says it in the message.
     ``address`` is filled in where the error passes the Agent, which knows it.
     """
 
     executed = "no"
+    fate = "was not run"
 
     def __init__(self, message: str, *, command: str | None = None, hint: str = "") -> None:
         super().__init__(message)
@@ -62,7 +63,7 @@ class QgaError(Exception):
 
     def __str__(self) -> str:
         where = f"guest agent at {self.address}: " if self.address else ""
-        what = f"{self.command}: " if self.command else ""
+        what = f"{self.command} {self.fate}: " if self.command else ""
         hint = f" {self.hint}" if self.hint else ""
         return f"{where}{what}{self.message}{hint}"
 
@@ -78,6 +79,8 @@ class AddressError(QgaError):
 class ConnectError(QgaError):
     """The channel could not be used; nothing of the command was sent."""
 
+    fate = "was not sent"
+
 
 class ChannelBusyError(ConnectError):
     """Another client holds the channel's only seat."""
@@ -91,18 +94,21 @@ class OutcomeUnknownError(QgaError):
     """The command was sent and no reply came; it may have run or may still run."""
 
     executed = "unknown"
+    fate = "may have run"
 
 
 class ProtocolError(QgaError):
     """A reply is malformed, too large, too deep, or not of the type that the schema names."""
 
     executed = "unknown"
+    fate = "may have run"
 
 
 class CommandError(QgaError):
-    """The agent replied with an error. ``error_class`` and ``desc`` are its own words."""
+    """The agent replied with an error. ``error_class`` and the message are its own words."""
 
     executed = "yes"
+    fate = "failed"
 
     def __init__(self, message: str, *, command: str | None = None, hint: str = "", error_class: str = "") -> None:
         super().__init__(message, command=command, hint=hint)
@@ -113,6 +119,7 @@ class CommandUnavailable(CommandError):
     """The agent will not run this command. ``reason`` is ``unknown``, ``disabled`` or ``frozen``."""
 
     executed = "no"
+    fate = "was not run"
 
     def __init__(self, message: str, *, command: str | None = None, hint: str = "", reason: str = "unknown") -> None:
         super().__init__(message, command=command, hint=hint, error_class="CommandNotFound")

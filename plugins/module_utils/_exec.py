@@ -28,6 +28,9 @@ __all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "start",
 CAPTURE_LIMIT = 16 * 1024 * 1024
 """Bytes of each output stream that the agent keeps; it drops the rest."""
 
+# The agent's parser takes 64 MiB at once, in base64 and with all that is around it.
+_STDIN_LIMIT = 48 * 1000 * 1000
+
 _NEEDED = ("guest-exec", "guest-exec-status")
 
 # How often a running program is asked after, in seconds: at once for a quick one, seldom for a long one.
@@ -74,14 +77,20 @@ def start(
     ``env`` is a list of ``NAME=value`` that replaces the agent's environment; None leaves that as it is.
 
     :raise CommandUnavailable: if the agent cannot run programs.
-    :raise CommandError: if the program cannot be run; ``desc`` says why.
+    :raise CommandError: if the program cannot be run; its message says why.
+    :raise TransferError: if ``stdin`` is larger than what one request can carry.
     """
+    if len(stdin) > _STDIN_LIMIT:
+        error = TransferError(f"{len(stdin)} bytes are more standard input than an agent takes ({_STDIN_LIMIT}).")
+        error.executed = "no"
+        raise error
     request: dict[str, Any] = {"path": path, "arg": list(arguments), "capture-output": True}
     if env is not None:
         request["env"] = list(env)
     if stdin:
         request["input-data"] = base64.b64encode(stdin).decode("ascii")
-    reply = agent.execute("guest-exec", request)
+    # A slow guest takes a megabyte per second; what takes longer for its size is not to be taken for a dead one.
+    reply = agent.execute("guest-exec", request, timeout=agent.timeout + len(stdin) / 1e6)
     return int(_wire.expect(reply.get("pid"), int, "pid"))
 
 

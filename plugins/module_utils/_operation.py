@@ -49,7 +49,7 @@ class Plan:
     def diff(self) -> Sequence[Mapping[str, Any]]:
         """Return the diff as ansible-core shows it."""
         headers = {"before_header": self.subject, "after_header": self.subject} if self.subject else {}
-        diffs = []
+        diffs: list[Mapping[str, Any]] = []
         if self.texts and self.texts[0] != self.texts[1]:
             diffs.append({"before": self.texts[0], "after": self.texts[1], **headers})
         if self.before != self.after:

@@ -362,7 +362,7 @@ def _writes(current: Current, params: Params) -> bool:
 
 
 def _after(current: Current, params: Params) -> dict[str, Any]:
-    after = {"state": "file", **current.described()} if current.kind == "file" else {"state": "file"}
+    after: dict[str, Any] = current.described() if current.kind == "file" else {"state": "file"}
     if _writes(current, params):
         if params["append"] and current.kind == "file":
             after["size"] = current.size + current.wanted_size

@@ -72,7 +72,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
 
-SPEC = {
+SPEC: dict[str, dict[str, Any]] = {
     "wait": {"type": "float", "default": 0},
     "commands": {"type": "list", "elements": "str", "default": []},
 }
