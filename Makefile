@@ -1,0 +1,49 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Every recipe is one line: what is behind it lives in tests/tools and lab.
+# Environments, guest images and scratch copies are kept in $(CACHE), never in the tree.
+
+CACHE := $(or $(QEMU_GUEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qemu-guest)
+RUN := @tests/tools/run
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit sanity agents guests bench docs build clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+demo:  ## boot a guest without a network and configure it with a playbook
+	@tests/tools/with core-2.19 python -m lab.demo
+
+test:  ## everything below up to "guests", and totals
+	$(RUN) venvs lint unit sanity build agents guests
+
+lint:  ## ruff, mypy, shellcheck, yamllint, ansible-lint, changelog and documentation checks
+	$(RUN) lint
+
+unit:  ## unit tests on every supported core (PYTEST_ARGS='-k sync' narrows)
+	$(RUN) unit
+
+sanity:  ## ansible-test sanity on every supported core
+	$(RUN) sanity
+
+build:  ## the artifact, checked and test-installed; it is left in this directory
+	@QEMU_GUEST_ARTIFACTS=$(CURDIR) tests/tools/run build
+
+agents:  ## integration tests against the real agent, without a guest
+	$(RUN) agents
+
+guests:  ## integration tests against booted guests
+	$(RUN) guests
+
+bench:  ## seconds per task and MB/s, beside ssh, on one guest
+	@tests/tools/with core-2.21 python -m lab.bench
+
+docs:  ## the plugins' documentation as HTML, in the cache
+	@tests/tools/docs
+
+clean:  ## remove what was built in the tree, and the cache but for guest images
+	rm -rf *.tar.gz tests/output .pytest_cache .ansible
+	cd "$(CACHE)" 2>/dev/null && rm -rf bootstrap build installed lint mypy mypy-lab pythons results sanity venvs || true

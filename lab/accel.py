@@ -1,0 +1,60 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Find out whether KVM really runs guests here.
+
+/dev/kvm proves little: inside a virtual machine it may exist, create a VM and then never run it. So run something: a
+ROM of one instruction that matters, which writes to the port of QEMU's isa-debug-exit device and so ends QEMU with an
+exit status that nothing else produces.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import tempfile
+
+from lab import host
+
+PROBE_SECONDS = 5.0
+ROM_SIZE = 64 * 1024
+RESET_VECTOR = ROM_SIZE - 16  # where an x86 processor starts, as seen from the end of its ROM
+CODE = bytes.fromhex("b010 e6f4 f4 ebfd")  # mov al, 0x10; out 0xf4, al; hlt; jmp to hlt
+EXIT_STATUS = 0x10 << 1 | 1  # how isa-debug-exit turns a value into an exit status
+
+KVM = ["-accel", "kvm", "-cpu", "host"]
+# Without cmpxchg16b: QEMU 7.2 (Debian 12) leaves garbage in the flags after it, and a Linux 6.12 guest panics within
+# seconds. A kernel that does not see it takes another path.
+EMULATION = ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
+
+
+@functools.cache
+def accelerator() -> str:
+    """Return "kvm" where guests run on it, else "tcg". The first call takes up to PROBE_SECONDS."""
+    return "kvm" if runs(KVM) else "tcg"
+
+
+def options() -> list[str]:
+    """Return QEMU's options for the best accelerator that works here."""
+    return KVM if accelerator() == "kvm" else EMULATION
+
+
+def runs(accelerator_options: list[str]) -> bool:
+    """Say whether a guest runs with these options. Takes at most PROBE_SECONDS."""
+    host.need("qemu-system-x86_64")
+    with tempfile.NamedTemporaryFile(prefix="lab-probe-") as rom:
+        rom.write(bytes(RESET_VECTOR) + CODE.ljust(16, b"\xf4"))
+        rom.flush()
+        argv = ["qemu-system-x86_64", *accelerator_options, "-no-user-config", "-nodefaults", "-display", "none"]
+        argv += ["-m", "16", "-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=PROBE_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return done.returncode == EXIT_STATUS

@@ -1,0 +1,265 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A guest: a virtual machine that boots an image and forgets everything when it ends.
+
+    with Guest("bookworm") as guest:
+        guest.wait_agent()
+        ...                      # talk to the agent through guest.agent_socket
+        guest.run("cat /etc/x")  # confirm what it did, through the serial console
+
+Nothing here takes the agent's only seat: waiting looks at the console and at QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab import accel, console, host, image, qmp
+from lab.host import LabError
+
+NICS = ("none", "user")
+# The kernel's console is the second serial line; the first is the shell of console.py.
+KERNEL_LINE = "root=/dev/vda rw console=ttyS1 quiet net.ifnames=0 apparmor=0 audit=0 systemd.show_status=0"
+SMALL_DISK = "64M"
+STOP_SECONDS = 5.0
+# Ends a guest whose starter is gone, however that ended: it waits for the end of its standard input, a pipe that only
+# the starter holds. PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends.
+LEASH = 'read -r _; grep -qs "$2" "/proc/$1/cmdline" && kill -KILL "$1"; rm -rf "$2"'
+
+
+class Guest:
+    """A virtual machine with a guest agent, a serial console and a second, small filesystem on /small."""
+
+    def __init__(
+        self,
+        release: str,
+        nic: str = "none",
+        memory_mib: int = 512,
+        cpus: int = 2,
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        if nic not in NICS:
+            raise LabError(f"no such NIC: {nic}; there are {', '.join(NICS)}")
+        self.release = release
+        self.nic = nic
+        self.memory_mib = memory_mib
+        self.cpus = cpus
+        self.extra_args = list(extra_args)
+        self.pid = 0
+        self.ssh_port: int | None = None
+        self.ssh_key = image.ssh_key()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leash: subprocess.Popen[bytes] | None = None
+        self.directory = Path()
+
+    # Paths
+
+    @property
+    def agent_socket(self) -> Path:
+        """The host's end of the agent's virtio-serial port; it serves one client at a time."""
+        return self.directory / "agent.sock"
+
+    @property
+    def qmp_socket(self) -> Path:
+        """QEMU's monitor; it serves one client at a time."""
+        return self.directory / "qmp.sock"
+
+    @property
+    def console(self) -> Path:
+        """The serial console, a root shell; run() uses it."""
+        return self.directory / "console.sock"
+
+    @property
+    def boot_log(self) -> Path:
+        """What the kernel and init printed."""
+        return self.directory / "boot.log"
+
+    # Life
+
+    def start(self, outlive: bool = False) -> Guest:
+        """Boot; return when QEMU runs, which is long before the guest is up.
+
+        The guest ends with the process that started it, unless it is to `outlive` that.
+        """
+        host.need("qemu-system-x86_64", "qemu-img", "mke2fs")
+        source = image.build(self.release)
+        self.directory = host.private_directory()
+        try:
+            self._make_disks(source)
+            self._start_qemu(source, outlive)
+            self._until(self._answers_qmp, 30, "QEMU's monitor does not answer")
+            self.ssh_port = self._forwarded_port() if self.nic == "user" else None
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """Return what another process needs to use this guest, as plain data; attach() takes it."""
+        names = ("release", "nic", "memory_mib", "cpus", "pid", "ssh_port")
+        return {**{name: getattr(self, name) for name in names}, "directory": str(self.directory)}
+
+    @classmethod
+    def attach(cls, record: Mapping[str, Any]) -> Guest:
+        """Return the guest, started by another process to outlive it, that `record` is of."""
+        guest = cls(record["release"], record["nic"], record["memory_mib"], record["cpus"])
+        guest.pid, guest.ssh_port = record["pid"], record["ssh_port"]
+        guest.directory = Path(record["directory"])
+        return guest
+
+    def stop(self) -> None:
+        """End the guest now, whatever it is doing, and remove all that it used. Does nothing if it has ended."""
+        if self.directory == Path():
+            return
+        for end in (self._quit, self._signal(signal.SIGTERM), self._signal(signal.SIGKILL)):
+            if self.alive():
+                end()
+                self._wait_ended()
+        if self._process is not None:
+            self._process.wait()
+        if self._leash is not None:
+            self._leash.communicate()  # QEMU is gone, so all that the leash does is remove the directory
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory, self.pid = Path(), 0
+
+    def alive(self) -> bool:
+        """Say whether QEMU runs. A process number may be used again, so look at what runs under it."""
+        try:
+            command_line = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return os.fsencode(self.directory) in command_line
+
+    def __enter__(self) -> Guest:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # Use
+
+    def wait_booted(self, timeout: float = 300.0) -> None:
+        """Wait until the guest's root shell answers on the console."""
+        self._until(lambda: console.answers(self.console, 0.5), timeout, "no shell on the console")
+
+    def wait_agent(self, timeout: float = 300.0) -> None:
+        """Wait until the agent has opened its port. QEMU knows that, so the agent's only seat stays free."""
+        self._until(self._agent_listens, timeout, "the agent has not opened its port")
+
+    def run(self, command: str, timeout: float = 60.0, check: bool = True) -> tuple[int, str]:
+        """Run a shell command as root through the serial console; return its exit status and its exact output."""
+        status, output = console.run(self.console, command, timeout)
+        if check and status != 0:
+            raise LabError(f"exit status {status} in the guest: {command}\nOutput: {output}")
+        return status, output
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command and return its result."""
+        return qmp.call(self.qmp_socket, command, arguments)
+
+    # Inside
+
+    @property
+    def _disk(self) -> Path:
+        return self.directory / "disk.qcow2"
+
+    @property
+    def _small(self) -> Path:
+        return self.directory / "small.raw"
+
+    def _make_disks(self, source: image.Image) -> None:
+        _quiet("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(source.disk), str(self._disk))
+        _quiet("mke2fs", "-q", "-t", "ext4", "-L", "small", str(self._small), SMALL_DISK)
+
+    def _start_qemu(self, source: image.Image, outlive: bool) -> None:
+        with open(self.directory / "qemu.log", "wb") as log:
+            self._process = subprocess.Popen(
+                self._command_line(source), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.pid = self._process.pid
+        if not outlive:
+            leash = ["sh", "-c", LEASH, "sh", str(self.pid), str(self.directory)]
+            self._leash = subprocess.Popen(leash, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _command_line(self, source: image.Image) -> list[str]:
+        drive = "if=virtio,cache=unsafe,discard=unmap"
+        argv = ["qemu-system-x86_64", *accel.options(), "-no-user-config", "-nodefaults", "-display", "none"]
+        argv += ["-name", f"{self.release},debug-threads=on", "-m", str(self.memory_mib), "-smp", str(self.cpus)]
+        argv += ["-kernel", str(source.kernel), "-initrd", str(source.initrd), "-append", KERNEL_LINE]
+        argv += ["-drive", f"file={self._disk},format=qcow2,{drive}"]
+        argv += ["-drive", f"file={self._small},format=raw,{drive}"]
+        argv += ["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]
+        argv += ["-chardev", f"socket,id=agent,path={self.agent_socket},server=on,wait=off"]
+        argv += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0,id=agent"]
+        argv += ["-chardev", f"socket,id=console,path={self.console},server=on,wait=off", "-serial", "chardev:console"]
+        argv += ["-serial", f"file:{self.boot_log}"]
+        argv += ["-chardev", f"socket,id=qmp,path={self.qmp_socket},server=on,wait=off", "-mon", "qmp,mode=control"]
+        if self.nic == "user":
+            # No boot ROM: nothing boots from the network. Port 0 lets the kernel choose one that is free.
+            argv += ["-netdev", "user,id=nic,hostfwd=tcp:127.0.0.1:0-:22"]
+            argv += ["-device", "virtio-net-pci,netdev=nic,romfile="]
+        return argv + self.extra_args
+
+    def _until(self, condition: Callable[[], bool], timeout: float, complaint: str) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if not self.alive():
+                raise LabError(f"{self.release}: QEMU has ended: {self._tail('qemu.log')}")
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.release}: {complaint} after {timeout:g} s; boot log: {self._tail('boot.log')}")
+            time.sleep(0.05)
+
+    def _tail(self, name: str) -> str:
+        try:
+            return (self.directory / name).read_text(encoding="utf-8", errors="replace")[-2000:]
+        except OSError:
+            return "(none)"
+
+    def _answers_qmp(self) -> bool:
+        try:
+            self.qmp("query-status")
+        except LabError:
+            return False
+        return True
+
+    def _agent_listens(self) -> bool:
+        return any(chardev["label"] == "agent" and chardev["frontend-open"] for chardev in self.qmp("query-chardev"))
+
+    def _forwarded_port(self) -> int:
+        table = self.qmp("human-monitor-command", **{"command-line": "info usernet"})
+        match = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", table)
+        if match is None:
+            raise LabError(f"QEMU does not say which port it forwards: {table}")
+        return int(match.group(1))
+
+    def _quit(self) -> None:
+        with suppress(LabError):  # a test may hold the monitor; the signals that follow need none
+            self.qmp("quit")
+
+    def _signal(self, number: signal.Signals) -> Callable[[], None]:
+        return lambda: os.kill(self.pid, number)
+
+    def _wait_ended(self) -> None:
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _quiet(program: str, *arguments: str) -> None:
+    argv = [host.find(program) or program, *arguments]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        raise LabError(f"{program} failed: {done.stdout.decode(errors='replace')}")

@@ -1,0 +1,79 @@
+# shellcheck shell=bash
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# What the scripts here share; to be sourced.
+#
+#   root      the checkout
+#   cache     environments, guest images, scratch copies: everything that is dear to make, outside the tree
+#   results   where a stage leaves its counts: JUnit files (*.xml) and, from `step`, steps.tsv; read by `totals`
+
+# shellcheck disable=SC2034  # what is unused here is used where this is sourced
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cache=${QEMU_GUEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qemu-guest}
+results=${QEMU_GUEST_RESULTS:-$cache/results/adhoc}
+# shellcheck disable=SC2034
+cores=(2.16 2.19 2.21)
+mkdir -p "$results"
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "${0##*/}: $*"; exit 1; }
+
+# A command on PATH may be a version manager's shim that starts nothing: believe only an interpreter that answers.
+runs_as() { [[ $("$2" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) == "$1" ]]; }
+
+# Print the path of a Python of version $1 that works; fail where there is none.
+find_python() {
+    local candidate
+    for candidate in "$(command -v "python$1" || true)" "$HOME/.pyenv/versions/$1."*/bin/python \
+        "$(command -v python3)" "$cache/pythons/cpython-$1."*/bin/python3; do
+        if [[ -x $candidate ]] && runs_as "$1" "$candidate"; then
+            "$candidate" -c 'import sys; print(sys.executable)'
+            return
+        fi
+    done
+    return 1
+}
+
+# step NAME COMMAND...   run a check quietly, one line if it passes, its output if not; count it; never abort the stage
+failed_steps=0
+step() {
+    local name=$1 started=${EPOCHREALTIME/[.,]/} log outcome=passed tenths status
+    shift
+    log=$(mktemp)
+    printf '  %-28s ' "$name"
+    # Not "(...) || outcome=failed": that would switch errexit off inside.
+    set +e
+    (
+        set -e
+        "$@"
+    ) >"$log" 2>&1
+    status=$?
+    set -e
+    tenths=$(((${EPOCHREALTIME/[.,]/} - started) / 100000))
+    if [[ $status -ne 0 ]]; then
+        outcome=failed
+        failed_steps=$((failed_steps + 1))
+    fi
+    printf '%s  %d.%d s\n' "$outcome" $((tenths / 10)) $((tenths % 10))
+    if [[ $status -ne 0 ]]; then sed 's/^/    /' "$log"; fi
+    rm -f "$log"
+    printf '%s\t%s\n' "$outcome" "$name" >>"$results/steps.tsv"
+}
+
+# pytest_on STAGE DIRECTORY CORE...   run a directory of tests with each core's environment; fail if one of them fails
+pytest_on() {
+    local stage=$1 directory=$2 core python status=0 arguments
+    shift 2
+    read -ra arguments <<<"${PYTEST_ARGS:-}"
+    cd "$root"
+    for core in "$@"; do
+        python=$(tests/tools/venv "core-$core")/bin/python
+        "$python" -c 'import platform, ansible.release as core
+print(f"-- ansible-core {core.__version__}, Python {platform.python_version()}")'
+        PATH=${python%/*}:$PATH "$python" -m pytest --quiet --junitxml="$results/$stage-$core.xml" \
+            "${arguments[@]}" "$directory" || status=1
+    done
+    return "$status"
+}

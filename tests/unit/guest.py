@@ -1,0 +1,171 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A guest to play with: what an agent in good order answers, with the files and programs of this machine."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.qemu.guest.tests.unit.scripted import AgentError
+
+# Where the collection keeps what does not fit; tests keep it in a directory of theirs.
+SPOOL = "/run/qemu-guest."
+CAPTURE = 16 * 1024 * 1024
+
+_FLAGS = {
+    "r": os.O_RDONLY,
+    "r+": os.O_RDWR,
+    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+    "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "a+": os.O_RDWR | os.O_CREAT | os.O_APPEND,
+}
+
+
+class Program:
+    """A program that runs, with pipes to all that it reads and writes."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None, stdin: bytes) -> None:
+        # A session of its own, so that `Guest.close` can end all that a test started.
+        self.process = subprocess.Popen(
+            argv,
+            env=env,
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.output = (b"", b"")
+        self.thread = threading.Thread(target=self._communicate, args=(stdin,), daemon=True)
+        self.thread.start()
+
+    def _communicate(self, stdin: bytes) -> None:
+        self.output = self.process.communicate(stdin)
+
+
+class Guest:
+    """Answers for a ``Scripted`` agent.
+
+    ``shell`` stands in for /bin/sh. ``started`` are the requests to start a program. What stands at ``spool`` here is
+    what stands at SPOOL in the guest.
+    """
+
+    def __init__(self, directory: Path, shell: Sequence[str] = ("/bin/sh",)) -> None:
+        self.spool = str(directory / "spool.")
+        self.shell = list(shell)
+        self.files: dict[int, int] = {}
+        self.started: list[Mapping[str, Any]] = []
+        self.programs: dict[int, Program] = {}
+        self._next_handle = 1000
+
+    def answers(self, *without: str) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        """Return the commands of a guest, but for those named."""
+        commands = {
+            "guest-file-open": self.open,
+            "guest-file-close": self.close_file,
+            "guest-file-read": self.read,
+            "guest-file-write": self.write,
+            "guest-file-seek": self.seek,
+            "guest-file-flush": self.flush,
+            "guest-exec": self.start,
+            "guest-exec-status": self.status,
+        }
+        return {name: answer for name, answer in commands.items() if name not in without}
+
+    def close(self) -> None:
+        """End what is still running."""
+        for program in self.programs.values():
+            with suppress(ProcessLookupError):
+                os.killpg(program.process.pid, signal.SIGKILL)
+            program.thread.join(30)
+
+    # guest-file-*
+
+    def open(self, arguments: Mapping[str, Any]) -> int:
+        path, mode = arguments["path"].replace(SPOOL, self.spool), arguments.get("mode", "r")
+        new = not os.path.exists(path)
+        try:
+            descriptor = os.open(path, _FLAGS[mode] | os.O_CLOEXEC)
+        except OSError as exc:
+            text = f"failed to open file '{arguments['path']}' (mode: '{mode}'): {exc.strerror}"
+            raise AgentError(text) from exc
+        if new:
+            os.fchmod(descriptor, 0o666)
+        self._next_handle += 1
+        self.files[self._next_handle] = descriptor
+        return self._next_handle
+
+    def _file(self, arguments: Mapping[str, Any]) -> int:
+        handle = arguments["handle"]
+        if handle not in self.files:
+            raise AgentError(f"handle '{handle}' has not been found")
+        return self.files[handle]
+
+    def close_file(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        os.close(self._file(arguments))
+        del self.files[arguments["handle"]]
+        return {}
+
+    def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        count = arguments.get("count", 4096)
+        try:
+            data = os.read(self._file(arguments), count)
+        except OSError as exc:
+            raise AgentError(f"failed to read file: {exc.strerror}") from exc
+        return {"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": len(data) < count}
+
+    def write(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        data = base64.b64decode(arguments["buf-b64"])
+        return {"count": os.write(self._file(arguments), data), "eof": False}
+
+    def seek(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {"position": os.lseek(self._file(arguments), arguments["offset"], arguments["whence"]), "eof": False}
+
+    def flush(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._file(arguments)
+        return {}
+
+    # guest-exec
+
+    def start(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self.started.append(arguments)
+        program = self.shell if arguments["path"] == "/bin/sh" else [arguments["path"]]
+        env = dict(self._here(entry).split("=", 1) for entry in arguments["env"]) if "env" in arguments else None
+        stdin = base64.b64decode(arguments.get("input-data", "")).replace(SPOOL.encode(), self.spool.encode())
+        started = Program([*program, *arguments.get("arg", ())], env, stdin)
+        self.programs[started.process.pid] = started
+        return {"pid": started.process.pid}
+
+    def _here(self, text: str) -> str:
+        return text.replace(SPOOL, self.spool)
+
+    def status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        pid = arguments["pid"]
+        if pid not in self.programs:
+            raise AgentError("Invalid parameter 'pid'")
+        program = self.programs[pid]
+        program.thread.join(0.01)
+        if program.thread.is_alive():
+            return {"exited": False}
+        del self.programs[pid]
+        rc = program.process.returncode
+        return {"exited": True, **({"exitcode": rc} if rc >= 0 else {"signal": -rc}), **_captured(program.output)}
+
+
+def _captured(output: Iterable[bytes]) -> dict[str, Any]:
+    captured: dict[str, Any] = {}
+    for name, data in zip(("out", "err"), output, strict=True):
+        if data:
+            captured[f"{name}-data"] = base64.b64encode(data[:CAPTURE]).decode()
+            captured[f"{name}-truncated"] = len(data) > CAPTURE
+    return captured

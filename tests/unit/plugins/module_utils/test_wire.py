@@ -1,0 +1,198 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
+from ansible_collections.qemu.guest.plugins.module_utils._wire import (
+    SENTINEL,
+    ReplyParser,
+    decode_reply,
+    encode_request,
+    expect,
+)
+
+# Requests
+
+
+def test_request_is_one_line_of_ascii() -> None:
+    line = encode_request("guest-file-open", {"path": "/tmp/ümläut \U0001f600\n"}, "7-1")
+    assert line.endswith(b"}\n") and line.count(b"\n") == 1
+    assert line.isascii()
+    assert json.loads(line) == {
+        "execute": "guest-file-open",
+        "id": "7-1",
+        "arguments": {"path": "/tmp/ümläut \U0001f600\n"},
+    }
+
+
+@pytest.mark.parametrize("arguments", [None, {}])
+def test_request_without_arguments_has_no_such_member(arguments: dict[str, Any] | None) -> None:
+    assert encode_request("guest-ping", arguments, "a") == b'{"execute":"guest-ping","id":"a"}\n'
+
+
+def test_request_keeps_integers_whole() -> None:
+    assert b'"id":9223372036854775807}' in encode_request("guest-sync", {"id": 2**63 - 1}, "a")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("\udcff", id="byte that is not UTF-8"),
+        pytest.param("\ud83d", id="half a surrogate pair"),
+        pytest.param(["deep", {"er": "\udc80"}], id="lone surrogate inside"),
+        pytest.param(float("nan"), id="NaN"),
+        pytest.param(float("inf"), id="infinity"),
+        pytest.param(b"bytes", id="bytes"),
+        pytest.param({1, 2}, id="set"),
+    ],
+)
+def test_request_that_json_cannot_carry_is_refused_before_it_is_sent(value: Any) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        encode_request("guest-exec", {"path": value}, "a")
+    assert caught.value.executed == "no"
+    assert caught.value.command == "guest-exec"
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "C:\\udata", "\U0001f600"])
+def test_request_with_text_that_looks_like_a_surrogate_is_sent(text: str) -> None:
+    assert json.loads(encode_request("guest-exec", {"path": text}, "a"))["arguments"] == {"path": text}
+
+
+# Replies
+
+
+def test_reply_is_an_object() -> None:
+    assert decode_reply(b'{"return": {"a": [1, "\\u00fc", null]}, "id": 1}\r') == {
+        "return": {"a": [1, "ü", None]},
+        "id": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[]",
+        b"5",
+        b'"text"',
+        b"null",
+        b"{",
+        b'{"return": {}} {"return": {}}',
+        b'{"return": NaN}',
+        b'{"return": Infinity}',
+        b'{"return": -Infinity}',
+        b'{"return": "\xff"}',
+        b'{"return": "\xed\xa0\x80"}',
+        b"\x00",
+        b'{"return": ' + b"[" * 100_000,
+    ],
+)
+def test_line_that_is_no_reply(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode_reply(line)
+
+
+def test_error_shows_the_start_of_a_long_line_only() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode_reply(b"x" * 1_000_000)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_has_a_limit(opening: str, closing: str) -> None:
+    def nested(depth: int) -> bytes:
+        return f'{{"return": {opening * depth}1{closing * depth}}}'.encode()
+
+    assert "return" in decode_reply(nested(60))
+    with pytest.raises(ProtocolError, match="nested"):
+        decode_reply(nested(66))
+    with pytest.raises(ProtocolError, match=r"nested|recursion"):
+        decode_reply(nested(900))
+
+
+# Framing
+
+
+def feed(parser: ReplyParser, *pieces: bytes) -> list[tuple[bytes, bool]]:
+    return [line for piece in pieces for line in parser.feed(piece)]
+
+
+def test_lines_come_whole_however_they_arrive() -> None:
+    assert feed(ReplyParser(), b'{"a"', b": 1", b"}\n{", b"}\n\n{x") == [(b'{"a": 1}', False), (b"{}", False)]
+
+
+def test_sentinel_frees_a_line_of_what_was_before_it() -> None:
+    parser = ReplyParser()
+    assert feed(parser, b"half a line\xff{1}\n") == [(b"{1}", True)]
+    assert feed(parser, b"\xff", b"\xff{2}", b"\n") == [(b"{2}", True)]
+    assert feed(parser, b"{3}\n") == [(b"{3}", False)], "the sentinel frees one line"
+
+
+def test_sentinel_alone_is_no_line() -> None:
+    assert feed(ReplyParser(), b"\xff\n", b" \t\r\n", b"\n") == []
+
+
+def test_reset_forgets_half_a_line() -> None:
+    parser = ReplyParser(limit=10)
+    feed(parser, b"12345678")
+    parser.reset()
+    assert feed(parser, b"{2345678}\n") == [(b"{2345678}", False)]
+
+
+@pytest.mark.parametrize("pieces", [[b"12345678901"], [b"123456", b"78901"], [b"12345678901\n"], [b"12345", b"678901\n"]])
+def test_line_beyond_the_limit_is_an_error_and_forgotten(pieces: list[bytes]) -> None:
+    parser = ReplyParser(limit=10)
+    with pytest.raises(ProtocolError, match="larger than 10 bytes"):
+        feed(parser, *pieces)
+    parser.reset()
+    assert feed(parser, b"x" * 10 + b"\n") == [(b"x" * 10, False)]
+
+
+def test_limit_is_of_a_line_not_of_what_arrives_at_once() -> None:
+    assert len(feed(ReplyParser(limit=10), b"12345678\n" * 100)) == 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lines_do_not_depend_on_how_the_stream_is_split(seed: int) -> None:
+    dice = random.Random(seed)
+    alphabet = [b"{", b"}", b'"a"', b" ", b"\n", b"\n", SENTINEL, b"\xc3\xbc", b"longer text"]
+    stream = b"".join(dice.choice(alphabet) for _count in range(400))
+    cuts = sorted(dice.choices(range(len(stream)), k=dice.randrange(1, 200)))
+    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert b"".join(pieces) == stream
+
+    expected = []
+    for line in stream.split(b"\n")[:-1]:
+        *before, after = line.split(SENTINEL)
+        if after.strip():
+            expected.append((after, bool(before)))
+    assert feed(ReplyParser(), *pieces) == expected
+    assert feed(ReplyParser(), stream) == expected
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(1, int), (True, bool), ("", str), ({}, dict), ([], list), (None, object), (1, (str, int)), (True, (bool, int))],
+)
+def test_value_of_the_right_type_passes(value: Any, kind: Any) -> None:
+    assert expect(value, kind, "it") is value
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(True, int), (1, bool), (1.0, int), ("1", int), (None, dict), ([], dict), (True, (int, str)), (b"", str)],
+)
+def test_value_of_the_wrong_type_is_an_error(value: Any, kind: Any) -> None:
+    with pytest.raises(ProtocolError, match=f"it should be .* sent {type(value).__name__}"):
+        expect(value, kind, "it")
