@@ -76,7 +76,10 @@ def _exchange(path: Path, typed: str, end: bytes, timeout: float) -> bytes:
             connection.connect(str(path))
             connection.sendall(typed.encode("ascii"))
             while end not in printed[-len(end) - 4096 :]:
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise TimeoutError("timed out")
+                connection.settimeout(remaining)
                 received = connection.recv(4096)
                 if not received:
                     raise LabError(f"the console closed after it printed {bytes(printed)!r}")

@@ -84,7 +84,7 @@ def _check_machine() -> None:
     except LabError as error:
         raise LabError(
             f"{error}\n\nTo install packages and to build the image, once, the demo has to be root, or to run sudo "
-            "without being asked for a password. Once both are there, any user may run it again."
+            "without being asked for a password. Later runs need neither."
         ) from error
     print(f"   Debian {RELEASE} with its agent {built.agent_version}: {built.disk}")
 

@@ -11,6 +11,7 @@ seemed to fail today could run tomorrow.
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
 import time
@@ -346,16 +347,12 @@ class SocketAgent(Agent):
 
     def _replies_amid_noise(self, channel: Channel, deadline: Deadline) -> Iterator[dict[str, Any]]:
         while True:
-            data = channel.recv(deadline)
-            try:
-                lines = self._parser.feed(data)
-            except ProtocolError:
-                continue  # the tail of somebody's giant reply
-            for line, _flushed in lines:
-                try:
-                    yield _wire.decode_reply(line)
-                except ProtocolError:
-                    continue  # the second half of a line that somebody else read the first half of
+            # Line by line, so that the end of somebody's giant reply does not hide what comes after it.
+            for piece in io.BytesIO(channel.recv(deadline)):
+                # That, or the second half of a line that somebody else read the first half of.
+                with suppress(ProtocolError):
+                    for line, _flushed in self._parser.feed(piece):
+                        yield _wire.decode_reply(line)
 
     def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
         """Close the channel and return why a sync was not answered. A sync changes nothing: nothing was sent."""

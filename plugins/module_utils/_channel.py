@@ -10,7 +10,6 @@ leaves before the agent has answered (_agent.py).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -96,12 +95,14 @@ def _parse_unix(rest: str) -> Address | None:
 
 
 def _parse_vsock(rest: str) -> Address | None:
-    match = re.fullmatch(r"(\d+):(\d+)", rest)
-    return Address("vsock", cid=int(match.group(1)), port=int(match.group(2))) if match else None
+    match = re.fullmatch(r"(\d{1,10}):(\d{1,10})", rest)
+    if not match or max(map(int, match.groups())) > 0xFFFFFFFF:
+        return None
+    return Address("vsock", cid=int(match.group(1)), port=int(match.group(2)))
 
 
 def _parse_tcp(rest: str) -> Address | None:
-    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})", rest)
+    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+)):(\d{1,5})", rest)
     if not match or not 0 < int(match.group(3)) < 65536:
         return None
     return Address("tcp", host=match.group(1) or match.group(2), port=int(match.group(3)))
@@ -133,7 +134,10 @@ class SeatLock:
         :raise ChannelBusyError: at the deadline, naming the holder.
         """
         # The file stays: removing it would let two processes lock two files of one name.
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as exc:
+            raise ConnectError(f"cannot open the channel's lock {self._path}: {exc.strerror}.") from exc
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +153,8 @@ class SeatLock:
                     ) from None
                 time.sleep(min(_RETRY_SECONDS, deadline.left()))
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()}, {os.path.basename(sys.argv[0] or 'python')}".encode()[:256], 0)
+        name = os.path.basename(sys.argv[0] or "python").encode("utf-8", "replace")
+        os.pwrite(fd, (b"pid %d, %b" % (os.getpid(), name))[:256], 0)
         self._fd = fd
 
     def release(self) -> None:
@@ -167,8 +172,12 @@ def _private_directory() -> str:
         path = os.path.join(runtime, "qemu-guest")
     else:
         path = os.path.join(tempfile.gettempdir(), f"qemu-guest-{uid}")
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as exc:
+        raise ConnectError(f"cannot make the directory {path}: {exc.strerror}.") from exc
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
         raise ConnectError(f"{path} should be a directory that only uid {uid} can write to; remove it and try again.")
@@ -236,7 +245,8 @@ class Channel:
     def _poll(self, event: int, deadline: Deadline) -> bool:
         poller = select.poll()
         poller.register(self._sock, event)
-        return bool(poller.poll(deadline.left() * 1000))
+        # A guest that never stops talking does not prolong a deadline, though there is always something to read.
+        return not deadline.expired and bool(poller.poll(deadline.left() * 1000))
 
 
 def open_channel(address: Address, deadline: Deadline) -> Channel:
@@ -293,7 +303,10 @@ def _connect_code(sock: socket.socket, path: str) -> int:
 
 
 def _connect_vsock(address: Address, deadline: Deadline) -> socket.socket:
-    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConnectError(f"cannot connect: this machine has no vsock ({exc.strerror or exc})") from exc
     try:
         sock.settimeout(max(deadline.left(), 0.001))
         sock.connect((address.cid, address.port))
@@ -306,8 +319,8 @@ def _connect_vsock(address: Address, deadline: Deadline) -> socket.socket:
 def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
     try:
         return socket.create_connection((address.host, address.port), timeout=max(deadline.left(), 0.001))
-    except OSError as exc:
-        raise ConnectError(f"cannot connect: {exc.strerror or exc}") from exc
+    except (OSError, UnicodeError) as exc:  # the latter is Python's word for a host name that cannot be one
+        raise ConnectError(f"cannot connect: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 _CONNECTORS: dict[str, Callable[[Address, Deadline], socket.socket]] = {
@@ -323,9 +336,10 @@ def seat_holder(path: str, own_inode: int) -> tuple[bool, str]:
     ``who`` names it where the system can tell (iproute2's ``ss``, as root for other users' processes), else is empty.
     """
     sockets = _unix_sockets()
+    real = os.path.realpath(path)  # QEMU may have another name for it: /var/run is /run
     for served in sockets:
         # A client that still waits for its turn is known by the 0 where the server's side of it will be.
-        if served["path"] != path or served["state"] != "ESTAB" or served["inode"] == "0":
+        if served["state"] != "ESTAB" or served["inode"] == "0" or os.path.realpath(served["path"]) != real:
             continue
         if served["peer"] == str(own_inode):
             return False, ""

@@ -20,6 +20,17 @@ mkdir -p "$results"
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 1; }
 
+# Wait for others (of this cache) that run the same; the lock ends with this process.
+exclusive() {
+    exec 8>"$cache/$1.lock"
+    if flock --nonblock 8; then return; fi
+    say "waiting for another run of $1 to end"
+    flock 8
+}
+
+# Print the package index that pip is told to use, if any: uv reads neither pip's files nor its variables.
+pip_index() { printf '%s\n' "${PIP_INDEX_URL:-$("$cache/bootstrap/bin/pip" config get global.index-url 2>/dev/null || true)}"; }
+
 # A command on PATH may be a version manager's shim that starts nothing: believe only an interpreter that answers.
 runs_as() { [[ $("$2" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) == "$1" ]]; }
 

@@ -147,7 +147,9 @@ def test_reset_forgets_half_a_line() -> None:
     assert feed(parser, b"{2345678}\n") == [(b"{2345678}", False)]
 
 
-@pytest.mark.parametrize("pieces", [[b"12345678901"], [b"123456", b"78901"], [b"12345678901\n"], [b"12345", b"678901\n"]])
+@pytest.mark.parametrize(
+    "pieces", [[b"12345678901"], [b"123456", b"78901"], [b"12345678901\n"], [b"12345", b"678901\n"]]
+)
 def test_line_beyond_the_limit_is_an_error_and_forgotten(pieces: list[bytes]) -> None:
     parser = ReplyParser(limit=10)
     with pytest.raises(ProtocolError, match="larger than 10 bytes"):

@@ -1,0 +1,33 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The real agent of each Debian release, without a guest around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from lab import image
+from lab.agent import LooseAgent
+
+
+@pytest.fixture(scope="session")
+def agents() -> Iterator[dict[str, LooseAgent]]:
+    """An agent of each release, by release, for tests that leave them as they were."""
+    with ExitStack() as stack:
+        yield {release: stack.enter_context(LooseAgent(release)) for release in image.RELEASES}
+
+
+@pytest.fixture(scope="session", params=list(image.RELEASES))
+def release(request: pytest.FixtureRequest) -> str:
+    """The name of each release."""
+    return str(request.param)
+
+
+@pytest.fixture
+def agent(agents: dict[str, LooseAgent], release: str) -> LooseAgent:
+    """The agent of each release."""
+    return agents[release]

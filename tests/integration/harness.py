@@ -1,0 +1,232 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run ansible's own commands against real agents, and look at what they did by another path."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible.release import __version__ as CORE_VERSION
+
+from lab.agent import LooseAgent
+from lab.vm import Guest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+WITNESS = HERE / "witness.py"
+COMMANDS = Path(sys.executable).parent
+"""Where this environment has ansible-playbook and its siblings."""
+
+# What a run must not inherit from whoever starts the tests.
+_FOREIGN = re.compile(r"^(ANSIBLE_|QEMU_GUEST_)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an ansible command, which has ended."""
+
+    rc: int
+    output: str
+    seconds: float
+
+    @property
+    def recap(self) -> dict[str, dict[str, int]]:
+        """The numbers of the PLAY RECAP by host: ok, changed, unreachable, failed, skipped, rescued, ignored."""
+        recap = self.output.rpartition("PLAY RECAP")[2]
+        lines = re.findall(r"^(\S+)\s+:\s+(ok=.*)$", recap, re.MULTILINE)
+        return {host: {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", counts)} for host, counts in lines}
+
+    @property
+    def message(self) -> str:
+        """The output with its line breaks as spaces, to look for text that ansible may have wrapped."""
+        return " ".join(self.output.replace("\\n", " ").split())
+
+
+class Ansible:
+    """The commands of this environment's ansible-core, with an inventory and directories of their own."""
+
+    def __init__(self, directory: Path, hosts: Mapping[str, Mapping[str, Any]]) -> None:
+        self.directory = directory
+        self.inventory = directory / "inventory.json"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.inventory.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
+
+    def playbook(self, playbook: Path, *arguments: str, rc: int | None = 0, **options: Any) -> Run:
+        """Run ansible-playbook; fail unless it exits with `rc` (None: whatever it exits with)."""
+        return self.run("ansible-playbook", str(playbook), *arguments, rc=rc, **options)
+
+    def adhoc(self, module: str, arguments: str | Mapping[str, Any] = "", *more: str, **options: Any) -> Run:
+        """Run one task on all hosts with the `ansible` command."""
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        return self.run("ansible", "all", "-m", module, "-a", text, *more, **options)
+
+    def run(
+        self,
+        command: str,
+        *arguments: str,
+        rc: int | None = 0,
+        variables: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        timeout: float = 600.0,
+    ) -> Run:
+        """Run `command` from the checkout, with its output and its errors in one text."""
+        started = time.monotonic()
+        with self.start(command, *arguments, variables=variables, environment=environment) as process:
+            output = _output(process, timeout)
+        run = Run(process.returncode, output, time.monotonic() - started)
+        assert rc is None or run.rc == rc, f"exit status {run.rc}, not {rc}, of {command} {arguments}:\n{output}"
+        return run
+
+    @contextmanager
+    def start(
+        self,
+        command: str,
+        *arguments: str,
+        variables: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start `command`; when the block is left, it and its workers have ended."""
+        argv = [str(COMMANDS / command), "-i", str(self.inventory), *arguments]
+        if variables:
+            argv += ["-e", json.dumps(variables)]
+        process = subprocess.Popen(
+            argv,
+            cwd=ROOT,
+            env={**self.environment(), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a run: nothing of the user's ansible settings is in it."""
+        kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+        return {
+            **kept,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_HOME": str(self.directory / "home"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_ROLES_PATH": str(HERE / "targets"),
+            "LC_ALL": "C.UTF-8",
+            "PATH": f"{COMMANDS}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        }
+
+
+def _output(process: subprocess.Popen[str], timeout: float) -> str:
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired as late:
+        # The workers hold the pipe too, so end them first to get what was printed.
+        os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0]
+        raise AssertionError(f"not ended after {timeout:g} s:\n{output}") from late
+
+
+# Where things are
+
+
+def guest_variables(address: Path, witness: list[str]) -> dict[str, Any]:
+    """Return the variables of a host that is the guest itself, connected to through its agent."""
+    return {
+        "ansible_connection": "qemu.guest.qga",
+        "ansible_qga_address": str(address),
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "witness": witness,
+    }
+
+
+def hypervisor_variables(address: Path, witness: list[str]) -> dict[str, Any]:
+    """Return the variables of a host that is the hypervisor of the guest: modules need the agent's address there."""
+    return {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "qga_address": str(address),
+        "witness": witness,
+    }
+
+
+def witness(subject: LooseAgent | Guest) -> list[str]:
+    """Return the beginning of a command line that runs a shell command in the guest without its agent."""
+    if isinstance(subject, Guest):
+        return [sys.executable, str(WITNESS), "console", str(subject.console)]
+    return [sys.executable, str(WITNESS), "root", str(subject.pid)]
+
+
+def look(subject: LooseAgent | Guest, command: str, check: bool = True) -> str:
+    """Run a shell command as root in the guest by another path than its agent; return what it printed."""
+    done = subprocess.run([*witness(subject), command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    output = done.stdout.decode("utf-8", "surrogateescape")
+    assert not check or done.returncode == 0, f"exit status {done.returncode} of {command}:\n{output}"
+    return output
+
+
+# Others on the channel
+
+
+@contextmanager
+def taken(address: Path) -> Iterator[None]:
+    """Be the client that has the agent's only seat."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as seat:
+        seat.settimeout(10)
+        seat.connect(str(address))
+        seat.sendall(b'{"execute": "guest-ping"}\n')
+        assert seat.recv(4096).startswith(b'{"return"'), "the seat was taken already"
+        yield
+
+
+def until(condition: Callable[[], Any], timeout: float, what: str) -> Any:
+    """Wait until `condition` returns something true, and return that; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what}: not after {timeout:g} s"
+        time.sleep(0.1)
+
+
+def in_background(action: Callable[[], Any]) -> Callable[[], Any]:
+    """Start `action` in a thread; return a function that waits for its result, or raises what it raised."""
+    outcome: dict[str, Any] = {}
+
+    def body() -> None:
+        try:
+            outcome["result"] = action()
+        except BaseException as error:  # raised again where the result is asked for
+            outcome["error"] = error
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+
+    def result() -> Any:
+        thread.join()
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["result"]
+
+    return result
