@@ -34,7 +34,9 @@ def ask(path: Path, command: str, **arguments: Any) -> Any:
         connection.settimeout(30)
         connection.connect(str(path))
         lines = connection.makefile("rb")
-        connection.sendall(b"\xff" + json.dumps({"execute": "guest-sync", "arguments": {"id": number}}).encode() + b"\n")
+        connection.sendall(
+            b"\xff" + json.dumps({"execute": "guest-sync", "arguments": {"id": number}}).encode() + b"\n"
+        )
         while json.loads(lines.readline()).get("return") != number:
             pass
         connection.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
@@ -69,3 +71,167 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
 def loose(request: pytest.FixtureRequest) -> Iterator[LooseAgent]:
     with LooseAgent(request.param, block=["guest-get-users"]) as running:
         yield running
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no newline", "\r\n\t \x1b[0m\x04\x03\n\n", "ü\udcff\udc80\0\n", "x" * 300_000 + "\n"]
+)
+def test_console_output_is_exact(guest: Guest, text: str) -> None:
+    guest.run("cat >/run/sent.py <<'END'\nimport sys\nsys.stdout.buffer.write(eval(sys.stdin.read()))\nEND")
+    written = text.encode("utf-8", "surrogateescape")
+    literal = "b'x' * 300_000 + b'\\n'" if len(written) > 1000 else repr(written)
+    assert guest.run(f"python3 /run/sent.py <<'END'\n{literal}\nEND") == (0, text)
+
+
+def test_console_status_is_exact(guest: Guest) -> None:
+    for status in (0, 1, 124, 137, 255):
+        assert guest.run(f"echo out; echo err >&2; exit {status}", check=False) == (status, "out\nerr\n")
+    with pytest.raises(LabError, match="exit status 3 .*\nOutput: why\n"):
+        guest.run("echo why; exit 3")
+
+
+def test_console_works_again_after_a_command_that_hangs(guest: Guest) -> None:
+    with pytest.raises(LabError, match="not finished after 2 s"):
+        guest.run("cat /dev/zero >/dev/null", timeout=2)
+    assert guest.run("echo back") == (0, "back\n")
+
+
+def test_guest_has_what_tests_need(guest: Guest) -> None:
+    assert guest.run(
+        "hostname; cat /etc/machine-id | wc -c; findmnt -no SIZE /small | tr -dc M; systemctl is-failed '*'",
+        check=False,
+    )[1].split("\n")[:3] == [guest.release, "33", "M"]
+    guest.run("command -v hwclock sudo cron less ip && python3 -c 'import apt'")
+
+
+def test_agent_in_the_guest(guest: Guest) -> None:
+    info = ask(guest.agent_socket, "guest-info")["return"]
+    assert int(info["version"].split(".")[0]) == image.RELEASES[guest.release]
+    assert info["version"] == image.build(guest.release).agent_version
+    assert ask(guest.agent_socket, "guest-get-vcpus")["return"][1]["can-offline"]
+
+
+def test_two_guests_at_once() -> None:
+    with Guest("bookworm") as first, Guest("bookworm", nic="user") as second:
+        for running in (first, second):
+            running.wait_booted()
+        first.run("echo first >/root/who")
+        assert second.run("cat /root/who", check=False)[0] == 1
+        assert first.run("cat /root/who; ls /sys/class/net") == (0, "first\nlo\n")
+        ssh = ["ssh", "-i", str(second.ssh_key), "-p", str(second.ssh_port), "-o", "BatchMode=yes"]
+        ssh += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1", "hostname"]
+        assert subprocess.run(ssh, stdout=subprocess.PIPE, timeout=60, check=True).stdout == b"bookworm\n"
+        pids, directories = [first.pid, second.pid], [first.directory, second.directory]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(directory.exists() for directory in directories)
+
+
+@pytest.mark.parametrize("what", ["lab.vm import Guest", "lab.agent import LooseAgent"])
+def test_nothing_outlives_a_killed_starter(what: str) -> None:
+    script = f"from {what} as Thing\nit = Thing('bookworm').start()\nprint(it.pid, it.directory, flush=True)\ninput()"
+    starter = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert starter.stdout is not None
+    pid, directory = starter.stdout.readline().split()
+    starter.kill()
+    starter.communicate()
+    assert gone(lambda: not Path(f"/proc/{int(pid)}").exists())
+    assert gone(lambda: not os.path.exists(directory))
+
+
+def test_loose_agent_refuses_what_would_act_on_the_host(loose: LooseAgent) -> None:
+    # Asked by name in the agent's own list, not by trying: a try that succeeded would stop this machine.
+    commands = ask(loose.socket, "guest-info")["return"]["supported_commands"]
+    enabled = {command["name"] for command in commands if command["enabled"]}
+    assert "guest-exec" in enabled
+    assert not enabled & {*DANGEROUS, "guest-get-users"}
+
+
+def test_loose_agent_lacks_the_privileges_too(loose: LooseAgent) -> None:
+    status = Path(f"/proc/{loose.pid}/status").read_text(encoding="ascii")
+    bounding = int(status.split("CapBnd:")[1].split()[0], 16)
+    for capability in (16, 17, 19, 21, 22, 25, 27):  # module, rawio, ptrace, admin, boot, time, mknod
+        assert not bounding & 1 << capability
+    assert (
+        shell(loose.socket, "for f in /sys/power/state /proc/sys/kernel/hostname; do test ! -w $f || echo $f; done")
+        == ""
+    )
+
+
+def test_loose_agent_leaves_the_image_alone(loose: LooseAgent) -> None:
+    tree = image.build(loose.release).tree
+    places = [tree / place for place in ("", "etc", "root", "run", "tmp", "usr/bin", "var")]
+    before = [place.stat().st_mtime_ns for place in places]
+    assert (
+        shell(loose.socket, "touch /x /etc/x /root/x /run/x /tmp/x /usr/bin/x /var/x && rm /usr/bin/env; ls /root/x")
+        == "/root/x\n"
+    )
+    loose.restart()
+    assert shell(loose.socket, "ls /root/x") == "/root/x\n", "a restart keeps the files"
+    assert [place.stat().st_mtime_ns for place in places] == before
+    assert (tree / "usr/bin/env").exists()
+
+
+def test_restart_forgets_handles_and_is_quick(loose: LooseAgent) -> None:
+    handle = ask(loose.socket, "guest-file-open", path="/etc/hostname")["return"]
+    pid, started = loose.pid, time.monotonic()
+    loose.restart()
+    assert time.monotonic() - started < 1
+    assert loose.pid != pid
+    assert "has not been found" in ask(loose.socket, "guest-file-close", handle=handle)["error"]["desc"]
+
+
+def test_accelerator_probe_is_exact_and_bounded() -> None:
+    started = time.monotonic()
+    assert accel.accelerator() in ("kvm", "tcg")
+    assert accel.runs(accel.EMULATION)
+    assert not accel.runs(["-accel", "nonsense"])
+    assert time.monotonic() - started < 3 * accel.PROBE_SECONDS
+
+
+def test_probe_gives_up_on_a_guest_that_does_not_run() -> None:
+    started = time.monotonic()
+    assert not accel.runs([*accel.EMULATION, "-S"])
+    assert time.monotonic() - started < accel.PROBE_SECONDS + 2
+
+
+def test_interrupted_build_is_not_taken_for_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QEMU_GUEST_CACHE", str(tmp_path))
+    script = "from lab import image\nimage.build('bookworm')"
+    builder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert builder.stdout is not None
+    assert b"bare system" in builder.stdout.readline()
+    time.sleep(3)
+    builder.send_signal(signal.SIGINT)
+    builder.communicate()
+    assert list((tmp_path / "images").glob(".bookworm-partial-*"))
+    assert not list((tmp_path / "images").glob("bookworm-*"))
+
+
+def test_messages_for_who_cannot_be_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(host, "can_be_root", lambda: False)
+    monkeypatch.setattr(host, "find", lambda program: program if program == "apt-get" else None)
+    with pytest.raises(LabError, match="needs root"):
+        host.as_root(["debootstrap"])
+    with pytest.raises(LabError, match="sudo apt-get install --no-install-recommends qemu-system-x86 seabios$"):
+        host.need("qemu-system-x86_64")
+
+
+def test_command_line(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shared in ("images", "ssh"):
+        (tmp_path / shared).symlink_to(host.cache_root() / shared)
+    monkeypatch.setenv("QEMU_GUEST_CACHE", str(tmp_path))
+    assert main(["up", "one"]) == 0
+    try:
+        assert "address: " in capfd.readouterr().out
+        assert main(["up", "one"]) == 1
+        assert "is up already" in capfd.readouterr().err
+        assert main(["console", "one", "--", "printf '%s' \"a  b\"; exit 7"]) == 7
+        assert capfd.readouterr().out == "a  b"
+        assert main(["list"]) == 0
+        assert "one\tbookworm" in capfd.readouterr().out
+    finally:
+        assert main(["down", "--all"]) == 0
+    assert main(["list"]) == 0
+    assert capfd.readouterr().out == "one is down\n"
+    assert main(["console", "one", "--", "true"]) == 1

@@ -134,7 +134,10 @@ class Guest:
         self.directory, self.pid = Path(), 0
 
     def alive(self) -> bool:
-        """Say whether QEMU runs. A process number may be used again, so look at what runs under it."""
+        """Say whether QEMU runs."""
+        if self._process is not None:
+            return self._process.poll() is None
+        # Another process started it, so the number may have been used again: look at what runs under it.
         try:
             command_line = Path(f"/proc/{self.pid}/cmdline").read_bytes()
         except OSError:

@@ -90,6 +90,7 @@ EXAMPLES = r"""
         mode: "0644"
 """
 
+import functools
 import os
 import re
 import shlex
@@ -138,7 +139,12 @@ class Connection(ConnectionBase):
         :raise AnsibleError: if the host has no address.
         """
         if self._agent is None:
-            self._agent = open_agent(self._address(), self.get_option("timeout"), log=self._log)
+            # The log must not lead back here: an agent in a circle would keep the seat until the garbage is collected.
+            name = self._name
+            log = functools.partial(display.vvvvv, host=name)
+            self._agent = open_agent(self._address(), self.get_option("timeout"), log=log)
+            # In a loop, ansible-core makes a new connection unless this one says so.
+            self._connected = True
         return self._agent
 
     def _connect(self) -> Connection:
@@ -233,9 +239,6 @@ class Connection(ConnectionBase):
     def _show_transfer(self, what: str, path: str, size: int, started: float) -> None:
         seconds = time.monotonic() - started
         display.vvv(f"{what} {to_text(path)}: {size} bytes in {seconds:.2f} s", host=self._name)
-
-    def _log(self, line: str) -> None:
-        display.vvvvv(line, host=self._name)
 
     @property
     def _name(self) -> str:

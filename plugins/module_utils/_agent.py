@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import itertools
 import random
+import re
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -51,6 +52,8 @@ _SECONDS_TO_FAIL = 5.0
 # The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
 _IDLE_SECONDS = 0.5
 
+_DISABLED = re.compile(r"(The c|C)ommand \S+ has been disabled\b")
+
 Log = Callable[[str], None]
 
 
@@ -64,7 +67,7 @@ class AgentInfo:
     @property
     def version_tuple(self) -> tuple[int, ...]:
         """Return the version as numbers; what is no number ends it."""
-        digits = itertools.takewhile(str.isdigit, self.version.replace("-", ".").split("."))
+        digits = itertools.takewhile(str.isdecimal, self.version.replace("-", ".").split("."))
         return tuple(int(d) for d in digits)
 
 
@@ -79,6 +82,7 @@ class Agent(ABC):
         self.timeout = timeout
         self._log = log
         self._info: AgentInfo | None = None
+        self._explaining = False
 
     @abstractmethod
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
@@ -140,7 +144,8 @@ class Agent(ABC):
         if "error" in reply:
             error = _wire.expect(reply["error"], dict, "the error")
             desc = _wire.expect(error.get("desc", ""), str, "the error's desc")
-            if error.get("class") == "CommandNotFound":
+            # Agents before 4.0 give what is disabled the class GenericError.
+            if error.get("class") == "CommandNotFound" or _DISABLED.match(desc):
                 raise self._unavailable(command, desc)
             raise _errors.command_error(command, str(error.get("class", "")), desc)
         if "return" not in reply:
@@ -187,10 +192,18 @@ class Agent(ABC):
 
     def _unavailable(self, command: str, desc: str) -> CommandUnavailable:
         """Return the error that tells which of the three it is; agents word them alike."""
+        unexplained = CommandUnavailable(desc or "the agent does not say why", command=command)
+        if self._explaining:  # the agent refuses what it is asked about its refusal
+            return unexplained
+        self._explaining = True
         try:
-            info = self.refresh_info()
+            return self._explained(command, self.refresh_info())
         except QgaError:
-            return CommandUnavailable(desc or "the agent does not say why", command=command)
+            return unexplained
+        finally:
+            self._explaining = False
+
+    def _explained(self, command: str, info: AgentInfo) -> CommandUnavailable:
         if command not in info.commands:
             since = _commands.command(command).since
             hint = f"It came with version {since}: upgrade qemu-guest-agent in the guest." if since else ""
@@ -256,6 +269,7 @@ class SocketAgent(Agent):
         self._max_reply = max_reply
         self._channel: Channel | None = None
         self._parser = _wire.ReplyParser(max_reply)
+        self._takes_id = True
         self._echoes_id = False
         self._in_step_since = 0.0  # time of the last matching reply; 0: out of step
         self._ids = itertools.count(1)
@@ -268,9 +282,9 @@ class SocketAgent(Agent):
             self._channel = None
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        channel = self._in_step(deadline)
         request_id = self._next_id()
         data = _wire.encode_request(command, arguments, request_id)
-        channel = self._in_step(deadline)
         # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
         self._in_step_since = 0.0
         try:
@@ -325,23 +339,28 @@ class SocketAgent(Agent):
         """Bring client and agent into step: guest-sync-delimited, or guest-sync where the agent lacks it.
 
         An agent that echoes ids is in step as soon as it echoes the sync's, even if only to say that the command is
-        disabled.
+        disabled. One that refuses ids (before 4.0) gets none from then on.
         """
         self._in_step_since = 0.0
         self._parser.reset()
         sync_id = random.getrandbits(62)
         request_id = self._next_id()
-        channel.send(
-            _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id), deadline
-        )
+        delimited = _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
+        channel.send(delimited, deadline)
+        fallen_back = False
         for reply in self._replies_amid_noise(channel, deadline):
-            if reply.get("id") == request_id:
+            if request_id and reply.get("id") == request_id:
                 self._echoes_id = True
                 break
             if reply.get("return") == sync_id and not isinstance(reply["return"], bool):
                 self._echoes_id = "id" in reply
                 break
-            if _lacks_delimited(reply):
+            if self._takes_id and _refuses_id(reply):
+                self._takes_id, request_id = False, ""
+                channel.send(_wire.encode_request("guest-sync-delimited", {"id": sync_id}, ""), deadline)
+            # Once: a former client may have left the same error, and each sync has a reply.
+            if not fallen_back and _lacks_delimited(reply):
+                fallen_back = True
                 channel.send(_wire.encode_request("guest-sync", {"id": sync_id}, request_id), deadline)
         self._in_step_since = time.monotonic()
 
@@ -373,16 +392,17 @@ class SocketAgent(Agent):
         )
 
     def _next_id(self) -> str:
-        return f"{self._id_prefix}-{next(self._ids)}"
+        return f"{self._id_prefix}-{next(self._ids)}" if self._takes_id else ""
+
+
+def _refuses_id(reply: Mapping[str, Any]) -> bool:
+    error = reply.get("error")
+    return isinstance(error, dict) and "member 'id' is unexpected" in str(error.get("desc"))
 
 
 def _lacks_delimited(reply: Mapping[str, Any]) -> bool:
     error = reply.get("error")
-    return (
-        isinstance(error, dict)
-        and error.get("class") == "CommandNotFound"
-        and "guest-sync-delimited" in str(error.get("desc"))
-    )
+    return isinstance(error, dict) and "guest-sync-delimited" in str(error.get("desc"))
 
 
 def open_agent(

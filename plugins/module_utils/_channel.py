@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import Callable
+from typing import IO, Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
@@ -126,7 +126,7 @@ class SeatLock:
         name = os.path.realpath(address.path) if address.kind == "unix" else str(address)
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self._path = os.path.join(directory or _private_directory(), f"{digest}.lock")
-        self._fd = -1
+        self._file: IO[bytes] | None = None
 
     def acquire(self, deadline: Deadline) -> None:
         """Wait for the seat.
@@ -135,33 +135,38 @@ class SeatLock:
         """
         # The file stays: removing it would let two processes lock two files of one name.
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            file = open(self._path, "r+b", buffering=0, opener=_create)  # noqa: SIM115 - it is open while it is held
         except OSError as exc:
             raise ConnectError(f"cannot open the channel's lock {self._path}: {exc.strerror}.") from exc
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if deadline.expired:
-                    holder = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
-                    os.close(fd)
+                    holder = file.read(256).decode("utf-8", "replace").strip()
+                    file.close()
                     raise ChannelBusyError(
                         f"another task uses the channel ({holder or 'unknown'}) and did not leave it within "
                         f"{deadline.seconds:g} s.",
                         hint="A guest agent serves one client at a time.",
                     ) from None
                 time.sleep(min(_RETRY_SECONDS, deadline.left()))
-        os.ftruncate(fd, 0)
         name = os.path.basename(sys.argv[0] or "python").encode("utf-8", "replace")
-        os.pwrite(fd, (b"pid %d, %b" % (os.getpid(), name))[:256], 0)
-        self._fd = fd
+        file.truncate(0)
+        file.write((b"pid %d, %b" % (os.getpid(), name))[:256])
+        # A file object, not a number: a lock that is forgotten is released with it.
+        self._file = file
 
     def release(self) -> None:
         """Give the seat up; harmless if it is not held."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 def _private_directory() -> str:

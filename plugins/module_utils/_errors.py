@@ -64,7 +64,8 @@ class QgaError(Exception):
     def __str__(self) -> str:
         where = f"guest agent at {self.address}: " if self.address else ""
         what = f"{self.command} {self.fate}: " if self.command else ""
-        hint = f" {self.hint}" if self.hint else ""
+        stop = "" if self.message.endswith(".") else "."
+        hint = f"{stop} {self.hint}" if self.hint else ""
         return f"{where}{what}{self.message}{hint}"
 
     def as_result(self) -> dict[str, Any]:

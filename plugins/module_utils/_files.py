@@ -13,7 +13,6 @@ A file that guest-file-open creates has mode 0666 whatever the umask; who must n
 from __future__ import annotations
 
 import base64
-import binascii
 import errno
 import hashlib
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ class GuestFile:
 def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as exc:
+    except ValueError as exc:  # binascii.Error, or text that is not ASCII
         raise ProtocolError(f"the agent sent invalid base64: {exc}") from exc
 
 

@@ -47,7 +47,8 @@ for f in /etc/environment /etc/default/locale /etc/locale.conf; do
     while IFS= read -r l || [ -n "$l" ]; do
         l=${l#export }
         v=${l%%=*}
-        case $v in '' | [0-9]* | *[!A-Za-z0-9_]*) continue ;; esac
+        # Nor what this program works with, nor what bash takes for an attack on itself, and ends.
+        case $v in '' | [0-9]* | *[!A-Za-z0-9_]* | [a-z] | UID | EUID | PPID | SHELLOPTS | BASHOPTS) continue ;; esac
         case $l in *=*) ;; *) continue ;; esac
         l=${l#*=}
         l=${l#[\"\']}
@@ -173,7 +174,10 @@ for s in TERM KILL; do
     kill -s $s $tree 2>/dev/null
     i=0
     while [ $i -lt %(grace)d ]; do
-        kill -0 $tree 2>/dev/null || exit 0
+        # One by one: of several, dash fails for one that is gone, bash only if all are.
+        more=
+        for p in $tree; do kill -0 $p 2>/dev/null && more=1; done
+        [ "$more" ] || exit 0
         sleep 1
         i=$((i + 1))
     done

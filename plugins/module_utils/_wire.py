@@ -38,11 +38,11 @@ Kind = Union[type, Tuple[type, ...]]
 def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id: str) -> bytes:
     """Return the request as the agent reads it, newline included.
 
-    Non-ASCII text is escaped, so that a line is plain ASCII whatever a name contains.
+    Non-ASCII text is escaped, so that a line is plain ASCII whatever a name contains. No id is sent if it is empty.
 
     :raise ProtocolError: for what JSON cannot carry (bytes that are not UTF-8, NaN, …). Nothing was sent.
     """
-    request: dict[str, Any] = {"execute": command, "id": request_id}
+    request: dict[str, Any] = {"execute": command, **({"id": request_id} if request_id else {})}
     if arguments:
         request["arguments"] = arguments
     try:
@@ -51,9 +51,9 @@ def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id
         # refuse the whole request, and no reply with our id would ever come.
         if "\\ud" in line:
             json.dumps(request, ensure_ascii=False).encode("utf-8")
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, RecursionError) as exc:
         error = ProtocolError(f"the arguments cannot be sent as JSON: {exc}", command=command)
-        error.executed = "no"
+        error.executed, error.fate = "no", "was not sent"
         raise error from exc
     return line.encode("ascii") + b"\n"
 
@@ -130,12 +130,12 @@ class ReplyParser:
 
 
 def expect(value: Any, kind: Kind, what: str) -> Any:
-    """Return ``value`` if it is of the type that the schema names; bool does not pass as int.
+    """Return ``value`` if it is of the type that the schema names (object: of any); bool does not pass as int.
 
     :raise ProtocolError: otherwise.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
+    if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds):
         return value
     wanted = " or ".join(k.__name__ for k in kinds)
     raise ProtocolError(f"{what} should be {wanted} by the schema; the agent sent {type(value).__name__}")

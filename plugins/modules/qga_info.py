@@ -207,7 +207,7 @@ except ImportError:
 
 SPEC: dict[str, dict[str, Any]] = {
     "gather_subset": {"type": "list", "elements": "str", "default": ["all"]},
-    "authorized_keys_of": {"type": "list", "elements": "str", "default": []},
+    "authorized_keys_of": {"type": "list", "elements": "str", "default": [], "no_log": False},
     "query": {"type": "str"},
 }
 

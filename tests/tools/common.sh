@@ -73,18 +73,14 @@ step() {
     printf '%s\t%s\n' "$outcome" "$name" >>"$results/steps.tsv"
 }
 
-# pytest_on STAGE DIRECTORY CORE...   run a directory of tests with each core's environment; fail if one of them fails
+# pytest_on STAGE CORE ARGUMENT...   run pytest with a core's environment; PYTEST_ARGS of the environment comes last
 pytest_on() {
-    local stage=$1 directory=$2 core python status=0 arguments
+    local stage=$1 core=$2 venv arguments
     shift 2
+    venv=$("$root/tests/tools/venv" "core-$core")
     read -ra arguments <<<"${PYTEST_ARGS:-}"
     cd "$root"
-    for core in "$@"; do
-        python=$(tests/tools/venv "core-$core")/bin/python
-        "$python" -c 'import platform, ansible.release as core
+    "$venv/bin/python" -c 'import platform, ansible.release as core
 print(f"-- ansible-core {core.__version__}, Python {platform.python_version()}")'
-        PATH=${python%/*}:$PATH "$python" -m pytest --quiet --junitxml="$results/$stage-$core.xml" \
-            "${arguments[@]}" "$directory" || status=1
-    done
-    return "$status"
+    PATH=$venv/bin:$PATH python -m pytest --junitxml="$results/$stage-$core.xml" "$@" "${arguments[@]}"
 }

@@ -20,15 +20,17 @@ NOTHING_TO_CHECK = "No tests applicable."
 
 def outcome(case: ET.Element) -> tuple[str, str]:
     """Name the outcome of one JUnit test case, and the reason where it was skipped."""
+    for child, name in (("failure", "failed"), ("error", "errors")):
+        if case.find(child) is not None:
+            return name, ""
     skipped = case.find("skipped")
-    if case.find("failure") is not None:
-        return "failed", ""
-    if case.find("error") is not None:
-        return "errors", ""
-    if skipped is not None:
-        reason = skipped.text or skipped.get("message") or "no reason given"
-        return ("nothing to check", "") if reason == NOTHING_TO_CHECK else ("skipped", reason)
-    return "passed", ""
+    if skipped is None:
+        return "passed", ""
+    # ansible-test has the reason in the text, pytest in an attribute (and the place in the text).
+    reason = skipped.get("message") or skipped.text or "no reason given"
+    if reason == NOTHING_TO_CHECK:
+        return "nothing to check", ""
+    return ("xfailed" if skipped.get("type") == "pytest.xfail" else "skipped"), reason
 
 
 def collect(directory: Path) -> Counter[tuple[str, str]]:
@@ -47,10 +49,10 @@ def main(directory: str, seconds: str, *stages: str) -> int:
     for (name, reason), number in sorted(collect(Path(directory)).items()):
         counts[name] += number
         if reason:
-            print(f"SKIPPED [{number}] {reason}")
+            print(f"{name.upper()} [{number}] {reason}")
     for stage in stages:
         print(f"FAILED stage {stage}")
-    names = ("failed", "errors", "passed", "skipped", "nothing to check")
+    names = ("failed", "errors", "passed", "skipped", "xfailed", "nothing to check")
     shown = ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
     elapsed = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
     print(f" {shown or 'nothing ran'} in {seconds}s ({elapsed}) ".center(100, "="))

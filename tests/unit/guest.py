@@ -46,6 +46,8 @@ class Program:
             start_new_session=True,
         )
         self.output = (b"", b"")
+        # As an agent does, whatever became of its output.
+        threading.Thread(target=self.process.wait, daemon=True).start()
         self.thread = threading.Thread(target=self._communicate, args=(stdin,), daemon=True)
         self.thread.start()
 
@@ -56,11 +58,13 @@ class Program:
 class Guest:
     """Answers for a ``Scripted`` agent.
 
-    ``shell`` stands in for /bin/sh. ``started`` are the requests to start a program. What stands at ``spool`` here is
-    what stands at SPOOL in the guest.
+    ``shell`` stands in for /bin/sh, and programs in the directory ``tools`` come before those of PATH. ``started`` are
+    the requests to start a program. What stands at ``spool`` here is what stands at SPOOL in the guest.
     """
 
     def __init__(self, directory: Path, shell: Sequence[str] = ("/bin/sh",)) -> None:
+        self.tools = directory / "tools"
+        self.tools.mkdir()
         self.spool = str(directory / "spool.")
         self.shell = list(shell)
         self.files: dict[int, int] = {}
@@ -141,6 +145,8 @@ class Guest:
         self.started.append(arguments)
         program = self.shell if arguments["path"] == "/bin/sh" else [arguments["path"]]
         env = dict(self._here(entry).split("=", 1) for entry in arguments["env"]) if "env" in arguments else None
+        if env and "PATH" in env:
+            env["PATH"] = f"{self.tools}:{env['PATH']}"
         stdin = base64.b64decode(arguments.get("input-data", "")).replace(SPOOL.encode(), self.spool.encode())
         started = Program([*program, *arguments.get("arg", ())], env, stdin)
         self.programs[started.process.pid] = started

@@ -94,8 +94,9 @@ class Scripted:
     """The agent at ``path``; a context manager that runs it in a thread.
 
     ``answers`` maps commands to what they return: a value, or a function of the arguments. ``blocked`` names commands
-    that guest-info lists as disabled, and the text of the error they get. ``piece`` is the number of bytes in which
-    replies are delivered at once. ``before`` is what a former client left unread.
+    that guest-info lists as disabled, and the text of the error they get. An agent from 4.0 on ``echoes_id``; one
+    before that refuses it (``takes_id``). ``piece`` is the number of bytes in which replies are delivered at once,
+    ``before`` is what a former client left unread.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Scripted:
         clock: Clock | None = None,
         release: str = "7.2",
         echoes_id: bool = True,
+        takes_id: bool = True,
         blocked: Mapping[str, str] | None = None,
         piece: int = 0,
         before: bytes = b"",
@@ -114,7 +116,8 @@ class Scripted:
         self.answers: dict[str, Any] = {"guest-ping": {}, **(answers or {})}
         self.release = RELEASES[release]
         self.blocked = dict(blocked or {})
-        self.echoes_id = echoes_id
+        self.echoes_id = echoes_id and takes_id
+        self.takes_id = takes_id
         self.piece = piece
         self.before = before
         self.requests: list[Request] = []
@@ -253,6 +256,10 @@ class Session:
             message = json.loads(text)
         except ValueError:
             self.send(line({"error": {"class": "GenericError", "desc": "JSON parse error, invalid keyword"}}))
+            return
+        if "id" in message and not self.server.takes_id:
+            text = "QMP input object member 'id' is unexpected"
+            self.send(line({"error": {"class": "GenericError", "desc": text}}))
             return
         ids = {"id": message["id"]} if "id" in message and self.server.echoes_id else {}
         request = Request(text, message["execute"], message.get("arguments", {}), ids)

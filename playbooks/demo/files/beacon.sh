@@ -5,13 +5,14 @@
 #
 # Writes a line to its home now and then; with --report FILE, says once who and where it is.
 set -eu
+# shellcheck source=/dev/null
 . /etc/beacon.conf
 
 if [ "${1-}" = --report ]; then
     {
         echo "$MESSAGE"
         echo "user $(id -un), home $HOME, locale ${LANG-none}"
-        echo "network devices: $(ls /sys/class/net | tr '\n' ' ')"
+        echo "network devices: $(cd /sys/class/net && echo *)"
     } >"$2"
     exit
 fi

@@ -19,7 +19,19 @@ from ansible_collections.qemu.guest.plugins.module_utils._wire import (
     expect,
 )
 
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _level in range(depth):
+        value = [value]
+    return value
+
+
 # Requests
+
+
+def test_request_without_id() -> None:
+    assert encode_request("guest-ping", None, "") == b'{"execute":"guest-ping"}\n'
 
 
 def test_request_is_one_line_of_ascii() -> None:
@@ -52,12 +64,14 @@ def test_request_keeps_integers_whole() -> None:
         pytest.param(float("inf"), id="infinity"),
         pytest.param(b"bytes", id="bytes"),
         pytest.param({1, 2}, id="set"),
+        pytest.param(nested(100_000), id="nesting"),
     ],
 )
 def test_request_that_json_cannot_carry_is_refused_before_it_is_sent(value: Any) -> None:
     with pytest.raises(ProtocolError) as caught:
         encode_request("guest-exec", {"path": value}, "a")
     assert caught.value.executed == "no"
+    assert "was not sent" in str(caught.value)
     assert caught.value.command == "guest-exec"
 
 
@@ -108,14 +122,14 @@ def test_error_shows_the_start_of_a_long_line_only() -> None:
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_nesting_has_a_limit(opening: str, closing: str) -> None:
-    def nested(depth: int) -> bytes:
+    def reply(depth: int) -> bytes:
         return f'{{"return": {opening * depth}1{closing * depth}}}'.encode()
 
-    assert "return" in decode_reply(nested(60))
+    assert "return" in decode_reply(reply(60))
     with pytest.raises(ProtocolError, match="nested"):
-        decode_reply(nested(66))
+        decode_reply(reply(66))
     with pytest.raises(ProtocolError, match=r"nested|recursion"):
-        decode_reply(nested(900))
+        decode_reply(reply(900))
 
 
 # Framing
@@ -185,7 +199,17 @@ def test_lines_do_not_depend_on_how_the_stream_is_split(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(1, int), (True, bool), ("", str), ({}, dict), ([], list), (None, object), (1, (str, int)), (True, (bool, int))],
+    [
+        (1, int),
+        (True, bool),
+        ("", str),
+        ({}, dict),
+        ([], list),
+        (None, object),
+        (True, object),
+        (1, (str, int)),
+        (True, (bool, int)),
+    ],
 )
 def test_value_of_the_right_type_passes(value: Any, kind: Any) -> None:
     assert expect(value, kind, "it") is value

@@ -1,0 +1,87 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Count what travels to an agent and back: a socket to use in place of the agent's, which passes everything on."""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import threading
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+# A client has one request in flight and starts it with this; requests are single lines.
+EXECUTE = re.compile(rb'"execute":\s*"([^"]*)"')
+SIZE = 1024 * 1024
+
+
+@dataclass
+class Count:
+    """Requests of one command, and the bytes of them and of their replies."""
+
+    requests: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+class Tally:
+    """A proxy on the UNIX socket `path` in front of an agent's socket; `counts` has a Count for each command."""
+
+    def __init__(self, path: Path, agent_socket: Path) -> None:
+        self.path = path
+        self.counts: dict[str, Count] = defaultdict(Count)
+        self._agent_socket = agent_socket
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Tally:
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closing would not wake the thread that waits for a client; shutting down does.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        self.path.unlink()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+                agent.connect(str(self._agent_socket))
+                self._pass_on(client, agent)
+
+    def _pass_on(self, client: socket.socket, agent: socket.socket) -> None:
+        """Pass bytes both ways until one side closes."""
+        command = "nothing asked"
+        line = b""
+        while True:
+            for source in select.select([client, agent], [], [])[0]:
+                data = source.recv(SIZE)
+                if not data:
+                    return
+                if source is agent:
+                    self.counts[command].received += len(data)
+                    client.sendall(data)
+                    continue
+                started = not line
+                line += data
+                if started and (match := EXECUTE.search(line)):
+                    command = match.group(1).decode("ascii", "replace")
+                    self.counts[command].requests += 1
+                self.counts[command].sent += len(data)
+                if line.endswith(b"\n"):
+                    line = b""
+                agent.sendall(data)

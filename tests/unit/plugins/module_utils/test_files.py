@@ -1,0 +1,436 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils import _files
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandUnavailable,
+    GuestFileError,
+    HandleLostError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, copy_in, copy_out, exists
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.scripted import (
+    Request,
+    Scripted,
+    Session,
+    Step,
+    answers,
+    closes,
+    fails,
+    returns,
+    swallows,
+)
+
+FULL = "No space left on device"
+
+
+@pytest.fixture
+def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
+    return scripted(guest.answers())
+
+
+@pytest.fixture
+def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
+    return connect(server)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(_files, "CHUNK", 10)
+    return 10
+
+
+def data_reply(data: bytes, **members: Any) -> Step:
+    return returns({"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": False, **members})
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+EVERY_BYTE = bytes(range(256)) * 3
+
+# Into the guest
+
+
+@pytest.mark.parametrize("data", [b"", b"x", EVERY_BYTE])
+def test_copy_in(agent: SocketAgent, guest: Guest, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a file ü"
+    path.write_bytes(b"what was there before")
+    copied = copy_in(agent, io.BytesIO(data), str(path))
+    assert path.read_bytes() == data
+    assert (copied.size, copied.sha256, copied.checked) == (len(data), sha256(data), True)
+    assert guest.files == {}
+
+
+@pytest.mark.parametrize("length", [9, 10, 11, 20, 25])
+@pytest.mark.usefixtures("small_chunks")
+def test_copy_in_by_chunks(agent: SocketAgent, server: Scripted, tmp_path: Path, length: int) -> None:
+    data = EVERY_BYTE[:length]
+    copied = copy_in(agent, io.BytesIO(data), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == data
+    assert copied.checked == (length <= 10), "what was more than a chunk is yet to be compared"
+    assert copied.sha256 == sha256(data)
+    assert server.work.count("guest-file-write") == -(-length // 10)
+    assert server.work[-1] == "guest-file-close"
+    assert "guest-file-flush" in server.work
+
+
+def test_copy_in_is_one_request_at_a_time(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
+    """A chunk near 1 MiB in a request, none sent before the last one was answered."""
+    sizes: list[int] = []
+
+    def watches(session: Session, request: Request) -> None:
+        sizes.append(len(base64.b64decode(request.arguments["buf-b64"])))
+        assert session.listens_for(0.05) == b""
+        assert server.received[0].count(b"\n") == len(server.requests)
+        answers(session, request)
+
+    server.then("guest-file-write", watches, watches, watches)
+    copy_in(agent, io.BytesIO(b"x" * (2 * CHUNK + 5)), str(tmp_path / "file"))
+    assert sizes == [CHUNK, CHUNK, 5]
+
+
+@pytest.mark.parametrize("there", [None, b"", b"there before\n"])
+@pytest.mark.parametrize("data", [b"", b"new"])
+def test_append(agent: SocketAgent, tmp_path: Path, there: bytes | None, data: bytes) -> None:
+    path = tmp_path / "file"
+    if there is not None:
+        path.write_bytes(there)
+    copied = copy_in(agent, io.BytesIO(data), str(path), append=True)
+    assert path.read_bytes() == (there or b"") + data
+    assert (copied.size, copied.sha256, copied.checked) == (len(data), sha256(data), True)
+
+
+def test_short_write(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    server.then("guest-file-write", returns({"count": 4, "eof": False}))
+    with pytest.raises(TransferError, match="4 of 5 bytes"):
+        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
+    assert guest.files == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("guest-file-write", f"failed to write to file: {FULL}"),
+        ("guest-file-flush", f"failed to flush file: {FULL}"),
+        ("guest-file-close", f"failed to close handle: {FULL}"),
+    ],
+)
+def test_full_disk_wherever_it_is_told(
+    agent: SocketAgent, server: Scripted, tmp_path: Path, command: str, text: str
+) -> None:
+    server.then(command, fails(text))
+    with pytest.raises(GuestFileError) as caught:
+        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.command == command
+    assert server.work.count("guest-file-close") == 1
+
+
+def test_trouble_of_closing_does_not_hide_the_trouble_before_it(
+    agent: SocketAgent, server: Scripted, tmp_path: Path
+) -> None:
+    server.then("guest-file-write", fails(f"failed to write to file: {FULL}"))
+    server.then("guest-file-close", fails("failed to close handle: Input/output error"))
+    with pytest.raises(GuestFileError) as caught:
+        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_other_content_than_was_written(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    server.then("guest-file-read", data_reply(b"1234X"))
+    with pytest.raises(TransferError, match="reads back differently"):
+        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
+    assert guest.files == {}
+
+
+def test_other_position_than_was_written(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, small_chunks: int
+) -> None:
+    server.then("guest-file-seek", returns({"position": 24, "eof": False}))
+    with pytest.raises(TransferError, match=r"25 bytes were sent .* 24 are there"):
+        copy_in(agent, io.BytesIO(b"x" * 25), str(tmp_path / "file"))
+    assert guest.files == {}
+
+
+def test_appended_to_by_somebody_else_too(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    flush = server.answers["guest-file-flush"]
+
+    def meanwhile(arguments: Any) -> Any:
+        path.write_bytes(path.read_bytes() + b"!")
+        return flush(arguments)
+
+    server.answers["guest-file-seek"] = lambda arguments: {"position": path.stat().st_size, "eof": False}
+    server.answers["guest-file-flush"] = meanwhile
+    with pytest.raises(TransferError, match=r"3 bytes were sent .* 4 are there"):
+        copy_in(agent, io.BytesIO(b"new"), str(path), append=True)
+
+
+def test_source_that_breaks(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        copy_in(agent, Broken(), str(tmp_path / "file"))
+    assert guest.files == {}
+
+
+@pytest.mark.parametrize("lost", [swallows, closes()])
+def test_reply_to_a_write_is_lost(agent: SocketAgent, server: Scripted, tmp_path: Path, lost: Step) -> None:
+    """It may have been written: to write it again could write it twice."""
+    server.then("guest-file-write", lost)
+    with pytest.raises(OutcomeUnknownError) as caught:
+        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
+    assert caught.value.command == "guest-file-write"
+    assert server.work.count("guest-file-write") == 1
+    assert server.work[-1] == "guest-file-close"
+
+
+def test_agent_restarted_in_the_middle(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    def restarts(arguments: Any) -> Any:
+        guest.files.clear()
+        return guest.flush(arguments)
+
+    server.answers["guest-file-flush"] = restarts
+    with pytest.raises(HandleLostError, match="has not been found"):
+        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
+
+
+# Out of the guest
+
+
+@pytest.mark.parametrize("data", [b"", b"x", EVERY_BYTE])
+def test_copy_out(agent: SocketAgent, guest: Guest, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a file ü"
+    path.write_bytes(data)
+    sink = io.BytesIO()
+    copied = copy_out(agent, str(path), sink.write)
+    assert sink.getvalue() == data
+    assert (copied.size, copied.sha256, copied.checked) == (len(data), sha256(data), True)
+    assert guest.files == {}
+
+
+@pytest.mark.parametrize("length", [9, 10, 11, 20, 25])
+@pytest.mark.usefixtures("small_chunks")
+def test_copy_out_by_chunks(agent: SocketAgent, tmp_path: Path, length: int) -> None:
+    data = EVERY_BYTE[:length]
+    (tmp_path / "file").write_bytes(data)
+    sink = io.BytesIO()
+    copied = copy_out(agent, str(tmp_path / "file"), sink.write)
+    assert sink.getvalue() == data
+    assert copied.checked == (length <= 10)
+    assert copied.sha256 == sha256(data)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([(b"12345", False), (b"678", True), (b"", True)], id="short read with eof"),
+        pytest.param([(b"12345", True), (b"678", True), (b"", True)], id="eof that was none: the file grew"),
+        pytest.param([(b"12345678", False), (b"", True)], id="whole read without eof"),
+        pytest.param([(b"1", False)] * 8 + [(b"", True)], id="a byte at a time"),
+        pytest.param([(b"12345678", True), (b"", False)], id="an end without eof"),
+    ],
+)
+def test_end_of_a_file_is_where_nothing_more_comes(
+    agent: SocketAgent, server: Scripted, tmp_path: Path, pieces: list[tuple[bytes, bool]]
+) -> None:
+    (tmp_path / "file").touch()
+    server.then("guest-file-read", *(data_reply(data, eof=eof) for data, eof in pieces))
+    sink = io.BytesIO()
+    assert copy_out(agent, str(tmp_path / "file"), sink.write).size == len(sink.getvalue())
+    assert sink.getvalue() == b"".join(data for data, _eof in pieces)
+
+
+def test_file_that_changes_between_two_looks_is_not_checked(
+    agent: SocketAgent, server: Scripted, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    server.then("guest-file-read", data_reply(b"12:00"), data_reply(b""), data_reply(b"12:01"))
+    assert not copy_out(agent, str(tmp_path / "file"), len).checked
+
+
+def test_sink_that_breaks(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+
+    def full(data: bytes) -> None:
+        raise OSError(errno.ENOSPC, FULL)
+
+    with pytest.raises(OSError, match=FULL):
+        copy_out(agent, str(tmp_path / "file"), full)
+    assert guest.files == {}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"count": 4, "buf-b64": "MTIzNDU=", "eof": False},
+        {"count": 6, "buf-b64": "MTIzNDU=", "eof": False},
+        {"count": 5, "buf-b64": "MTIzNDU", "eof": False},
+        {"count": 5, "buf-b64": "MTIz\nNDU=", "eof": False},
+        {"count": 5, "buf-b64": "MTIzNDÜ=", "eof": False},
+        {"count": True, "buf-b64": "MQ==", "eof": False},
+        {"count": 5, "eof": False},
+        {"buf-b64": "MTIzNDU=", "eof": False},
+        {"count": CHUNK + 1, "buf-b64": base64.b64encode(b"x" * (CHUNK + 1)).decode(), "eof": False},
+    ],
+    ids=[
+        "too few",
+        "too many",
+        "unpadded",
+        "newline",
+        "not ASCII",
+        "bool",
+        "no data",
+        "no count",
+        "more than asked for",
+    ],
+)
+def test_data_that_are_not_what_they_should_be(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, reply: dict[str, Any]
+) -> None:
+    (tmp_path / "file").touch()
+    server.then("guest-file-read", returns(reply))
+    with pytest.raises(ProtocolError):
+        copy_out(agent, str(tmp_path / "file"), len)
+    assert guest.files == {}
+
+
+def test_directory(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    with pytest.raises(GuestFileError, match="Is a directory") as caught:
+        copy_out(agent, str(tmp_path), len)
+    assert caught.value.errno == errno.EISDIR
+    assert guest.files == {}
+
+
+def test_no_such_file(agent: SocketAgent, tmp_path: Path) -> None:
+    with pytest.raises(GuestFileError) as caught:
+        copy_out(agent, str(tmp_path / "nope"), len)
+    assert caught.value.errno == errno.ENOENT
+    assert f"'{tmp_path}/nope'" in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", [swallows, closes()])
+def test_reply_to_a_read_is_lost(agent: SocketAgent, server: Scripted, tmp_path: Path, lost: Step) -> None:
+    """The position has moved on: to read again is to miss a piece."""
+    (tmp_path / "file").write_bytes(b"12345")
+    server.then("guest-file-read", lost)
+    with pytest.raises(OutcomeUnknownError):
+        copy_out(agent, str(tmp_path / "file"), len)
+    assert server.work.count("guest-file-read") == 1
+
+
+# Handles
+
+
+def test_handle_is_closed_once(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    with GuestFile(agent, str(tmp_path / "file"), "w") as guest_file:
+        guest_file.write(b"x")
+        guest_file.close()
+    guest_file.close()
+    assert server.work.count("guest-file-close") == 1
+
+
+def test_handle_is_closed_when_an_exception_passes(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), GuestFile(agent, str(tmp_path / "file"), "w"):
+        raise KeyboardInterrupt
+    assert guest.files == {}
+
+
+def test_failed_close_is_not_tried_again(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
+    server.then("guest-file-close", fails(f"failed to close handle: {FULL}"))
+    guest_file = GuestFile(agent, str(tmp_path / "file"), "w")
+    with pytest.raises(GuestFileError):
+        guest_file.close()
+    guest_file.close()
+    assert server.work.count("guest-file-close") == 1
+
+
+def test_nothing_is_closed_that_did_not_open(agent: SocketAgent, server: Scripted) -> None:
+    with pytest.raises(GuestFileError), GuestFile(agent, "/nope/nope"):
+        raise AssertionError("not reached")
+    assert "guest-file-close" not in server.work
+
+
+def test_seek(agent: SocketAgent, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with GuestFile(agent, str(tmp_path / "file")) as guest_file:
+        assert [guest_file.seek(3), guest_file.seek(2, 1), guest_file.seek(-1, 2)] == [3, 5, 9]
+        assert guest_file.read() == b"9"
+        guest_file.seek(2)
+        assert guest_file.read(3) == b"234"
+
+
+# exists
+
+
+def open_fails(cause: str) -> Step:
+    return fails(f"failed to open file '/x' (mode: 'r'): {cause}")
+
+
+@pytest.mark.parametrize(
+    ("cause", "there"),
+    [
+        ("No such file or directory", False),
+        ("Not a directory", False),
+        ("Permission denied", True),
+        ("Is a directory", True),
+        ("No such device or address", True),
+        ("Text file busy", True),
+    ],
+)
+def test_exists_by_the_error(agent: SocketAgent, server: Scripted, cause: str, there: bool) -> None:
+    server.then("guest-file-open", open_fails(cause))
+    assert exists(agent, "/x") is there
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "nothing"])
+def test_exists(agent: SocketAgent, guest: Guest, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "it"
+    if kind == "file":
+        path.touch()
+    elif kind == "directory":
+        path.mkdir()
+    assert exists(agent, str(path)) is (kind != "nothing")
+    assert guest.files == {}
+
+
+def test_exists_cannot_be_told(agent: SocketAgent, server: Scripted) -> None:
+    server.then("guest-file-open", open_fails("Something new"))
+    with pytest.raises(GuestFileError):
+        exists(agent, "/x")
+
+
+def test_exists_where_files_are_blocked(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+    server = scripted(blocked={"guest-file-open": "Command guest-file-open has been disabled"})
+    with pytest.raises(CommandUnavailable):
+        exists(connect(server), "/x")
+
+
+def test_all_errors_are_ours(agent: SocketAgent, server: Scripted) -> None:
+    server.then("guest-file-open", fails("failed to commit persistent state to disk"))
+    with pytest.raises(QgaError) as caught:
+        GuestFile(agent, "/x")
+    assert type(caught.value) is GuestFileError
+    assert caught.value.errno is None

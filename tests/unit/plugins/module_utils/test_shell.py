@@ -1,0 +1,565 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The programs that run in the guest, run by the shells of this machine, with pipes, as an agent runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils import _shell
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    GuestFileError,
+    OperationError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._exec import finish
+from ansible_collections.qemu.guest.plugins.module_utils._shell import (
+    check_shell,
+    kill,
+    run_shell,
+    sha256,
+    start_shell,
+)
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
+
+KEPT = 1024 * 1024
+EVERY_BYTE = bytes(range(256))
+
+# As /bin/sh is on Debian, on Fedora and its family, and on Alpine.
+SHELLS = {
+    "sh": ["/bin/sh"],
+    "bash": [shutil.which("bash") or "", "--posix"],
+    "busybox": [shutil.which("busybox") or "", "sh"],
+}
+
+
+def available(*names: str) -> list[object]:
+    missing = pytest.mark.skipif(True, reason="this shell is not here")
+    return [pytest.param(name, marks=() if SHELLS[name][0] else missing) for name in names]
+
+
+@pytest.fixture(params=available(*SHELLS))
+def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guest]:
+    guest = Guest(tmp_path, SHELLS[request.param])
+    if request.param == "busybox":
+        # Its own tools too.
+        for name in ("cat", "dd", "head", "id", "rm", "sha256sum"):
+            (guest.tools / name).symlink_to(SHELLS[request.param][0])
+    yield guest
+    guest.close()
+
+
+only_sh = pytest.mark.parametrize("guest", ["sh"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def files_of_the_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The guest's /etc, where the prologue looks for an environment."""
+    etc = tmp_path / "etc"
+    (etc / "default").mkdir(parents=True)
+    monkeypatch.setattr(_shell, "_PROLOGUE", _shell._PROLOGUE.replace("/etc/", f"{etc}/"))
+    return etc
+
+
+@pytest.fixture
+def _quick_sleep(guest: Guest) -> None:
+    """The guest's second takes a twentieth."""
+    tool(guest, "sleep", "exec /bin/sleep 0.05")
+
+
+@pytest.fixture
+def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
+    return scripted(guest.answers())
+
+
+@pytest.fixture
+def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
+    return connect(server)
+
+
+@pytest.fixture(params=[True, False], ids=["whole", "replace"])
+def whole(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def left_over(guest: Guest) -> list[Path]:
+    spool = Path(guest.spool)
+    return list(spool.parent.glob(f"{spool.name}*"))
+
+
+# Commands arrive as they are
+
+
+def in_quotes(data: bytes) -> bytes:
+    return b"'" + data.replace(b"'", b"'\\''") + b"'"
+
+
+COMMANDS = [
+    pytest.param(b"printf '%s|' a \"b  c\" 'd\"'", b'a|b  c|d"|', id="quotes"),
+    pytest.param(b"echo a\n", b"a\n", id="newline at the end"),
+    pytest.param(b"echo a\n\n\n", b"a\n", id="newlines at the end"),
+    pytest.param(b"\n\necho a\n  echo b  \n\techo c\t", b"a\nb\nc\n", id="lines"),
+    pytest.param(b"", b"", id="nothing"),
+    pytest.param(b"\n", b"", id="a newline"),
+    pytest.param(b"# echo a", b"", id="a comment"),
+    pytest.param(b"echo a # b\n# c\necho d", b"a\nd\n", id="comments"),
+    pytest.param(b"cat <<'END'\n  $x `y` \\\n\n'\"\nEND\necho z", b"  $x `y` \\\n\n'\"\nz\n", id="here-document"),
+    pytest.param(b"echo a\\\nb", b"ab\n", id="line that goes on"),
+    pytest.param(b"printf %s 'a\n\n b\n'", b"a\n\n b\n", id="newlines in quotes"),
+    pytest.param(b"printf %s 'a\\n%s\\\\ $HOME `id` $(id) \"'", b'a\\n%s\\\\ $HOME `id` $(id) "', id="no expansion"),
+    pytest.param(b"x=' a  b '; printf %s \"$x\"", b" a  b ", id="spaces"),
+    pytest.param(
+        b"printf %s \xff\xfe'\xc3\xbc'\xf0\x9f\x98\x80\x80", b"\xff\xfe\xc3\xbc\xf0\x9f\x98\x80\x80", id="bytes"
+    ),
+    pytest.param(b"printf %s " + in_quotes(EVERY_BYTE[1:]), EVERY_BYTE[1:], id="every byte"),
+    pytest.param(b"printf %s " + in_quotes(EVERY_BYTE[1:] * 8), EVERY_BYTE[1:] * 8, id="every byte, often"),
+    pytest.param(b"printf %s -n '-e' '\\c'", b"-n-e\\c", id="what looks like an option"),
+    pytest.param(b'f() { echo "$#"; }; f a b', b"2\n", id="function"),
+    pytest.param(b"for n in 1 2 3; do echo $n; done", b"1\n2\n3\n", id="loop over a name of ours"),
+    pytest.param(b"echo $#", b"0\n", id="no arguments"),
+]
+
+
+@pytest.mark.parametrize(("command", "output"), COMMANDS)
+def test_command_arrives_byte_for_byte(agent: SocketAgent, command: bytes, output: bytes) -> None:
+    result = run_shell(agent, command)
+    assert (result.stdout, result.stderr, result.rc) == (output, b"", 0)
+
+
+def test_command_that_takes_the_place_of_the_shell_arrives_byte_for_byte(agent: SocketAgent) -> None:
+    result = run_shell(agent, b"printf %s " + in_quotes(EVERY_BYTE[1:]) + b"\n\n", whole=False)
+    assert (result.stdout, result.stderr, result.rc) == (EVERY_BYTE[1:], b"", 0)
+
+
+def test_long_command_of_many_lines(agent: SocketAgent, whole: bool) -> None:
+    text = b"\n".join(b"line %d of %s" % (n, b"x" * (n % 97)) for n in range(500))
+    result = run_shell(agent, b"cat <<'END'\n" + text + b"\nEND", whole=whole)
+    assert result.stdout == text + b"\n"
+
+
+@pytest.mark.parametrize(
+    "stdin",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\n", id="a newline"),
+        pytest.param(b"exit 5\n", id="what could be a command"),
+        pytest.param(EVERY_BYTE * 5, id="bytes"),
+        pytest.param(b"no newline at the end", id="no newline"),
+        pytest.param(EVERY_BYTE * 12_000, id="3 MB"),
+    ],
+)
+@pytest.mark.parametrize("command", [b"cat", b"cat\n", b"\n# a comment\ncat; exit\n"])
+def test_input_is_the_commands_own(agent: SocketAgent, command: bytes, stdin: bytes) -> None:
+    result = run_shell(agent, command, stdin)
+    assert result.stdout == stdin
+    assert result.rc == 0
+
+
+def test_input_read_line_by_line(agent: SocketAgent, whole: bool) -> None:
+    result = run_shell(agent, b'read a; read b; echo "$b $a"; cat', b"1\n2\n3\n\x00", whole=whole)
+    assert result.stdout == b"2 1\n3\n\x00"
+
+
+def test_input_that_nobody_reads(agent: SocketAgent, whole: bool) -> None:
+    result = run_shell(agent, b"echo done", b"x" * 1_000_000, whole=whole)
+    assert (result.stdout, result.rc) == (b"done\n", 0)
+
+
+# Results come back as they are
+
+
+@pytest.mark.parametrize(
+    ("command", "rc"),
+    [
+        (b"exit 0", 0),
+        (b"exit 3", 3),
+        (b"exit 255", 255),
+        (b"false", 1),
+        (b"true\nfalse", 1),
+        (b"(exit 7)", 7),
+        (b"set -e; (exit 8); echo not reached", 8),
+        (b"exec sh -c 'exit 9'", 9),
+        (b"/nonexistent/program 2>/dev/null", 127),
+        (b"/etc/passwd 2>/dev/null", 126),
+    ],
+)
+def test_exit_status(agent: SocketAgent, whole: bool, command: bytes, rc: int) -> None:
+    result = run_shell(agent, command, whole=whole)
+    assert (result.rc, result.signal, result.stdout, result.stderr) == (rc, None, b"", b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
+def test_signal(agent: SocketAgent, number: signal.Signals) -> None:
+    command = b"ulimit -c 0; exec sh -c 'kill -%d $$'" % number
+    result = run_shell(agent, command, whole=False)
+    assert (result.rc, result.signal) == (None, number)
+    result = run_shell(agent, command)
+    assert (result.rc, result.shell_rc) == (128 + number, 128 + number)
+
+
+def test_command_takes_the_place_of_the_shell(agent: SocketAgent) -> None:
+    result = run_shell(agent, b"kill -KILL $$", whole=False)
+    assert (result.rc, result.signal) == (None, signal.SIGKILL)
+
+
+def test_syntax_error_is_the_commands(agent: SocketAgent, whole: bool) -> None:
+    result = run_shell(agent, b"echo 'not closed", whole=whole)
+    assert result.rc != 0
+    assert result.stdout == b"" and result.stderr != b""
+
+
+def test_streams_are_kept_apart(agent: SocketAgent, whole: bool) -> None:
+    command = b"printf o1; printf e1 >&2; printf o2\xff; printf e2\xfe >&2"
+    result = run_shell(agent, command, whole=whole)
+    assert (result.stdout, result.stderr) == (b"o1o2\xff", b"e1e2\xfe")
+
+
+def test_no_descriptor_of_ours_is_left_to_the_command(agent: SocketAgent, whole: bool) -> None:
+    result = run_shell(agent, b"for d in 3 4 5 6 7; do (: >&$d) 2>/dev/null && echo $d; done; true", whole=whole)
+    assert result.stdout == b""
+
+
+def test_program_left_in_the_background_with_output_of_its_own(agent: SocketAgent, whole: bool) -> None:
+    result = run_shell(agent, b"/bin/sleep 60 >/dev/null 2>&1 </dev/null & echo $!", whole=whole)
+    assert result.rc == 0
+    os.kill(int(result.stdout), signal.SIGKILL)
+
+
+# The environment of a login
+
+
+def environment(output: bytes) -> dict[str, str]:
+    variables = dict(entry.split("=", 1) for entry in output.decode().split("\0") if entry)
+    for name in ("_", "SHLVL", "PWD"):
+        variables.pop(name, None)
+    return variables
+
+
+LOGIN = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
+
+
+def test_environment(agent: SocketAgent, guest: Guest, whole: bool) -> None:
+    user = subprocess.run(["id", "-un"], capture_output=True, check=True, text=True).stdout.strip()
+    result = run_shell(agent, b"env -0; pwd >&2", whole=whole)
+    variables = environment(result.stdout)
+    assert sorted(variables) == sorted(LOGIN)
+    home = os.path.expanduser(f"~{user}")
+    assert variables["HOME"] == home
+    assert variables["USER"] == variables["LOGNAME"] == user
+    assert variables["SHELL"] == "/bin/sh"
+    assert variables["LANG"] == "C.UTF-8"
+    assert "/sbin" in variables["PATH"].split(":")
+    assert result.stderr.decode() == f"{home}\n"
+
+
+def test_no_variable_of_ours_is_left_to_the_command(agent: SocketAgent, whole: bool) -> None:
+    result = run_shell(agent, b'printf "[%s]" "$c$f$l$n$u$v$t$QEMU_GUEST$QEMU_GUEST_SPOOL$OLDPWD"', whole=whole)
+    assert result.stdout == b"[]"
+
+
+def test_environment_of_the_guest(agent: SocketAgent, files_of_the_guest: Path, whole: bool) -> None:
+    (files_of_the_guest / "environment").write_bytes(
+        b"# a comment\n\nPLAIN=1\nexport EXPORTED=2\nDOUBLE=\"a b\"\nSINGLE='c d'\nEQUALS=a=b\n"
+        b"NOTHING=\nDOLLAR=$HOME `id`\n  INDENTED=1\n1ST=1\nA-B=1\nWORD\nexport\n=1\n"
+        b"HTTP_PROXY=http://proxy:3128/\nLC_TIME=C\nBYTES=\xff\nNO_NEWLINE=last"
+    )
+    (files_of_the_guest / "default" / "locale").write_text("LANG=C\nBOTH=1\n")
+    (files_of_the_guest / "locale.conf").write_text('BOTH="2"\n')
+    result = run_shell(agent, b"env -0", whole=whole)
+    assert result.stderr == b""
+    variables = dict(entry.split(b"=", 1) for entry in result.stdout.split(b"\0") if entry)
+    found = {
+        name.decode(): value for name, value in variables.items() if name.decode() not in (*LOGIN, "_", "SHLVL", "PWD")
+    }
+    assert found == {
+        "PLAIN": b"1",
+        "EXPORTED": b"2",
+        "DOUBLE": b"a b",
+        "SINGLE": b"c d",
+        "EQUALS": b"a=b",
+        "NOTHING": b"",
+        "DOLLAR": b"$HOME `id`",
+        "HTTP_PROXY": b"http://proxy:3128/",
+        "LC_TIME": b"C",
+        "BYTES": b"\xff",
+        "NO_NEWLINE": b"last",
+        "BOTH": b"2",
+    }
+    assert variables[b"LANG"] == b"C"
+
+
+def test_variables_that_would_disturb_the_shell(agent: SocketAgent, files_of_the_guest: Path, whole: bool) -> None:
+    names = [*"cflnruvt", "UID", "EUID", "PPID", "SHELLOPTS", "BASHOPTS"]
+    lines = ["BEFORE=1", *(f"{name}=echo wrong" for name in names), "AFTER=2"]
+    (files_of_the_guest / "environment").write_text("\n".join(lines))
+    result = run_shell(agent, b'echo "right $BEFORE $AFTER"', whole=whole)
+    assert (result.stdout, result.stderr, result.rc) == (b"right 1 2\n", b"", 0)
+
+
+def test_home_that_does_not_exist(agent: SocketAgent, files_of_the_guest: Path) -> None:
+    (files_of_the_guest / "environment").write_text("HOME=/nonexistent\n")
+    assert run_shell(agent, b"pwd", whole=False).stdout == b"/\n"
+
+
+# Secrets
+
+
+@only_sh
+def test_nothing_of_the_command_is_in_what_the_agent_logs(agent: SocketAgent, guest: Guest, whole: bool) -> None:
+    for command in (b"echo secret1", b"echo secret2 \xff\n"):
+        run_shell(agent, command, b"secret3", whole=whole)
+    first, second = guest.started
+    assert first["path"] == second["path"] == "/bin/sh"
+    assert first["arg"] == second["arg"] == ["-c", 'eval "$QEMU_GUEST"']
+    assert "secret" not in str([{**request, "input-data": ""} for request in guest.started])
+
+
+# Output of any size
+
+
+def pattern(size: int, seed: int) -> bytes:
+    block = b"".join(hashlib.sha256(b"%d %d" % (seed, n)).digest() for n in range(2048))
+    return (block * (size // len(block) + 1))[:size]
+
+
+@pytest.mark.parametrize(
+    ("out", "err"),
+    [
+        (KEPT - 1, 0),
+        (KEPT, 0),
+        (KEPT + 1, 1),
+        (0, KEPT + 1),
+        (1, KEPT),
+        (5 * KEPT + 17, 3 * KEPT + 5),
+    ],
+)
+def test_long_output_is_whole(agent: SocketAgent, guest: Guest, tmp_path: Path, out: int, err: int) -> None:
+    (tmp_path / "out").write_bytes(pattern(out, 1))
+    (tmp_path / "err").write_bytes(pattern(err, 2))
+    result = run_shell(agent, b"cat %s/out; cat %s/err >&2; exit 3" % ((str(tmp_path).encode(),) * 2))
+    assert result.stdout == pattern(out, 1)
+    assert result.stderr == pattern(err, 2)
+    assert result.rc == 3
+    assert not result.stdout_truncated and not result.stderr_truncated
+    assert left_over(guest) == []
+
+
+def test_long_output_in_small_pieces(agent: SocketAgent, guest: Guest) -> None:
+    """Pipes deliver what they have: whoever counts reads instead of bytes loses some."""
+    script = b"i=0; while [ $i -lt 1500 ]; do printf '%01000d' $i; printf '%0100d' $i >&2; i=$((i+1)); done"
+    result = run_shell(agent, script)
+    assert result.stdout == b"".join(b"%01000d" % n for n in range(1500))
+    assert result.stderr == b"".join(b"%0100d" % n for n in range(1500))
+    assert left_over(guest) == []
+
+
+def test_long_output_is_private(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    modes: list[int] = []
+
+    def watched(arguments: Mapping[str, Any]) -> int:
+        modes.extend(path.stat().st_mode & 0o777 for path in left_over(guest))
+        return guest.open(arguments)
+
+    server.answers["guest-file-open"] = watched
+    (tmp_path / "out").write_bytes(pattern(KEPT + 1, 1))
+    run_shell(agent, b"cat %s/out" % str(tmp_path).encode())
+    assert set(modes) == {0o600}
+
+
+def tool(guest: Guest, name: str, script: str) -> None:
+    """Put a program in the place of the guest's own."""
+    path = guest.tools / name
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_long_output_without_a_dd_that_can_count(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    tool(guest, "dd", "echo \"dd: unrecognized operand 'iflag=fullblock'\" >&2; exit 1")
+    (tmp_path / "out").write_bytes(pattern(3 * KEPT, 1))
+    result = run_shell(agent, b"cat %s/out; echo error >&2; exit 4" % str(tmp_path).encode())
+    assert (result.stdout, result.stderr, result.rc) == (pattern(3 * KEPT, 1), b"error\n", 4)
+    assert not result.stdout_truncated
+
+
+def test_long_output_that_does_not_fit_in_run(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    tool(guest, "cat", "echo 'cat: write error: No space left on device' >&2; exit 1")
+    (tmp_path / "out").write_bytes(pattern(2 * KEPT, 1))
+    with pytest.raises(TransferError, match="did not fit"):
+        run_shell(agent, b"tail -c +1 %s/out" % str(tmp_path).encode())
+    assert left_over(guest) == []
+
+
+@only_sh
+def test_long_output_that_cannot_be_fetched_is_removed(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_bytes(pattern(2 * KEPT, 1))
+    server.then("guest-file-read", fails("failed to read file: Input/output error"))
+    with pytest.raises(GuestFileError):
+        run_shell(agent, b"cat %s/out" % str(tmp_path).encode())
+    assert left_over(guest) == []
+
+
+@only_sh
+def test_output_beyond_what_the_agent_keeps(agent: SocketAgent, tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(bytes(17 * KEPT))
+    command = b"cat %s/out" % str(tmp_path).encode()
+    result = run_shell(agent, command, whole=False)
+    assert len(result.stdout) == 16 * KEPT and result.stdout_truncated
+    assert run_shell(agent, command).stdout == bytes(17 * KEPT)
+
+
+# check_shell
+
+
+def test_check_shell(agent: SocketAgent) -> None:
+    assert check_shell(agent, "printf '\udcff'; echo warning >&2", "try") == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("echo first >&2; echo 'rm: it is busy' >&2; exit 1", "cannot try in the guest: rm: it is busy"),
+        ("echo output; exit 7", "cannot try in the guest: exit status 7"),
+        ("kill -9 $$", "cannot try in the guest: exit status 137"),
+        ("printf '\udcff' >&2; false", "cannot try in the guest: \ufffd"),
+    ],
+)
+def test_check_shell_fails(agent: SocketAgent, command: str, reason: str) -> None:
+    with pytest.raises(OperationError) as caught:
+        check_shell(agent, command, "try")
+    assert str(caught.value) == reason
+
+
+# kill
+
+
+def children(pid: int) -> set[int]:
+    """Return the pids of all that ``pid`` has started, itself included."""
+    found = {pid}
+    parents = {int(path.name): parent(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    while True:
+        more = {child for child, its_parent in parents.items() if its_parent in found} - found
+        if not more:
+            return found
+        found |= more
+
+
+def parent(path: Path) -> int:
+    try:
+        return int((path / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def runs(pid: int) -> bool:
+    """Return whether ``pid`` is there and no zombie, which nobody may have collected here."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def started(agent: SocketAgent, command: bytes, tmp_path: Path) -> tuple[int, set[int]]:
+    """Run a command that writes to the FIFO ``ready`` when all is up; return its pid and those of its family."""
+    fifo = tmp_path / "ready"
+    os.mkfifo(fifo)
+    pid = start_shell(agent, command.replace(b"READY", b"echo >%s" % str(fifo).encode()))
+    fifo.read_bytes()
+    return pid, children(pid)
+
+
+@pytest.mark.usefixtures("_quick_sleep")
+def test_kill_ends_the_whole_family(agent: SocketAgent, tmp_path: Path) -> None:
+    command = b"sh -c '/bin/sleep 60 & sh -c \"/bin/sleep 60 & READY; wait\" & wait' & wait"
+    pid, family = started(agent, command, tmp_path)
+    assert len(family) >= 5
+    kill(agent, pid, grace=5)
+    assert not any(map(runs, family))
+
+
+@only_sh
+@pytest.mark.usefixtures("_quick_sleep")
+def test_kill_spares_others(agent: SocketAgent, tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        pid, _family = started(agent, b"READY; exec /bin/sleep 60", tmp_path)
+        kill(agent, pid, grace=5)
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.mark.usefixtures("_quick_sleep")
+def test_kill_ends_what_ignores_sigterm_though_its_parent_does_not(agent: SocketAgent, tmp_path: Path) -> None:
+    command = b"sh -c 'trap \"\" TERM; READY; while :; do /bin/sleep 1; done' & wait"
+    pid, family = started(agent, command, tmp_path)
+    assert len(family) >= 2
+    kill(agent, pid, grace=3)
+    assert not any(map(runs, family))
+
+
+@pytest.mark.usefixtures("_quick_sleep")
+def test_kill_lets_a_program_end_by_itself(agent: SocketAgent, tmp_path: Path) -> None:
+    mark = str(tmp_path / "cleaned up").encode()
+    command = b"trap 'echo >\"%s\"; exit 5' TERM; READY; while :; do /bin/sleep 0.05; done" % mark
+    pid, _family = started(agent, command, tmp_path)
+    kill(agent, pid, grace=5)
+    result = finish(agent, pid)
+    assert (tmp_path / "cleaned up").exists()
+    assert result.rc == 5
+
+
+@only_sh
+@pytest.mark.usefixtures("_quick_sleep")
+def test_kill_what_is_gone(agent: SocketAgent) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    kill(agent, gone.pid, grace=5)
+
+
+# sha256
+
+
+@pytest.mark.parametrize("name", ["file", "a file", 'it\'s $HOME `id` "ü"', "-n"])
+def test_sha256(agent: SocketAgent, tmp_path: Path, name: str) -> None:
+    data = pattern(100_000, 3)
+    (tmp_path / name).write_bytes(data)
+    assert sha256(agent, str(tmp_path / name)) == hashlib.sha256(data).hexdigest()
+    assert sha256(agent, str(tmp_path / name), 70_000) == hashlib.sha256(data[:70_000]).hexdigest()
+
+
+def test_sha256_of_a_name_that_is_not_utf8(agent: SocketAgent, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff"
+    Path(os.fsdecode(path)).write_bytes(b"x")
+    assert sha256(agent, os.fsdecode(path)) == hashlib.sha256(b"x").hexdigest()
+
+
+@pytest.mark.parametrize("path", ["/proc/version", "/dev/null", "/", "/nonexistent"])
+def test_sha256_of_what_has_none(agent: SocketAgent, path: str) -> None:
+    assert sha256(agent, path) is None
+
+
+def test_sha256_without_the_tool(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    tool(guest, "sha256sum", "echo 'sha256sum: not found' >&2; exit 127")
+    (tmp_path / "file").write_bytes(b"x")
+    assert sha256(agent, str(tmp_path / "file")) is None
+
+
+def test_sha256_where_programs_are_blocked(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], tmp_path: Path
+) -> None:
+    server = scripted(path=tmp_path / "blocked.sock", blocked={"guest-exec": "Command guest-exec has been disabled"})
+    assert sha256(connect(server), "/etc/passwd") is None
