@@ -141,7 +141,7 @@ class Bench:
         """Return a table of what one task makes travel: the difference between a loop of 1 + TASKS and one of 1."""
         _progress("counting requests and bytes")
         few, many = self._tally(1), self._tally(1 + TASKS)
-        lines = ["| agent command | requests per task | bytes out per task | bytes back per task |", "|---|---|---|---|"]
+        lines = ["| agent command, per task | requests | bytes out | bytes back |", "|---|---|---|---|"]
         total = [0.0, 0.0, 0.0]
         for command in sorted(many):
             numbers = [(more - less) / TASKS for more, less in zip(many[command], few.get(command, ZERO), strict=True)]
@@ -271,7 +271,7 @@ def _figures(contenders: list[Contender]) -> list[str]:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _row(title: str, *numbers: float) -> str:
@@ -283,10 +283,11 @@ def _conditions(guest: Guest, rounds: int, date: str, loads: list[float]) -> lis
     return [
         f"Taken on {date}, {rounds} rounds; medians, with the least and the greatest in parentheses.",
         "",
-        f"- host: {os.cpu_count()} processors ({platform.machine()}), load average {loads[0]:.1f} before the rounds and "
-        f"{loads[1]:.1f} after them; the guest itself makes up to {guest.cpus} of it",
-        f"- guest: {_said('qemu-system-x86_64', '--version')}, {how}, {guest.cpus} processors, {guest.memory_mib} MiB; "
-        f"Debian {RELEASE}, agent {image.build(RELEASE).agent_version} on virtio-serial, ssh through QEMU's user network",
+        f"- host: {os.cpu_count()} processors ({platform.machine()}), load average {loads[0]:.1f} before the rounds "
+        f"and {loads[1]:.1f} after them; the guest itself makes up to {guest.cpus} of it",
+        f"- guest: {_said('qemu-system-x86_64', '--version')}, {how}, {guest.cpus} processors, "
+        f"{guest.memory_mib} MiB; Debian {RELEASE}, agent {image.build(RELEASE).agent_version} on virtio-serial; "
+        "ssh through QEMU's user network",
         f"- controller: ansible-core {_core()}, Python {platform.python_version()}, {_said('ssh', '-V')}",
     ]
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action behind every qga_* module: plugins/action has a file of each one's name, which is how ansible-core finds it.
+"""The action behind every qga_* module; plugins/action has a file of each one's name, by which ansible-core finds it.
 
 With C(address), the module runs where the task runs: on a hypervisor. Without, the host itself is the guest, and the
 operation runs here, over the agent that the host's connection has; the guest needs no Python for it.
