@@ -47,7 +47,7 @@ COMMANDS = """
     - ansible.builtin.set_fact:
         started: "{{ now().timestamp() }}"
     - ansible.builtin.command: "true"
-      loop: "{{ range(count | int) }}"
+      loop: "{{ range(count | int) | list }}"
     - ansible.builtin.debug:
         msg: "seconds={{ now().timestamp() - started | float }}"
 """
@@ -56,7 +56,7 @@ NOTHING = """
   gather_facts: false
   tasks:
     - ansible.builtin.command: "true"
-      loop: "{{ range(count | int) }}"
+      loop: "{{ range(count | int) | list }}"
 """
 
 
