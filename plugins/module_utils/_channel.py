@@ -342,10 +342,10 @@ def seat_holder(path: str, own_inode: int) -> tuple[bool, str]:
 
     ``who`` names it where the system can tell (Linux; other users' processes to root only), else is empty.
     """
-    real = os.path.realpath(path)
+    real = os.path.realpath(path)  # QEMU may have another name for it: /var/run is /run
     for inode, name, peer in _unix_sockets():
         # The server's side of a client has the server's path; the side of one that still waits has no inode yet.
-        if name in (path, real) and inode and peer:
+        if inode and peer and name.startswith("/") and os.path.realpath(name) == real:
             return (False, "") if peer == own_inode else (True, _process_with(peer))
     return False, ""
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import time
@@ -600,7 +599,6 @@ def test_arguments_that_cannot_be_sent(scripted: Start, connect: Connect) -> Non
 # Who has the seat
 
 
-@pytest.mark.skipif(not shutil.which("ss"), reason="ss (iproute2) is not here")
 def test_seat_taken_by_a_foreign_client(tmp_path: Path) -> None:
     """It is named; and nothing is run once it has left."""
     path = tmp_path / "a socket with spaces"

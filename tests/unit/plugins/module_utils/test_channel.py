@@ -524,10 +524,6 @@ def test_close_gives_the_seat_up(tmp_path: Path, listener: socket.socket, clock:
 # Who sits on the socket
 
 
-needs_ss = pytest.mark.skipif(not shutil.which("ss"), reason="ss (iproute2) is not here")
-
-
-@needs_ss
 @pytest.mark.parametrize("name", ["vm1.qga", "a name with spaces", "an * 1 * 2 odd name", "ünïcode"])
 def test_holder_of_the_seat(tmp_path: Path, name: str) -> None:
     directory = tmp_path / "some directory"
@@ -556,16 +552,31 @@ def test_holder_of_the_seat(tmp_path: Path, name: str) -> None:
         assert seat_holder(path, inode[third])[0]
 
 
-@needs_ss
-def test_holder_of_the_seat_by_another_name_of_the_socket(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", [0, 1])
+def test_holder_of_the_seat_by_another_name_of_the_socket(tmp_path: Path, bound: int) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
+    names = [str(tmp_path / "vm1.qga"), str(tmp_path / "link" / "vm1.qga")]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(tmp_path / "vm1.qga"))
+        listener.bind(names[bound])
         listener.listen(8)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.connect(listener.getsockname())
             with listener.accept()[0]:
-                assert seat_holder(str(tmp_path / "link" / "vm1.qga"), 0)[0]
+                assert seat_holder(names[0], 0)[0]
+                assert seat_holder(names[1], 0)[0]
+
+
+def test_other_sockets_of_the_machine_are_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as stack:
+        for name in ("\0qemu-guest-test", "relative.sock"):
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            listener.bind(name)
+            listener.listen(1)
+            client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            client.connect(name)
+            stack.enter_context(listener.accept()[0])
+        assert seat_holder("/run/vm1.qga", 1) == (False, "")
 
 
 def test_holder_of_the_seat_is_unknown_where_the_system_does_not_tell(

@@ -1,0 +1,67 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._commands import (
+    COMMANDS,
+    argument_name,
+    command,
+    is_read_only,
+    with_underscores,
+)
+
+CHANGING = (
+    "file-",
+    "exec",
+    "set-",
+    "shutdown",
+    "suspend",
+    "fsfreeze-freeze",
+    "fsfreeze-thaw",
+    "fstrim",
+    "ssh-add",
+    "ssh-remove",
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_may_be_repeated_changes_nothing(name: str) -> None:
+    assert is_read_only(name) is not any(name.startswith(f"guest-{verb}") for verb in CHANGING)
+
+
+def test_what_answers_only_when_it_fails() -> None:
+    assert {name for name, known in COMMANDS.items() if not known.answers} == {
+        "guest-shutdown",
+        "guest-suspend-disk",
+        "guest-suspend-ram",
+        "guest-suspend-hybrid",
+    }
+
+
+def test_what_a_frozen_guest_takes() -> None:
+    """As measured; see also ga_freeze_whitelist in QEMU."""
+    assert {name for name, known in COMMANDS.items() if known.while_frozen} == {
+        "guest-fsfreeze-status",
+        "guest-fsfreeze-thaw",
+        "guest-info",
+        "guest-ping",
+        "guest-sync",
+        "guest-sync-delimited",
+    }
+
+
+def test_nothing_is_taken_for_granted_of_an_unknown_command() -> None:
+    unknown = command("guest-nobody-knows")
+    assert not unknown.read_only and unknown.answers and not unknown.while_frozen
+    assert unknown.since == ""
+
+
+def test_names() -> None:
+    assert argument_name("ip-address-type") == "ip_address_type"
+    value = [{"a-b": {"c-d": [1, "x-y", None, {"e-f": True}]}}]
+    assert with_underscores(value) == [{"a_b": {"c_d": [1, "x-y", None, {"e_f": True}]}}]
+    assert value == [{"a-b": {"c-d": [1, "x-y", None, {"e-f": True}]}}], "a copy"

@@ -1,0 +1,123 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan, run_operation
+
+
+class Mute(Agent):
+    """An agent that nobody talks to."""
+
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        raise AssertionError("not here")
+
+    def close(self) -> None:
+        pass
+
+
+AGENT = Mute("mute")
+
+
+class Recorder:
+    """An operation that plans ``plan`` and notes what is asked of it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.calls: list[str] = []
+        self._plan = plan
+        self.operation = Operation({}, self.read, self.plan, self.apply)
+
+    def read(self, agent: Agent, params: Mapping[str, Any]) -> str:
+        assert agent is AGENT
+        self.calls.append("read")
+        return "state"
+
+    def plan(self, current: str, params: Mapping[str, Any]) -> Plan:
+        assert (current, params) == ("state", {"p": 1})
+        self.calls.append("plan")
+        return self._plan
+
+    def apply(self, agent: Agent, plan: Plan) -> dict[str, Any]:
+        assert plan is self._plan
+        self.calls.append("apply")
+        return {"learned": 1}
+
+    def run(self, **how: bool) -> dict[str, Any]:
+        return run_operation(self.operation, AGENT, {"p": 1}, **how)
+
+
+SAME = {"a": 1}
+OTHER = {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("plan", "changed"),
+    [
+        pytest.param(Plan(), False, id="nothing"),
+        pytest.param(Plan(before=SAME, after=dict(SAME)), False, id="as it should be"),
+        pytest.param(Plan(before=SAME, after=OTHER), True, id="not as it should be"),
+        pytest.param(Plan(before={}, after=SAME), True, id="new"),
+        pytest.param(Plan(before=SAME, after={}), True, id="gone"),
+        pytest.param(Plan(before=SAME, after=dict(SAME), changed=True), True, id="done whatever is"),
+        pytest.param(Plan(before=SAME, after=OTHER, changed=False), False, id="left as it is"),
+        pytest.param(Plan(changed=True), True, id="action"),
+    ],
+)
+@pytest.mark.parametrize("diff", [False, True])
+def test_changed(plan: Plan, changed: bool, diff: bool) -> None:
+    real, dry = Recorder(plan), Recorder(plan)
+    result = real.run(diff=diff)
+    assert result["changed"] is changed
+    assert dry.run(check_mode=True, diff=diff)["changed"] is changed, "check mode says the same"
+    assert real.calls == ["read", "plan", *(["apply"] if changed else [])]
+    assert dry.calls == ["read", "plan"], "check mode changes nothing"
+    assert ("learned" in result) is changed
+
+
+def test_result() -> None:
+    plan = Plan(changed=True, result={"path": "/x", "learned": 0}, warnings=["beware"])
+    assert Recorder(plan).run() == {"changed": True, "path": "/x", "learned": 1, "warnings": ["beware"]}
+    assert Recorder(plan).run(check_mode=True)["learned"] == 0
+    assert Recorder(Plan()).run() == {"changed": False}
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_diff(check_mode: bool) -> None:
+    plan = Plan(before=SAME, after=OTHER, subject="/x", texts=("a\n", "b\n"))
+    headers = {"before_header": "/x", "after_header": "/x"}
+    assert Recorder(plan).run(diff=True, check_mode=check_mode)["diff"] == [
+        {"before": "a\n", "after": "b\n", **headers},
+        {"before": SAME, "after": OTHER, **headers},
+    ]
+    assert "diff" not in Recorder(plan).run(check_mode=check_mode)
+
+
+def test_diff_of_what_is_the_same() -> None:
+    assert "diff" not in Recorder(Plan(before=SAME, after=SAME, texts=("a", "a"))).run(diff=True)
+    assert "diff" not in Recorder(Plan(changed=True)).run(diff=True)
+    assert Recorder(Plan(before=SAME, after=OTHER, texts=("a", "a"))).run(diff=True)["diff"] == [
+        {"before": SAME, "after": OTHER}
+    ]
+
+
+def test_operation_that_only_reads() -> None:
+    operation = Operation({}, lambda agent, params: 1, lambda current, params: Plan(result={"one": current}))
+    assert run_operation(operation, AGENT, {}) == {"changed": False, "one": 1}
+
+
+def test_error_of_apply_passes() -> None:
+    def apply(agent: Agent, plan: Plan) -> dict[str, Any]:
+        raise OperationError("it failed", result={"rc": 1})
+
+    operation = Operation({}, lambda agent, params: 1, lambda current, params: Plan(changed=True), apply)
+    with pytest.raises(OperationError, match="it failed"):
+        run_operation(operation, AGENT, {})

@@ -1,0 +1,159 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils import _files
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import create_private, digest, fetch, put
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
+
+SMALL, LARGE = b"12345", b"more than ten bytes"
+PROGRAMS = ("guest-exec", "guest-exec-status")
+
+
+@pytest.fixture(params=[True, False], ids=["programs", "no programs"])
+def programs(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> Scripted:
+    return scripted(guest.answers(*(() if programs else PROGRAMS)))
+
+
+@pytest.fixture
+def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
+    monkeypatch.setattr(_files, "CHUNK", 10)
+    return connect(server)
+
+
+@pytest.mark.parametrize("data", [b"", SMALL, LARGE])
+def test_put(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
+    copied = put(agent, io.BytesIO(data), str(tmp_path / "it's a file"))
+    assert (tmp_path / "it's a file").read_bytes() == data
+    assert (copied.size, copied.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_new_file_is_open_to_nobody_else_at_any_time(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, programs: bool
+) -> None:
+    modes: list[int] = []
+
+    def watched(arguments: Mapping[str, Any]) -> Any:
+        modes.append((tmp_path / "file").stat().st_mode & 0o777)
+        return guest.write(arguments)
+
+    server.answers["guest-file-write"] = watched
+    put(agent, io.BytesIO(LARGE), str(tmp_path / "file"))
+    assert set(modes) == {0o600 if programs else 0o666}
+
+
+def test_existing_file_keeps_its_mode(agent: SocketAgent, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    path.chmod(0o751)
+    put(agent, io.BytesIO(SMALL), str(path))
+    assert path.read_bytes() == SMALL
+    assert path.stat().st_mode & 0o777 == 0o751
+
+
+def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    """In the middle of a large file, where only a checksum of all of it tells."""
+
+    def spoils(arguments: Mapping[str, Any]) -> Any:
+        reply = guest.flush(arguments)
+        path = tmp_path / "file"
+        path.write_bytes(b"X" + path.read_bytes()[1:])
+        return reply
+
+    server.answers["guest-file-flush"] = spoils
+    with pytest.raises(TransferError, match="not what was written"):
+        put(agent, io.BytesIO(LARGE), str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_put_where_nothing_can_be_created(agent: SocketAgent, tmp_path: Path) -> None:
+    with pytest.raises(OperationError, match=r"cannot create .*/nope/file in the guest"):
+        put(agent, io.BytesIO(SMALL), str(tmp_path / "nope" / "file"))
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_create_private(agent: SocketAgent, tmp_path: Path) -> None:
+    path = tmp_path / "a $(file)"
+    create_private(agent, str(path))
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"", 0o600)
+    path.write_text("content")
+    path.chmod(0o644)
+    create_private(agent, str(path))
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("content", 0o644)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_create_private_follows_no_link_that_leads_nowhere(agent: SocketAgent, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(OperationError):
+        create_private(agent, str(tmp_path / "link"))
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("data", [b"", SMALL, LARGE])
+def test_fetch(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "it's a file").write_bytes(data)
+    sink = io.BytesIO()
+    copied = fetch(agent, str(tmp_path / "it's a file"), sink.write)
+    assert sink.getvalue() == data
+    assert (copied.size, copied.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def changes(path: Path, guest: Guest, data: bytes) -> Callable[[Mapping[str, Any]], Any]:
+    """Return an answer to guest-file-close after which ``path`` has other content."""
+
+    def answer(arguments: Mapping[str, Any]) -> Any:
+        path.write_bytes(data)
+        return guest.close_file(arguments)
+
+    return answer
+
+
+def test_fetch_of_a_file_that_changes(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(LARGE)
+    server.answers["guest-file-close"] = changes(path, guest, LARGE.upper())
+    with pytest.raises(TransferError, match="changed while it was read"):
+        fetch(agent, str(path), len)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_of_a_log_that_grows(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(LARGE)
+    server.answers["guest-file-close"] = changes(path, guest, LARGE + b" and more")
+    assert fetch(agent, str(path), len).size == len(LARGE)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_of_what_has_no_size(agent: SocketAgent) -> None:
+    sink = io.BytesIO()
+    fetch(agent, "/proc/version", sink.write)
+    assert sink.getvalue() == Path("/proc/version").read_bytes()
+
+
+@pytest.mark.parametrize("size", [None, 12])
+def test_digest(agent: SocketAgent, server: Scripted, tmp_path: Path, programs: bool, size: int | None) -> None:
+    (tmp_path / "file").write_bytes(LARGE)
+    if size is not None and not programs:
+        size = len(LARGE)  # there is no other way to read a part, and nobody asks for it
+    assert digest(agent, str(tmp_path / "file"), size) == hashlib.sha256(LARGE[:size]).hexdigest()
+    assert ("guest-file-read" in server.work) is not programs
