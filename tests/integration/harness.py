@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible.release import __version__ as CORE_VERSION
-
+from lab import host
 from lab.agent import LooseAgent
 from lab.vm import Guest
 
@@ -30,6 +29,8 @@ ROOT = HERE.parents[1]
 WITNESS = HERE / "witness.py"
 COMMANDS = Path(sys.executable).parent
 """Where this environment has ansible-playbook and its siblings."""
+
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What a run must not inherit from whoever starts the tests.
 _FOREIGN = re.compile(r"^(ANSIBLE_|QEMU_GUEST_)")
@@ -173,8 +174,9 @@ def hypervisor_variables(address: Path, witness: list[str]) -> dict[str, Any]:
 def witness(subject: LooseAgent | Guest) -> list[str]:
     """Return the beginning of a command line that runs a shell command in the guest without its agent."""
     if isinstance(subject, Guest):
-        return [sys.executable, str(WITNESS), "console", str(subject.console)]
-    return [sys.executable, str(WITNESS), "root", str(subject.pid)]
+        return [sys.executable, str(WITNESS), str(subject.console)]
+    clean = [host.find("env") or "env", "-i", f"PATH={_PATH}", "LC_ALL=C.UTF-8"]
+    return host.as_root([*clean, host.find("chroot") or "chroot", f"/proc/{subject.pid}/root", "/bin/sh", "-c"])
 
 
 def look(subject: LooseAgent | Guest, command: str, check: bool = True) -> str:

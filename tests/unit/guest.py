@@ -59,12 +59,15 @@ class Guest:
     """Answers for a ``Scripted`` agent.
 
     ``shell`` stands in for /bin/sh, and programs in the directory ``tools`` come before those of PATH. ``started`` are
-    the requests to start a program. What stands at ``spool`` here is what stands at SPOOL in the guest.
+    the requests to start a program. What stands at ``spool`` here is what stands at SPOOL in the guest. ``directory``
+    is the agent's own, where relative paths lead.
     """
 
     def __init__(self, directory: Path, shell: Sequence[str] = ("/bin/sh",)) -> None:
         self.tools = directory / "tools"
         self.tools.mkdir()
+        self.directory = directory / "directory of the agent"
+        self.directory.mkdir()
         self.spool = str(directory / "spool.")
         self.shell = list(shell)
         self.files: dict[int, int] = {}
@@ -96,7 +99,7 @@ class Guest:
     # guest-file-*
 
     def open(self, arguments: Mapping[str, Any]) -> int:
-        path, mode = arguments["path"].replace(SPOOL, self.spool), arguments.get("mode", "r")
+        path, mode = str(self.directory / self._here(arguments["path"])), arguments.get("mode", "r")
         new = not os.path.exists(path)
         try:
             descriptor = os.open(path, _FLAGS[mode] | os.O_CLOEXEC)

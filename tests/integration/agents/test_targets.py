@@ -21,6 +21,8 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
 from lab import image
 from lab.agent import DANGEROUS, LooseAgent
 
+# On the hypervisor, the same operations run in a process of their own each: the oldest and the newest agent will do.
+ENDS = ("bullseye", "sid")
 MODULES = sorted(path.name for path in (HERE / "targets").glob("qga_*"))
 
 
@@ -46,6 +48,7 @@ def test_module(
             "disabled_command": DANGEROUS[-1],
         }
         for release, agent in agents.items()
+        if place == "guest" or release in ENDS
     }
     ansible = make_ansible(hosts)
     ansible.playbook(HERE / "targets.yml", variables={"target": target, "scratch": str(scratch)})

@@ -1,0 +1,45 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Booted guests without a network, one of each Debian release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from ansible.release import __version__ as core_version
+
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, witness
+from lab import image
+from lab.vm import Guest
+
+# All releases on the oldest core; on others what the core could break, with the oldest and the newest agent.
+ALL = list(image.RELEASES)
+RELEASES = ALL if core_version.startswith("2.16") else [ALL[0], ALL[-1]]
+
+
+@pytest.fixture(scope="session")
+def guests() -> Iterator[Mapping[str, Guest]]:
+    """A guest of each release, by release. They boot side by side."""
+    with ExitStack() as stack:
+        there = {release: stack.enter_context(Guest(release)) for release in RELEASES}
+        for release, guest in there.items():
+            guest.wait_booted()
+            guest.wait_agent()
+            print(f"{release} is up", flush=True)
+        yield there
+
+
+@pytest.fixture
+def guest(guests: Mapping[str, Guest]) -> Guest:
+    """The guest with the newest agent."""
+    return guests[RELEASES[-1]]
+
+
+@pytest.fixture
+def hosts(guests: Mapping[str, Guest]) -> dict[str, dict[str, Any]]:
+    """The variables of all guests as hosts."""
+    return {name: guest_variables(guest.agent_socket, witness(guest)) for name, guest in guests.items()}

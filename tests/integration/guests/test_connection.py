@@ -1,0 +1,88 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stock ansible configures guests that have no network; what it did is looked at through their serial consoles."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.harness import HERE, look
+from lab.vm import Guest
+
+Hosts = Mapping[str, Mapping[str, Any]]
+
+
+def test_stock_playbook(guests: Mapping[str, Guest], hosts: Hosts, make_ansible: MakeAnsible, tmp_path: Path) -> None:
+    large = os.urandom(2_500_001)
+    (tmp_path / "large").write_bytes(large)
+    script = tmp_path / "script.sh"
+    script.write_text('#!/bin/sh\necho $#\necho "$1"\n', encoding="ascii")
+    secret = secrets.token_hex(16)
+    ansible = make_ansible(hosts)
+    variables = {"target": "connection_qga", "scratch": str(tmp_path), "secret": secret}
+
+    first = ansible.playbook(HERE / "targets.yml", "-vvvvv", variables=variables)
+    # What is in a task's result ansible itself prints; the connection adds nothing to it.
+    assert "EXEC" in first.output
+    assert not [line for line in first.output.splitlines() if secret in line and "EXEC" in line]
+
+    for release, guest in guests.items():
+        assert (tmp_path / "fetched" / release / "large").read_bytes() == large
+        assert look(guest, "cd '/srv/a b '\\''ä$(id)'; cat file; stat -c '%a %G' file") == (
+            "first\nsecond ä\nthird\n640 worker\n"
+        )
+        assert look(guest, "sha256sum </srv/large; stat -c %a /srv/large").split() == [
+            hashlib.sha256(large).hexdigest(),
+            "-",
+            "600",
+        ]
+        assert look(guest, "stat -c '%s %a %U' /home/worker/empty") == "0 600 worker\n"
+        assert look(guest, "systemctl is-active sleeper; systemctl is-enabled sleeper") == "active\nenabled\n"
+        # No trace of what ran: not in the logs, not as files.
+        assert look(guest, f"journalctl --no-pager | grep -c {secret} || :") == "0\n"
+        assert look(guest, f"grep -rl {secret} /var/log /run /tmp /root 2>/dev/null || :") == ""
+        assert look(guest, "ls -d /run/qemu-guest.* /root/.ansible/tmp/* /tmp/ansible* 2>/dev/null || :") == ""
+        logged = look(guest, "journalctl --no-pager -t qemu-ga")
+        assert 'eval "$QEMU_GUEST"' in logged or "guest-exec called" not in logged
+
+    second = ansible.playbook(HERE / "targets.yml", variables=variables)
+    assert {host: counts["changed"] for host, counts in second.recap.items()} == dict.fromkeys(guests, 0)
+
+
+def test_output_of_any_size_and_content(guests: Mapping[str, Guest]) -> None:
+    for guest in guests.values():
+        with open_agent(str(guest.agent_socket), 60) as agent:
+            exact = run_shell(agent, b"cat; printf '\\377\\000e' >&2; exit 9", b"\x00\xff\n\r\n\xc3")
+            assert (exact.rc, exact.stdout, exact.stderr) == (9, b"\x00\xff\n\r\n\xc3", b"\xff\x00e")
+            killed = run_shell(agent, b"kill -9 $$", whole=False)
+            assert (killed.rc, killed.signal) == (None, 9)
+            two = run_shell(agent, b"head -c 2000000 /dev/zero; head -c 1500000 /dev/zero >&2")
+            assert (two.stdout, two.stderr) == (bytes(2_000_000), bytes(1_500_000))
+        assert look(guest, "ls -d /run/qemu-guest.* 2>/dev/null || :") == ""
+
+
+def test_output_of_40_mb_and_files_of_50_mb(guest: Guest, tmp_path: Path) -> None:
+    content = os.urandom(50_000_000)
+    (tmp_path / "large").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    with open_agent(str(guest.agent_socket), 60) as agent:
+        with (tmp_path / "large").open("rb") as source:
+            assert put(agent, source, "/var/tmp/large ä").sha256 == digest
+        assert look(guest, "sha256sum <'/var/tmp/large ä'; stat -c %a /var/tmp/large*") == f"{digest}  -\n600\n"
+        with (tmp_path / "back").open("wb") as sink:
+            assert fetch(agent, "/var/tmp/large ä", sink.write).sha256 == digest
+        assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest() == digest
+        output = run_shell(agent, b"head -c 40000000 '/var/tmp/large \xc3\xa4'; echo end >&2")
+        assert output.stdout == content[:40_000_000]
+        assert output.stderr == b"end\n"
+    look(guest, "rm /var/tmp/large*")
