@@ -37,6 +37,10 @@ def documentation(name: str) -> Any:
     return text
 
 
+def examples(name: str) -> Any:
+    return yaml.safe_load(module(name).EXAMPLES)
+
+
 @cache
 def returned(name: str) -> frozenset[str]:
     """Return the names of the module's return values, and of those that every module may have."""

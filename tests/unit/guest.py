@@ -163,7 +163,7 @@ class Guest:
         if pid not in self.programs:
             raise AgentError("Invalid parameter 'pid'")
         program = self.programs[pid]
-        program.thread.join(0.01)
+        program.thread.join(0.01 if program.process.returncode is None else 10)
         if program.thread.is_alive():
             return {"exited": False}
         del self.programs[pid]

@@ -106,7 +106,7 @@ def test_exit_status_is_exact(connection: Any) -> None:
 @pytest.mark.parametrize("stream", [1, 2])
 def test_large_output_is_whole(connection: Any, agent: LooseAgent, stream: int) -> None:
     # A program whose output is 40 MB and different everywhere, and its checksum by another path.
-    program = "seq 5000000 | head -c 40000000"
+    program = "seq 6000000 | head -c 40000000"
     rc, *streams = connection.exec_command(f"({program}) >&{stream}; echo end >&{3 - stream}; exit 3")
     assert rc == 3
     assert len(streams[stream - 1]) == 40 * MEGABYTE

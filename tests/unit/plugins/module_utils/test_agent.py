@@ -432,7 +432,7 @@ def test_channel_closed_during_the_first_sync(scripted: Start, connect: Connect)
     server.then(SYNC, closes())
     with pytest.raises(ConnectError, match="closed the channel") as caught:
         connect(server).execute(OPEN, {"path": "1"})
-    assert type(caught.value) is ConnectError
+    assert caught.value.__class__ is ConnectError
     assert caught.value.executed == "no"
     assert server.work == []
 
@@ -730,7 +730,7 @@ def test_other_errors_are_the_agents_own(scripted: Start, connect: Connect) -> N
     server.then(OPEN, fails(text))
     with pytest.raises(CommandError) as caught:
         connect(server).execute(OPEN)
-    assert type(caught.value) is CommandError
+    assert caught.value.__class__ is CommandError
     assert (caught.value.error_class, caught.value.message) == ("GenericError", text)
     assert str(caught.value) == f"guest agent at unix:{server.path}: {OPEN} failed: {text}"
 

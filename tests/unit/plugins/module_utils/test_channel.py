@@ -470,7 +470,7 @@ def test_request_that_left_but_for(
     sock.keeps = keeps
     with sock, pytest.raises(QgaError) as caught:
         Channel(sock).send(b'{"execute":"guest-shutdown"}\n', Deadline(10))
-    assert type(caught.value) is error
+    assert caught.value.__class__ is error
     assert "Broken pipe" in str(caught.value)
 
 

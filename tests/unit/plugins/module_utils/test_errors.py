@@ -70,7 +70,8 @@ def test_agent_that_has_forgotten(desc: str) -> None:
         "Invalid parameter type for 'path', expected: string",
         "Invalid parameter 'SEEK_SET'",
         "Base64 data contains invalid characters",
-        "Guest agent command failed, error was 'Failed to execute child process “/x” (No such file or directory)'",
+        "Guest agent command failed, error was 'Failed to execute child process "
+        "\u201c/x\u201d (No such file or directory)'",
         "child process has failed to set user password",
         "mode is invalid (valid values are: halt|powerdown|reboot",
         "failed to trim: Invalid argument",
@@ -80,7 +81,7 @@ def test_agent_that_has_forgotten(desc: str) -> None:
 )
 def test_any_other_error(desc: str) -> None:
     error = command_error("guest-x", "GenericError", desc)
-    assert type(error) is CommandError
+    assert error.__class__ is CommandError
     assert (error.error_class, error.executed) == ("GenericError", "yes")
 
 

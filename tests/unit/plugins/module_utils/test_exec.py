@@ -90,17 +90,18 @@ def test_start_without_a_pid(agent: SocketAgent, server: Scripted, reply: Any) -
 @pytest.mark.parametrize(
     "text",
     [
-        "Guest agent command failed, error was 'Failed to execute child process “/x” (No such file or directory)'",
-        "Failed to execute child process “/x” (No such file or directory)",
-        "Failed to execute child process “/x” (Permission denied)",
-        "Failed to execute child process “/x” (Argument list too long)",
+        "Guest agent command failed, error was 'Failed to execute child process "
+        "\u201c/x\u201d (No such file or directory)'",
+        "Failed to execute child process \u201c/x\u201d (No such file or directory)",
+        "Failed to execute child process \u201c/x\u201d (Permission denied)",
+        "Failed to execute child process \u201c/x\u201d (Argument list too long)",
     ],
 )
 def test_program_that_cannot_be_started(agent: SocketAgent, server: Scripted, text: str) -> None:
     server.then(EXEC, fails(text))
     with pytest.raises(CommandError) as caught:
         start(agent, "/x")
-    assert type(caught.value) is CommandError
+    assert caught.value.__class__ is CommandError
     assert text in str(caught.value)
 
 

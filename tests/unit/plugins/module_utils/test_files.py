@@ -432,5 +432,5 @@ def test_all_errors_are_ours(agent: SocketAgent, server: Scripted) -> None:
     server.then("guest-file-open", fails("failed to commit persistent state to disk"))
     with pytest.raises(QgaError) as caught:
         GuestFile(agent, "/x")
-    assert type(caught.value) is GuestFileError
+    assert caught.value.__class__ is GuestFileError
     assert caught.value.errno is None

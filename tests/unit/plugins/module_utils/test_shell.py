@@ -39,11 +39,8 @@ KEPT = 1024 * 1024
 EVERY_BYTE = bytes(range(256))
 
 # As /bin/sh is on Debian, on Fedora and its family, and on Alpine; those of them that are on this machine.
-SHELLS = {
-    name: [path, *options]
-    for name, *options in (("sh",), ("bash", "--posix"), ("busybox", "sh"))
-    if (path := shutil.which(name))
-}
+_COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"]}
+SHELLS = {name: [name, *options] for name, options in _COMMANDS.items() if shutil.which(name)}
 
 
 @pytest.fixture(params=SHELLS)

@@ -1,0 +1,241 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
+from ansible_collections.qemu.guest.tests.unit.documentation import returned
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+
+
+def options(**given: Any) -> dict[str, Any]:
+    return {**{name: option.get("default") for name, option in OPERATION.spec.items()}, **given}
+
+
+# plan
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        ({"shell": "ls -l | wc"}, b"ls -l | wc"),
+        ({"shell": ""}, b""),
+        ({"argv": ["ls"]}, b"exec ls"),
+        ({"argv": ["ls", "-l", "a b", "", "it's", "$x", "\n"]}, b"exec ls -l 'a b' '' 'it'\"'\"'s' '$x' '\n'"),
+        ({"argv": ["\u00fc", "\udcff"]}, b"exec '\xc3\xbc' '\xff'"),
+        ({"shell": "x", "chdir": "/a b"}, b"cd '/a b' || exit 1\nx"),
+        ({"shell": "x", "env": {"A": "1 2", "_b3": "'"}}, b"export A='1 2'\nexport _b3=''\"'\"''\nx"),
+        ({"shell": "x", "env": {"N": 5, "T": True}}, b"export N=5\nexport T=True\nx"),
+        ({"argv": ["x"], "env": {"A": "1"}, "chdir": "/d"}, b"export A=1\ncd /d || exit 1\nexec x"),
+    ],
+)
+def test_command(given: dict[str, Any], command: bytes) -> None:
+    assert shell_command(options(**given)) == command
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "A\n", "Ü", "$(id)"])
+def test_environment_variable_that_cannot_be(name: str) -> None:
+    with pytest.raises(OperationError, match="cannot be the name"):
+        shell_command(options(shell="x", env={name: "1"}))
+
+
+@pytest.mark.xfail(reason="argv: [] passes required_one_of, and then there is nothing to run", raises=TypeError)
+def test_no_program() -> None:
+    with pytest.raises(OperationError):
+        shell_command(options(argv=[]))
+
+
+@pytest.mark.parametrize(
+    ("current", "message"),
+    [
+        ({}, None),
+        ({"creates": False}, None),
+        ({"removes": True}, None),
+        ({"creates": False, "removes": True}, None),
+        ({"creates": True}, "not run, since /c exists"),
+        ({"removes": False}, "not run, since /r does not exist"),
+        ({"creates": True, "removes": True}, "not run, since /c exists"),
+        ({"creates": False, "removes": False}, "not run, since /r does not exist"),
+    ],
+)
+def test_plan(current: dict[str, bool], message: str | None) -> None:
+    planned = plan(current, options(shell="x", creates="/c", removes="/r"))
+    assert planned.changes is (message is None)
+    assert planned.result == ({} if message is None else {"msg": message})
+
+
+# described
+
+
+def test_described() -> None:
+    assert described(ExecResult(3, None, b"out\n", b"\xc3\xbc")) == {
+        "rc": 3,
+        "signal": None,
+        "stdout": "out\n",
+        "stdout_truncated": False,
+        "stderr": "ü",
+        "stderr_truncated": False,
+    }
+
+
+def test_output_that_is_not_utf8_comes_in_base64_too() -> None:
+    answer = described(ExecResult(None, 9, b"a\xff", b"\xfe"))
+    assert (answer["stdout"], answer["stderr"]) == ("a\ufffd", "\ufffd")
+    assert base64.b64decode(answer["stdout_b64"]) == b"a\xff"
+    assert base64.b64decode(answer["stderr_b64"]) == b"\xfe"
+    assert "warnings" not in answer
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_truncation_is_never_silent(stream: str) -> None:
+    answer = described(ExecResult(0, None, **{f"{stream}_truncated": True}))  # type: ignore[arg-type]
+    assert answer[f"{stream}_truncated"] is True
+    (warning,) = answer["warnings"]
+    assert stream in warning
+
+
+# In a guest that is this machine
+
+
+@pytest.fixture
+def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
+    return scripted(guest.answers())
+
+
+@pytest.fixture
+def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
+    return connect(server)
+
+
+def run(agent: SocketAgent, check_mode: bool = False, **given: Any) -> dict[str, Any]:
+    result = run_operation(OPERATION, agent, options(**given), check_mode=check_mode)
+    assert set(result) - {"changed"} <= returned("qga_exec")
+    return result
+
+
+def failure(agent: SocketAgent, **given: Any) -> OperationError:
+    with pytest.raises(OperationError) as caught:
+        run(agent, **given)
+    assert set(caught.value.result) <= returned("qga_exec")
+    return caught.value
+
+
+def test_run(agent: SocketAgent, tmp_path: Path) -> None:
+    result = run(agent, shell='echo "$A"; pwd; cat >&2', env={"A": "a\nb"}, chdir=str(tmp_path), stdin="in")
+    assert result.pop("elapsed") >= 0
+    assert result == {
+        "changed": True,
+        "rc": 0,
+        "signal": None,
+        "stdout": f"a\nb\n{tmp_path}\n",
+        "stdout_truncated": False,
+        "stderr": "in\n",
+        "stderr_truncated": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "arrives"),
+    [
+        ({}, ""),
+        ({"stdin": ""}, "\n"),
+        ({"stdin": "a"}, "a\n"),
+        ({"stdin": "a\n"}, "a\n\n"),
+        ({"stdin": "a", "stdin_add_newline": False}, "a"),
+        ({"stdin": "", "stdin_add_newline": False}, ""),
+        ({"stdin": "ü\n\n b", "stdin_add_newline": False}, "ü\n\n b"),
+    ],
+)
+def test_input(agent: SocketAgent, given: dict[str, Any], arrives: str) -> None:
+    assert run(agent, argv=["cat"], **given)["stdout"] == arrives
+
+
+def test_arguments_are_not_interpreted(agent: SocketAgent) -> None:
+    assert run(agent, argv=["printf", "%s|", "$HOME", "a b", "*", "it's"])["stdout"] == "$HOME|a b|*|it's|"
+
+
+def test_program_that_fails(agent: SocketAgent) -> None:
+    error = failure(agent, shell="echo out; echo err >&2; exit 3")
+    assert "exit status 3" in str(error)
+    assert (error.result["rc"], error.result["stdout"], error.result["stderr"]) == (3, "out\n", "err\n")
+
+
+def test_program_that_a_signal_ends(agent: SocketAgent) -> None:
+    error = failure(agent, shell="kill -9 $$")
+    assert "signal 9" in str(error)
+    assert (error.result["rc"], error.result["signal"]) == (None, 9)
+
+
+def test_program_that_does_not_exist(agent: SocketAgent) -> None:
+    assert failure(agent, argv=["/nonexistent/program"]).result["rc"] == 127
+
+
+def test_directory_that_does_not_exist(agent: SocketAgent) -> None:
+    error = failure(agent, argv=["true"], chdir="/nonexistent")
+    assert error.result["rc"] == 1 and "/nonexistent" in error.result["stderr"]
+
+
+def test_program_that_takes_too_long(agent: SocketAgent, guest: Guest, clock: Clock) -> None:
+    (guest.tools / "sleep").write_text("#!/bin/sh\nexec /bin/sleep 0.05\n")
+    (guest.tools / "sleep").chmod(0o755)
+    error = failure(agent, shell="echo begun; exec /bin/sleep 60", timeout=3)
+    assert "more than 3 s" in str(error) and "was ended" in str(error)
+    assert error.result["signal"] == 15
+    assert error.result["stdout"] == "begun\n"
+    assert error.result["elapsed"] >= 3
+    assert guest.programs == {}
+
+
+def test_program_that_cannot_be_ended(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+    server.answers["guest-exec"] = {"pid": 4711}
+    server.answers["guest-exec-status"] = lambda arguments: (
+        {"exited": False} if arguments["pid"] == 4711 else {"exited": True, "exitcode": 0}
+    )
+    starts = iter([{"pid": 4711}, {"pid": 4712}])
+    server.answers["guest-exec"] = lambda arguments: next(starts)
+    error = failure(agent, shell="x", timeout=3)
+    assert "could not be ended; its pid is 4711" in str(error)
+    assert "rc" not in error.result
+
+
+def test_creates_and_removes(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    assert run(agent, shell=f"touch '{path}'", creates=path)["changed"] is True
+    assert run(agent, shell=f"touch '{path}'", creates=path) == {
+        "changed": False,
+        "msg": f"not run, since {path} exists",
+    }
+    assert run(agent, shell=f"rm '{path}'", removes=path)["changed"] is True
+    assert run(agent, shell=f"rm '{path}'", removes=path)["changed"] is False
+    assert server.work.count("guest-exec") == 2
+
+
+def test_check_mode_runs_nothing(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
+    assert run(agent, check_mode=True, shell="x") == {"changed": True}
+    assert run(agent, check_mode=True, shell="x", creates=str(tmp_path))["changed"] is False
+    assert "guest-exec" not in server.work
+
+
+def test_agent_that_may_not_run_programs(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    server = scripted(blocked={"guest-exec": "Command guest-exec has been disabled"})
+    with pytest.raises(CommandUnavailable, match="guest-exec"):
+        run_operation(OPERATION, connect(server), options(shell="x"))
+
+
+def test_secrets_are_not_logged() -> None:
+    assert set(OPERATION.quiet) == {"stdin", "env"}
