@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from ansible.module_utils import basic
+from ansible.release import __version__
 
 from ansible_collections.qemu.guest.plugins.module_utils import _module
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec, run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails, swallows
+
+CORE = tuple(int(number) for number in __version__.split(".")[:2])
 
 
 def read(agent: Any, params: Any) -> Any:
@@ -51,8 +54,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Run the operation as a module; return what it prints, and its exit status as ``exit``."""
 
     def as_module(**params: Any) -> dict[str, Any]:
-        # The latter asks cores from 2.21 on for what all others do unasked.
-        how = {"_ansible_remote_tmp": "/tmp", "_ansible_inject_invocation": True}
+        # Newer cores want to be asked for what the others return unasked.
+        how = {"_ansible_inject_invocation": True} if CORE >= (2, 20) else {}
         arguments = json.dumps({"ANSIBLE_MODULE_ARGS": {**how, **params}}).encode()
         monkeypatch.setattr(basic, "_ANSIBLE_ARGS", arguments)
         monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)  # of core 2.19 and later
