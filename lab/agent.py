@@ -38,8 +38,9 @@ SCRIPT = Path(__file__).with_name("loose.sh")
 NAMESPACES = ["--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net", "--cgroup"]
 START_SECONDS = 10.0
 # Standard input is a pipe that only this process holds. When it ends, however that comes, loose.sh ends, and then what
-# it left behind is removed. Reading on after loose.sh keeps its log for the error message if it failed.
-LEASH = '"$@"; while read -r _; do :; done; rm -rf "$0"'
+# it left behind is removed. Closing standard output tells at once that loose.sh ended early; reading on keeps its log
+# for the error message.
+LEASH = '"$@"; exec >&-; while read -r _; do :; done; rm -rf "$0"'
 
 
 class LooseAgent:

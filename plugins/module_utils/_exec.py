@@ -90,7 +90,7 @@ def start(
     if stdin:
         request["input-data"] = base64.b64encode(stdin).decode("ascii")
     # A slow guest takes a megabyte per second; what takes longer for its size is not to be taken for a dead one.
-    reply = agent.execute("guest-exec", request, timeout=agent.timeout + len(stdin) / 1e6)
+    reply = agent.execute("guest-exec", request, timeout=agent.timeout + len(stdin) // 1_000_000)
     return int(_wire.expect(reply.get("pid"), int, "pid"))
 
 

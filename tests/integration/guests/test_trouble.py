@@ -141,8 +141,9 @@ def test_machine_ends_in_the_middle(make_ansible: MakeAnsible, tmp_path: Path) -
     with Guest("bookworm") as guest:
         ansible = make_ansible(variables(guest, ansible_qga_timeout=20))
         ansible.adhoc("ansible.builtin.wait_for_connection", "timeout=240 sleep=1")
-        look(guest, "true")
+        guest.wait_booted()
         ansible.adhoc("ansible.builtin.reboot", "reboot_timeout=240")
+        guest.wait_booted()
         before = look(guest, "cat /proc/sys/kernel/random/boot_id")
         with ansible.start("ansible", "all", "-m", "ansible.builtin.raw", "-a", "touch /srv/on; sleep 500") as process:
             for _attempt in range(60):

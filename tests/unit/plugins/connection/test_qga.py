@@ -1,0 +1,253 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.loader import connection_loader
+from ansible.utils.display import Display
+
+from ansible_collections.qemu.guest.tests.unit.documentation import COLLECTION
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, sends, swallows
+
+Connect = Callable[..., Any]
+
+
+@pytest.fixture
+def connection(clock: object) -> Iterator[Connect]:
+    """Make connections with these options; they are closed with the test."""
+    made = []
+
+    def connect(**options: Any) -> Any:
+        connection = connection_loader.get("qemu.guest.qga", PlayContext(), None)
+        connection.set_options(direct=options)
+        made.append(connection)
+        return connection
+
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+@pytest.fixture
+def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
+    return scripted(guest.answers())
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All that is displayed at the highest verbosity."""
+    shown: list[str] = []
+    monkeypatch.setattr(Display, "verbosity", 6, raising=False)
+    monkeypatch.setattr(Display, "display", lambda self, message, *how, **more: shown.append(str(message)))
+    return shown
+
+
+def wrapped(command: str) -> str:
+    """Return a command as ansible-core hands it to connections."""
+    return f"/bin/sh -c {shlex.quote(command + ' && sleep 0')}"
+
+
+# Where the agent is
+
+
+def test_address(connection: Connect, server: Scripted) -> None:
+    assert connection(address=str(server.path)).agent.name == f"unix:{server.path}"
+    assert connection(address=f"unix:{server.path}", host="vm1").agent.name == f"unix:{server.path}"
+    assert connection(host=f"unix:{server.path}").agent.name == f"unix:{server.path}"
+    assert connection(host="tcp:vm1:7000").agent.name == "tcp:vm1:7000"
+
+
+@pytest.mark.parametrize("options", [{}, {"host": "vm1"}, {"host": "192.0.2.1"}, {"address": "", "host": "vm1:22"}])
+def test_no_address(connection: Connect, options: dict[str, str]) -> None:
+    with pytest.raises(AnsibleError, match="ansible_qga_address"):
+        connection(**options).exec_command("true")
+
+
+def test_address_that_is_malformed(connection: Connect) -> None:
+    with pytest.raises(AnsibleError, match="'vm1' is not the address"):
+        connection(address="vm1").exec_command("true")
+
+
+def test_timeout(connection: Connect, server: Scripted) -> None:
+    assert connection(address=str(server.path)).agent.timeout == 20
+    assert connection(address=str(server.path), timeout=7.5).agent.timeout == 7.5
+
+
+def test_modules_are_always_piped(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    assert made.has_pipelining and made.always_pipeline_modules
+    assert made.is_pipelining_enabled(wrap_async=False)
+
+
+# Commands
+
+
+def test_command(connection: Connect, server: Scripted) -> None:
+    result = connection(address=str(server.path)).exec_command("printf 'o\\377'; echo e >&2; exit 3")
+    assert result == (3, b"o\xff", b"e\n")
+
+
+def test_input(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    assert made.exec_command("cat", b"\x00\xff\n")[1] == b"\x00\xff\n"
+    assert made.exec_command("cat", "ü")[1] == "ü".encode()
+    assert made.exec_command("cat", None)[1] == b""
+
+
+def test_signal_is_an_exit_status(connection: Connect, server: Scripted) -> None:
+    assert connection(address=str(server.path)).exec_command("kill -9 $$")[0] == 137
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo a",
+        "echo 'it'\"'\"'s'",
+        "echo \"$HOME\" '$HOME' \\\n  b",
+        "true || echo 'a && sleep 0'",
+        "echo a # && sleep 0",
+        "echo $0 $#",
+        "exit 4",
+        "ü=1; echo '\udcff'",
+    ],
+)
+def test_wrapping_of_the_core_is_taken_off(connection: Connect, server: Scripted, guest: Guest, command: str) -> None:
+    made = connection(address=str(server.path))
+    assert made.exec_command(wrapped(command))[:2] == made.exec_command(f"{command}\n")[:2]
+    first, second = (guest.started[0]["input-data"], guest.started[1]["input-data"])
+    assert len(first) <= len(second), "one shell less"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["/bin/sh -c 'echo a", "/bin/bash -c 'echo a'", "/bin/sh -c", "/bin/sh -c 'echo a' b", "/bin/sh -ec 'echo a'"],
+)
+def test_other_wrapping_is_left_alone(connection: Connect, guest: Guest, server: Scripted, command: str) -> None:
+    connection(address=str(server.path)).exec_command(command)
+    assert command.encode() in __import__("base64").b64decode(guest.started[0]["input-data"])
+
+
+def test_output_that_was_lost_is_an_error(connection: Connect, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    (guest.tools / "dd").write_text("#!/bin/sh\necho unrecognized >&2\nexit 1\n")
+    (guest.tools / "dd").chmod(0o755)
+    (tmp_path / "output").write_bytes(bytes(17 * 1024 * 1024))
+    with pytest.raises(AnsibleError, match="16 MiB"):
+        connection(address=str(server.path)).exec_command(f"cat {tmp_path}/output")
+
+
+# Trouble
+
+
+@pytest.mark.parametrize("step", [swallows, closes(), sends(b"nonsense\n")])
+def test_trouble_with_the_channel_is_a_failed_connection(connection: Connect, server: Scripted, step: Any) -> None:
+    server.then("guest-exec", step)
+    made = connection(address=str(server.path))
+    with pytest.raises(AnsibleConnectionFailure, match="guest-exec"):
+        made.exec_command("true")
+    assert made.exec_command("true")[0] == 0, "the next command has a channel of its own"
+    assert len(server.received) == 2
+
+
+def test_no_agent_is_a_failed_connection(connection: Connect, tmp_path: Path) -> None:
+    with pytest.raises(AnsibleConnectionFailure, match="no such socket"):
+        connection(address=str(tmp_path / "vm1.qga")).exec_command("true")
+
+
+def test_blocked_command_is_no_failed_connection(connection: Connect, scripted: Callable[..., Scripted]) -> None:
+    server = scripted(blocked={"guest-exec": "Command guest-exec has been disabled"})
+    with pytest.raises(AnsibleError, match=r"guest-exec .*disabled.*block-rpcs") as caught:
+        connection(address=str(server.path)).exec_command("true")
+    assert not isinstance(caught.value, AnsibleConnectionFailure)
+
+
+def test_close_and_reset(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    made.close()
+    made.exec_command("true")
+    made.reset()
+    assert made.connected
+    made.exec_command("true")
+    made.close()
+    made.close()
+    assert not made.connected
+    assert len(server.received) == 2
+
+
+# Files
+
+
+def test_put_and_fetch(connection: Connect, server: Scripted, tmp_path: Path) -> None:
+    made = connection(address=str(server.path))
+    data = bytes(range(256)) * 5000
+    (tmp_path / "here ü").write_bytes(data)
+    made.put_file(str(tmp_path / "here ü"), str(tmp_path / "it's there"))
+    assert (tmp_path / "it's there").read_bytes() == data
+    assert (tmp_path / "it's there").stat().st_mode & 0o777 == 0o600
+    made.fetch_file(str(tmp_path / "it's there"), str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == data
+
+
+def test_put_what_is_not_there(connection: Connect, server: Scripted, tmp_path: Path) -> None:
+    with pytest.raises(AnsibleFileNotFound):
+        connection(address=str(server.path)).put_file(str(tmp_path / "nope"), "/x")
+    assert server.commands == []
+
+
+def test_fetch_what_is_not_there(connection: Connect, server: Scripted, tmp_path: Path) -> None:
+    with pytest.raises(AnsibleError, match="No such file"):
+        connection(address=str(server.path)).fetch_file(str(tmp_path / "nope"), str(tmp_path / "back"))
+
+
+def test_put_where_nothing_can_be_written(connection: Connect, server: Scripted, tmp_path: Path) -> None:
+    (tmp_path / "here").touch()
+    with pytest.raises(AnsibleError, match="cannot create"):
+        connection(address=str(server.path)).put_file(str(tmp_path / "here"), str(tmp_path / "nope" / "there"))
+
+
+@pytest.mark.parametrize(
+    ("path", "absolute"), [("/a b", "/a b"), ("~/x/y", "{home}/x/y"), ("x/y", "{home}/x/y"), ("~root/x", "{root}/x")]
+)
+def test_paths_are_made_absolute(connection: Connect, server: Scripted, path: str, absolute: str) -> None:
+    made = connection(address=str(server.path))
+    expected = absolute.format(home=os.path.expanduser("~"), root=os.path.expanduser("~root"))
+    assert made._guest_path(path) == expected
+
+
+# Secrets
+
+
+def test_nothing_secret_is_shown_at_any_verbosity(
+    connection: Connect, server: Scripted, guest: Guest, lines: list[str], tmp_path: Path
+) -> None:
+    made = connection(address=str(server.path))
+    made.exec_command("echo hush1; echo hush2 >&2", b"hush3")
+    (tmp_path / "here").write_text("hush4")
+    made.put_file(str(tmp_path / "here"), str(tmp_path / "there"))
+    made.fetch_file(str(tmp_path / "there"), str(tmp_path / "back"))
+    assert any("EXEC" in line for line in lines) and any("PUT" in line for line in lines)
+    assert "hush" not in "\n".join(lines)
+    assert not [request for request in guest.started if "hush" in str(request["arg"])]
+
+
+def test_documentation_names_the_variables_of_the_options() -> None:
+    import yaml
+
+    from ansible_collections.qemu.guest.plugins.connection import qga
+
+    options = yaml.safe_load(qga.DOCUMENTATION)["options"]
+    for name in ("address", "timeout", "exec_method"):
+        assert [entry["name"] for entry in options[name]["vars"]] == [f"ansible_qga_{name}"]
+        assert [entry["name"] for entry in options[name]["env"]] == [f"ANSIBLE_QGA_{name.upper()}"]
+        assert options[name]["ini"] == [{"section": "qga_connection", "key": name}]
+    assert COLLECTION.name
