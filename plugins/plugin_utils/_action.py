@@ -23,19 +23,19 @@ from ansible_collections.qemu.guest.plugins.module_utils._operation import Opera
 CONNECTION = "qemu.guest.qga"
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no types
     _supports_check_mode = True
     _supports_async = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
+        result: dict[str, Any] = super().run(tmp, task_vars)
         del tmp
         name = self._task.action.rpartition(".")[2]
         if self._task.args.get("address"):
             module = self._execute_module(
                 module_name=f"qemu.guest.{name}", task_vars=task_vars, wrap_async=self._task.async_val
             )
-            return merge_hash(result, module)
+            return dict(merge_hash(result, module))
         if self._connection.transport != CONNECTION:
             msg = (
                 f"{name} needs an address, because this host's connection is {self._connection.transport}. Only on a "
@@ -61,4 +61,4 @@ class ActionModule(ActionBase):
             result = run_operation(operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff)
         except QgaError as exc:
             result = {"failed": True, "msg": str(exc), **exc.as_result()}
-        return remove_values(result, validation._no_log_values)
+        return dict(remove_values(result, validation._no_log_values))

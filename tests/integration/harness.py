@@ -32,6 +32,9 @@ COMMANDS = Path(sys.executable).parent
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
+Subject = LooseAgent | Guest
+"""What is configured: a real agent, with a guest around it or without."""
+
 # What a run must not inherit from whoever starts the tests.
 _FOREIGN = re.compile(r"^(ANSIBLE_|QEMU_GUEST_)")
 
@@ -151,27 +154,32 @@ def _output(process: subprocess.Popen[str], timeout: float) -> str:
 # Where things are
 
 
-def guest_variables(address: Path, witness: list[str]) -> dict[str, Any]:
+def address(subject: Subject) -> Path:
+    """Return the socket of the subject's agent."""
+    return subject.agent_socket if isinstance(subject, Guest) else subject.socket
+
+
+def guest_variables(subject: Subject) -> dict[str, Any]:
     """Return the variables of a host that is the guest itself, connected to through its agent."""
     return {
         "ansible_connection": "qemu.guest.qga",
-        "ansible_qga_address": str(address),
+        "ansible_qga_address": str(address(subject)),
         "ansible_python_interpreter": "/usr/bin/python3",
-        "witness": witness,
+        "witness": witness(subject),
     }
 
 
-def hypervisor_variables(address: Path, witness: list[str]) -> dict[str, Any]:
+def hypervisor_variables(subject: Subject) -> dict[str, Any]:
     """Return the variables of a host that is the hypervisor of the guest: modules need the agent's address there."""
     return {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
-        "qga_address": str(address),
-        "witness": witness,
+        "qga_address": str(address(subject)),
+        "witness": witness(subject),
     }
 
 
-def witness(subject: LooseAgent | Guest) -> list[str]:
+def witness(subject: Subject) -> list[str]:
     """Return the beginning of a command line that runs a shell command in the guest without its agent."""
     if isinstance(subject, Guest):
         return [sys.executable, str(WITNESS), str(subject.console)]
@@ -179,9 +187,11 @@ def witness(subject: LooseAgent | Guest) -> list[str]:
     return host.as_root([*clean, host.find("chroot") or "chroot", f"/proc/{subject.pid}/root", "/bin/sh", "-c"])
 
 
-def look(subject: LooseAgent | Guest, command: str, check: bool = True) -> str:
+def look(subject: Subject, command: str, check: bool = True) -> str:
     """Run a shell command as root in the guest by another path than its agent; return what it printed."""
-    done = subprocess.run([*witness(subject), command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+    if isinstance(subject, Guest):
+        return subject.run(command, check=check)[1]
+    done = subprocess.run([*witness(subject), command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
     output = done.stdout.decode("utf-8", "surrogateescape")
     assert not check or done.returncode == 0, f"exit status {done.returncode} of {command}:\n{output}"
     return output

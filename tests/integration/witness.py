@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lab import console  # noqa: E402
+from lab import console
 
 
 def main(socket: str, command: str) -> int:

@@ -16,64 +16,15 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import HERE, guest_variables, look, witness
+from ansible_collections.qemu.guest.tests.integration.harness import look
+from ansible_collections.qemu.guest.tests.integration.ordinary import check_ordinary_play
 from lab.agent import LooseAgent
 
 MEGABYTE = 1_000_000
 
 
-def test_ordinary_play(agents: dict[str, LooseAgent], make_ansible: MakeAnsible, tmp_path: Path) -> None:
-    content = os.urandom(2_500_001)
-    (tmp_path / "large").write_bytes(content)
-    ansible = make_ansible({release: guest_variables(agent.socket, witness(agent)) for release, agent in agents.items()})
-    variables = {
-        "target": "connection_qga",
-        "scratch": str(tmp_path),
-        "large_sha1": hashlib.sha1(content).hexdigest(),
-    }
-    first = ansible.playbook(HERE / "targets.yml", variables=variables)
-    assert all(counts["changed"] > 10 for counts in first.recap.values()), first.output
-    for release, agent in agents.items():
-        seen = look(
-            agent,
-            """
-            cd /srv/qga
-            sha256sum large | cut -c1-64
-            stat -c '%a %U:%G %s %n' large empty about '../qga dir é' "../qga dir é/copied 'text'.txt" ~qgauser/mine
-            cat about lines once theirs "../qga dir é/copied 'text'.txt" ~qgauser/mine
-            readlink link
-            id -nG qgauser
-            ls -A /tmp /root/.ansible/tmp ~qgauser/.ansible/tmp 2>/dev/null; ls -d /run/*qemu* 2>/dev/null
-            """,
-            check=False,
-        ).splitlines()
-        about = [f"This is {release}, configured without a network.", "0: ü", "1: ü", "2: ü"]
-        assert seen == [
-            hashlib.sha256(content).hexdigest(),
-            "600 root:root 2500001 large",
-            "644 root:root 0 empty",
-            f"644 root:root {len(os.linesep.join(about).encode()) + 1} about",
-            "750 qgauser:root 4096 ../qga dir é",
-            "640 qgauser:qgagroup 17 ../qga dir é/copied 'text'.txt",
-            "600 qgauser:qgauser 5 /home/qgauser/mine",
-            *about,
-            "setting=ä",
-            *["/root", "a b", "ü"],
-            *about,
-            *["line one", "zwei ü"],
-            "mine",
-            "about",
-            "qgauser qgagroup",
-            # Nothing is left of what carried it there.
-            "/root/.ansible/tmp:",
-            "/tmp:",
-        ]
-        for name in ("large", "empty", "copied 'text'.txt"):
-            assert (tmp_path / "fetched" / release / name).exists()
-        assert (tmp_path / "fetched" / release / "large").read_bytes() == content
-    second = ansible.playbook(HERE / "targets.yml", variables=variables)
-    assert {counts["changed"] for counts in second.recap.values()} == {0}, second.output
+def test_ordinary_play(agents: dict[str, LooseAgent], tmp_path: Path) -> None:
+    check_ordinary_play(tmp_path, agents)
 
 
 @pytest.fixture

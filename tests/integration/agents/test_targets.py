@@ -16,7 +16,6 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
     HERE,
     guest_variables,
     hypervisor_variables,
-    witness,
 )
 from lab import image
 from lab.agent import DANGEROUS, LooseAgent
@@ -43,7 +42,7 @@ def test_module(
     variables = {"guest": guest_variables, "hypervisor": hypervisor_variables}[place]
     hosts = {
         release: {
-            **variables(agent.socket, witness(agent)),
+            **variables(agent),
             "agent_version": image.build(release).agent_version,
             "disabled_command": DANGEROUS[-1],
         }

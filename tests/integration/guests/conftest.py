@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.release import __version__ as core_version
 
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, witness
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
 from lab import image
 from lab.vm import Guest
 
@@ -42,4 +42,4 @@ def guest(guests: Mapping[str, Guest]) -> Guest:
 @pytest.fixture
 def hosts(guests: Mapping[str, Guest]) -> dict[str, dict[str, Any]]:
     """The variables of all guests as hosts."""
-    return {name: guest_variables(guest.agent_socket, witness(guest)) for name, guest in guests.items()}
+    return {name: guest_variables(guest) for name, guest in guests.items()}

@@ -16,7 +16,6 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
     guest_variables,
     look,
     taken,
-    witness,
 )
 from lab.vm import Guest
 
@@ -24,7 +23,7 @@ TIMEOUT = 5
 
 
 def variables(guest: Guest, **more: Any) -> Mapping[str, Mapping[str, Any]]:
-    return {"vm": {**guest_variables(guest.agent_socket, witness(guest)), "ansible_qga_timeout": TIMEOUT, **more}}
+    return {"vm": {**guest_variables(guest), "ansible_qga_timeout": TIMEOUT, **more}}
 
 
 def test_no_such_socket_and_no_server(make_ansible: MakeAnsible, tmp_path: Path, guest: Guest) -> None:

