@@ -28,7 +28,7 @@ KVM = ["-accel", "kvm", "-cpu", "host"]
 EMULATION = ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)  # noqa: UP033  functools.cache is newer than Python 3.8
 def accelerator() -> str:
     """Return "kvm" where guests run on it, else "tcg". The first call takes up to PROBE_SECONDS."""
     return "kvm" if runs(KVM) else "tcg"

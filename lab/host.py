@@ -80,7 +80,7 @@ def _succeeds(argv: Sequence[str]) -> bool:
     return done.returncode == 0
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)  # noqa: UP033  functools.cache is newer than Python 3.8
 def can_be_root() -> bool:
     """Say whether as_root() would work."""
     return os.geteuid() == 0 or (find("sudo") is not None and _succeeds(["sudo", "-n", "true"]))

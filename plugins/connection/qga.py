@@ -142,7 +142,10 @@ class Connection(ConnectionBase):
             # The log must not lead back here: an agent in a circle would keep the seat until the garbage is collected.
             name = self._name
             log = functools.partial(display.vvvvv, host=name)
-            self._agent = open_agent(self._address(), self.get_option("timeout"), log=log)
+            try:
+                self._agent = open_agent(self._address(), self.get_option("timeout"), log=log)
+            except AddressError as exc:
+                raise AnsibleError(f"{name}: {exc}") from exc
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
         return self._agent

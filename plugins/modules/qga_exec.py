@@ -191,6 +191,8 @@ def shell_command(params: Params) -> bytes:
     :raise OperationError: for an environment variable that cannot have its name.
     """
     lines = []
+    if params["argv"] is not None and not params["argv"]:
+        raise OperationError("argv: there is no program in it")
     for name, value in params["env"].items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
             raise OperationError(f"env: {name!r} cannot be the name of an environment variable")

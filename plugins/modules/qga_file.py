@@ -248,7 +248,9 @@ def _wanted(params: Params) -> dict[str, Any]:
 
 _LOOK = r"""
 p=%(path)s
-[ "%(follow)s" ] && [ -L "$p" ] && p=$(readlink -f -- "$p")
+if [ "%(follow)s" ] && [ -L "$p" ]; then
+    p=$(readlink -f -- "$p") && [ "$p" ] || { echo "the link leads nowhere" >&2; exit 1; }
+fi
 if [ -f "$p" ] || [ -L "$p" ]; then
     stat -c 'file %%a %%U %%G %%u %%g %%s' -- "$p"
 elif [ -e "$p" ]; then
@@ -463,7 +465,9 @@ def _set_attributes(path: str, current: Current, after: Mapping[str, Any]) -> st
     owner = after["owner"] if after.get("owner", current.owner) != current.owner else current.uid
     group = after["group"] if after.get("group", current.group) != current.group else current.gid
     # chown clears the set-user-id bits that chmod may set, so it comes first.
-    commands = [f"chown -- {shlex.quote(f'{owner}:{group}')} {name}"] if owner or group else []
+    # "chown OWNER:" would mean the group that the owner logs in with, and takes no numbers.
+    commands = [f"chgrp -- {shlex.quote(group)} {name}"] if group else []
+    commands += [f"chown -- {shlex.quote(owner)} {name}"] if owner else []
     return " && ".join([*commands, f"chmod -- {after['mode']} {name}"])
 
 

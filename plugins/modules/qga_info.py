@@ -61,7 +61,7 @@ EXAMPLES = r"""
 - name: The IPv4 addresses of a guest that is connected to by qemu.guest.qga
   qemu.guest.qga_info:
     gather_subset: [network_interfaces]
-    query: network_interfaces[?name!='lo'].ip_addresses[?ip_address_type=='ipv4'].ip_address | []
+    query: network_interfaces[?name!='lo'].ip_addresses[] | [?ip_address_type=='ipv4'].ip_address
   register: addresses
 """
 
@@ -262,8 +262,7 @@ def wanted(subsets: Sequence[str]) -> list[str]:
     :raise OperationError: if it names one that does not exist.
     """
     groups = {"all": set(COMMANDS), "min": set(MIN), **{name: {name} for name in COMMANDS}}
-    names = [subset.lstrip("!") for subset in subsets]
-    for name in names:
+    for name in (subset[1:] if subset.startswith("!") else subset for subset in subsets):
         if name not in groups:
             raise OperationError(f"gather_subset: there is no subset {name!r}; there are {', '.join(sorted(groups))}.")
     included = [groups[s] for s in subsets if not s.startswith("!")] or [set(COMMANDS)]

@@ -55,10 +55,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
                 self._task.args[option] = self._find_needle("files", self._task.args[option])
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
         agent = self._connection.agent
-        if params["agent_timeout"] is not None:
-            agent.timeout = params["agent_timeout"]
+        usual = agent.timeout
         try:
+            agent.timeout = usual if params["agent_timeout"] is None else params["agent_timeout"]
             result = run_operation(operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff)
         except QgaError as exc:
             result = {"failed": True, "msg": str(exc), **exc.as_result()}
+        finally:
+            agent.timeout = usual  # the next item of a loop has the same agent
         return dict(remove_values(result, validation._no_log_values))

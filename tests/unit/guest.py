@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Guest:
         self.spool = str(directory / "spool.")
         self.shell = list(shell)
         self.files: dict[int, int] = {}
+        self.capture = CAPTURE
         self.started: list[Mapping[str, Any]] = []
         self.programs: dict[int, Program] = {}
         self._next_handle = 1000
@@ -168,13 +169,12 @@ class Guest:
             return {"exited": False}
         del self.programs[pid]
         rc = program.process.returncode
-        return {"exited": True, **({"exitcode": rc} if rc >= 0 else {"signal": -rc}), **_captured(program.output)}
+        return {"exited": True, **({"exitcode": rc} if rc >= 0 else {"signal": -rc}), **self._captured(program)}
 
-
-def _captured(output: Iterable[bytes]) -> dict[str, Any]:
-    captured: dict[str, Any] = {}
-    for name, data in zip(("out", "err"), output, strict=True):
-        if data:
-            captured[f"{name}-data"] = base64.b64encode(data[:CAPTURE]).decode()
-            captured[f"{name}-truncated"] = len(data) > CAPTURE
-    return captured
+    def _captured(self, program: Program) -> dict[str, Any]:
+        captured: dict[str, Any] = {}
+        for name, data in zip(("out", "err"), program.output, strict=True):
+            if data:
+                captured[f"{name}-data"] = base64.b64encode(data[: self.capture]).decode()
+                captured[f"{name}-truncated"] = len(data) > self.capture
+        return captured

@@ -258,8 +258,8 @@ class Session:
             self.send(line({"error": {"class": "GenericError", "desc": "JSON parse error, invalid keyword"}}))
             return
         if "id" in message and not self.server.takes_id:
-            text = "QMP input object member 'id' is unexpected"
-            self.send(line({"error": {"class": "GenericError", "desc": text}}))
+            desc = "QMP input object member 'id' is unexpected"
+            self.send(line({"error": {"class": "GenericError", "desc": desc}}))
             return
         ids = {"id": message["id"]} if "id" in message and self.server.echoes_id else {}
         request = Request(text, message["execute"], message.get("arguments", {}), ids)

@@ -188,19 +188,17 @@ def test_program_that_fails(playbook: Playbook, vm1: Any) -> None:
 
 
 @pytest.mark.parametrize(("given", "seconds"), [({}, 20), ({"agent_timeout": 7.5}, 7.5)])
-def test_timeout(playbook: Playbook, vm1: Any, server: Scripted, given: dict[str, float], seconds: float) -> None:
+def test_timeout(playbook: Playbook, vm1: Any, server: Scripted, given: dict[str, Any], seconds: float) -> None:
     server.then("guest-sync-delimited", swallows)
     assert f"within {seconds:g} s" in playbook.run("qga_ping", vm1, **given)["msg"]
 
 
-@pytest.mark.xfail(reason="the timeout is set on the agent of the connection, and stays")
 def test_timeout_of_a_task_is_not_that_of_the_next(playbook: Playbook, vm1: Any, server: Scripted) -> None:
     playbook.run("qga_ping", vm1, agent_timeout=7.5)
     server.then("guest-ping", swallows, swallows)
     assert "within 20 s" in playbook.run("qga_ping", vm1)["msg"]
 
 
-@pytest.mark.xfail(reason="the agent is asked for outside of the try: AddressError is no AnsibleError")
 def test_address_of_the_connection_that_is_malformed(playbook: Playbook) -> None:
     vm2 = playbook.connection("qemu.guest.qga", address="vm2")
     try:

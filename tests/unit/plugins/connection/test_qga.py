@@ -142,7 +142,8 @@ def test_other_wrapping_is_left_alone(connection: Connect, guest: Guest, server:
 def test_output_that_was_lost_is_an_error(connection: Connect, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     (guest.tools / "dd").write_text("#!/bin/sh\necho unrecognized >&2\nexit 1\n")
     (guest.tools / "dd").chmod(0o755)
-    (tmp_path / "output").write_bytes(bytes(17 * 1024 * 1024))
+    guest.capture = 1024 * 1024
+    (tmp_path / "output").write_bytes(bytes(guest.capture + 1))
     with pytest.raises(AnsibleError, match="16 MiB"):
         connection(address=str(server.path)).exec_command(f"cat {tmp_path}/output")
 

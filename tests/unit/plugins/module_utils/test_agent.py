@@ -563,7 +563,7 @@ def test_value_of_another_type_than_the_schema_says(
 
 
 def test_value_of_a_command_that_nobody_knows_may_be_anything(scripted: Start, connect: Connect) -> None:
-    values = [1, True, None, "a", [], {}, 1.5]
+    values: list[Any] = [1, True, None, "a", [], {}, 1.5]
     server = scripted({"guest-later": 0})
     server.then("guest-later", *map(returns, values))
     agent = connect(server)
@@ -602,11 +602,8 @@ def test_arguments_that_cannot_be_sent(scripted: Start, connect: Connect) -> Non
 def test_seat_taken_by_a_foreign_client(tmp_path: Path) -> None:
     """It is named; and nothing is run once it has left."""
     path = tmp_path / "a socket with spaces"
-    with (
-        Scripted(path, FILE) as server,
-        open_agent(f"unix:{path}", 0.5) as agent,
-        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other,
-    ):
+    other = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with Scripted(path, FILE) as server, open_agent(f"unix:{path}", 0.5) as agent, other:
         other.connect(str(path))
         other.sendall(encode_request("guest-ping", None, "other"))
         server.until(lambda: len(server.requests) == 1)

@@ -56,7 +56,7 @@ def test_trouble_with_a_file(desc: str, number: int | None) -> None:
     ["handle '999999' has not been found", "Invalid parameter 'pid'", "PID ld does not exist", "PID 12 does not exist"],
 )
 def test_agent_that_has_forgotten(desc: str) -> None:
-    assert type(command_error("guest-x", "GenericError", desc)) is HandleLostError
+    assert isinstance(command_error("guest-x", "GenericError", desc), HandleLostError)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from ansible.module_utils import basic
 from ansible.release import __version__
 
-from ansible_collections.qemu.guest.plugins.module_utils import _module
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec, run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan
@@ -155,15 +155,10 @@ def test_timeout(run: Run, server: Scripted, given: dict[str, float], seconds: f
     assert f"within {seconds:g} s" in run(address=str(server.path), time=5, **given)["msg"]
 
 
-def test_channel_is_free_afterwards(run: Run, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Any] = []
-    monkeypatch.setattr(_module, "open_agent", lambda *how: opened.append(agent := open_agent(*how)) or agent)
-    run(address=str(server.path), time=5)
-    run(address=str(server.path), time=-1)
-    assert [agent._channel for agent in opened] == [None, None]
-
-
-open_agent = _module.open_agent
+@pytest.mark.parametrize("time", [5, -1])
+def test_channel_is_free_afterwards(run: Run, server: Scripted, time: int) -> None:
+    run(address=str(server.path), time=time)
+    SeatLock(Address("unix", path=str(server.path))).acquire(Deadline(0))
 
 
 def test_nothing_else_is_printed(run: Run, tmp_path: Path) -> None:

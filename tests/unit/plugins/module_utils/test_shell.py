@@ -407,12 +407,13 @@ def test_long_output_that_cannot_be_fetched_is_removed(
 
 
 @only_sh
-def test_output_beyond_what_the_agent_keeps(agent: SocketAgent, tmp_path: Path) -> None:
-    (tmp_path / "out").write_bytes(bytes(17 * KEPT))
+def test_output_beyond_what_the_agent_keeps(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    guest.capture = 2 * KEPT
+    (tmp_path / "out").write_bytes(pattern(3 * KEPT, 1))
     command = b"cat %s/out" % str(tmp_path).encode()
     result = run_shell(agent, command, whole=False)
-    assert len(result.stdout) == 16 * KEPT and result.stdout_truncated
-    assert run_shell(agent, command).stdout == bytes(17 * KEPT)
+    assert len(result.stdout) == 2 * KEPT and result.stdout_truncated
+    assert run_shell(agent, command).stdout == pattern(3 * KEPT, 1)
 
 
 # check_shell

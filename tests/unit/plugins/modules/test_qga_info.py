@@ -57,7 +57,6 @@ def test_subset_that_does_not_exist(subset: str) -> None:
     assert "fsfreeze_status" in str(caught.value), "and which there are"
 
 
-@pytest.mark.xfail(reason="all of the ! are taken off for the check, and one for the look-up", raises=KeyError)
 def test_subset_that_is_left_out_twice() -> None:
     with pytest.raises(OperationError, match="there is no subset"):
         wanted(["!!users"])
@@ -113,7 +112,6 @@ def test_query(query: str, result: Any) -> None:
     assert planned.result == {**GATHERED, "result": result}
 
 
-@pytest.mark.xfail(reason="a filter right after a projection looks into each address: [] | [?...] was meant")
 def test_query_of_the_example() -> None:
     (query,) = (
         task["qemu.guest.qga_info"]["query"] for task in examples("qga_info") if "query" in task["qemu.guest.qga_info"]
