@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -603,7 +604,10 @@ def test_seat_taken_by_a_foreign_client(tmp_path: Path) -> None:
     """It is named; and nothing is run once it has left."""
     path = tmp_path / "a socket with spaces"
     other = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with Scripted(path, FILE) as server, open_agent(f"unix:{path}", 0.5) as agent, other:
+    with ExitStack() as stack:
+        stack.enter_context(other)
+        server = stack.enter_context(Scripted(path, FILE))
+        agent = stack.enter_context(open_agent(f"unix:{path}", 0.5))
         other.connect(str(path))
         other.sendall(encode_request("guest-ping", None, "other"))
         server.until(lambda: len(server.requests) == 1)
