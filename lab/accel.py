@@ -23,8 +23,8 @@ CODE = bytes.fromhex("b010 e6f4 f4 ebfd")  # mov al, 0x10; out 0xf4, al; hlt; jm
 EXIT_STATUS = 0x10 << 1 | 1  # how isa-debug-exit turns a value into an exit status
 
 KVM = ["-accel", "kvm", "-cpu", "host"]
-# Without cmpxchg16b: QEMU 7.2 (Debian 12) leaves garbage in the flags after it, and a Linux 6.12 guest panics within
-# seconds. A kernel that does not see it takes another path.
+# Without cmpxchg16b: emulated by QEMU 7.2 (Debian 12), it leaves a pointer in the flags register now and then, and a
+# Linux 6.12 guest panics before it is up. A kernel that does not see the instruction does without.
 EMULATION = ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
 
 

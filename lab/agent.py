@@ -64,7 +64,7 @@ class LooseAgent:
     def pid(self) -> int:
         """The agent's process number on the host; a restart changes it."""
         for pid in _descendants(self._running().pid):
-            if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") == "qemu-ga\n":
+            if _proc(pid, "comm") == "qemu-ga\n":
                 return pid
         raise LabError(f"no agent runs: {self._log()}")
 
@@ -131,6 +131,14 @@ class LooseAgent:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+    for child in _proc(pid, f"task/{pid}/children").split():
         yield int(child)
         yield from _descendants(int(child))
+
+
+def _proc(pid: int, name: str) -> str:
+    """Read a file about a process; nothing if the process has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -94,7 +94,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 rc:
-  description: The exit status. Null if a signal ended the program.
+  description: The exit status. Null, or absent with ansible-core 2.21, if a signal ended the program.
   type: int
   returned: when the program was run
   sample: 0
