@@ -18,8 +18,10 @@ from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    ConnectError,
     HandleLostError,
     OutcomeUnknownError,
+    QgaError,
     TransferError,
 )
 
@@ -107,18 +109,22 @@ def wait(agent: Agent, pid: int, seconds: float) -> ExecResult | None:
         try:
             reply = agent.execute("guest-exec-status", {"pid": pid})
         except HandleLostError as exc:
-            error = OutcomeUnknownError(
-                f"the agent does not know the program with pid {pid} any more: it was restarted, and ended what it ran",
-                command="guest-exec",
-            )
-            error.address = exc.address
-            raise error from exc
+            raise _lost(exc, f"the agent was restarted, and ended the program with pid {pid}") from exc
+        except (ConnectError, OutcomeUnknownError) as exc:
+            raise _lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from exc
         if _wire.expect(reply.get("exited"), bool, "exited"):
             return _result(reply)
         if deadline.expired:
             return None
         time.sleep(min(interval, deadline.left()))
         interval = min(interval * 1.25, _LONGEST_POLL)
+
+
+def _lost(exc: QgaError, message: str) -> OutcomeUnknownError:
+    """Return what a failed question after a program means: not for that question, but for the program."""
+    error = OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
+    error.address = exc.address
+    return error
 
 
 def finish(agent: Agent, pid: int) -> ExecResult:
