@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
@@ -52,7 +53,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         for option in operation.local_files:
             if self._task.args.get(option):
                 # As ansible.builtin.copy does: from files/ of the role or the playbook.
-                self._task.args[option] = self._find_needle("files", self._task.args[option])
+                try:
+                    self._task.args[option] = self._find_needle("files", self._task.args[option])
+                except AnsibleError as exc:  # as it is, it would end a whole loop
+                    raise AnsibleActionFail(str(exc)) from exc
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
         agent = self._connection.agent
         usual = agent.timeout

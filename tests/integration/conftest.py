@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible
+
+# Who ends the tests wants what they started to end as well.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 MakeAnsible = Callable[[Mapping[str, Mapping[str, Any]]], Ansible]
 

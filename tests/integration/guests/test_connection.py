@@ -17,35 +17,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agen
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import HERE, look
+from ansible_collections.qemu.guest.tests.integration.harness import look
 from lab.vm import Guest
 
 Hosts = Mapping[str, Mapping[str, Any]]
-
-
-def test_stock_playbook(guests: Mapping[str, Guest], hosts: Hosts, make_ansible: MakeAnsible, tmp_path: Path) -> None:
-    large = os.urandom(2_500_001)
-    (tmp_path / "large").write_bytes(large)
-    variables = {
-        "target": "connection_qga",
-        "scratch": str(tmp_path),
-        "large_sha1": hashlib.sha1(large, usedforsecurity=False).hexdigest(),
-        "booted": True,
-    }
-    ansible = make_ansible(hosts)
-    ansible.playbook(HERE / "targets.yml", variables=variables)
-    for release, guest in guests.items():
-        fetched = tmp_path / "fetched" / release
-        assert (fetched / "large").read_bytes() == large
-        assert (fetched / "copied 'text'.txt").read_text(encoding="utf-8") == "line one\nzwei ü\n"
-        shown = look(guest, "cd '/srv/qga dir é'; cat copied*; stat -c '%a %U %G' copied*; sha256sum </srv/qga/large")
-        digest = hashlib.sha256(large).hexdigest()
-        assert shown == f"line one\nzwei ü\n640 qgauser qgagroup\n{digest}  -\n"
-        assert look(guest, "stat -c '%s %a %U' ~qgauser/mine /srv/qga/empty") == "5 600 qgauser\n0 644 root\n"
-        assert look(guest, "systemctl is-active qga-sleeper; systemctl is-enabled qga-sleeper") == "active\nenabled\n"
-        assert look(guest, "ls -d /run/qemu-guest.* /root/.ansible/tmp/* /tmp/ansible* 2>/dev/null || :") == ""
-    second = ansible.playbook(HERE / "targets.yml", variables=variables)
-    assert {host: counts["changed"] for host, counts in second.recap.items()} == dict.fromkeys(guests, 0)
 
 
 def test_no_trace_of_a_command(guests: Mapping[str, Guest], hosts: Hosts, make_ansible: MakeAnsible) -> None:
