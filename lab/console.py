@@ -30,6 +30,9 @@ mkdir -p /run/lab; cd /run/lab; base64 -d >{name}.in <<'END'
 timeout -k 5 {seconds} sh -c 'cd /; sh $1.in >$1.out 2>&1 </dev/null; echo $? >$1.rc' sh /run/lab/{name}
 echo "<""{name} $(cat {name}.rc || echo none)"; base64 {name}.out; echo "{name}"">"; rm -f {name}.*
 """
+# Typed to see whether the shell is at its prompt. Control-U first removes what an earlier client left of a line.
+PROBE = '\x15echo "<""{name}>"\n'
+INTERRUPT = "\x03"
 # How much longer than the guest's own timeout to wait for the rest of the output.
 SLACK = 15.0
 
@@ -45,8 +48,16 @@ def run(path: Path, command: str, timeout: float) -> tuple[int, str]:
         raise LabError(f"a command on the console is limited to {MAX_COMMAND} bytes, this one has {len(script)}")
     name = secrets.token_hex(8)
     encoded = base64.encodebytes(script).decode("ascii")
-    typed = TYPED.format(name=name, encoded=encoded, seconds=max(1, math.ceil(timeout)))
-    printed = _exchange(path, typed, f"{name}>".encode(), timeout + SLACK)
+    with _Terminal(path) as terminal:
+        # A shell that an earlier client left in the middle of something does not answer until it is interrupted.
+        if not terminal.answers(SLACK):
+            terminal.type(INTERRUPT)
+            if not terminal.answers(SLACK):
+                raise LabError(f"no shell answers on the console {path}; it printed {bytes(terminal.printed)!r}")
+        terminal.type(TYPED.format(name=name, encoded=encoded, seconds=max(1, math.ceil(timeout))))
+        if not terminal.wait_for(f"{name}>", timeout + SLACK):
+            raise LabError(f"not finished after {timeout:g} s, and the guest did not end it: {command}")
+        printed = bytes(terminal.printed)
     match = re.search(rf"<{name} (\d+|none)\s(.*){name}>".encode(), printed, re.DOTALL)
     if match is None:
         raise LabError(f"the console printed something unexpected: {printed!r}")
@@ -58,32 +69,61 @@ def run(path: Path, command: str, timeout: float) -> tuple[int, str]:
 
 def answers(path: Path, timeout: float) -> bool:
     """Say whether a shell answers on the console within `timeout` seconds."""
-    name = secrets.token_hex(8)
-    try:
-        _exchange(path, f'\necho "{name}"">"\n', f"{name}>".encode(), timeout)
-    except LabError:
+    with _Terminal(path) as terminal:
+        return terminal.answers(timeout)
+
+
+class _Terminal:
+    """A connection to the console, which serves one at a time; others wait."""
+
+    def __init__(self, path: Path) -> None:
+        self.printed = bytearray()
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def __enter__(self) -> _Terminal:
+        try:
+            self._socket.settimeout(SLACK)
+            self._socket.connect(str(self._path))
+        except OSError as error:
+            self._socket.close()
+            raise LabError(f"no console at {self._path}: {error}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def type(self, text: str) -> None:
+        try:
+            self._socket.settimeout(SLACK)
+            self._socket.sendall(text.encode("ascii"))
+        except OSError as error:
+            raise LabError(f"the console {self._path} takes no input: {error}") from error
+
+    def answers(self, timeout: float) -> bool:
+        """Ask again and again: a guest that boots drops what is typed before it listens."""
+        name = secrets.token_hex(8)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self.type(PROBE.format(name=name))
+            if self.wait_for(f"<{name}>", 0.5):
+                return True
         return False
-    return True
 
-
-def _exchange(path: Path, typed: str, end: bytes, timeout: float) -> bytes:
-    """Type a text, and return what is printed up to and including `end`."""
-    deadline = time.monotonic() + timeout
-    printed = bytearray()
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(timeout)
-            connection.connect(str(path))
-            connection.sendall(typed.encode("ascii"))
-            while end not in printed[-len(end) - 4096 :]:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise TimeoutError("timed out")
-                connection.settimeout(remaining)
-                received = connection.recv(4096)
-                if not received:
-                    raise LabError(f"the console closed after it printed {bytes(printed)!r}")
-                printed += received
-    except OSError as error:
-        raise LabError(f"no answer from the console {path}: {error}; it printed {bytes(printed)!r}") from error
-    return bytes(printed)
+    def wait_for(self, mark: str, timeout: float) -> bool:
+        """Collect what is printed until `mark` is in it; say whether it came in time."""
+        wanted = mark.encode("ascii")
+        deadline = time.monotonic() + timeout
+        # Look only at the end: the output may be megabytes, and it comes in small pieces.
+        while wanted not in self.printed[-8192:]:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                received = self._socket.recv(4096)
+            except OSError:
+                return False
+            if not received:
+                raise LabError(f"the console {self._path} closed after it printed {bytes(self.printed)!r}")
+            self.printed += received
+            if time.monotonic() > deadline:
+                return wanted in self.printed[-8192:]
+        return True

@@ -99,6 +99,15 @@ def test_console_works_again_after_a_command_that_hangs(guest: Guest) -> None:
     assert guest.run("echo back") == (0, "back\n")
 
 
+@pytest.mark.parametrize("left", ['echo "half', "echo 'a whole line\n", "cat <<'END'\n", "sleep 1000\n"])
+def test_console_works_after_a_client_that_left_in_the_middle(guest: Guest, left: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(guest.console))
+        connection.sendall(left.encode())
+        time.sleep(1)
+    assert guest.run("echo still here") == (0, "still here\n")
+
+
 def test_guest_has_what_tests_need(guest: Guest) -> None:
     assert guest.run("hostname; wc -c </etc/machine-id; findmnt -no FSTYPE /small")[1] == f"{guest.release}\n33\next4\n"
     guest.run("command -v hwclock sudo cron less ip && python3 -c 'import apt'")

@@ -156,7 +156,7 @@ class Guest:
 
     def wait_booted(self, timeout: float = 300.0) -> None:
         """Wait until the guest's root shell answers on the console."""
-        self._until(lambda: console.answers(self.console, 0.5), timeout, "no shell on the console")
+        self._until(lambda: console.answers(self.console, 5), timeout, "no shell on the console")
 
     def wait_agent(self, timeout: float = 300.0) -> None:
         """Wait until the agent has opened its port. QEMU knows that, so the agent's only seat stays free."""
