@@ -1,0 +1,25 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Playbooks from elsewhere, unchanged: ansible-core's own tests of its modules and of connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.elsewhere import run_connection_tests, run_target
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
+from lab.agent import LooseAgent
+
+
+def test_connection(agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    run_connection_tests(make_ansible({name: guest_variables(agent) for name, agent in agents.items()}))
+
+
+@pytest.mark.parametrize("target", ["raw", "script", "slurp"])
+def test_target(target: str, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    run = run_target(make_ansible({"bookworm": guest_variables(agents["bookworm"])}), target)
+    assert run.recap["bookworm"]["ok"] > 20

@@ -1,0 +1,94 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Playbooks that were not written for this collection: the integration tests of the ansible-core under test, unchanged.
+
+They are in the source distribution of ansible-core, which is downloaded once per version into the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.release import __version__ as core_version
+
+from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run
+from lab import host
+
+_PART = "test/integration/targets/"
+
+
+def targets() -> Path:
+    """Return the directory of the integration targets of the ansible-core that runs this, downloading it if need be."""
+    home = host.cache_root() / "elsewhere"
+    directory = home / f"ansible-core-{core_version}"
+    with host.lock(home / ".lock"):
+        if not directory.exists():
+            partial = home / ".partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _unpack(_download(partial), partial / "unpacked")
+            (partial / "unpacked").rename(directory)
+            shutil.rmtree(partial)
+    return directory
+
+
+def _download(directory: Path) -> Path:
+    # The environment under test has no pip of its own; the one that made it can act for its Python.
+    pip = host.cache_root() / "bootstrap" / "bin" / "pip"
+    command = [str(pip), "--python", sys.executable] if pip.exists() else [sys.executable, "-m", "pip"]
+    what = ["--no-deps", "--no-binary", "ansible-core", f"ansible-core=={core_version}"]
+    done = subprocess.run(
+        [*command, "--disable-pip-version-check", "download", *what, "--dest", str(directory)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, f"cannot download the source of ansible-core:\n{done.stdout}"
+    return next(directory.glob("*.tar.gz"))
+
+
+def _unpack(archive: Path, directory: Path) -> None:
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            before, found, inner = member.name.partition(_PART)
+            # Links between targets lead to files that are in the archive themselves.
+            if found and "/" not in before.rstrip("/") and (member.isfile() or member.issym()):
+                member.name = inner
+                tar.extract(member, directory, filter="data")
+
+
+def run_target(ansible: Ansible, name: str) -> Run:
+    """Run the target `name` as ansible-test does, on all hosts of `ansible`."""
+    play = {"name": "Run a target", "hosts": "all", "gather_facts": True, "roles": [name]}
+    output = ansible.directory / "output"
+    output.mkdir(exist_ok=True)
+    playbook = ansible.directory / f"{name}.json"
+    playbook.write_text(json.dumps([{**play, "vars": {"output_dir": str(output)}}]), encoding="utf-8")
+    environment = {"ANSIBLE_ROLES_PATH": str(targets()), "OUTPUT_DIR": str(output)}
+    return ansible.playbook(playbook, environment=environment, timeout=900)
+
+
+def run_connection_tests(ansible: Ansible) -> None:
+    """Run what ansible-core runs against each of its own connection plugins."""
+    tests = targets() / "connection"
+    variables: Mapping[str, Any] = {
+        "target_hosts": "all",
+        "action_prefix": "",
+        "local_tmp": str(ansible.directory / "local"),
+        "remote_tmp": "/tmp/ansible-remote",
+    }
+    names = ["test_connection.yml", "test_reset_connection.yml", "test_reset_connection_templated.yml"]
+    for name in names:
+        if os.path.exists(tests / name):
+            ansible.playbook(tests / name, variables=variables, timeout=900)

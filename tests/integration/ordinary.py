@@ -1,0 +1,90 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ordinary play of targets/connection_qga: run it, see by another path what it made, run it again."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.qemu.guest.tests.integration.harness import (
+    HERE,
+    Ansible,
+    Subject,
+    guest_variables,
+    look,
+    until,
+)
+
+SIZE = 2_500_001
+"""More than one chunk, and no multiple of anything."""
+
+# What could be left of what carried the configuration there; the exceptions are what systemd puts into /tmp. What watches
+# over an async task looks every five seconds whether it has ended, and then removes the task's files.
+LEFT = r"""
+find /tmp /root/.ansible/tmp ~qgauser/.ansible/tmp -mindepth 1 2>/dev/null |
+    grep -v -e '^/tmp/systemd-private' -e '^/tmp/[.].*-unix'
+ls -d /run/qemu-guest* 2>/dev/null
+"""
+LOOK = r"""
+cd /srv/qga
+sha256sum large | cut -c1-64
+stat -c '%a %U:%G %s %n' large empty about "../qga dir é/copied 'text'.txt" ~qgauser/mine
+stat -c '%a %U:%G %n' '../qga dir é'
+cat about lines once theirs "../qga dir é/copied 'text'.txt" ~qgauser/mine
+readlink link
+id -nG qgauser
+"""
+LEFT_SECONDS = 20
+
+
+def check_ordinary_play(directory: Path, subjects: Mapping[str, Subject], **variables: Any) -> None:
+    """Configure all subjects at once, in a scratch directory of the controller; a second run changes nothing."""
+    content = os.urandom(SIZE)
+    (directory / "large").write_bytes(content)
+    hosts = {name: guest_variables(subject) for name, subject in subjects.items()}
+    ansible = Ansible(directory / "ansible", hosts)
+    variables = {
+        "target": "connection_qga",
+        "scratch": str(directory),
+        "large_sha1": hashlib.sha1(content).hexdigest(),
+        **variables,
+    }
+    first = ansible.playbook(HERE / "targets.yml", variables=variables, timeout=900)
+    assert all(counts["changed"] > 10 for counts in first.recap.values()), first.output
+    for name, subject in subjects.items():
+        seen, expected = look(subject, LOOK, check=False).splitlines(), _expected(name, content)
+        assert seen == expected, "\n".join(difflib.unified_diff(expected, seen, "expected", "seen", lineterm=""))
+        until(lambda subject=subject: not look(subject, LEFT, check=False), LEFT_SECONDS, f"nothing left on {name}")
+        fetched = directory / "fetched" / name
+        assert (fetched / "large").read_bytes() == content
+        assert (fetched / "empty").read_bytes() == b""
+        assert (fetched / "copied 'text'.txt").read_text(encoding="utf-8") == "line one\nzwei ü\n"
+    second = ansible.playbook(HERE / "targets.yml", variables=variables, timeout=900)
+    assert {counts["changed"] for counts in second.recap.values()} == {0}, second.output
+
+
+def _expected(name: str, content: bytes) -> list[str]:
+    about = [f"This is {name}, configured without a network.", "0: ü", "1: ü", "2: ü"]
+    return [
+        hashlib.sha256(content).hexdigest(),
+        f"600 root:root {SIZE} large",
+        "644 root:root 0 empty",
+        f"644 root:root {sum(len(line.encode()) + 1 for line in about)} about",
+        "640 qgauser:qgagroup 17 ../qga dir é/copied 'text'.txt",
+        "600 qgauser:qgauser 5 /home/qgauser/mine",
+        "750 qgauser:root ../qga dir é",
+        *about,
+        "setting=ä",
+        *("/root", "a b", "ü"),
+        *about,
+        *("line one", "zwei ü"),
+        "mine",
+        "about",
+        "qgauser qgagroup",
+    ]
