@@ -195,7 +195,8 @@ class Check:
     expected: str
 
 
-def _checks(report: Path) -> list[Check]:
+def checks(report: Path) -> list[Check]:
+    """Return what is in a guest that the playbook has configured, and from which it fetched `report`."""
     return [
         Check("ls /sys/class/net", "lo"),
         Check("cat /etc/motd", (FILES / "motd").read_text(encoding="utf-8").strip()),
@@ -215,7 +216,7 @@ def _sha256(path: Path) -> str:
 
 def _look(guest: Guest, report: Path) -> None:
     wrong = 0
-    for check in _checks(report):
+    for check in checks(report):
         _status, output = guest.run(check.command, check=False)
         found = output.strip()
         right = found == check.expected

@@ -49,10 +49,12 @@ options:
         key: timeout
   exec_method:
     description:
-      - How programs are run in the guest. V(guest-exec) uses the agent's command of that name; V(auto) uses what the
-        agent allows, which is only C(guest-exec) in this version.
+      - How programs are run in the guest. V(guest-exec) uses the agent's command of that name.
+      - V(runner) uses a small program of this collection's that stays in the guest for a while. It takes commands from
+        files, so the agent needs nothing but C(guest-file-*). How it gets there is up to O(bootstrap).
+      - V(auto) uses C(guest-exec) where the agent allows it, and else the runner.
     type: str
-    choices: [auto, guest-exec]
+    choices: [auto, guest-exec, runner]
     default: auto
     vars:
       - name: ansible_qga_exec_method
@@ -61,6 +63,26 @@ options:
     ini:
       - section: qga_connection
         key: exec_method
+  bootstrap:
+    description:
+      - The ways, in order, in which a runner may be started in a guest whose agent does not allow C(guest-exec), and
+        where no runner is installed. An empty list allows none.
+      - V(udev) appends a rule to the guest's C(50-udev-default.rules) and lets the kernel report a change of
+        C(/dev/null); a few seconds. V(cron) appends a line to C(/etc/crontab); up to a minute. Both lines remove
+        themselves. At no moment can a user of the guest change what root runs.
+      - V(udev-new) makes a file in C(/etc/udev/rules.d). For some seconds, every user of the guest can write to it, and
+        so become root. Use it only where the guest has no users but root.
+    type: list
+    elements: str
+    choices: [udev, cron, udev-new]
+    default: [udev, cron]
+    vars:
+      - name: ansible_qga_bootstrap
+    env:
+      - name: ANSIBLE_QGA_BOOTSTRAP
+    ini:
+      - section: qga_connection
+        key: bootstrap
   remote_user:
     description:
       - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
@@ -104,6 +126,7 @@ from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
@@ -112,6 +135,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
 
@@ -143,9 +167,10 @@ class Connection(ConnectionBase):
             name = self._name
             log = functools.partial(display.vvvvv, host=name)
             try:
-                self._agent = open_agent(self._address(), self.get_option("timeout"), log=log)
+                agent = open_agent(self._address(), self.get_option("timeout"), log=log)
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
+            self._agent = self._with_programs(agent)
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
         return self._agent
@@ -204,6 +229,14 @@ class Connection(ConnectionBase):
             self._agent.close()
             self._agent = None
         self._connected = False
+
+    def _with_programs(self, agent: Agent) -> Agent:
+        method = self.get_option("exec_method")
+        if method == "guest-exec":
+            return agent
+        log = functools.partial(display.vvv, host=self._name)
+        start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
+        return RunnerAgent(agent, start, only_if_needed=method == "auto")
 
     def _address(self) -> str:
         address = self.get_option("address")

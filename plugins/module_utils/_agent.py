@@ -97,6 +97,15 @@ class Agent(ABC):
     def close(self) -> None:
         """Give the channel up. The next command opens it again."""
 
+    @property
+    def captures_all(self) -> bool:
+        """Whether guest-exec keeps all output of a program, however long."""
+        return False
+
+    def process_id(self, pid: int) -> int:
+        """Return the process number in the guest of the program that guest-exec called ``pid``."""
+        return pid
+
     def __enter__(self) -> Agent:
         return self
 

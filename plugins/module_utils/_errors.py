@@ -184,6 +184,7 @@ _CAUSES = {
     "Too many open files": _errno.EMFILE,
     "Input/output error": _errno.EIO,
     "File too large": _errno.EFBIG,
+    "Broken pipe": _errno.EPIPE,
 }
 
 # One row per family of error texts (agents 5.2 to 11.1); the first match wins. CommandNotFound is not here: what it

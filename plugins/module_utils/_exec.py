@@ -10,6 +10,7 @@ keeps 16 MiB of each output stream. _shell.py is the way around all three.
 from __future__ import annotations
 
 import base64
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Sequence
@@ -113,7 +114,7 @@ def wait(agent: Agent, pid: int, seconds: float) -> ExecResult | None:
         except (ConnectError, OutcomeUnknownError) as exc:
             raise _lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from exc
         if _wire.expect(reply.get("exited"), bool, "exited"):
-            return _result(reply)
+            return _result(reply, math.inf if agent.captures_all else CAPTURE_LIMIT)
         if deadline.expired:
             return None
         time.sleep(min(interval, deadline.left()))
@@ -135,7 +136,7 @@ def finish(agent: Agent, pid: int) -> ExecResult:
             return result
 
 
-def _result(reply: dict[str, Any]) -> ExecResult:
+def _result(reply: dict[str, Any], limit: float) -> ExecResult:
     rc, signal = reply.get("exitcode"), reply.get("signal")
     stdout, stderr = (_output(reply, name) for name in ("out-data", "err-data"))
     return ExecResult(
@@ -143,8 +144,8 @@ def _result(reply: dict[str, Any]) -> ExecResult:
         signal=None if signal is None else _wire.expect(signal, int, "signal"),
         stdout=stdout,
         stderr=stderr,
-        stdout_truncated=_truncated(reply, "out-truncated", stdout),
-        stderr_truncated=_truncated(reply, "err-truncated", stderr),
+        stdout_truncated=_truncated(reply, "out-truncated", stdout, limit),
+        stderr_truncated=_truncated(reply, "err-truncated", stderr, limit),
     )
 
 
@@ -155,7 +156,7 @@ def _output(reply: dict[str, Any], name: str) -> bytes:
         raise TransferError(f"the agent sent invalid base64 as {name}") from exc
 
 
-def _truncated(reply: dict[str, Any], name: str, data: bytes) -> bool:
+def _truncated(reply: dict[str, Any], name: str, data: bytes, limit: float) -> bool:
     # Agents before 7.2.20 say "truncated: false" when they truncate, and nothing otherwise; newer ones say it right and
     # always. So the flag means what it says only if it says true, and a full buffer is never taken for a whole one.
-    return reply.get(name) is True or len(data) >= CAPTURE_LIMIT
+    return reply.get(name) is True or len(data) >= limit

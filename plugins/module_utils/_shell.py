@@ -99,7 +99,7 @@ def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool =
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because /run is full.
     """
-    if not whole:
+    if not whole or agent.captures_all:
         return finish(agent, start_shell(agent, command, stdin))
     spool = f"/run/qemu-guest.{secrets.token_hex(16)}"
     return _with_spooled(agent, finish(agent, start_shell(agent, command, stdin, spool=spool)), spool)
@@ -187,7 +187,7 @@ done
 
 def kill(agent: Agent, pid: int, grace: int = 5) -> None:
     """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL."""
-    run_shell(agent, (_KILL % {"pid": pid, "grace": grace}).encode("ascii"), whole=False)
+    run_shell(agent, (_KILL % {"pid": agent.process_id(pid), "grace": grace}).encode("ascii"), whole=False)
 
 
 def sha256(agent: Agent, path: str, size: int | None = None) -> str | None:

@@ -17,10 +17,41 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agen
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import look
+from ansible_collections.qemu.guest.tests.integration.elsewhere import run_connection_tests, run_target
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
+from ansible_collections.qemu.guest.tests.integration.ordinary import check_ordinary_play
+from lab import demo
 from lab.vm import Guest
 
 Hosts = Mapping[str, Mapping[str, Any]]
+
+
+def test_ordinary_play(guests: Mapping[str, Guest], tmp_path: Path) -> None:
+    check_ordinary_play(tmp_path, guests, booted=True)
+    for guest in guests.values():
+        assert look(guest, "systemctl is-active qga-sleeper; systemctl is-enabled qga-sleeper") == "active\nenabled\n"
+
+
+def test_demo(guests: Mapping[str, Guest], hosts: Hosts, make_ansible: MakeAnsible, tmp_path: Path) -> None:
+    ansible = make_ansible(hosts)
+    group = ansible.directory / "group.ini"
+    group.write_text("\n".join(["[demo]", *guests]), encoding="utf-8")
+    variables = {"report_to": f"{tmp_path}/{{{{ inventory_hostname }}}}"}
+    for changes in (9, 0):
+        run = ansible.playbook(demo.ROOT / demo.PLAYBOOK, "-i", str(group), variables=variables)
+        assert {host: counts["changed"] for host, counts in run.recap.items()} == dict.fromkeys(guests, changes)
+        for release, guest in guests.items():
+            checks = demo.checks(tmp_path / release)
+            assert [look(guest, check.command, check=False).strip() for check in checks] == [c.expected for c in checks]
+
+
+def test_ansible_cores_own_tests_of_connections(hosts: Hosts, make_ansible: MakeAnsible) -> None:
+    run_connection_tests(make_ansible(hosts))
+
+
+def test_ansible_cores_own_tests_of_raw(guest: Guest, make_ansible: MakeAnsible) -> None:
+    run = run_target(make_ansible({"guest": guest_variables(guest)}), "raw")
+    assert run.recap["guest"]["ok"] > 20
 
 
 def test_no_trace_of_a_command(guests: Mapping[str, Guest], hosts: Hosts, make_ansible: MakeAnsible) -> None:

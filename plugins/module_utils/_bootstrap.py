@@ -1,0 +1,218 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start the runner of _runner.py in a guest in which nothing of ours is yet.
+
+Where the agent may run programs, it starts one. Else all there is are files: so something that runs as root anyhow is
+given a line that it will run. That line makes a directory that only root can enter, and waits for the runner's program
+to be there. Nobody else can change any of it at any moment: a line is appended to a file that exists and keeps its mode
+(what guest-file-open creates has mode 0666), and the program is written into that directory. The line removes itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from typing import Callable, Sequence
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, start, wait
+from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, IDLE_SECONDS, PROGRAM, SPOOL, ring
+
+__all__ = ("DEFAULT_ROUTES", "ROUTES", "start_runner")
+
+Log = Callable[[str], None]
+
+_MARK = "qemu-guest-runner"
+_UNIT = f"--quiet --no-block --collect --property=KillMode=process --description={_MARK}"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# {new} is a path in HOME, of this start alone: the program is {new}.sh.
+_RUN = f"/bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
+
+# With guest-exec, the program arrives on standard input. A unit of its own outlives a restart of the agent.
+_STARTER = f"""
+umask 077
+mkdir -p {HOME} && chmod 0700 {HOME} && cat >{{new}}.sh || exit
+if [ -d /run/systemd/system ] && systemd-run {_UNIT} {_RUN}; then exit; fi
+$(command -v setsid) {_RUN} </dev/null >/dev/null 2>&1 &
+"""
+
+# What udev or cron runs. It has neither $, % nor quotes, which mean something to one of them. {clean} removes the line.
+# {new} tells that it is there and waits, for 30 seconds, {new}.go that the program is complete.
+_LINE = (
+    f"umask 077; mkdir -p {HOME}; chmod 0700 {HOME}; {{clean}}; : >{{new}}; "
+    f"for i in {' '.join(map(str, range(30)))}; do test -e {{new}}.go && break; sleep 1; done; "
+    f"test -e {{new}}.go && exec {_RUN}"
+)
+
+# Rules that every distribution with udev has, by age of the directory's name. One of the directory's own changes, so
+# that udev reads its rules again, whatever its version looks at.
+_RULES = ("/usr/lib/udev/rules.d/50-udev-default.rules", "/lib/udev/rules.d/50-udev-default.rules")
+_NEW_RULES = f"/etc/udev/rules.d/99-{_MARK}.rules"
+_UEVENT = "/sys/class/mem/null/uevent"
+_SYSTEMD_RUN = "/usr/bin/systemd-run"
+_CRONTAB = "/etc/crontab"
+
+_EXEC_SECONDS = 30.0
+_UDEV_SECONDS = 30.0
+# udev looks for changed rules every three seconds at most.
+_AGAIN_SECONDS = 3.0
+_CRON_SECONDS = 75.0
+_READY_SECONDS = 20.0
+_PAUSE = 0.1
+
+
+def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
+    """Start a runner in the guest by the first of ``routes`` that leads there; with guest-exec where that is allowed.
+
+    :raise CommandUnavailable: for guest-exec, if none does; its hint tells what became of each.
+    """
+    failures = []
+    for name in ["guest-exec", *routes] if can_run_programs(agent) else routes:
+        log(f"starting a runner in the guest by {name}")
+        try:
+            _ROUTES[name](agent)
+            _await_ring(agent)
+            return
+        except (GuestFileError, OperationError) as exc:
+            failures.append(f"{name}: {exc.message}")
+            log(f"no runner by {failures[-1]}")
+    raise _no_route(agent, failures)
+
+
+def _no_route(agent: Agent, failures: Sequence[str]) -> QgaError:
+    tried = f"Without guest-exec, no runner could be started either ({'; '.join(failures) or 'no route is allowed'})."
+    try:
+        agent.require("guest-exec", "guest-exec-status")
+    except QgaError as exc:
+        exc.hint = f"{tried} {exc.hint}"
+        return exc
+    return OperationError(f"no runner could be started in the guest ({'; '.join(failures)})")
+
+
+def _await_ring(agent: Agent) -> None:
+    _until(lambda: ring(agent, ""), _READY_SECONDS, "it was started and does not answer")
+
+
+def _until(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
+    deadline = Deadline(seconds)
+    while not condition():
+        if deadline.expired:
+            raise OperationError(f"{complaint} (waited {seconds:g} s)")
+        time.sleep(_PAUSE)
+
+
+def _new() -> str:
+    """Return what the names of the files of one start begin with."""
+    return f"{HOME}/{secrets.token_hex(8)}"
+
+
+def _by_guest_exec(agent: Agent) -> None:
+    env = [f"PATH={_PATH}", f"QEMU_GUEST={_STARTER.format(new=_new())}"]
+    pid = start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=PROGRAM.encode("ascii"))
+    result = wait(agent, pid, _EXEC_SECONDS)
+    if result is None or result.shell_rc:
+        reason = "it did not end" if result is None else result.stderr.decode("utf-8", "replace").strip()
+        raise OperationError(f"cannot start it: {reason}")
+
+
+def _by_udev(agent: Agent) -> None:
+    for path in _RULES:
+        if exists(agent, path):
+            _by_rules(agent, path)
+            return
+    raise OperationError(f"there is no {_RULES[0]}")
+
+
+def _by_new_udev_rules(agent: Agent) -> None:
+    if exists(agent, _NEW_RULES):
+        raise OperationError(f"{_NEW_RULES} is there already; remove it")
+    _by_rules(agent, _NEW_RULES, clean=f"rm -f {_NEW_RULES}")
+
+
+def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
+    if not exists(agent, _SYSTEMD_RUN):
+        raise OperationError(f"there is no {_SYSTEMD_RUN}")
+    touched = f"{path.rpartition('/')[0]}/{_MARK}"
+    new = _new()
+    line = _LINE.format(new=new, clean=f"{clean or _removal(path)}; rm -f {touched}")
+    # systemd-run, because udev ends what its rules leave running.
+    rule = f"""RUN+="{_SYSTEMD_RUN} {_UNIT} /bin/sh -c '{line}'"\n"""
+    triggered = 0.0
+
+    def trigger() -> bool:
+        nonlocal triggered
+        if time.monotonic() - triggered > _AGAIN_SECONDS:
+            triggered = time.monotonic()
+            with GuestFile(agent, _UEVENT, "w") as uevent:
+                uevent.write(b"change")
+        return exists(agent, new)
+
+    with _Line(agent, path, f'ACTION=="change", SUBSYSTEM=="mem", KERNEL=="null", {rule}'):
+        GuestFile(agent, touched, "w").close()
+        _until(trigger, _UDEV_SECONDS, "udev did not act on it")
+    _hand_over_program(agent, new)
+
+
+def _by_cron(agent: Agent) -> None:
+    if not exists(agent, _CRONTAB):
+        raise OperationError(f"there is no {_CRONTAB}")
+    new = _new()
+    line = _LINE.format(new=new, clean=_removal(_CRONTAB))
+    with _Line(agent, _CRONTAB, f"* * * * * root /bin/sh -c '{line}' >/dev/null 2>&1\n"):
+        _until(lambda: exists(agent, new), _CRON_SECONDS, "cron did not act on it")
+    _hand_over_program(agent, new)
+
+
+def _removal(path: str) -> str:
+    return f"sed -i /{_MARK}/d {path}"
+
+
+class _Line:
+    """A line at the end of a file; what it starts removes it. If the block fails, it is removed from here."""
+
+    def __init__(self, agent: Agent, path: str, line: str) -> None:
+        self._agent = agent
+        self._path = path
+        self._line = line.encode("ascii")
+
+    def __enter__(self) -> None:
+        with GuestFile(self._agent, self._path, "a+") as file:
+            if file.seek(0, 2):
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    self._line = b"\n" + self._line
+            file.write(self._line)
+
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        if kind is None:
+            return
+        with suppress(QgaError):  # the error that got us here is the one to tell
+            with GuestFile(self._agent, self._path) as file:
+                content = b"".join(iter(file.read, b""))
+            if self._line in content:
+                with GuestFile(self._agent, self._path, "w") as file:
+                    file.write(content.replace(self._line, b""))
+
+
+def _hand_over_program(agent: Agent, new: str) -> None:
+    """Write the program into the directory that only root can enter, then say that it is complete."""
+    with GuestFile(agent, f"{new}.sh", "w") as file:
+        file.write(PROGRAM.encode("ascii"))
+    GuestFile(agent, f"{new}.go", "w").close()
+
+
+_ROUTES: dict[str, Callable[[Agent], None]] = {
+    "guest-exec": _by_guest_exec,
+    "udev": _by_udev,
+    "cron": _by_cron,
+    "udev-new": _by_new_udev_rules,
+}
+ROUTES = ("udev", "cron", "udev-new")
+"""The ways without guest-exec. With C(udev-new), a guest's user can change for a moment what root will run."""
+DEFAULT_ROUTES = ("udev", "cron")

@@ -1,0 +1,328 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Programs in the guest through guest-file-* alone: a resident runner takes requests from files and leaves results.
+
+``RunnerAgent`` is an Agent that has guest-exec whatever the agent below it allows. To what builds on guest-exec it makes
+one difference: output is never cut, and the program survives a restart of the agent.
+
+The runner is a small POSIX shell program in the guest. Its spool is a directory of root's alone, in /run, which is
+memory. A request is a file there, written whole before its number is written to a FIFO, the ring, at which the runner
+sleeps. Opening the ring for writing tells at once whether a runner is there: with nobody at the other end it fails.
+How a runner gets there is the business of _bootstrap.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import random
+import re
+import shlex
+import time
+from typing import Any, Callable, Mapping, TypeVar
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, AgentInfo
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AgentSilentError,
+    ChannelBusyError,
+    ConnectError,
+    GuestFileError,
+    HandleLostError,
+    OutcomeUnknownError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
+
+__all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent", "ring")
+
+T = TypeVar("T")
+
+HOME = "/run/qemu-guest-runner"
+"""The directory of root's alone in which all of the runner is."""
+
+# In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and at
+# last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. The spool appears and vanishes
+# whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2
+# seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened.
+PROGRAM = r"""
+d=$1 idle=$2
+umask 077
+cd / || exit 1
+if { read -r p <"$d/pid"; } 2>/dev/null && grep -qs "$d" "/proc/$p/cmdline"; then exit 0; fi
+gone() { rm -rf "$d.gone.$$"; }
+[ ! -e "$d" ] || mv "$d" "$d.gone.$$" && gone || exit 1
+n=$d.new.$$
+mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
+case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
+own=$(command -v setsid)
+
+job() {
+    [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
+    exec 4<"$d/$1.in"
+    rm -f "$d/$1.in"
+    (
+        IFS= read -r n
+        c=
+        while [ "$n" -gt 0 ]; do
+            IFS= read -r l
+            c=$c$l'
+'
+            n=$((n - 1))
+        done
+        umask 022
+        eval "unset c d idle l n; $c"
+    ) <&4 4<&- >"$d/$1.out" 2>"$d/$1.err" &
+    echo $! >"$d/$1.pid"
+    wait $!
+    r=$? o=- e=-
+    [ -s "$d/$1.out" ] && o=o
+    [ -s "$d/$1.err" ] && e=e
+    echo "$r $o $e ." >"$d/$1.rc"
+}
+alarm() {
+    [ "$idle" -gt 0 ] || return
+    { sleep "$idle"; [ -p "$d/ring" ] && echo tick 1<>"$d/ring"; } 3>&- >/dev/null 2>&1 &
+}
+# Whether something in the directory $1 waits to be run, or runs.
+busy() {
+    for f in "$1"/*.in "$1"/*.pid; do
+        [ -f "$f" ] && [ ! -f "${f%.*}.rc" ] && return
+    done
+    return 1
+}
+trap 'rm -rf "$d"; exit' TERM
+used=
+alarm
+while IFS= read -r l <&3; do
+    case $l in
+    tick)
+        if [ ! "$used" ] && ! busy "$d"; then
+            # From now on nobody finds it; who has written a request meanwhile is not left alone.
+            mv "$d" "$d.gone.$$"
+            if ! busy "$d.gone.$$" || [ -e "$d" ]; then
+                gone
+                exit 0
+            fi
+            mv "$d.gone.$$" "$d"
+        fi
+        used=
+        alarm
+        ;;
+    -[0-9]*)
+        rm -f "$d/${l#-}".* &
+        ;;
+    [0-9]*)
+        used=1
+        job "$l" 3>&- &
+        ;;
+    esac
+done
+"""
+SPOOL = f"{HOME}/1"
+"""The runner's spool. The number is that of the protocol, so that one which was installed some time ago is of use."""
+
+IDLE_SECONDS = 600
+"""How long a runner that was started on demand stays without work: at least this, at most twice this."""
+
+# A request that nobody has taken after this many seconds is rung for again, and whether the runner lives is looked at.
+_LOOK_SECONDS = 1.0
+# Attempts to hand a request over: a runner may end of idleness just then.
+_ATTEMPTS = 3
+# A program outlives a restart of the agent. Its result is waited for as long as that can take.
+_GRACE_SECONDS = 120.0
+# An agent that listens by itself (not at QEMU's socket) has none for a moment. A machine that ended has none any more.
+_SOCKET_SECONDS = 10.0
+_PAUSE = 0.2
+
+_EXEC = ("guest-exec", "guest-exec-status")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+Start = Callable[[Agent], None]
+"""Starts a runner through the agent given; returns when its ring can be opened, or raises."""
+
+
+class RunnerAgent(Agent):
+    """The agent ``below``, with guest-exec and guest-exec-status by a runner in its guest.
+
+    ``start`` is called to get a runner when there is none. With ``only_if_needed`` the agent's own guest-exec is used
+    where it is allowed. A program that cannot be started has the exit status 127 or 126, as in a shell, and a signal
+    that ended one shows as 128 + N.
+    """
+
+    def __init__(self, below: Agent, start: Start, *, only_if_needed: bool = False) -> None:
+        super().__init__(below.name, below.timeout)
+        self._below = below
+        self._start = start
+        self._only_if_needed = only_if_needed
+        # What was handed over and not seen taken yet, and when each program was looked after last.
+        self._untaken: dict[int, bytes] = {}
+        self._looked: dict[int, float] = {}
+
+    @property
+    def captures_all(self) -> bool:
+        return not self._left_below()
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        if command in _EXEC and not self._left_below():
+            given = arguments or {}
+            return self._exec(given) if command == "guest-exec" else self._status(int(given["pid"]))
+        return self._below.execute(command, arguments, timeout=self.timeout if timeout is None else timeout)
+
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        raise NotImplementedError("execute does not come here")
+
+    def refresh_info(self) -> AgentInfo:
+        """Ask guest-info again. Programs can be run, whatever it says of guest-exec."""
+        info = self._below.refresh_info()
+        self._info = AgentInfo(info.version, {**info.commands, **dict.fromkeys(_EXEC, True)})
+        return self._info
+
+    def close(self) -> None:
+        self._below.close()
+
+    def process_id(self, pid: int) -> int:
+        """Return the process number of the program that guest-exec called ``pid``; 0 if it has none yet."""
+        if self._left_below():
+            return pid
+        text = self._content(f"{SPOOL}/{pid}.pid") or b""
+        return int(text) if re.fullmatch(rb"\d{1,9}\n", text) else 0
+
+    def _left_below(self) -> bool:
+        return self._only_if_needed and can_run_programs(self._below)
+
+    # guest-exec
+
+    def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        command = _command_line(arguments).encode("utf-8", "surrogateescape")
+        stdin = base64.b64decode(arguments.get("input-data", ""))
+        number = random.SystemRandom().randrange(10**15, 10**16)
+        self._untaken[number] = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+        self._hand_over(number)
+        return {"pid": number}
+
+    def _hand_over(self, number: int) -> None:
+        """Give the request to the runner; start one where there is none.
+
+        :raise ConnectError: if none stays.
+        """
+        for _attempt in range(_ATTEMPTS):
+            self._looked[number] = time.monotonic()
+            if self._write(f"{SPOOL}/{number}.in", self._untaken[number]) and ring(self, str(number)):
+                return
+            self._start(self._below)
+        raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
+
+    def _write(self, path: str, data: bytes) -> bool:
+        """Write a file into the spool; return whether there is a spool."""
+        try:
+            with GuestFile(self, path, "w") as request:
+                for start in range(0, len(data), CHUNK):
+                    request.write(data[start : start + CHUNK])
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    # guest-exec-status
+
+    def _status(self, number: int) -> dict[str, Any]:
+        ended = self._patiently(lambda: self._content(f"{SPOOL}/{number}.rc"))
+        match = re.fullmatch(rb"(\d{1,3}) ([o-]) ([e-]) \.\n", ended or b"")
+        if match is None:
+            self._look_after(number)
+            return {"exited": False}
+        reply: dict[str, Any] = {"exited": True, "exitcode": int(match.group(1))}
+        for name, suffix, there in (("out-data", "out", match.group(2)), ("err-data", "err", match.group(3))):
+            if there != b"-":
+                reply[name] = base64.b64encode(self._output(f"{SPOOL}/{number}.{suffix}")).decode("ascii")
+        self._untaken.pop(number, None)
+        self._looked.pop(number, None)
+        ring(self, f"-{number}")
+        return reply
+
+    def _output(self, path: str) -> bytes:
+        output = self._patiently(lambda: self._content(path))
+        if output is None:
+            raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
+        return output
+
+    def _look_after(self, number: int) -> None:
+        """Now and then make sure that the request was taken, and that who took it lives.
+
+        :raise OutcomeUnknownError: if that has ended.
+        """
+        if number not in self._looked:
+            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
+        if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
+            return
+        if not self._patiently(lambda: self._lives(number)):
+            raise OutcomeUnknownError(
+                "the runner in the guest ended while the program ran (was the guest rebooted?)",
+                command="guest-exec",
+                hint="Look at the guest before you repeat it.",
+            )
+        self._looked[number] = time.monotonic()
+
+    def _lives(self, number: int) -> bool:
+        if number in self._untaken and not exists(self, f"{SPOOL}/{number}.taken"):
+            if not exists(self, f"{SPOOL}/{number}.in"):
+                return False
+            self._hand_over(number)
+            return True
+        self._untaken.pop(number, None)
+        return ring(self, "") or exists(self, f"{SPOOL}/{number}.rc")
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Return what ``action`` returns, which only reads; an agent that is restarted meanwhile is waited for."""
+        grace, no_socket = Deadline(_GRACE_SECONDS), Deadline(_SOCKET_SECONDS)
+        while True:
+            try:
+                return action()
+            except (AgentSilentError, ChannelBusyError, HandleLostError, OutcomeUnknownError):
+                if grace.expired:
+                    raise
+            except ConnectError:
+                if no_socket.expired:
+                    raise
+            time.sleep(_PAUSE)
+
+    def _content(self, path: str) -> bytes | None:
+        """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended."""
+        pieces = []
+        try:
+            with GuestFile(self, path) as file:
+                while True:
+                    pieces.append(file.read())
+                    if len(pieces[-1]) < CHUNK:
+                        return b"".join(pieces)
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOENT:
+                return None
+            raise
+
+
+def ring(agent: Agent, line: str) -> bool:
+    """Write a line to the runner; return whether one is there to read it."""
+    try:
+        with GuestFile(agent, f"{SPOOL}/ring", "w") as bell:
+            bell.write(line.encode("ascii") + b"\n")
+    except GuestFileError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENXIO, errno.EPIPE):
+            return False
+        raise
+    return True
+
+
+def _command_line(arguments: Mapping[str, Any]) -> str:
+    """Return the shell command that does what guest-exec does with ``arguments``."""
+    words = " ".join(map(shlex.quote, [arguments["path"], *arguments.get("arg", ())]))
+    program = f'exec ${{own:+"$own"}} {words}'
+    if "env" not in arguments:
+        return program
+    variables = [variable.partition("=") for variable in arguments["env"]]
+    if not all(_NAME.fullmatch(name) for name, _equals, _value in variables):
+        return f'exec ${{own:+"$own"}} env -i {" ".join(map(shlex.quote, arguments["env"]))} {words}'
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, _equals, value in variables) + program
