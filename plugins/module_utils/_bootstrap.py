@@ -32,7 +32,7 @@ _UNIT = f"--quiet --no-block --collect --property=KillMode=process --description
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # {new} is a path in HOME, of this start alone: the program is {new}.sh.
-_RUN = f"/bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
+_RUN = f"/usr/bin/env -i PATH={_PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
 
 # With guest-exec, the program arrives on standard input. A unit of its own outlives a restart of the agent.
 _STARTER = f"""

@@ -50,6 +50,7 @@ PROGRAM = r"""
 d=$1 idle=$2
 umask 077
 cd / || exit 1
+unset OLDPWD
 if { read -r p <"$d/pid"; } 2>/dev/null && grep -qs "$d" "/proc/$p/cmdline"; then exit 0; fi
 gone() { rm -rf "$d.gone.$$"; }
 [ ! -e "$d" ] || mv "$d" "$d.gone.$$" && gone || exit 1
@@ -79,6 +80,8 @@ job() {
     r=$? o=- e=-
     [ -s "$d/$1.out" ] && o=o
     [ -s "$d/$1.err" ] && e=e
+    # Its result is to be fetched yet: that is no time to end of idleness.
+    echo + 1<>"$d/ring"
     echo "$r $o $e ." >"$d/$1.rc"
 }
 alarm() {
@@ -113,6 +116,7 @@ while IFS= read -r l <&3; do
     -[0-9]*)
         rm -f "$d/${l#-}".* &
         ;;
+    +) used=1 ;;
     [0-9]*)
         used=1
         job "$l" 3>&- &

@@ -17,8 +17,9 @@ from typing import Any
 
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError
 
-# Where the collection keeps what does not fit; tests keep it in a directory of theirs.
+# Where the collection keeps what does not fit, and the runner all it has; tests keep it in a directory of theirs.
 SPOOL = "/run/qemu-guest."
+RUNNER = "/run/qemu-guest-runner"
 CAPTURE = 16 * 1024 * 1024
 
 _FLAGS = {
@@ -69,6 +70,7 @@ class Guest:
         self.directory = directory / "directory of the agent"
         self.directory.mkdir()
         self.spool = str(directory / "spool.")
+        self.runner = directory / "runner"
         self.shell = list(shell)
         self.files: dict[int, int] = {}
         self.capture = CAPTURE
@@ -103,7 +105,7 @@ class Guest:
         path, mode = str(self.directory / self._here(arguments["path"])), arguments.get("mode", "r")
         new = not os.path.exists(path)
         try:
-            descriptor = os.open(path, _FLAGS[mode] | os.O_CLOEXEC)
+            descriptor = os.open(path, _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             text = f"failed to open file '{arguments['path']}' (mode: '{mode}'): {exc.strerror}"
             raise AgentError(text) from exc
@@ -157,7 +159,7 @@ class Guest:
         return {"pid": started.process.pid}
 
     def _here(self, text: str) -> str:
-        return text.replace(SPOOL, self.spool)
+        return text.replace(SPOOL, self.spool).replace(RUNNER, str(self.runner))
 
     def status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         pid = arguments["pid"]

@@ -1,0 +1,293 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runner, run by the shells of this machine, and who talks to it through files."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandUnavailable,
+    HandleLostError,
+    OutcomeUnknownError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._exec import finish, start, wait
+from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM, RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, run_shell
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import SHELLS, tool
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+
+BLOCKED = {"guest-exec": "Command guest-exec has been disabled", "guest-exec-status": "Command guest-exec-status ..."}
+
+
+@pytest.fixture(params=SHELLS)
+def guest(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Guest]:
+    guest = Guest(tmp_path, SHELLS[request.param])
+    # Where this machine has systemd, it is not to start anything.
+    tool(guest, "systemd-run", "exit 1")
+    # The runner's second is a real one.
+    clock.on_sleep = lambda: time.sleep(0.005)
+    yield guest
+    if (guest.runner / "1" / "pid").exists():
+        with suppress(ProcessLookupError):
+            os.kill(runner_pid(guest), signal.SIGTERM)
+    guest.close()
+
+
+only_sh = pytest.mark.parametrize("guest", ["sh"], indirect=True)
+
+
+def runner_pid(guest: Guest) -> int:
+    return int((guest.runner / "1" / "pid").read_text())
+
+
+def in_spool(guest: Guest) -> set[str]:
+    return {path.name for path in (guest.runner / "1").iterdir()} - {"ring", "pid"}
+
+
+@pytest.fixture
+def agent(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> RunnerAgent:
+    below = connect(scripted(guest.answers()))
+    return RunnerAgent(below, functools.partial(start_runner, routes=(), log=lambda line: None))
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    for _attempt in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError(what)
+
+
+def test_result_is_exact(agent: RunnerAgent) -> None:
+    everything = bytes(range(256)) * 300
+    result = run_shell(agent, b"cat; printf 'e\\377' >&2; exit 9", everything)
+    assert (result.rc, result.stdout, result.stderr) == (9, everything, b"e\xff")
+    assert run_shell(agent, b"kill -KILL $$").shell_rc == 128 + 9
+    assert run_shell(agent, b"").rc == 0
+    assert run_shell(agent, b"if").rc == 2
+
+
+def test_program_and_its_arguments(agent: RunnerAgent) -> None:
+    words = ["a  b", "", "'\"$x`\\", "ü\n\nz", "*"]
+    result = finish(agent, start(agent, "/usr/bin/printf", ["%s|", *words]))
+    assert result.stdout.decode() == "".join(f"{word}|" for word in words)
+    assert finish(agent, start(agent, "/no/such/program")).rc == 127
+
+
+def test_environment(agent: RunnerAgent) -> None:
+    run = functools.partial(start, agent, "/usr/bin/env")
+    lines = finish(agent, run(env=["A='1' 2", "B=x\ny"])).stdout.decode().splitlines()
+    # What shells add whether one wants it or not.
+    added = ("_=", "PATH=", "PWD=", "SHLVL=")
+    assert {line for line in lines if not line.startswith(added)} == {"A='1' 2", "B=x", "y"}
+    odd = finish(agent, run(env=["a-b=1"])).stdout.decode()
+    assert odd == "a-b=1\n"
+
+
+def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest) -> None:
+    result = run_shell(agent, b"set; umask; ls -l /proc/self/fd")
+    shown = result.stdout.decode()
+    assert "0022\n" in shown
+    assert "ring" not in shown
+    assert "QEMU_GUEST" not in shown
+
+
+def test_nothing_stays(agent: RunnerAgent, guest: Guest) -> None:
+    run_shell(agent, b"echo out; echo err >&2")
+    eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
+
+
+def test_output_is_never_cut(agent: RunnerAgent, guest: Guest) -> None:
+    guest.capture = 1000
+    result = run_shell(agent, b"head -c 3000000 /dev/zero; head -c 1048576 /dev/zero >&2")
+    assert (result.stdout, result.stderr) == (bytes(3_000_000), bytes(1_048_576))
+    assert not result.stdout_truncated and not result.stderr_truncated
+
+
+def test_large_input(agent: RunnerAgent) -> None:
+    data = os.urandom(3_000_000)
+    assert run_shell(agent, b"cat", data).stdout == data
+
+
+def test_program_in_the_background_holds_nothing_up(agent: RunnerAgent) -> None:
+    result = run_shell(agent, b"sleep 60 & echo $!")
+    os.kill(int(result.stdout), signal.SIGKILL)
+
+
+def test_several_at_once(agent: RunnerAgent) -> None:
+    slow = start(agent, "/bin/sh", ["-c", "sleep 0.5; echo slow"])
+    assert run_shell(agent, b"echo quick").stdout == b"quick\n"
+    assert finish(agent, slow).stdout == b"slow\n"
+
+
+@only_sh
+def test_files_are_roots_alone(agent: RunnerAgent, guest: Guest) -> None:
+    modes = run_shell(agent, b"stat -c '%a %F' "  + f"{guest.runner} {guest.runner}/1 {guest.runner}/1/*".encode())
+    for line in modes.stdout.decode().splitlines():
+        assert line.split(" ", 1) in (["700", "directory"], ["600", "fifo"], ["600", "regular file"], ["600", "regular empty file"])  # fmt: skip
+
+
+@only_sh
+def test_one_runner_serves_all(agent: RunnerAgent, guest: Guest) -> None:
+    run_shell(agent, b"true")
+    pid = runner_pid(guest)
+    started = len(guest.started)
+    for _time in range(3):
+        run_shell(agent, b"true")
+    assert runner_pid(guest) == pid
+    assert len(guest.started) == started
+    # A second one sees that there is one, and ends.
+    second = subprocess.run(["sh", "-c", PROGRAM, "sh", str(guest.runner / "1"), "0"], timeout=20)
+    assert second.returncode == 0
+    assert runner_pid(guest) == pid
+
+
+@only_sh
+def test_dead_runner_is_replaced(agent: RunnerAgent, guest: Guest) -> None:
+    run_shell(agent, b"true")
+    pid = runner_pid(guest)
+    os.kill(pid, signal.SIGKILL)
+    assert run_shell(agent, b"echo new").stdout == b"new\n"
+    assert runner_pid(guest) != pid
+
+
+@only_sh
+def test_runner_that_dies_with_its_program(agent: RunnerAgent, guest: Guest) -> None:
+    pid = start(agent, "/bin/sleep", ["60"])
+    eventually(lambda: agent.process_id(pid), "no program")
+    os.kill(agent.process_id(pid), signal.SIGSTOP)
+    # The one that waits for the program too.
+    subprocess.run(["pkill", "-KILL", "-f", str(guest.runner / "1")], check=True)
+    with pytest.raises(OutcomeUnknownError, match="the runner in the guest ended while the program ran"):
+        finish(agent, pid)
+
+
+@only_sh
+def test_runner_that_dies_while_its_program_goes_on(agent: RunnerAgent, guest: Guest) -> None:
+    pid = start(agent, "/bin/sh", ["-c", "sleep 2; echo done"])
+    eventually(lambda: agent.process_id(pid), "no program")
+    assert wait(agent, pid, 0) is None
+    os.kill(runner_pid(guest), signal.SIGKILL)
+    eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
+    assert finish(agent, pid).stdout == b"done\n"
+
+
+@only_sh
+def test_request_that_nobody_took_is_handed_over_again(agent: RunnerAgent, guest: Guest) -> None:
+    run_shell(agent, b"true")
+    os.kill(runner_pid(guest), signal.SIGSTOP)
+    pid = start(agent, "/bin/sh", ["-c", "echo ran >>%s/count" % guest.tools])
+    assert wait(agent, pid, 0) is None
+    os.kill(runner_pid(guest), signal.SIGKILL)
+    assert finish(agent, pid).rc == 0
+    assert (guest.tools / "count").read_text() == "ran\n"
+
+
+@only_sh
+def test_rung_for_twice_runs_once(agent: RunnerAgent, guest: Guest) -> None:
+    pid = start(agent, "/bin/sh", ["-c", "echo ran >>%s/count; sleep 0.3" % guest.tools])
+    for _time in range(5):
+        agent._hand_over(pid)
+    assert finish(agent, pid).rc == 0
+    time.sleep(0.5)
+    assert (guest.tools / "count").read_text() == "ran\n"
+
+
+def test_kill(agent: RunnerAgent) -> None:
+    pid = start(agent, "/bin/sh", ["-c", "trap '' TERM; sleep 60 & wait"])
+    eventually(lambda: agent.process_id(pid), "no program")
+    kill(agent, pid, grace=1)
+    assert finish(agent, pid).rc != 0
+
+
+@only_sh
+def test_unknown_program(agent: RunnerAgent) -> None:
+    run_shell(agent, b"true")
+    with pytest.raises(HandleLostError):
+        agent.execute("guest-exec-status", {"pid": 4711})
+
+
+# How it ends
+
+
+def runner(guest: Guest, idle: int) -> subprocess.Popen[bytes]:
+    guest.runner.mkdir(mode=0o700, exist_ok=True)
+    return subprocess.Popen([*guest.shell, "-c", PROGRAM, "sh", str(guest.runner / "1"), str(idle)])
+
+
+def test_idle_runner_ends(guest: Guest) -> None:
+    with runner(guest, 1) as process:
+        assert process.wait(20) == 0
+    assert list(guest.runner.iterdir()) == []
+
+
+def test_installed_runner_stays_and_ends_when_told(guest: Guest) -> None:
+    with runner(guest, 0) as process:
+        eventually(lambda: (guest.runner / "1" / "pid").exists(), "no runner")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        process.terminate()
+        process.wait(20)
+    assert list(guest.runner.iterdir()) == []
+
+
+def test_busy_runner_stays(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+    with runner(guest, 1) as process:
+        eventually(lambda: (guest.runner / "1" / "pid").exists(), "no runner")
+        agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
+        pid = start(agent, "/bin/sh", ["-c", "sleep 4; echo done"])
+        assert finish(agent, pid).stdout == b"done\n"
+        assert process.poll() is None
+        assert process.wait(20) == 0
+
+
+# Which way
+
+
+@only_sh
+def test_auto_prefers_guest_exec(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: pytest.fail("needless"), only_if_needed=True)
+    assert run_shell(agent, b"echo a").stdout == b"a\n"
+    assert not guest.runner.exists()
+
+
+@only_sh
+def test_no_route(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+    below = connect(scripted(guest.answers(), blocked=BLOCKED))
+    lines: list[str] = []
+    agent = RunnerAgent(below, functools.partial(start_runner, routes=(), log=lines.append), only_if_needed=True)
+    assert agent.supports("guest-exec")
+    with pytest.raises(CommandUnavailable, match="disabled by the guest's administrator") as caught:
+        run_shell(agent, b"true")
+    assert "no runner could be started either" in caught.value.hint
+
+
+@only_sh
+def test_line_is_taken_back(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+    below = connect(scripted(guest.answers()))
+    path = guest.directory / "crontab"
+    for content in (b"", b"one\n", b"no newline"):
+        path.write_bytes(content)
+        path.chmod(0o640)
+        with pytest.raises(ZeroDivisionError), _bootstrap._Line(below, "crontab", "two\n"):
+            assert path.read_bytes().splitlines() == [*content.splitlines(), b"two"]
+            raise ZeroDivisionError
+        assert path.read_bytes() == content
+        assert path.stat().st_mode & 0o777 == 0o640
