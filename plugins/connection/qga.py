@@ -51,8 +51,9 @@ options:
     description:
       - How programs are run in the guest. V(guest-exec) uses the agent's command of that name.
       - V(runner) uses a small program of this collection's that stays in the guest for a while. It takes commands from
-        files, so the agent needs nothing but C(guest-file-*). How it gets there is up to O(bootstrap).
-      - V(auto) uses C(guest-exec) where the agent allows it, and else the runner.
+        files, so the agent needs nothing but C(guest-file-*), and a task survives a restart of the agent. It is started
+        by C(guest-exec) where the agent allows that, else as O(bootstrap) says.
+      - V(auto) uses the runner, and C(guest-exec) in guests in which no runner can be started.
     type: str
     choices: [auto, guest-exec, runner]
     default: auto
@@ -131,10 +132,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
     ConnectError,
+    NoRunnerError,
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
@@ -155,6 +158,7 @@ class Connection(ConnectionBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._agent: Agent | None = None
+        self._runner: Agent | None = None
 
     @property
     def agent(self) -> Agent:
@@ -170,7 +174,7 @@ class Connection(ConnectionBase):
                 agent = open_agent(self._address(), self.get_option("timeout"), log=log)
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
-            self._agent = self._with_programs(agent)
+            self._use(agent)
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
         return self._agent
@@ -186,7 +190,7 @@ class Connection(ConnectionBase):
         command = to_bytes(_inner(cmd), errors="surrogate_or_strict")
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
         started = time.monotonic()
-        result = self._guarded(lambda: run_shell(self.agent, command, stdin))
+        result = self._guarded(lambda: self._run(command, stdin))
         display.vvv(
             f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
             f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
@@ -227,16 +231,31 @@ class Connection(ConnectionBase):
         """Give the channel up for others."""
         if self._agent is not None:
             self._agent.close()
-            self._agent = None
+            self._agent = self._runner = None
         self._connected = False
 
-    def _with_programs(self, agent: Agent) -> Agent:
+    def _use(self, agent: Agent) -> None:
+        """Take ``agent``, and a runner besides as far as the options want one."""
         method = self.get_option("exec_method")
-        if method == "guest-exec":
-            return agent
-        log = functools.partial(display.vvv, host=self._name)
-        start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
-        return RunnerAgent(agent, start, only_if_needed=method == "auto")
+        self._agent = agent
+        if method != "guest-exec":
+            log = functools.partial(display.vvv, host=self._name)
+            start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
+            self._runner = RunnerAgent(agent, start)
+            # Operations are told the signal that ended a program, where the agent can tell.
+            self._agent = RunnerAgent(agent, start, only_if_needed=method == "auto")
+
+    def _run(self, command: bytes, stdin: bytes) -> ExecResult:
+        agent = self.agent
+        if self._runner:
+            try:
+                return run_shell(self._runner, command, stdin)
+            except NoRunnerError as exc:
+                if not can_run_programs(agent) or self.get_option("exec_method") == "runner":
+                    raise
+                display.vvv(f"{exc} Using guest-exec.", host=self._name)
+                self._runner = None
+        return run_shell(agent, command, stdin)
 
     def _address(self) -> str:
         address = self.get_option("address")

@@ -18,7 +18,13 @@ from typing import Callable, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandUnavailable,
+    GuestFileError,
+    NoRunnerError,
+    OperationError,
+    QgaError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, IDLE_SECONDS, PROGRAM, SPOOL, ring
@@ -55,8 +61,10 @@ _LINE = (
 _RULES = ("/usr/lib/udev/rules.d/50-udev-default.rules", "/lib/udev/rules.d/50-udev-default.rules")
 _NEW_RULES = f"/etc/udev/rules.d/99-{_MARK}.rules"
 _UEVENT = "/sys/class/mem/null/uevent"
+_UDEVD = "/run/udev/control"
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _CRONTAB = "/etc/crontab"
+_CROND = "/run/crond.pid"
 
 _EXEC_SECONDS = 30.0
 _UDEV_SECONDS = 30.0
@@ -68,35 +76,30 @@ _PAUSE = 0.1
 
 
 def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
-    """Start a runner in the guest by the first of ``routes`` that leads there; with guest-exec where that is allowed.
+    """Start a runner in the guest: with guest-exec where that is allowed, else by the first of ``routes`` that works.
 
     :raise CommandUnavailable: for guest-exec, if none does; its hint tells what became of each.
+    :raise NoRunnerError: if the agent may run programs, but that starts none.
     """
+    by_exec = can_run_programs(agent)
     failures = []
-    for name in ["guest-exec", *routes] if can_run_programs(agent) else routes:
+    for name in ["guest-exec"] if by_exec else routes:
         log(f"starting a runner in the guest by {name}")
         try:
             _ROUTES[name](agent)
-            _await_ring(agent)
+            _until(lambda: ring(agent, ""), _READY_SECONDS, "it was started and does not answer")
             return
         except (GuestFileError, OperationError) as exc:
             failures.append(f"{name}: {exc.message}")
             log(f"no runner by {failures[-1]}")
-    raise _no_route(agent, failures)
-
-
-def _no_route(agent: Agent, failures: Sequence[str]) -> QgaError:
-    tried = f"Without guest-exec, no runner could be started either ({'; '.join(failures) or 'no route is allowed'})."
+    told = f"No runner could be started in the guest ({'; '.join(failures) or 'no way to do so is allowed'})."
+    if by_exec:
+        raise NoRunnerError(told)
     try:
         agent.require("guest-exec", "guest-exec-status")
-    except QgaError as exc:
-        exc.hint = f"{tried} {exc.hint}"
-        return exc
-    return OperationError(f"no runner could be started in the guest ({'; '.join(failures)})")
-
-
-def _await_ring(agent: Agent) -> None:
-    _until(lambda: ring(agent, ""), _READY_SECONDS, "it was started and does not answer")
+    except CommandUnavailable as exc:
+        exc.hint = f"{told} {exc.hint}"
+        raise
 
 
 def _until(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
@@ -136,8 +139,9 @@ def _by_new_udev_rules(agent: Agent) -> None:
 
 
 def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
-    if not exists(agent, _SYSTEMD_RUN):
-        raise OperationError(f"there is no {_SYSTEMD_RUN}")
+    for needed in (_UDEVD, _SYSTEMD_RUN):
+        if not exists(agent, needed):
+            raise OperationError(f"there is no {needed}")
     touched = f"{path.rpartition('/')[0]}/{_MARK}"
     new = _new()
     line = _LINE.format(new=new, clean=f"{clean or _removal(path)}; rm -f {touched}")
@@ -160,8 +164,9 @@ def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
 
 
 def _by_cron(agent: Agent) -> None:
-    if not exists(agent, _CRONTAB):
-        raise OperationError(f"there is no {_CRONTAB}")
+    for needed in (_CROND, _CRONTAB):
+        if not exists(agent, needed):
+            raise OperationError(f"there is no {needed}")
     new = _new()
     line = _LINE.format(new=new, clean=_removal(_CRONTAB))
     with _Line(agent, _CRONTAB, f"* * * * * root /bin/sh -c '{line}' >/dev/null 2>&1\n"):

@@ -16,6 +16,7 @@ The tree answers the one question that matters after a failure: did the command 
     │   ├── CommandUnavailable unknown, disabled by the guest's admin, or blocked while frozen
     │   ├── GuestFileError     a guest-file-* command failed; errno tells why, where the agent's text does
     │   └── HandleLostError    the agent restarted and has forgotten this handle or pid
+    ├── NoRunnerError          programs need a runner in the guest, and none could be started
     ├── TransferError          content arrived differently from how it left
     └── OperationError         the operation cannot be done as asked; carries results to show
 """
@@ -35,6 +36,7 @@ __all__ = (
     "ConnectError",
     "GuestFileError",
     "HandleLostError",
+    "NoRunnerError",
     "OperationError",
     "OutcomeUnknownError",
     "ProtocolError",
@@ -145,6 +147,10 @@ class GuestFileError(CommandError):
 
 class HandleLostError(CommandError):
     """The agent knows nothing of this file handle or pid: it was restarted, or the result was already taken."""
+
+
+class NoRunnerError(QgaError):
+    """No runner could be started in the guest (_bootstrap.py). Nothing was run."""
 
 
 class TransferError(QgaError):

@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ConnectError,
     GuestFileError,
     HandleLostError,
+    NoRunnerError,
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
@@ -86,7 +87,13 @@ job() {
 }
 alarm() {
     [ "$idle" -gt 0 ] || return
-    { sleep "$idle"; [ -p "$d/ring" ] && echo tick 1<>"$d/ring"; } 3>&- >/dev/null 2>&1 &
+    {
+        sleep "$idle" &
+        trap "kill $!; exit" TERM
+        wait $!
+        [ -p "$d/ring" ] && echo tick 1<>"$d/ring"
+    } 3>&- >/dev/null 2>&1 &
+    a=$!
 }
 # Whether something in the directory $1 waits to be run, or runs.
 busy() {
@@ -95,8 +102,8 @@ busy() {
     done
     return 1
 }
-trap 'rm -rf "$d"; exit' TERM
-used=
+trap 'rm -rf "$d"; kill $a; exit' TERM
+a= used=
 alarm
 while IFS= read -r l <&3; do
     case $l in
@@ -141,6 +148,7 @@ _SOCKET_SECONDS = 10.0
 _PAUSE = 0.2
 
 _EXEC = ("guest-exec", "guest-exec-status")
+_FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Start = Callable[[Agent], None]
@@ -199,6 +207,8 @@ class RunnerAgent(Agent):
     # guest-exec
 
     def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._below.supports(*_FILE):
+            raise NoRunnerError(f"A runner needs all of {', '.join(_FILE)}, and this agent does not allow them.")
         command = _command_line(arguments).encode("utf-8", "surrogateescape")
         stdin = base64.b64decode(arguments.get("input-data", ""))
         number = random.SystemRandom().randrange(10**15, 10**16)

@@ -94,6 +94,9 @@ class Guest:
 
     def close(self) -> None:
         """End what is still running."""
+        for pid in self.runner.glob("*/pid"):
+            with suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGTERM)
         for program in self.programs.values():
             with suppress(ProcessLookupError):
                 os.killpg(program.process.pid, signal.SIGKILL)

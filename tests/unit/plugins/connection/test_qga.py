@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.connection import qga
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, sends, swallows
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, closes, sends, swallows
 
 Connect = Callable[..., Any]
 
@@ -32,7 +34,7 @@ def connection(clock: object) -> Iterator[Connect]:
 
     def connect(**options: Any) -> Any:
         connection = connection_loader.get("qemu.guest.qga", PlayContext(), None)
-        connection.set_options(direct=options)
+        connection.set_options(direct={"exec_method": "guest-exec", **options})
         made.append(connection)
         return connection
 
@@ -146,6 +148,52 @@ def test_output_that_was_lost_is_an_error(connection: Connect, server: Scripted,
     (tmp_path / "output").write_bytes(bytes(guest.capture + 1))
     with pytest.raises(AnsibleError, match="16 MiB"):
         connection(address=str(server.path)).exec_command(f"cat {tmp_path}/output")
+
+
+# By a runner
+
+
+@pytest.fixture
+def _no_systemd(guest: Guest, clock: Clock) -> None:
+    """Where this machine has systemd, it is not to start anything; and a runner needs real time."""
+    (guest.tools / "systemd-run").write_text("#!/bin/sh\nexit 1\n")
+    (guest.tools / "systemd-run").chmod(0o755)
+    clock.on_sleep = lambda: time.sleep(0.005)
+
+
+@pytest.mark.usefixtures("_no_systemd")
+@pytest.mark.parametrize("method", ["auto", "runner"])
+def test_runner(connection: Connect, server: Scripted, guest: Guest, method: str) -> None:
+    made = connection(address=str(server.path), exec_method=method)
+    for _time in range(3):
+        assert made.exec_command("printf 'o\\377'; echo e >&2; exit 3") == (3, b"o\xff", b"e\n")
+    assert [request["path"] for request in guest.started] == ["/bin/sh"], "started once, and used since"
+    assert (guest.runner / "1" / "ring").is_fifo()
+
+
+def test_operations_use_guest_exec_where_they_can(connection: Connect, server: Scripted) -> None:
+    agent = connection(address=str(server.path), exec_method="auto").agent
+    assert run_shell(agent, b"kill -9 $$", whole=False).signal == 9
+
+
+def test_auto_falls_back_to_guest_exec(connection: Connect, server: Scripted, guest: Guest, lines: list[str]) -> None:
+    (guest.tools / "mkdir").write_text("#!/bin/sh\necho full >&2\nexit 1\n")
+    (guest.tools / "mkdir").chmod(0o755)
+    made = connection(address=str(server.path), exec_method="auto")
+    assert made.exec_command("echo a")[1] == b"a\n"
+    assert made.exec_command("echo b")[1] == b"b\n"
+    assert len([line for line in lines if "full" in line and "Using guest-exec." in line]) == 1
+    made.close()
+    with pytest.raises(AnsibleError, match="No runner could be started"):
+        connection(address=str(server.path), exec_method="runner").exec_command("echo a")
+
+
+def test_auto_without_files_uses_guest_exec(
+    connection: Connect, scripted: Callable[..., Scripted], guest: Guest
+) -> None:
+    blocked = {"guest-file-open": "Command guest-file-open has been disabled"}
+    server = scripted(guest.answers(), blocked=blocked)
+    assert connection(address=str(server.path), exec_method="auto").exec_command("echo a")[1] == b"a\n"
 
 
 # Trouble

@@ -38,7 +38,7 @@ FILES = {
     "failed to write to file: No space left on device": errno.ENOSPC,
     "failed to write to file: Bad file descriptor": None,
     "failed to flush file: Invalid argument": None,
-    "failed to flush file: Broken pipe": None,
+    "failed to flush file: Broken pipe": errno.EPIPE,
     "failed to close handle: No space left on device": errno.ENOSPC,
     "failed to commit persistent state to disk": None,
 }
