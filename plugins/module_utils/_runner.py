@@ -22,11 +22,12 @@ import shlex
 import time
 from typing import Any, Callable, Mapping, TypeVar
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, AgentInfo
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
     ChannelBusyError,
+    CommandUnavailable,
     ConnectError,
     GuestFileError,
     HandleLostError,
@@ -102,6 +103,13 @@ busy() {
     done
     return 1
 }
+# A result that nobody has fetched from one tick to the next has no client any more.
+forget() {
+    for f in "$d"/*.rc; do
+        [ -f "$f" ] || continue
+        if [ -f "${f%rc}old" ]; then rm -f "${f%rc}"*; else : >"${f%rc}old"; fi
+    done
+}
 trap 'rm -rf "$d"; kill $a; exit' TERM
 a= used=
 alarm
@@ -118,6 +126,7 @@ while IFS= read -r l <&3; do
             mv "$d.gone.$$" "$d"
         fi
         used=
+        forget
         alarm
         ;;
     -[0-9]*)
@@ -168,6 +177,7 @@ class RunnerAgent(Agent):
         self._below = below
         self._start = start
         self._only_if_needed = only_if_needed
+        self._no_runner: CommandUnavailable | NoRunnerError | None = None
         # What was handed over and not seen taken yet, and when each program was looked after last.
         self._untaken: dict[int, bytes] = {}
         self._looked: dict[int, float] = {}
@@ -185,11 +195,34 @@ class RunnerAgent(Agent):
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         raise NotImplementedError("execute does not come here")
 
-    def refresh_info(self) -> AgentInfo:
-        """Ask guest-info again. Programs can be run, whatever it says of guest-exec."""
-        info = self._below.refresh_info()
-        self._info = AgentInfo(info.version, {**info.commands, **dict.fromkeys(_EXEC, True)})
-        return self._info
+    def supports(self, *commands: str) -> bool:
+        """Return whether the agent has all of ``commands``. For those that run programs, a runner is started if need be."""
+        asked = [command for command in commands if command not in _EXEC]
+        if len(asked) == len(commands) or self._below.supports(*_EXEC):
+            return self._below.supports(*commands)
+        return self._below.supports(*asked) and self._has_runner()
+
+    def _has_runner(self) -> bool:
+        try:
+            if not ring(self, ""):
+                self._start_runner()
+        except (CommandUnavailable, NoRunnerError):
+            return False
+        return True
+
+    def _start_runner(self) -> None:
+        """Start a runner; where that failed once, it is not tried again.
+
+        :raise NoRunnerError: see start_runner.
+        :raise CommandUnavailable: see start_runner.
+        """
+        if self._no_runner:
+            raise self._no_runner
+        try:
+            self._start(self._below)
+        except (CommandUnavailable, NoRunnerError) as exc:
+            self._no_runner = exc
+            raise
 
     def close(self) -> None:
         self._below.close()
@@ -225,7 +258,7 @@ class RunnerAgent(Agent):
             self._looked[number] = time.monotonic()
             if self._write(f"{SPOOL}/{number}.in", self._untaken[number]) and ring(self, str(number)):
                 return
-            self._start(self._below)
+            self._start_runner()
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _write(self, path: str, data: bytes) -> bool:

@@ -29,7 +29,7 @@ SIZE = 2_500_001
 LEFT = r"""
 find /tmp /root/.ansible/tmp ~qgauser/.ansible/tmp -mindepth 1 2>/dev/null |
     grep -v -e '^/tmp/systemd-private' -e '^/tmp/[.].*-unix'
-ls -d /run/qemu-guest* 2>/dev/null
+find /run/qemu-guest* -type f ! -name pid 2>/dev/null
 """
 LOOK = r"""
 cd /srv/qga

@@ -139,7 +139,10 @@ class Guest:
 
     def write(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         data = base64.b64decode(arguments["buf-b64"])
-        return {"count": os.write(self._file(arguments), data), "eof": False}
+        try:
+            return {"count": os.write(self._file(arguments), data), "eof": False}
+        except BrokenPipeError as exc:  # who read has gone since the file was opened
+            raise AgentError(f"failed to write to file: {exc.strerror}") from exc
 
     def seek(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"position": os.lseek(self._file(arguments), arguments["offset"], arguments["whence"]), "eof": False}

@@ -16,7 +16,7 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.tests.integration.harness import look
+from ansible_collections.qemu.guest.tests.integration.harness import look, until
 from ansible_collections.qemu.guest.tests.integration.ordinary import check_ordinary_play
 from lab.agent import LooseAgent
 
@@ -63,7 +63,9 @@ def test_large_output_is_whole(connection: Any, agent: LooseAgent, stream: int) 
     assert len(streams[stream - 1]) == 40 * MEGABYTE
     assert hashlib.sha256(streams[stream - 1]).hexdigest() == look(agent, f"{program} | sha256sum").split()[0]
     assert streams[2 - stream] == b"end\n"
-    assert look(agent, "ls /run | grep qemu || :") == ""
+    assert look(agent, "ls -d /run/qemu-guest.* 2>/dev/null || :") == ""
+    left = "find /run/qemu-guest-runner -type f ! -name pid"
+    until(lambda: not look(agent, left), 10, "the runner has removed the output")
 
 
 def test_large_input_arrives(connection: Any) -> None:

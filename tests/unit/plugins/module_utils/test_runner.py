@@ -252,6 +252,28 @@ def test_busy_runner_stays(guest: Guest, scripted: Callable[..., Scripted], conn
         assert process.wait(20) == 0
 
 
+@only_sh
+def test_result_that_nobody_fetches_is_removed(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    with runner(guest, 1) as process:
+        eventually(lambda: (guest.runner / "1" / "pid").exists(), "no runner")
+        agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
+        start(agent, "/bin/sleep", ["20"])
+        start(agent, "/bin/echo", ["lost"])
+        eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
+        eventually(lambda: not any(name.endswith((".rc", ".out")) and "lost" in read(guest, name) for name in in_spool(guest)), "it stays")  # fmt: skip
+        assert process.poll() is None
+        process.terminate()
+
+
+def read(guest: Guest, name: str) -> str:
+    try:
+        return (guest.runner / "1" / name).read_text()
+    except FileNotFoundError:
+        return ""
+
+
 # Which way
 
 
@@ -269,7 +291,8 @@ def test_no_route(guest: Guest, scripted: Callable[..., Scripted], connect: Call
     below = connect(scripted(guest.answers(), blocked=BLOCKED))
     lines: list[str] = []
     agent = RunnerAgent(below, functools.partial(start_runner, routes=(), log=lines.append), only_if_needed=True)
-    assert agent.supports("guest-exec")
+    assert agent.supports("guest-file-open")
+    assert not agent.supports("guest-file-open", "guest-exec")
     with pytest.raises(CommandUnavailable, match="disabled by the guest's administrator") as caught:
         run_shell(agent, b"true")
     assert "No runner could be started in the guest (no way to do so is allowed)." in caught.value.hint
