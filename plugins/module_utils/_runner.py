@@ -33,6 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
+    TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
@@ -61,30 +62,39 @@ mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && m
 case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
 own=$(command -v setsid)
 
+# Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
+keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
     [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
     exec 4<"$d/$1.in"
     rm -f "$d/$1.in"
-    (
-        IFS= read -r n
-        c=
-        while [ "$n" -gt 0 ]; do
-            IFS= read -r l
-            c=$c$l'
+    {
+        {
+            (
+                IFS= read -r n
+                c=
+                while [ "$n" -gt 0 ]; do
+                    IFS= read -r l
+                    c=$c$l'
 '
-            n=$((n - 1))
-        done
-        umask 022
-        eval "unset c d idle l n; $c"
-    ) <&4 4<&- >"$d/$1.out" 2>"$d/$1.err" &
-    echo $! >"$d/$1.pid"
-    wait $!
-    r=$? o=- e=-
+                    n=$((n - 1))
+                done
+                umask 022
+                eval "unset c d idle l n; $c"
+            ) <&4 4<&- 5>&- &
+            echo $! >"$d/$1.pid"
+            wait $!
+            echo $? >"$d/$1.status"
+        } 2>&1 >&5 | keep "$d/$1.err" "$1" 4<&- 5>&-
+    } 5>&1 | keep "$d/$1.out" "$1" 4<&-
+    r=- o=- e=- f=.
+    read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
     [ -s "$d/$1.err" ] && e=e
+    [ -f "$d/$1.lost" ] && f=lost
     # Its result is to be fetched yet: that is no time to end of idleness.
     echo + 1<>"$d/ring"
-    echo "$r $o $e ." >"$d/$1.rc"
+    echo "$r $o $e $f" >"$d/$1.rc"
 }
 alarm() {
     [ "$idle" -gt 0 ] || return
@@ -277,10 +287,12 @@ class RunnerAgent(Agent):
 
     def _status(self, number: int) -> dict[str, Any]:
         ended = self._patiently(lambda: self._content(f"{SPOOL}/{number}.rc"))
-        match = re.fullmatch(rb"(\d{1,3}) ([o-]) ([e-]) \.\n", ended or b"")
+        match = re.fullmatch(rb"(\d{1,3}|-) ([o-]) ([e-]) (\.|lost)\n", ended or b"")
         if match is None:
             self._look_after(number)
             return {"exited": False}
+        if match.group(1) == b"-" or match.group(4) == b"lost":
+            raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
         reply: dict[str, Any] = {"exited": True, "exitcode": int(match.group(1))}
         for name, suffix, there in (("out-data", "out", match.group(2)), ("err-data", "err", match.group(3))):
             if there != b"-":

@@ -22,6 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     CommandUnavailable,
     HandleLostError,
     OutcomeUnknownError,
+    TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import finish, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM, RunnerAgent
@@ -121,8 +122,37 @@ def test_large_input(agent: RunnerAgent) -> None:
 
 
 def test_program_in_the_background_holds_nothing_up(agent: RunnerAgent) -> None:
-    result = run_shell(agent, b"sleep 60 & echo $!")
+    result = run_shell(agent, b"sleep 60 >/dev/null 2>&1 & echo $!")
     os.kill(int(result.stdout), signal.SIGKILL)
+
+
+def test_output_that_is_opened_again(agent: RunnerAgent) -> None:
+    result = run_shell(agent, b"echo a; echo b >/dev/stdout; echo c; echo d >&2; echo e >/dev/stderr; echo f >&2")
+    assert (result.stdout, result.stderr) == (b"a\nb\nc\n", b"d\ne\nf\n")
+
+
+def test_large_input(agent: RunnerAgent) -> None:
+    data = os.urandom(3_000_000)
+    assert run_shell(agent, b"cat", data).stdout == data
+
+
+def test_program_in_the_background_holds_nothing_up(agent: RunnerAgent) -> None:
+    result = run_shell(agent, b"sleep 60 >/dev/null 2>&1 & echo $!")
+    os.kill(int(result.stdout), signal.SIGKILL)
+
+
+def test_output_that_is_opened_again(agent: RunnerAgent) -> None:
+    result = run_shell(agent, b"echo a; echo b >/dev/stdout; echo c; echo d >&2; echo e >/dev/stderr; echo f >&2")
+    assert (result.stdout, result.stderr) == (b"a\nb\nc\n", b"d\ne\nf\n")
+
+
+@only_sh
+def test_output_that_does_not_fit_is_told(agent: RunnerAgent, guest: Guest) -> None:
+    tool(guest, "cat", '[ -e "%s/full" ] && head -c 100 && exit 1; exec /bin/cat "$@"' % guest.tools)
+    run_shell(agent, b"true")
+    (guest.tools / "full").touch()
+    with pytest.raises(TransferError, match="did not fit in the guest's /run"):
+        run_shell(agent, b"head -c 100000 /dev/zero; echo a >&2")
 
 
 def test_several_at_once(agent: RunnerAgent) -> None:
@@ -224,6 +254,20 @@ def test_unknown_program(agent: RunnerAgent) -> None:
 def runner(guest: Guest, idle: int) -> subprocess.Popen[bytes]:
     guest.runner.mkdir(mode=0o700, exist_ok=True)
     return subprocess.Popen([*guest.shell, "-c", PROGRAM, "sh", str(guest.runner / "1"), str(idle)])
+
+
+@only_sh
+def test_output_that_does_not_fit_is_told(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool(guest, "cat", "head -c 100; exit 1")
+    monkeypatch.setenv("PATH", f"{guest.tools}:{os.environ['PATH']}")
+    with runner(guest, 0) as process:
+        eventually(lambda: (guest.runner / "1" / "pid").exists(), "no runner")
+        agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
+        with pytest.raises(TransferError, match="did not fit in the guest's /run"):
+            run_shell(agent, b"head -c 100000 /dev/zero; echo a >&2")
+        process.terminate()
 
 
 def test_idle_runner_ends(guest: Guest) -> None:
