@@ -84,6 +84,22 @@ options:
     ini:
       - section: qga_connection
         key: bootstrap
+  warm_python:
+    description:
+      - Whether modules are run in forks of an interpreter that stays in the guest, with what modules import imported
+        already. A task then takes a fraction of the time. There is one interpreter per command line (interpreter,
+        C(become) and C(environment)); the first task that uses one runs as it would without.
+      - Whatever is in doubt is run as it would be without. C(meta: reset_connection) ends the interpreters.
+      - It needs a runner, see O(exec_method), and Python 3.7 in the guest.
+    type: bool
+    default: true
+    vars:
+      - name: ansible_qga_warm_python
+    env:
+      - name: ANSIBLE_QGA_WARM_PYTHON
+    ini:
+      - section: qga_connection
+        key: warm_python
   remote_user:
     description:
       - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
@@ -141,6 +157,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 
 display = Display()
 
@@ -159,6 +176,7 @@ class Connection(ConnectionBase):
         super().__init__(*args, **kwargs)
         self._agent: Agent | None = None
         self._runner: Agent | None = None
+        self._warm: WarmPython | None = None
 
     @property
     def agent(self) -> Agent:
@@ -190,7 +208,7 @@ class Connection(ConnectionBase):
         command = to_bytes(_inner(cmd), errors="surrogate_or_strict")
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
         started = time.monotonic()
-        result = self._guarded(lambda: self._run(command, stdin))
+        result = self._guarded(lambda: self._run_warm(_inner(cmd), stdin) or self._run(command, stdin))
         display.vvv(
             f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
             f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
@@ -231,7 +249,7 @@ class Connection(ConnectionBase):
         """Give the channel up for others."""
         if self._agent is not None:
             self._agent.close()
-            self._agent = self._runner = None
+            self._agent = self._runner = self._warm = None
         self._connected = False
 
     def _use(self, agent: Agent) -> None:
@@ -242,8 +260,15 @@ class Connection(ConnectionBase):
             log = functools.partial(display.vvv, host=self._name)
             start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
             self._runner = RunnerAgent(agent, start)
+            if self.get_option("warm_python"):
+                self._warm = WarmPython(self._runner, log)
             # Operations are told the signal that ended a program, where the agent can tell.
             self._agent = RunnerAgent(agent, start, only_if_needed=method == "auto")
+
+    def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
+        agent = self.agent
+        del agent  # it has made what warm Python needs
+        return self._warm.run(command, stdin) if self._warm and stdin else None
 
     def _run(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent

@@ -20,9 +20,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandE
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, start
 from ansible_collections.qemu.guest.plugins.module_utils._files import copy_out, exists
 
-__all__ = ("check_shell", "kill", "run_shell", "sha256", "start_shell")
+__all__ = ("PATH", "check_shell", "kill", "login_program", "run_shell", "sha256", "start_shell")
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
 # variable (the environment is not logged) and the same for every command. It reads the command, a count of lines and
@@ -122,11 +122,16 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
 
     ``spool`` is the path that the files for long output begin with; without it there are none.
     """
-    env = [f"PATH={_PATH}", "QEMU_GUEST=" + _PROLOGUE + (_SPOOL if spool else _REPLACE)]
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
     lines = command.count(b"\n") + 1
     return start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=b"%d\n%b\n%b" % (lines, command, stdin))
+
+
+def login_program() -> str:
+    """Return the shell program that reads a command from its input, as ``start_shell`` writes it, and becomes that."""
+    return _PROLOGUE + _REPLACE
 
 
 def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:

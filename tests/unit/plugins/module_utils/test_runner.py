@@ -163,9 +163,10 @@ def test_several_at_once(agent: RunnerAgent) -> None:
 
 @only_sh
 def test_files_are_roots_alone(agent: RunnerAgent, guest: Guest) -> None:
-    modes = run_shell(agent, b"stat -c '%a %F' "  + f"{guest.runner} {guest.runner}/1 {guest.runner}/1/*".encode())
+    modes = run_shell(agent, b"stat -c '%a %F' " + f"{guest.runner} {guest.runner}/1 {guest.runner}/1/*".encode())
     for line in modes.stdout.decode().splitlines():
-        assert line.split(" ", 1) in (["700", "directory"], ["600", "fifo"], ["600", "regular file"], ["600", "regular empty file"])  # fmt: skip
+        mode, kind = line.split(" ", 1)
+        assert mode == ("700" if kind == "directory" else "600")
 
 
 @only_sh
@@ -286,7 +287,9 @@ def test_installed_runner_stays_and_ends_when_told(guest: Guest) -> None:
     assert list(guest.runner.iterdir()) == []
 
 
-def test_busy_runner_stays(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+def test_busy_runner_stays(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
     with runner(guest, 1) as process:
         eventually(lambda: (guest.runner / "1" / "pid").exists(), "no runner")
         agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
@@ -306,7 +309,7 @@ def test_result_that_nobody_fetches_is_removed(
         start(agent, "/bin/sleep", ["20"])
         start(agent, "/bin/echo", ["lost"])
         eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
-        eventually(lambda: not any(name.endswith((".rc", ".out")) and "lost" in read(guest, name) for name in in_spool(guest)), "it stays")  # fmt: skip
+        eventually(lambda: not any("lost" in read(guest, name) for name in in_spool(guest)), "it stays")
         assert process.poll() is None
         process.terminate()
 
@@ -343,7 +346,9 @@ def test_no_route(guest: Guest, scripted: Callable[..., Scripted], connect: Call
 
 
 @only_sh
-def test_line_is_taken_back(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+def test_line_is_taken_back(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
     below = connect(scripted(guest.answers()))
     path = guest.directory / "crontab"
     for content in (b"", b"one\n", b"no newline"):
