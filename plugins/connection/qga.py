@@ -90,7 +90,7 @@ options:
         already. A task then takes a fraction of the time. There is one interpreter per command line (interpreter,
         C(become) and C(environment)); the first task that uses one runs as it would without.
       - Whatever is in doubt is run as it would be without. C(meta: reset_connection) ends the interpreters.
-      - It needs a runner, see O(exec_method), and Python 3.7 in the guest.
+      - It needs a runner, see O(exec_method), and Python 3.8 in the guest.
     type: bool
     default: true
     vars:

@@ -26,6 +26,7 @@ from typing import Callable
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number, patiently
@@ -41,20 +42,27 @@ _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.
 _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# One server at a time; one that was killed is replaced. What cannot run at all is not tried again: C(failed) stays.
+# One server at a time; one that was killed is replaced. The spool appears whole, by renaming: guest-file-open would make
+# a plain file of a ring that is missing. A server that cannot run at all is not tried again until the guest reboots.
 _START = """
 umask 077
-if [ -p {spool}/ring ] && read -r p 2>/dev/null <{spool}/pid && ! kill -0 "$p" 2>/dev/null; then rm -rf {spool}; fi
-mkdir {spool} 2>/dev/null && cd {spool} && cat >all || exit
+if {{ read -r p <{spool}/pid; }} 2>/dev/null && kill -0 "$p" 2>/dev/null; then exit 0; fi
+rm -rf {spool}
+mkdir {spool}.new 2>/dev/null && cd {spool}.new || exit 0
+if [ -e {failed} ]; then rmdir {spool}.new; exit; fi
+cat >all || exit
 for part in {parts}; do
     head -c "${{part#*:}}" all >"${{part%%:*}}"
     tail -c "+$((${{part#*:}} + 1))" all >rest
     mv rest all
 done
+rm all
 {{
-    {python} server.py {spool} || [ -p ring ] || : >failed
+    {python} server.py {spool}
+    [ ! -d {spool}.new ] || mv {spool}.new {failed}
 }} </dev/null >/dev/null 2>log &
 """
+_FAILED = f"{_SPOOL}.failed"
 
 # How often somebody who waits makes sure that the server lives.
 _LOOK_SECONDS = 1.0
@@ -131,7 +139,7 @@ class WarmPython:
 
     def _start(self, python: str, request: bytes, archive: _Archive) -> None:
         """Start a server that gets ready for requests such as this, and do not wait for it."""
-        if self._spool.has("failed"):
+        if exists(self._agent, _FAILED):
             return
         self._log("starting warm Python in the guest")
         parts = {
@@ -143,7 +151,7 @@ class WarmPython:
             "first": request,
         }
         sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
-        start = _START.format(spool=_SPOOL, python=shlex.quote(python), parts=sizes)
+        start = _START.format(spool=_SPOOL, failed=_FAILED, python=shlex.quote(python), parts=sizes)
         start_shell(self._agent, start.encode("utf-8"), b"".join(parts.values()))
 
 

@@ -302,20 +302,20 @@ def free_memory():
 
 
 def main(home):
-    """Serve in the spool ``home``, which is there, with all programs and without a ring; remove it at the end."""
+    """Serve in the spool ``home``. It is prepared, under another name, in the working directory; remove it at the end."""
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    os.mkfifo(home + "/ring")
-    server = Server(home)
-    with open(home + "/pid", "w") as file:
-        file.write("%d\n" % os.getpid())
-    with open(home + "/first", "rb") as file:
+    with open("first", "rb") as file:
         first = json.loads(file.readline().decode("ascii"))
-    server.interpreter(first, *server.blob(first["blob"]))
-    for name in ("all", "first"):
-        os.unlink(home + "/" + name)
-    os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
+    os.unlink("first")
+    os.mkfifo("ring")
+    with open("pid", "w") as file:
+        file.write("%d\n" % os.getpid())
+    os.rename(os.getcwd(), home)
     try:
+        server = Server(home)
+        os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
+        server.interpreter(first, *server.blob(first["blob"]))
         server.serve()
     finally:
         shutil.rmtree(home, ignore_errors=True)

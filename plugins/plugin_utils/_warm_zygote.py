@@ -74,7 +74,8 @@ class Importer:
             module.__path__ = SearchPath(name, module.__path__)
 
     def get_code(self, name):
-        return self.code[self.table[name][0]]
+        digest, package = self.table[name]
+        return placed(self.code[digest], place(name, package))
 
     def is_package(self, name):
         return self.table[name][1]
@@ -147,6 +148,14 @@ def place(name, package):
     """Return the path that a module has in the payload's archive."""
     archive = next((entry for entry in sys.path if entry.endswith(ARCHIVE)), ARCHIVE)
     return "%s/%s" % (archive, archive_name(name, package))
+
+
+def placed(code, path):
+    """Return ``code`` as if it was compiled from ``path``: tracebacks name it."""
+    if code.co_filename == path:
+        return code
+    constants = tuple(placed(c, path) if isinstance(c, types.CodeType) else c for c in code.co_consts)
+    return code.replace(co_filename=path, co_consts=constants)
 
 
 def digest_of(source):
@@ -269,10 +278,7 @@ def run(program):
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):
-        code = code or 120
-    try:
         sys.stderr.flush()
     except (OSError, ValueError):
-        pass
+        sys.exit(code)  # the interpreter's own end has words for that
     os._exit(code & 0xFF)
