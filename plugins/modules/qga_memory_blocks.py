@@ -11,8 +11,8 @@ short_description: Take blocks of a guest's memory online and offline
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
-  - Makes sure that memory blocks of a running guest are online or offline (C(guest-set-memory-blocks)), by their numbers
-    or by how many are to be online. RV(memory_block_info.size) tells how large they are.
+  - Makes sure that memory blocks of a running guest are online or offline (C(guest-set-memory-blocks)), by
+    their numbers or by how many are to be online. RV(memory_block_info.size) tells how large they are.
   - This switches what the guest's kernel has. It plugs no memory in or out, and nothing of it outlasts a reboot.
   - A kernel can take a block offline only if it can move what the block holds. Whether it can, it finds out by trying;
     current Linux kernels call every block C(can_offline).
@@ -168,13 +168,11 @@ def _read_blocks(agent: Agent) -> list[Unit]:
 def plan(current: Current, params: Params) -> Plan:
     switches = choose(current.blocks, params, "memory block")
     before, shown = described(current.blocks), _shown(apply_switches(current.blocks, switches.planned))
-    diff = (before, shown["after"])
-    if params["count"] is not None:
-        # Another block than planned may take the place of one that cannot go offline.
-        diff = ({"count": len(before["online"])}, {"count": params["count"]})
+    by_count = params["count"] is not None
     return Plan(
-        before=diff[0],
-        after=diff[1],
+        # By count, another block than planned may take the place of one that cannot go offline.
+        before={"count": len(before["online"])} if by_count else before,
+        after={"count": params["count"]} if by_count else shown["after"],
         todo=(before, switches),
         result={"before": before, **shown, "memory_block_info": current.info},
         subject="memory blocks",

@@ -11,8 +11,8 @@ short_description: Take a guest's processors online and offline
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
-  - Makes sure that logical processors of a running guest are online or offline (C(guest-set-vcpus)), by their numbers or
-    by how many are to be online.
+  - Makes sure that logical processors of a running guest are online or offline (C(guest-set-vcpus)), by their
+    numbers or by how many are to be online.
   - This switches what the guest's kernel has. It plugs no processor in or out, and nothing of it outlasts a reboot.
   - Processors that cannot go offline are never asked to. On Linux and x86 that is processor 0.
 extends_documentation_fragment:
