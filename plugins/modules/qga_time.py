@@ -311,16 +311,17 @@ def _moved(before: Measurement, after: Measurement, tolerance: float) -> dict[st
 
 
 def _failure(what: str, error: CommandError | None, result: Mapping[str, Any]) -> OperationError:
-    offset = f"It is {result['after']['offset']:.3f} s off."
+    offset = f"{result['after']['offset']:.6f} s off"
     if not error:
         return OperationError(
-            f"The guest's clock {what}, though the agent says so. {offset} Does something else in the guest set it?",
+            f"The guest's clock was set, and is {offset} all the same. Does something else in the guest set it, or is "
+            "the tolerance too small?",
             result=result,
         )
     reason = error.message.strip()
     hint = _REFUSED if "Invalid" in reason else _HWCLOCK
     return OperationError(
-        f"The guest's clock {what}: {reason}. {offset} {hint}", result={**result, **error.as_result()}
+        f"The guest's clock {what}: {reason}. It is {offset}. {hint}", result={**result, **error.as_result()}
     )
 
 
