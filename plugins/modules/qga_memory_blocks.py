@@ -126,7 +126,7 @@ from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._commands import with_underscores
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, ProtocolError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError, ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._online import (
     CONSTRAINTS,
@@ -162,7 +162,12 @@ def read(agent: Agent, params: Params) -> Current:
 
 
 def _read_blocks(agent: Agent) -> list[Unit]:
-    return units(agent.execute("guest-get-memory-blocks"), "phys-index")
+    try:
+        return units(agent.execute("guest-get-memory-blocks"), "phys-index")
+    except CommandError as exc:
+        if "zero memory blocks" not in exc.message:
+            raise
+        return []
 
 
 def plan(current: Current, params: Params) -> Plan:

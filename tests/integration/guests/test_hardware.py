@@ -124,11 +124,12 @@ def test_warning_reaches_the_user(guest: Guest, make_ansible: MakeAnsible) -> No
     assert abs(behind(guest)) < 30
 
 
-def test_guest_whose_kernel_shows_no_memory_blocks(guest: Guest) -> None:
-    look(guest, "mount -t tmpfs none /sys/devices/system/memory")
+@pytest.mark.parametrize("hidden", ["/sys/devices/system/memory", "/sys/devices/system"])
+def test_guest_whose_kernel_shows_no_memory_blocks(hidden: str, guest: Guest) -> None:
+    look(guest, f"mount -t tmpfs none {hidden}")
     try:
         params = {"online": None, "offline": None, "count": 1}
         with open_agent(str(guest.agent_socket)) as agent, pytest.raises(OperationError, match="has no memory blocks"):
             run_operation(qga_memory_blocks.OPERATION, agent, params)
     finally:
-        look(guest, "umount /sys/devices/system/memory")
+        look(guest, f"umount {hidden}")

@@ -146,6 +146,13 @@ def test_kernel_without_blocks(scripted: Start, connect: Connect) -> None:
         run(connect(scripted({"guest-get-memory-blocks": []})), count=1)
 
 
+def test_agent_that_calls_that_an_error(scripted: Start, connect: Connect) -> None:
+    server = scripted(Memory(True).answers())
+    server.then("guest-get-memory-blocks", fails("guest reported zero memory blocks!"))
+    with pytest.raises(OperationError, match="kernel has no memory blocks"):
+        run(connect(server), count=1)
+
+
 def test_agent_that_cannot_list_them(scripted: Start, connect: Connect) -> None:
     server = scripted(Memory(True).answers())
     server.then("guest-get-memory-blocks", fails("this feature or command is not currently supported"))
