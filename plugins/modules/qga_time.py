@@ -16,7 +16,7 @@ description:
   - The measure is the clock of the machine that the task runs on, usually the hypervisor. Where O(address) is left out,
     that is the controller.
   - The agent then sets the guest's hardware clock (RTC) too, by C(/sbin/hwclock). Where the guest has no such program,
-    there is a warning. Agent 5.2 refuses to set anything then, and the task fails.
+    there is a warning. Older agents (5.2 and 7.2 are) refuse to set anything then, and the task fails.
 extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
@@ -144,7 +144,7 @@ _ATTEMPTS = 2
 
 _HWCLOCK = (
     "The agent needs /sbin/hwclock in the guest: package util-linux-extra in Debian 13 and later, else util-linux. "
-    "Agent 5.2 must be restarted after that."
+    "Older agents (5.2 and 7.2 are) look for it only once: restart them after that."
 )
 _REFUSED = "Agents take the years 1970 to 2069, and Linux no instant that would mean that it booted before 1970."
 
