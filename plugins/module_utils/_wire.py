@@ -70,9 +70,9 @@ def decode_reply(line: bytes) -> Reply:
     try:
         reply = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as exc:
-        raise ProtocolError(f"what was sent is not JSON ({line[:80]!r}): {exc}") from exc
+        raise ProtocolError(f"the other side sent something that is not JSON ({line[:80]!r}): {exc}") from exc
     if not isinstance(reply, dict):
-        raise ProtocolError(f"{type(reply).__name__} was sent where a reply object was expected: {line[:80]!r}")
+        raise ProtocolError(f"the other side sent {type(reply).__name__} where an object was expected: {line[:80]!r}")
     _check_depth(reply, _MAX_DEPTH)
     return reply
 
@@ -138,4 +138,4 @@ def expect(value: Any, kind: Kind, what: str) -> Any:
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds):
         return value
     wanted = " or ".join(k.__name__ for k in kinds)
-    raise ProtocolError(f"{what} should be {wanted} by the schema; {type(value).__name__} was sent")
+    raise ProtocolError(f"{what} should be {wanted} by the schema; the other side sent {type(value).__name__}")

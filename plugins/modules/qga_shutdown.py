@@ -80,11 +80,6 @@ EXAMPLES = r"""
     address: /run/vm1.qga
     mode: reboot
     timeout: 120
-  register: reboot
-
-- name: Show the new boot
-  ansible.builtin.debug:
-    msg: "{{ reboot.boot_id_before }} -> {{ reboot.boot_id_after }} after {{ reboot.elapsed }} s"
 """
 
 RETURN = r"""

@@ -156,6 +156,8 @@ class Current:
 
 def read(agent: Agent, params: Params) -> Current:
     mode, suspend = params["mode"], params["state"] == "suspended"
+    if not suspend and not params["qmp_address"]:
+        raise OperationError("qmp_address is required for state awake: it is QEMU that wakes a guest.")
     if suspend and mode != "disk" and not params["qmp_address"] and not params["wakeup_verified"]:
         raise OperationError(
             f"qmp_address is required for mode {mode}: QEMU must be asked whether it can wake the guest, which would "
@@ -245,13 +247,7 @@ def _wake(agent: Agent, qmp: Qmp, deadline: Deadline) -> str:
     raise OperationError(f"the guest was told to wake up, and after {deadline.seconds:g} s {outcome}.")
 
 
-OPERATION = Operation(
-    SPEC,
-    read,
-    plan,
-    apply,
-    constraints={"required_if": [("state", "awake", ("qmp_address",))]},
-)
+OPERATION = Operation(SPEC, read, plan, apply)
 
 
 def main() -> None:

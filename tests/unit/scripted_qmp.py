@@ -28,8 +28,8 @@ class Refusal(Exception):
 class ScriptedQmp:
     """QEMU's monitor at ``path``; a context manager that runs it in a thread.
 
-    ``status`` is what query-status tells. ``answers`` maps commands to what they return: a value, bytes to send in place
-    of a reply, NOTHING, or a function that returns one of these. ``greeting`` are the bytes that a client gets first.
+    ``status`` is what query-status tells. ``answers`` maps commands to what they return: a value, bytes to send in
+    place of a reply, NOTHING, or a function that returns one of these. ``greeting`` is what a client gets first.
     """
 
     def __init__(self, path: Path, answers: Mapping[str, Any] | None = None, greeting: bytes | None = None) -> None:

@@ -64,7 +64,7 @@ def refuse(text: str) -> Any:
 
 @pytest.mark.parametrize("address", ["", "vm1", "unix:vm1", "http://x"])
 def test_address_that_is_none(address: str) -> None:
-    with pytest.raises(AddressError, match="qmp_address: .* is no address. It should be /path"):
+    with pytest.raises(AddressError, match=r"qmp_address: .* is no address. It should be /path"):
         Qmp(address)
 
 
@@ -203,7 +203,11 @@ def test_events(start: Start) -> None:
 
 
 def test_event_that_comes_while_waiting(start: Start) -> None:
-    server = start({"later": lambda: server.emit("SUSPEND") or NOTHING})
+    def later() -> object:
+        server.emit("SUSPEND")
+        return NOTHING
+
+    server: ScriptedQmp = start({"later": later})
     with connect(server, SHORT) as qmp:
         with pytest.raises(QmpLostError):
             qmp.execute("later")
@@ -219,7 +223,7 @@ def test_last_event_of_a_qemu_that_ends(start: Start) -> None:
 
 
 def test_events_do_not_prolong_a_deadline_or_fill_memory(start: Start) -> None:
-    server = start({"flood": lambda: flood(server)})
+    server: ScriptedQmp = start({"flood": lambda: flood(server)})
     with connect(server) as qmp:
         assert qmp.execute("flood") == {}
         assert len(qmp._events) == 100
