@@ -190,16 +190,16 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 def _goes_down(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:
     presence = Presence(agent)
     while not deadline.expired:
+        moment = _moment(deadline)
         if qmp:
-            confirmed_by = qemu_tells(qmp, ("SHUTDOWN",), "shutdown", _moment(deadline))
+            confirmed_by = qemu_tells(qmp, ("SHUTDOWN",), "shutdown", moment)
             if confirmed_by:
                 return confirmed_by
         if not qmp or mode == "halt":  # of which QEMU tells nothing
-            answers = presence.look(deadline)
+            presence.look(deadline)
             if presence.gone:
                 return "agent"
-            if answers or not qmp:
-                time.sleep(_moment(deadline).seconds)
+        time.sleep(moment.left())
     raise _unconfirmed(mode, deadline, presence)
 
 

@@ -139,6 +139,10 @@ SPEC: dict[str, dict[str, Any]] = {
 _STATUS = {"ram": "suspended", "hybrid": "suspended", "disk": "shutdown"}
 _EVENTS = {"ram": ("SUSPEND",), "hybrid": ("SUSPEND",), "disk": ("SUSPEND_DISK", "SHUTDOWN")}
 
+# The agent tries several ways one after the other, and tells only then that none worked: 5 s in an emulated guest.
+# Suspending to RAM mostly works, and then it is time lost.
+_SECONDS_TO_FAIL = {"ram": 5.0, "hybrid": 20.0, "disk": 20.0}
+
 _HINTS = {
     "ram": "The guest refused. Its machine may have S3 turned off (disable_s3), or its log says why.",
     "disk": "The guest refused. It needs swap space as large as its memory, and a machine that has S4 (disable_s4).",
@@ -209,7 +213,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 def _suspend(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:
     command = f"guest-suspend-{mode}"
     try:
-        agent.execute(command)
+        agent.execute(command, timeout=min(_SECONDS_TO_FAIL[mode], deadline.seconds))
     except CommandUnavailable:
         raise
     except CommandError as exc:
