@@ -166,7 +166,7 @@ def test_agent_that_stops(machines: Machines, connect: Connect, mode: str) -> No
     machine.shutdown = machine.stops()
     result = run(connect(machine), machine, qmp=False, mode=mode)
     assert result["confirmed_by"] == "agent"
-    assert result["elapsed"] >= 0.5, "it must be silent for a while"
+    assert result["elapsed"] >= 1, "it must be silent for a while"
     assert machine.qmp.commands == []
 
 
@@ -225,7 +225,7 @@ def test_reboot(machines: Machines, connect: Connect) -> None:
     assert before != machine.boot_id
 
 
-@pytest.mark.parametrize("seconds", [0.1, 1.2])
+@pytest.mark.parametrize("seconds", [0.1, 1.8])
 def test_reboot_as_the_agent_tells(machines: Machines, connect: Connect, seconds: float) -> None:
     machine = machines()
     machine.shutdown = machine.reboots(seconds=seconds)
@@ -283,11 +283,11 @@ def test_same_boot_is_no_reboot(machines: Machines, connect: Connect, qmp: bool,
 
     def pauses() -> None:
         machine.listens = False
-        machine.later(lambda: setattr(machine, "listens", True), 1)
+        machine.later(lambda: setattr(machine, "listens", True), 1.4)
 
     machine.shutdown = pauses
-    with pytest.raises(OperationError, match=r"was not seen to reboot within 2.5 s: its agent stopped answering"):
-        run(connect(machine), machine, qmp=qmp, mode="reboot", timeout=2.5)
+    with pytest.raises(OperationError, match="was not seen to reboot within 3 s: its agent stopped answering"):
+        run(connect(machine), machine, qmp=qmp, mode="reboot", timeout=3)
 
 
 def test_agent_that_does_not_come_back(machines: Machines, connect: Connect) -> None:
