@@ -97,6 +97,12 @@ class Presence:
         self._away_since, self.gone = None, False
         return True
 
+    def in_words(self) -> str:
+        """Look once more, and return what there was to see, to tell somebody who waited in vain."""
+        if self.look(Deadline(LOOK)):
+            return "its agent was away for a while, and answers now" if self.was_away else "its agent still answers"
+        return "its agent does not answer"
+
     def _no_answer(self, since: float, patience: float) -> bool:
         self.was_away = True
         if self._away_since is None:

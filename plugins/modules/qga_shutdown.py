@@ -270,10 +270,9 @@ def _moment(deadline: Deadline) -> Deadline:
 
 
 def _unconfirmed(mode: str, deadline: Deadline, presence: Presence) -> OperationError:
-    away = "its agent stopped answering" if presence.was_away else "nothing happened that would show it"
     return OperationError(
-        f"guest-shutdown was sent, and the guest was not seen to {mode} within {deadline.seconds:g} s: {away}. "
-        "It may still do so: look at it before you repeat the command."
+        f"guest-shutdown was sent, and the guest was not seen to {mode} within {deadline.seconds:g} s; "
+        f"{presence.in_words()}. It may still do so: look at it before you repeat the command."
     )
 
 

@@ -232,8 +232,8 @@ def _suspend(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> st
             return "agent"
         time.sleep(moment.left())
     raise OperationError(
-        f"{command} was sent, and the guest was not seen to suspend within {deadline.seconds:g} s. It may still do so: "
-        "look at it before you repeat the command."
+        f"{command} was sent, and the guest was not seen to suspend within {deadline.seconds:g} s; "
+        f"{presence.in_words()}. It may still do so: look at it before you repeat the command."
     )
 
 

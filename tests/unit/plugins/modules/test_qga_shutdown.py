@@ -151,7 +151,7 @@ def test_halt_of_which_qemu_tells_nothing(machines: Machines, connect: Connect) 
 def test_nothing_happens(machines: Machines, connect: Connect) -> None:
     machine = machines()
     started = time.monotonic()
-    with pytest.raises(OperationError, match="It may still do so: look at it before you repeat"):
+    with pytest.raises(OperationError, match=r"its agent still answers\. It may still do so"):
         run(connect(machine), machine, timeout=0.5)
     assert time.monotonic() - started < 5
     assert machine.work.count("guest-shutdown") == 1
@@ -189,7 +189,7 @@ def test_agent_that_is_slow_is_not_gone(machines: Machines, connect: Connect) ->
         machine.later(lambda: setattr(machine, "listens", True), 0.3)
 
     machine.shutdown = pauses
-    with pytest.raises(OperationError, match="its agent stopped answering"):
+    with pytest.raises(OperationError, match="its agent was away for a while, and answers now"):
         run(connect(machine), machine, qmp=False, timeout=1.5)
 
 
@@ -202,7 +202,7 @@ def test_channel_that_another_client_takes_proves_nothing(machines: Machines, co
             session.close()
 
         machine.then("guest-shutdown", leaves)
-        with pytest.raises(OperationError, match="nothing happened that would show it"):
+        with pytest.raises(OperationError, match="its agent does not answer"):
             run(connect(machine), machine, qmp=False, timeout=1.5)
 
 
@@ -286,7 +286,7 @@ def test_same_boot_is_no_reboot(machines: Machines, connect: Connect, qmp: bool,
         machine.later(lambda: setattr(machine, "listens", True), 1.4)
 
     machine.shutdown = pauses
-    with pytest.raises(OperationError, match="was not seen to reboot within 3 s: its agent stopped answering"):
+    with pytest.raises(OperationError, match="to reboot within 3 s; its agent was away for a while, and answers"):
         run(connect(machine), machine, qmp=qmp, mode="reboot", timeout=3)
 
 
