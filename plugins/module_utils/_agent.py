@@ -45,8 +45,8 @@ __all__ = ("DEFAULT_TIMEOUT", "Agent", "AgentInfo", "SocketAgent", "open_agent")
 DEFAULT_TIMEOUT = 20.0
 """Seconds that one agent command may take, connecting and waiting for the seat included."""
 
-# Commands that answer only when they fail are given this long to fail (a bad mode is refused at once; a shutdown
-# helper that cannot be run is reported when it has ended).
+# Commands that answer only when they fail are given this long to fail, unless the caller knows better (a bad mode is
+# refused at once; a shutdown helper that cannot be run is reported when it has ended).
 _SECONDS_TO_FAIL = 5.0
 
 # The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
@@ -121,7 +121,8 @@ class Agent(ABC):
         :raise QgaError: one of the tree in _errors.py.
         """
         known = _commands.command(command)
-        seconds = self.timeout if timeout is None else timeout
+        usual = self.timeout if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
+        seconds = usual if timeout is None else timeout
         started = time.monotonic()
         try:
             reply = self._request_reading_twice(command, arguments, seconds)
@@ -139,13 +140,10 @@ class Agent(ABC):
     def _request_reading_twice(
         self, command: str, arguments: Mapping[str, Any] | None, seconds: float
     ) -> dict[str, Any]:
-        known = _commands.command(command)
-        if not known.answers:
-            seconds = min(seconds, _SECONDS_TO_FAIL)
         try:
             return self._request(command, arguments, Deadline(seconds))
         except OutcomeUnknownError:
-            if not known.read_only:
+            if not _commands.command(command).read_only:
                 raise
             return self._request(command, arguments, Deadline(seconds))
 
