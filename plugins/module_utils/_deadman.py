@@ -63,19 +63,10 @@ def arm(agent: Agent, seconds: float) -> Timer:
     """
     work = _Work(agent.again(), private_path(agent.identity, "thaw"), _now() + seconds)
     timer = Timer(os.urandom(8).hex(), 0, seconds, _words(time.time() + seconds))
-    reader, writer = os.pipe()
     try:
-        child = os.fork()
-        if child == 0:
-            _leave_home(work, timer, writer)
-        os.close(writer)
-        with suppress(ChildProcessError):  # somebody else's handler was faster
-            os.waitpid(child, 0)
-        answer = _answer(reader)
+        answer = _fork(work, timer)
     except OSError as exc:
         answer = exc.strerror or str(exc)
-    finally:
-        os.close(reader)
     if not answer.isdigit():
         raise OperationError(f"the thaw timer could not be armed: {answer or 'its process does not answer'}.")
     return replace(timer, pid=int(answer))
@@ -94,10 +85,19 @@ def disarm(agent: Agent) -> Timer | None:
     return None
 
 
-def _answer(reader: int) -> str:
-    poller = select.poll()
-    poller.register(reader, select.POLLIN)
-    return os.read(reader, 4096).decode("utf-8", "replace") if poller.poll(_SECONDS_TO_ARM * 1000) else ""
+def _fork(work: _Work, timer: Timer) -> str:
+    """Start the timer's process; return its pid, or its complaint."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as answer:
+        with open(writer, "wb", buffering=0):
+            child = os.fork()
+            if child == 0:
+                _leave_home(work, timer, writer)
+        with suppress(ChildProcessError):  # the parent may have its children waited for by others
+            os.waitpid(child, 0)
+        poller = select.poll()
+        poller.register(answer, select.POLLIN)
+        return answer.read(4096).decode("utf-8", "replace") if poller.poll(_SECONDS_TO_ARM * 1000) else ""
 
 
 # The file
