@@ -35,6 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ChannelBusyError,
     CommandUnavailable,
     ConnectError,
+    OperationError,
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
@@ -105,6 +106,20 @@ class Agent(ABC):
     def process_id(self, pid: int) -> int:
         """Return the process number in the guest of the program that guest-exec called ``pid``."""
         return pid
+
+    @property
+    def identity(self) -> str:
+        """A name by which this machine knows the same agent again, where it goes by several."""
+        return self.name
+
+    def again(self) -> Agent:
+        """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
+
+        It is for a process that outlives this one. Nothing is imported or looked up later for it to work.
+
+        :raise OperationError: if this channel is gone when this process is.
+        """
+        raise OperationError(f"the agent at {self.name} cannot be reached when this task has ended.")
 
     def __enter__(self) -> Agent:
         return self
@@ -287,6 +302,13 @@ class SocketAgent(Agent):
         if self._channel:
             self._channel.close()
             self._channel = None
+
+    @property
+    def identity(self) -> str:
+        return self._address.identity
+
+    def again(self) -> Agent:
+        return SocketAgent(self._address, self.timeout, None, self._max_reply)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         channel = self._in_step(deadline)

@@ -34,7 +34,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
 )
 
-__all__ = ("Address", "Channel", "Deadline", "SeatLock", "open_channel", "parse_address", "seat_holder")
+__all__ = ("Address", "Channel", "Deadline", "SeatLock", "open_channel", "parse_address", "private_path", "seat_holder")
 
 _RECV_SIZE = 1024 * 1024
 _RETRY_SECONDS = 0.05
@@ -75,6 +75,11 @@ class Address:
             return f"vsock:{self.cid}:{self.port}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp:{host}:{self.port}"
+
+    @property
+    def identity(self) -> str:
+        """The same for all names of one socket."""
+        return os.path.realpath(self.path) if self.kind == "unix" else str(self)
 
 
 def parse_address(text: str) -> Address:
@@ -124,10 +129,7 @@ class SeatLock:
     """
 
     def __init__(self, address: Address, directory: str | None = None) -> None:
-        self._address = address
-        name = os.path.realpath(address.path) if address.kind == "unix" else str(address)
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        self._path = os.path.join(directory or _private_directory(), f"{digest}.lock")
+        self._path = private_path(address.identity, "lock", directory)
         self._file: IO[bytes] | None = None
 
     def acquire(self, deadline: Deadline) -> None:
@@ -169,6 +171,15 @@ class SeatLock:
 
 def _create(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def private_path(identity: str, kind: str, directory: str | None = None) -> str:
+    """Return the path of this user's file of ``kind`` about the agent that ``identity`` is of.
+
+    :raise ConnectError: if there is no directory that only this user can write to.
+    """
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return os.path.join(directory or _private_directory(), f"{digest}.{kind}")
 
 
 def _private_directory() -> str:

@@ -34,7 +34,7 @@ def apply(agent: Any, planned: Plan) -> dict[str, Any]:
     agent.execute("guest-set-time", {"time": planned.todo})
     if planned.todo < 0:
         raise OperationError("time does not run backwards", result={"rc": 1})
-    return {"set": planned.todo}
+    return {"set": planned.todo, "warnings": ["time flies"] if planned.todo > 1000 else []}
 
 
 OPERATION = Operation(
@@ -84,6 +84,13 @@ def test_change(run: Run, server: Scripted) -> None:
     assert "diff" not in result
     assert server.work == ["guest-get-time", "guest-set-time"]
     assert run(address=f"unix:{server.path}", time=1)["changed"] is False
+
+
+def test_warnings(run: Run, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, text: warned.append(text))
+    assert "warnings" not in run(address=str(server.path), time=1001)
+    assert warned == ["time flies"]
 
 
 def test_check_mode_and_diff(run: Run, server: Scripted) -> None:
