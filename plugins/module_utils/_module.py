@@ -48,6 +48,8 @@ def run_module(operation: Operation) -> None:
             )
     except QgaError as exc:
         module.fail_json(msg=str(exc), invocation=invocation, **exc.as_result())
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
     module.exit_json(invocation=invocation, **result)
 
 
