@@ -95,7 +95,7 @@ user:
   type: str
   returned: success
   sample: alice
-keys:
+authorized_keys:
   description: The user's keys afterwards, or as they would be in check mode, in the order of the file.
   type: list
   elements: str
@@ -167,10 +167,10 @@ def plan(current: Keys, params: Params) -> Plan:
         after = current + missing
         todo = (ADD, {**arguments, "keys": missing})
     return Plan(
-        before={"keys": current},
-        after={"keys": after},
+        before={"authorized_keys": current},
+        after={"authorized_keys": after},
         todo=todo,
-        result={"user": params["user"], "keys": after},
+        result={"user": params["user"], "authorized_keys": after},
         subject=f"authorized keys of {params['user']}",
     )
 
@@ -201,11 +201,11 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     command, arguments = plan.todo
     agent.execute(command, arguments)
     now = keys_of(agent, arguments["username"])
-    if sorted(now) != sorted(plan.after["keys"]):
+    if sorted(now) != sorted(plan.after["authorized_keys"]):
         raise OperationError(
-            "the agent reported success, but the user's keys are not what they should be. It removes only lines without "
-            "blanks around them (exclusive=true rewrites the file), or something else has changed the file meanwhile.",
-            result={"keys": now},
+            "the agent reported success, but the user's keys are not what they should be. It removes only lines "
+            "without blanks around them (exclusive=true rewrites the file), or another program changed the file.",
+            result={"authorized_keys": now},
         )
     return {}
 

@@ -40,7 +40,9 @@ COVERED = (
     # What the other modules use where an agent lacks guest-sync-delimited.
     Covered("qga_command", "qga_command", "guest-sync"),
     Covered("qga_exec", "qga_exec", "guest-exec guest-exec-status"),
-    Covered("qga_file", "qga_file", "guest-file-open guest-file-close guest-file-write guest-file-flush guest-file-seek"),
+    Covered(
+        "qga_file", "qga_file", "guest-file-open guest-file-close guest-file-write guest-file-flush guest-file-seek"
+    ),
     Covered("qga_fetch", "qga_fetch", "guest-file-read"),
     Covered(
         "qga_info",
@@ -122,8 +124,8 @@ Every command that the newest agent has on Linux, the module to use it with, and
 | command | since QEMU | module | test |
 |---|---|---|---|
 {rows}
-Every module begins with `guest-sync-delimited`, or with `guest-sync` where an agent lacks that. `guest-get-devices` is a
-command of agents on Windows: `qga_info` returns what it tells, and no test has seen it.
+Every module begins with `guest-sync-delimited`, or with `guest-sync` where an agent lacks that. `guest-get-devices` is
+a command of agents on Windows: `qga_info` returns what it tells, and no test has seen it.
 """
 
 

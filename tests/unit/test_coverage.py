@@ -1,7 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of commands: each has a module that uses it, and a target. That the target does use it is seen when it runs."""
+"""The table of commands: each has a module that uses it, and a target.
+
+That the target does make an agent run it is seen when it runs (run_target in tests/integration/harness.py).
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsibl
 from ansible_collections.qemu.guest.tests.integration.harness import PLACES, look, run_target
 from lab.vm import Guest
 
-LOG_IN = "ssh -i /root/qga-key -o BatchMode=yes -o StrictHostKeyChecking=no root@127.0.0.1 id -un 2>/dev/null || echo no"
+LOG_IN = (
+    "ssh -i /root/qga-key -o BatchMode=yes -o StrictHostKeyChecking=no root@127.0.0.1 id -un 2>/dev/null || echo no"
+)
 
 
 def test_authorized_keys(guests: Mapping[str, Guest], make_ansible: MakeAnsible) -> None:
@@ -26,8 +28,7 @@ def test_authorized_keys(guests: Mapping[str, Guest], make_ansible: MakeAnsible)
 def test_key_lets_in(guests: Mapping[str, Guest], make_ansible: MakeAnsible) -> None:
     for guest in guests.values():
         ansible = make_ansible({"vm": PLACES["guest"](guest)})
-        kept = look(guest, "cp -a /root/.ssh/authorized_keys /root/qga-kept; ssh-keygen -qt ed25519 -N '' -f /root/qga-key")
-        assert kept == ""
+        look(guest, "cp -a /root/.ssh/authorized_keys /root/qga-kept; ssh-keygen -qt ed25519 -N '' -f /root/qga-key")
         keys = {"user": "root", "keys": [look(guest, "cat /root/qga-key.pub")]}
         try:
             assert look(guest, LOG_IN) == "no\n"

@@ -26,6 +26,7 @@ from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Scrip
 Start = Callable[..., Scripted]
 Connect = Callable[..., SocketAgent]
 
+NAME = "authorized_keys"
 A, B, C = (f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{name * 20} {name}" for name in "abc")
 
 
@@ -62,9 +63,9 @@ def test_plan(
 ) -> None:
     planned = plan(current, *keys, **given)
     assert planned.changes
-    assert planned.before == {"keys": current} and planned.after == {"keys": after}
+    assert planned.before == {NAME: current} and planned.after == {NAME: after}
     assert planned.todo == (command, {"username": "alice", **arguments})
-    assert planned.result == {"user": "alice", "keys": after}
+    assert planned.result == {"user": "alice", NAME: after}
     assert not plan(after, *keys, **given).changes
 
 
@@ -82,7 +83,7 @@ def test_plan(
 def test_nothing_to_do(current: list[str], keys: list[str], given: dict[str, Any]) -> None:
     planned = plan(current, *keys, **given)
     assert not planned.changes
-    assert planned.result["keys"] == current
+    assert planned.result[NAME] == current
 
 
 @pytest.mark.parametrize(
@@ -97,12 +98,12 @@ def test_nothing_to_do(current: list[str], keys: list[str], given: dict[str, Any
     ],
 )
 def test_what_is_a_key(key: str) -> None:
-    assert plan([], key).after == {"keys": [key]}
+    assert plan([], key).after == {NAME: [key]}
 
 
 @pytest.mark.parametrize(
     "key",
-    ["garbage", "ssh-rsa", "AAAAB3NzaC1yc2E=", "ssh-rsa QUFBQQ==", 'from="10.0.0.0/8', "PuTTY-User-Key-File-2: ssh-rsa"],
+    ["garbage", "ssh-rsa", "AAAAB3NzaC1yc2E=", "ssh-rsa QUFB", 'from="10.0.0.0/8', "PuTTY-User-Key-File-2: ssh-rsa"],
 )
 def test_what_is_none(key: str) -> None:
     with pytest.raises(OperationError, match=r"keys\[1\] is no public key") as caught:
@@ -177,26 +178,26 @@ def test_add(scripted: Start, connect: Connect) -> None:
     server = scripted(file.answers())
     agent = connect(server)
     checked = run(agent, A, B, check_mode=True)
-    assert file.lines is None
+    assert ADD not in server.work
     result = run(agent, A, B)
     assert result == checked
-    assert result["changed"] and result["keys"] == [A, B] == file.lines
+    assert result["changed"] and result[NAME] == [A, B] == file.lines
     header = "authorized keys of alice"
     assert result["diff"] == [
-        {"before": {"keys": []}, "after": {"keys": [A, B]}, "before_header": header, "after_header": header}
+        {"before": {NAME: []}, "after": {NAME: [A, B]}, "before_header": header, "after_header": header}
     ]
-    assert run(agent, B, A) == {"changed": False, "user": "alice", "keys": [A, B]}
+    assert run(agent, B, A) == {"changed": False, "user": "alice", NAME: [A, B]}
     assert server.work.count(ADD) == 1
 
 
 def test_remove_and_replace(scripted: Start, connect: Connect) -> None:
     file = File("# comment", A, f"  {B}")
     agent = connect(scripted(file.answers()))
-    assert run(agent, A, **ABSENT)["keys"] == [B]
+    assert run(agent, A, state="absent")[NAME] == [B]
     assert file.lines == ["# comment", f"  {B}"]
-    assert not run(agent, A, **ABSENT)["changed"]
+    assert not run(agent, A, state="absent")["changed"]
     assert not run(agent, B)["changed"]
-    assert run(agent, C, B, exclusive=True)["keys"] == [C, B]
+    assert run(agent, C, B, exclusive=True)[NAME] == [C, B]
     assert file.lines == [C, B]
     assert not run(agent, C, B, exclusive=True)["changed"]
 
@@ -204,8 +205,8 @@ def test_remove_and_replace(scripted: Start, connect: Connect) -> None:
 def test_line_that_the_agent_does_not_remove(scripted: Start, connect: Connect) -> None:
     agent = connect(scripted(File(f"  {A}", B).answers()))
     with pytest.raises(OperationError, match="blanks around them") as caught:
-        run(agent, A, **ABSENT)
-    assert caught.value.result == {"keys": [A, B]}
+        run(agent, A, state="absent")
+    assert caught.value.result == {NAME: [A, B]}
 
 
 def test_agent_that_lists_in_another_order(scripted: Start, connect: Connect) -> None:
@@ -217,7 +218,7 @@ def test_agent_that_lists_in_another_order(scripted: Start, connect: Connect) ->
 def test_user_that_does_not_exist(scripted: Start, connect: Connect) -> None:
     agent = connect(scripted(File().answers()))
     for check_mode in (True, False):
-        with pytest.raises(CommandError, match="Success. Is there such a user in the guest"):
+        with pytest.raises(CommandError, match=r"Success\. Is there such a user in the guest"):
             run(agent, A, user="nosuch", check_mode=check_mode)
 
 

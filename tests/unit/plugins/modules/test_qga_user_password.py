@@ -132,7 +132,7 @@ def test_blocked(scripted: Start, connect: Connect, check_mode: bool) -> None:
 def test_user_that_does_not_exist(scripted: Start, connect: Connect) -> None:
     server = scripted({COMMAND: {}})
     server.then(COMMAND, fails("child process has failed to set user password\n"))
-    with pytest.raises(CommandError, match="failed to set user password. Does the user exist in the guest"):
+    with pytest.raises(CommandError, match=r"failed to set user password\. Does the user exist in the guest"):
         run(connect(server))
 
 
