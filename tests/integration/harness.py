@@ -233,7 +233,7 @@ def run_target(
         }
         make_ansible(hosts).playbook(HERE / "targets.yml", variables={"target": target, **variables})
     counts = [item for relay in relays.values() for item in relay.counts.items()]
-    seen = {command for command, count in counts if table.get(command) or _worked(command, count)}
+    seen = {command for command, count in counts if table.get(command) or worked(command, count)}
     missing = (set(table) & known) - seen
     assert not missing, f"{target} should exercise {', '.join(sorted(missing))}"
 
@@ -243,7 +243,8 @@ def _enabled_commands(subject: Subject) -> list[str]:
         return [name for name, enabled in agent.info.commands.items() if enabled]
 
 
-def _worked(command: str, count: Count) -> bool:
+def worked(command: str, count: Count) -> bool:
+    """Return whether the agent did what a command asks for at least once, as far as its answers tell."""
     return count.returned > 0 or (not schema(command).answers and count.requests > count.refused)
 
 

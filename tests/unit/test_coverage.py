@@ -9,12 +9,15 @@ That the target does make an agent run it is seen when it runs (run_target in te
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils import _commands
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError
 from ansible_collections.qemu.guest.tests.integration.commands import (
     COVERED,
     DOCUMENT,
@@ -23,7 +26,10 @@ from ansible_collections.qemu.guest.tests.integration.commands import (
     document,
     seed_commands,
 )
+from ansible_collections.qemu.guest.tests.integration.harness import worked
 from ansible_collections.qemu.guest.tests.unit.documentation import COLLECTION
+from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails, swallows
+from lab.tally import Tally
 
 PLUGINS = COLLECTION / "plugins"
 # Names every command, whoever uses it.
@@ -74,3 +80,29 @@ def test_table() -> None:
 
 def test_document_is_what_the_table_says() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == document(), "run tests/tools/commands"
+
+
+def test_what_is_seen_of_a_command(tmp_path: Path, scripted: Callable[..., Scripted]) -> None:
+    """A relay tells what the agent did from what it refused, and some commands answer only when they fail."""
+    big = {"keys": ['"error": {"return": '] * 200_000}
+    server = scripted({"guest-ssh-get-authorized-keys": big})
+    server.then("guest-fstrim", fails("no"))
+    server.then("guest-shutdown", swallows)
+    server.then("guest-suspend-ram", fails("no"))
+    relay = tmp_path / "relay"
+    with Tally(relay, server.path) as tally, SocketAgent(Address("unix", path=str(relay)), 20) as agent:
+        agent.execute("guest-ping")
+        assert agent.execute("guest-ssh-get-authorized-keys", {"username": "root"}) == big
+        for command in ("guest-fstrim", "guest-suspend-ram"):
+            with pytest.raises(CommandError, match="no"):
+                agent.execute(command)
+        agent.execute("guest-shutdown")
+    counts = dict(tally.counts)
+    assert {command for command, count in counts.items() if worked(command, count)} == {
+        "guest-sync-delimited",
+        "guest-ping",
+        "guest-ssh-get-authorized-keys",
+        "guest-shutdown",
+    }
+    assert {"guest-fstrim", "guest-suspend-ram"} <= set(counts)
+    assert (counts["guest-ssh-get-authorized-keys"].returned, counts["guest-ssh-get-authorized-keys"].refused) == (1, 0)
