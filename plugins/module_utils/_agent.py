@@ -165,7 +165,7 @@ class Agent(ABC):
     def _value(self, command: str, reply: Mapping[str, Any], known: _commands.Command) -> Any:
         if "error" in reply:
             error = _wire.expect(reply["error"], dict, "the error")
-            desc = _wire.expect(error.get("desc", ""), str, "the error's desc")
+            desc = _wire.expect(error.get("desc", ""), str, "the error's desc").strip()
             # Agents before 4.0 give what is disabled the class GenericError.
             if error.get("class") == "CommandNotFound" or _DISABLED.match(desc):
                 raise self._unavailable(command, desc)

@@ -222,6 +222,14 @@ class RunnerAgent(Agent):
     def close(self) -> None:
         self._below.close()
 
+    @property
+    def identity(self) -> str:
+        return self._below.identity
+
+    def again(self) -> Agent:
+        """Return another Agent for the same guest: one without a runner."""
+        return self._below.again()
+
     def process_id(self, pid: int) -> int:
         """Return the process number of the program that guest-exec called ``pid``; 0 if it has none yet."""
         if self._left_below():
