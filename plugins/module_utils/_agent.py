@@ -35,6 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ChannelBusyError,
     CommandUnavailable,
     ConnectError,
+    OperationError,
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
@@ -77,6 +78,12 @@ class Agent(ABC):
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
     """
 
+    stdin_limit = 48 * 1000 * 1000
+    """Bytes of standard input for guest-exec. The agent's parser takes 64 MiB, in base64 and with what is around it."""
+
+    passes_long_replies = True
+    """Whether all that the agent may keep of a program's output can be had in one reply."""
+
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
@@ -96,6 +103,20 @@ class Agent(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the channel up. The next command opens it again."""
+
+    @property
+    def identity(self) -> str:
+        """A name by which this machine knows the same agent again, where it goes by several."""
+        return self.name
+
+    def again(self) -> Agent:
+        """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
+
+        It is for a process that outlives this one. Nothing is imported or looked up later for it to work.
+
+        :raise OperationError: if this channel is gone when this process is.
+        """
+        raise OperationError(f"the agent at {self.name} cannot be reached when this task has ended.")
 
     def __enter__(self) -> Agent:
         return self
@@ -281,6 +302,13 @@ class SocketAgent(Agent):
             self._channel.close()
             self._channel = None
 
+    @property
+    def identity(self) -> str:
+        return self._address.identity
+
+    def again(self) -> Agent:
+        return SocketAgent(self._address, self.timeout, None, self._max_reply)
+
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         channel = self._in_step(deadline)
         request_id = self._next_id()
@@ -410,9 +438,17 @@ def open_agent(
     timeout: float = DEFAULT_TIMEOUT,
     log: Log | None = None,
     max_reply: int = _wire.MAX_REPLY,
+    libvirt_uri: str | None = None,
 ) -> Agent:
     """Return the Agent at ``address``. Nothing is connected before its first command.
 
-    :raise AddressError: if the address has none of the known forms.
+    :raise AddressError: if the address has none of the known forms, or needs a library that is missing.
     """
-    return SocketAgent(parse_address(address) if isinstance(address, str) else address, timeout, log, max_reply)
+    if isinstance(address, str):
+        address = parse_address(address)
+    if address.kind == "libvirt":
+        # Here, because it builds on this module, and because hardly anybody needs to load the library.
+        from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
+
+        return LibvirtAgent(address, libvirt_uri, timeout, log)
+    return SocketAgent(address, timeout, log, max_reply)

@@ -20,7 +20,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandE
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, start
 from ansible_collections.qemu.guest.plugins.module_utils._files import copy_out, exists
 
-__all__ = ("check_shell", "kill", "run_shell", "sha256", "start_shell")
+__all__ = ("check_shell", "kill", "new_spool", "run_shell", "sha256", "start_shell", "with_spooled")
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -101,8 +101,8 @@ def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool =
     """
     if not whole:
         return finish(agent, start_shell(agent, command, stdin))
-    spool = f"/run/qemu-guest.{secrets.token_hex(16)}"
-    return _with_spooled(agent, finish(agent, start_shell(agent, command, stdin, spool=spool)), spool)
+    spool = new_spool()
+    return with_spooled(agent, finish(agent, start_shell(agent, command, stdin, spool=spool)), spool)
 
 
 def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
@@ -129,7 +129,12 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
     return start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=b"%d\n%b\n%b" % (lines, command, stdin))
 
 
-def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
+def new_spool() -> str:
+    """Return a path that nobody else will use, for ``start_shell`` and then ``with_spooled``."""
+    return f"/run/qemu-guest.{secrets.token_hex(16)}"
+
+
+def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
     """Return ``result`` with the output that did not fit, and remove that from the guest."""
     if len(result.stdout) < _KEPT and len(result.stderr) < _KEPT:
         return result
