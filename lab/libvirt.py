@@ -3,13 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A libvirt daemon of one's own, and guests that it runs.
 
-    with Daemon() as daemon, Domain(daemon, "bookworm") as domain:
+    with Daemon() as daemon, Domain(daemon, "bookworm", "web") as domain:
         domain.wait_agent()
         ...                       # libvirt.open(daemon.uri), or virsh -c
         domain.run("cat /etc/x")  # the serial console, as of any guest
 
-The daemon runs in namespaces of its own (see libvirt.sh): the machine's libvirt, if there is one, neither sees it nor is
-seen by it, and all that it started ends with it.
+The daemon runs in namespaces of its own (see libvirt.sh): the machine's libvirt, if there is one, neither sees it nor
+is seen by it, and all that it started ends with it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import select
 import shutil
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,7 @@ from lab.vm import KERNEL_LINE, Guest
 
 SCRIPT = Path(__file__).with_name("libvirt.sh")
 NAMESPACES = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-# Standard input is a pipe that only the starter holds; libvirt.sh ends when it does. What is left is removed after that.
+# Standard input is a pipe that only the starter holds; libvirt.sh ends when it does. Then what it left is removed.
 LEASH = '"$@"; exec >&-; while read -r _; do :; done; rm -rf "$0"'
 START_SECONDS = 60.0  # it asks QEMU what that can do first
 
@@ -76,10 +77,16 @@ class Daemon:
 
     def restart(self) -> None:
         """Kill the daemon and start it again, as systemd does with one that crashed. Domains go on."""
-        process = self._running()
-        assert process.stdin is not None
-        process.stdin.write(b"restart\n")
-        self._wait_ready()
+        self._tell("restart")
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have the daemon hang meanwhile."""
+        self._tell("stop")
+        try:
+            yield
+        finally:
+            self._tell("continue")
 
     def stop(self) -> None:
         """End the daemon and its domains. Does nothing if it does not run."""
@@ -125,6 +132,12 @@ class Daemon:
             raise LabError("the daemon is not started")
         return self._process
 
+    def _tell(self, word: str) -> None:
+        process = self._running()
+        assert process.stdin is not None
+        process.stdin.write(f"{word}\n".encode("ascii"))
+        self._wait_ready()
+
     def _wait_ready(self) -> None:
         stdout = self._running().stdout
         assert stdout is not None
@@ -138,12 +151,15 @@ class Daemon:
 class Domain(Guest):
     """A guest that a libvirt daemon runs. The daemon, and nobody else, has the agent's socket."""
 
-    def __init__(self, daemon: Daemon, release: str, name: str, agent: bool = True) -> None:
+    def __init__(self, daemon: Daemon, release: str, name: str) -> None:
         super().__init__(release)
         self.daemon = daemon
         self.name = name
         self.uuid = ""
-        self.agent = agent
+
+    def __enter__(self) -> Domain:
+        self.start()
+        return self
 
     def alive(self) -> bool:
         return bool(self.uuid) and self.daemon.virsh("domstate", self.uuid, check=False).strip() == "running"
@@ -166,25 +182,23 @@ class Domain(Guest):
     def _start_qemu(self, source: image.Image, outlive: bool) -> None:
         del outlive  # it never does
         self.uuid = self.daemon.add("create", self.name, self._xml(source))
-        for path in (self.console, self.boot_log):
-            with contextlib.suppress(OSError):
-                subprocess.run(host.as_root(["chmod", "0666", str(path)]), check=False)
+        # QEMU is root's here, whoever runs this.
+        subprocess.run(host.as_root(["chmod", "0666", str(self.console), str(self.boot_log)]), check=True)
 
     def _agent_listens(self) -> bool:
         # The daemon numbers the ports.
         return any(c["frontend-open"] for c in self.qmp("query-chardev") if c["label"] == "charchannel0")
 
     def _xml(self, source: image.Image) -> str:
-        features = "" if accel.accelerator() == "kvm" else "<feature policy='disable' name='cx16'/>"
-        cpu = f"<cpu mode='host-passthrough' check='none'>{features}</cpu>" if not features else (
-            f"<cpu mode='maximum' check='none'>{features}</cpu>"
-        )
+        if accel.accelerator() == "kvm":
+            cpu = "<cpu mode='host-passthrough' check='none'/>"
+        else:  # as in accel.py
+            cpu = "<cpu mode='maximum' check='none'><feature policy='disable' name='cx16'/></cpu>"
         disks = "".join(
             f"<disk type='file' device='disk'><driver name='qemu' type='{kind}' cache='unsafe' discard='unmap'/>"
             f"<source file={quoteattr(str(path))}/><target dev='{target}' bus='virtio'/></disk>"
             for path, kind, target in ((self._disk, "qcow2", "vda"), (self._small, "raw", "vdb"))
         )
-        channel = f"<channel type='unix'><target type='virtio' name='{AGENT}'/></channel>" if self.agent else ""
         return (
             f"<memory unit='MiB'>{self.memory_mib}</memory><vcpu>{self.cpus}</vcpu>"
             "<os><type arch='x86_64' machine='pc'>hvm</type>"
@@ -193,6 +207,7 @@ class Domain(Guest):
             f"<on_reboot>restart</on_reboot><on_poweroff>destroy</on_poweroff><devices>{disks}"
             f"<serial type='unix'><source mode='bind' path={quoteattr(str(self.console))}/><target port='0'/></serial>"
             f"<serial type='file'><source path={quoteattr(str(self.boot_log))}/><target port='1'/></serial>"
-            f"{channel}<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
+            f"<channel type='unix'><target type='virtio' name='{AGENT}'/></channel>"
+            "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
             "<memballoon model='none'/></devices>"
         )

@@ -5,9 +5,9 @@
 #
 # Runs a libvirt daemon. libvirt.py starts this as root, as the first process of new mount and pid namespaces:
 #   libvirt.sh DIRECTORY
-# The daemon's socket and its log appear in DIRECTORY; what it keeps elsewhere exists in this namespace only. Each line
-# on standard input kills and restarts the daemon; the end of standard input ends everything here, its domains
-# included, because nothing outlives the first process of a pid namespace.
+# The daemon's socket and its log appear in DIRECTORY; what it keeps elsewhere exists in this namespace only. Standard
+# input says what to do with the daemon: restart (after a kill), stop or continue. The end of standard input ends
+# everything here, domains included, because nothing outlives the first process of a pid namespace.
 set -eu
 directory=$1
 umask 022
@@ -56,10 +56,16 @@ start() {
 
 serve() {
     start
-    while read -r _; do
-        kill -KILL "$daemon"
-        wait "$daemon" || true
-        start
+    while read -r word; do
+        case $word in
+        restart)
+            kill -KILL "$daemon"
+            wait "$daemon" || true
+            start
+            ;;
+        stop) kill -STOP "$daemon" && echo ready ;;
+        continue) kill -CONT "$daemon" && echo ready ;;
+        esac
     done
 }
 

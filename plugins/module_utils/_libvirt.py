@@ -92,17 +92,13 @@ _NO_ANSWER = (_AGENT_UNRESPONSIVE, _AGENT_UNSYNCED, _AGENT_COMMAND_TIMEOUT)
 _NOT_FOUND = re.compile(r"(The c|C)ommand \S+ has (not been found|been disabled)\b")
 
 _IS_IT_THERE = "Is the guest booted, and does qemu-guest-agent run in it?"
-_NO_CHANNEL = "The domain needs a virtio channel with the target name org.qemu.guest_agent.0; add one and start it anew."
+_NO_CHANNEL = "The domain needs a virtio channel whose target name is org.qemu.guest_agent.0: add one, start it anew."
 _NO_PERMISSION = (
     "libvirt lets root and usually the members of the group libvirt manage domains. For modules, become on the "
     "hypervisor helps; the connection needs the right for the user that runs Ansible."
 )
 _TOO_LONG = "Have the output written to a file in the guest, and fetch that."
 _RESTART = f"libvirt does not talk to this agent until that is restarted (in the guest). {_TOO_LONG}"
-
-# Connections that must not be closed, nor be closed by being forgotten: a call hangs in them, or they are those of the
-# process that this one was forked from.
-_left: list[Any] = []
 
 
 class _Stuck(Exception):
@@ -247,8 +243,9 @@ class LibvirtAgent(Agent):
         )
 
     def _leave(self) -> None:
-        """Give the connection up without a word to the daemon."""
-        _left.append((self._domain, self._connection))
+        """Give the connection up without a word to the daemon: it hangs, or the connection is the parent process's."""
+        if self._connection is not None:
+            self._connection._o = None  # what the library closes when the object is forgotten
         self._forget()
 
     def _forget(self) -> None:
@@ -335,7 +332,8 @@ def _look_up(connection: Any, name: str, uri: str) -> Any:
             if exc.get_error_code() != _NO_DOMAIN:
                 raise
     running = sorted(domain.name() for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
-    raise ConnectError(f"{uri} has no domain {name!r}. {_candidates(name, running)}", hint=f"See which there are: virsh -c '{uri}' list --all. Is it of another libvirt_uri?")
+    hint = f"See which there are: virsh -c '{uri}' list --all. Or is it one of another libvirt_uri?"
+    raise ConnectError(f"{uri} has no domain {name!r}. {_candidates(name, running)}", hint=hint)
 
 
 def _candidates(name: str, running: list[str]) -> str:

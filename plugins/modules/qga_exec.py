@@ -99,7 +99,9 @@ rc:
   returned: when the program was run
   sample: 0
 signal:
-  description: The number of the signal that ended the program. Null if it ended by itself.
+  description:
+    - The number of the signal that ended the program. Null if it ended by itself.
+    - Over a C(libvirt:) address it is always null, and RV(rc) is 128 more than the number.
   type: int
   returned: when the program was run
   sample: null

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils import _libvirt
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
@@ -107,6 +107,9 @@ def test_guest(make_guest: Any, domain: Domain, agent: Agent, tmp_path: Path) ->
     # Without qga_exec's way around it, libvirt would drop the reply and then the agent.
     long = ansible.adhoc("qemu.guest.qga_exec", {"shell": "head -c 5000000 /dev/zero | tr '\\0' x"})
     assert "x" * 5_000_000 in long.output
+    slow = ansible.adhoc("qemu.guest.qga_exec", {"shell": "sleep 1000 & sleep 1000", "timeout": 2}, rc=2)
+    assert "It and what it started was ended." in slow.message
+    assert look(domain, "pgrep -f 'sleep 100[0]' || echo none") == "none\n"
     assert look(domain, "ls -d /run/qemu-guest.* 2>/dev/null || :") == ""
 
 
@@ -182,9 +185,9 @@ def test_domain_that_is_not_running(make_guest: Any, daemon: Daemon) -> None:
 def test_domain_without_a_channel(daemon: Daemon) -> None:
     uuid = daemon.add("create", "bare", "<memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os>")
     try:
-        with open_agent(f"libvirt:{uuid}", TIMEOUT, libvirt_uri=daemon.uri) as agent:
-            with pytest.raises(ConnectError, match=r"org\.qemu\.guest_agent\.0"):
-                agent.execute("guest-ping")
+        agent = open_agent(f"libvirt:{uuid}", TIMEOUT, libvirt_uri=daemon.uri)
+        with agent, pytest.raises(ConnectError, match=r"org\.qemu\.guest_agent\.0"):
+            agent.execute("guest-ping")
     finally:
         daemon.virsh("destroy", uuid)
 
@@ -238,7 +241,7 @@ def stopped(domain: Domain) -> Iterator[None]:
         look(domain, "kill -CONT $(pidof qemu-ga)")
 
 
-def test_agent_that_hangs(domain: Domain, agent: Agent) -> None:
+def test_agent_that_hangs(domain: Domain, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     touch = {"path": "/usr/bin/touch", "arg": ["/srv/touched"]}
     with stopped(domain):
         time.sleep(0.6)  # after that, a ping goes ahead
@@ -249,20 +252,15 @@ def test_agent_that_hangs(domain: Domain, agent: Agent) -> None:
     until(lambda: answers(agent), 30, "an answer from the agent")
     assert look(domain, "ls /srv/touched 2>/dev/null || echo none") == "none\n", "nothing but a ping was sent"
     assert answers(agent)
-    # Within that time, the command itself is sent, and its fate is unknown: here it runs later.
-    os.kill(pid := in_the_guest_soon(domain, "kill -STOP $(pidof qemu-ga)"), 0)
-    del pid
-    with pytest.raises((OutcomeUnknownError, AgentSilentError)):
-        while True:
+    # Where it stopped within that time, the command was given to libvirt, and its fate is unknown.
+    monkeypatch.setattr(_libvirt, "_IDLE_SECONDS", 3600)
+    with stopped(domain):
+        started = time.monotonic()
+        with pytest.raises(OutcomeUnknownError):
             agent.execute("guest-exec", touch, timeout=2)
-            time.sleep(0.01)
-    look(domain, "kill -CONT $(pidof qemu-ga)")
+        assert time.monotonic() - started < 5
+        monkeypatch.undo()
     until(lambda: answers(agent), 30, "an answer from the agent")
-
-
-def in_the_guest_soon(domain: Domain, command: str) -> int:
-    threading.Thread(target=look, args=(domain, command), daemon=True).start()
-    return os.getpid()
 
 
 def test_another_client_waits_for_the_agent(domain: Domain, agent: Agent) -> None:
