@@ -194,7 +194,7 @@ class LibvirtAgent(Agent):
                 raise self._hangs(deadline) from None
             except libvirt.libvirtError as exc:
                 error = self._failure(exc)
-            if type(error) is ConnectError and reused:
+            if reused and not isinstance(error, (AgentSilentError, ChannelBusyError)):
                 # The daemon was restarted, or there is a new domain of that name.
                 self.close()
                 reused = False
