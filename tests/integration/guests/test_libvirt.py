@@ -194,10 +194,11 @@ def test_domain_without_a_channel(daemon: Daemon) -> None:
 
 def test_no_libvirt(make_guest: Any, hypervisor: Ansible, tmp_path: Path) -> None:
     uri = f"qemu:///system?socket={tmp_path}/none"
-    assert "cannot connect to libvirt at" in make_guest(ansible_qga_libvirt_uri=uri).adhoc("ping", rc=4).message
     there = {"address": "libvirt:web", "libvirt_uri": uri}
     run = hypervisor.adhoc("qemu.guest.qga_ping", there, rc=2)
     assert "libvirtd or virtqemud" in run.message and '"executed": "no"' in run.output
+    run = make_guest(ansible_qga_libvirt_uri=uri).adhoc("ansible.builtin.ping", rc=4)
+    assert "cannot connect to libvirt at" in run.message
 
 
 def test_library_is_missing(make_ansible: MakeAnsible, tmp_path: Path, daemon: Daemon) -> None:
