@@ -78,8 +78,8 @@ class Agent(ABC):
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
     """
 
-    stdin_limit = 48 * 1000 * 1000
-    """Bytes of standard input for guest-exec. The agent's parser takes 64 MiB, in base64 and with what is around it."""
+    largest_payload = 48 * 1000 * 1000
+    """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
 
     passes_long_replies = True
     """Whether all that the agent may keep of a program's output can be had in one reply."""

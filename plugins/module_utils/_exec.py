@@ -79,8 +79,9 @@ def start(
     :raise CommandError: if the program cannot be run; its message says why.
     :raise TransferError: if ``stdin`` is larger than what one request can carry.
     """
-    if len(stdin) > agent.stdin_limit:
-        error = TransferError(f"{len(stdin)} bytes are more standard input than an agent takes ({agent.stdin_limit}).")
+    if len(stdin) > agent.largest_payload:
+        limit = agent.largest_payload
+        error = TransferError(f"{len(stdin)} bytes are more standard input than one request can carry ({limit}).")
         error.executed = "no"
         raise error
     request: dict[str, Any] = {"path": path, "arg": list(arguments), "capture-output": True}

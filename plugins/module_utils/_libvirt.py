@@ -52,8 +52,12 @@ T = TypeVar("T")
 
 DEFAULT_URI = "qemu:///system"
 
-# libvirt carries no longer text, in either direction.
-_LONGEST_TEXT = 4 * 1024 * 1024
+# libvirt (9.0) writes a request to the agent's socket at one go. What does not fit in the socket's buffer, of 208 KiB
+# almost everywhere, it begins to write anew, and the agent gets garbage.
+_LONGEST_REQUEST = 160 * 1024
+# A reply beyond 4 MiB is lost, and with one beyond 10 MiB libvirt gives the agent up. This fits, in base64 and with what
+# is around it.
+_LARGEST_READ = 3 * 1000 * 1000
 
 _PING = _wire.encode_request("guest-ping", None, "").decode("ascii")
 # The agent may have stopped while nothing was asked; a ping takes a few milliseconds and shows it.
@@ -111,7 +115,7 @@ class LibvirtAgent(Agent):
     :raise AddressError: if libvirt's Python library is missing.
     """
 
-    stdin_limit = 3 * 1000 * 1000
+    largest_payload = 96 * 1024
     passes_long_replies = False
 
     def __init__(
@@ -255,13 +259,12 @@ class LibvirtAgent(Agent):
 
 
 def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None:
-    """Refuse what libvirt would not carry; a reply beyond 10 MiB would even make it give the agent up."""
-    longest = _LONGEST_TEXT // 4 * 3 - 4096
+    """Refuse what libvirt would not carry."""
     count = arguments.get("count")
-    if command == "guest-file-read" and isinstance(count, int) and count > longest:
-        what = f"{count} bytes are more than libvirt carries at once; ask for {longest} at most."
-    elif len(text) >= _LONGEST_TEXT:
-        what = f"the request is longer than libvirt carries, which is {_LONGEST_TEXT} bytes."
+    if command == "guest-file-read" and isinstance(count, int) and count > _LARGEST_READ:
+        what = f"{count} bytes are more than libvirt carries at once; ask for {_LARGEST_READ} at most."
+    elif len(text) > _LONGEST_REQUEST:
+        what = f"the request has {len(text)} bytes, and libvirt carries {_LONGEST_REQUEST} at most."
     else:
         return
     error = TransferError(what)

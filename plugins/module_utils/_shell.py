@@ -13,22 +13,35 @@ from __future__ import annotations
 import io
 import secrets
 import shlex
+from contextlib import suppress
 from dataclasses import replace
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandError,
+    OperationError,
+    QgaError,
+    TransferError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, start
-from ansible_collections.qemu.guest.plugins.module_utils._files import copy_out, exists
+from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, copy_out, exists
 
 __all__ = ("check_shell", "kill", "new_spool", "run_shell", "sha256", "start_shell", "with_spooled")
 
+_ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
 # variable (the environment is not logged) and the same for every command. It reads the command, a count of lines and
-# then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin.
+# then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin. What is
+# more than one request can carry is put into a file first, which the program takes for its stdin and removes.
 _PROLOGUE = r"""
 unset QEMU_GUEST
+if [ "${QEMU_GUEST_INPUT:-}" ]; then
+    exec <"$QEMU_GUEST_INPUT" || exit 1
+    rm -f "$QEMU_GUEST_INPUT"
+    unset QEMU_GUEST_INPUT
+fi
 IFS= read -r n
 c=
 while [ "$n" -gt 0 ]; do
@@ -125,8 +138,19 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
     env = [f"PATH={_PATH}", "QEMU_GUEST=" + _PROLOGUE + (_SPOOL if spool else _REPLACE)]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
-    lines = command.count(b"\n") + 1
-    return start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=b"%d\n%b\n%b" % (lines, command, stdin))
+    data = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+    if len(data) <= agent.largest_payload:
+        return start(agent, "/bin/sh", _ARGUMENTS, env=env, stdin=data)
+    path = f"{new_spool()}.in"
+    check_shell(agent, f"umask 077; set -C; : >{path}", "keep a program's input")
+    try:
+        copy_in(agent, io.BytesIO(data), path)
+        return start(agent, "/bin/sh", _ARGUMENTS, env=[*env, f"QEMU_GUEST_INPUT={path}"])
+    except QgaError:
+        # Nor is a program started later that was given up on.
+        with suppress(QgaError):
+            run_shell(agent, f"rm -f {path}".encode("ascii"), whole=False)
+        raise
 
 
 def new_spool() -> str:

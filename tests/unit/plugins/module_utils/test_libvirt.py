@@ -9,6 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._exec import start
 from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
 from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import put
 from ansible_collections.qemu.guest.plugins.modules import qga_exec
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Clock
@@ -439,7 +442,7 @@ def test_reply_that_is_too_long(daemon: Libvirt, agent: Any, error: LibvirtError
 
 def test_request_that_is_too_long(daemon: Libvirt, agent: Any) -> None:
     with pytest.raises(TransferError) as caught:
-        agent.execute("guest-file-write", {"handle": 1, "buf-b64": "x" * 4 * 1024 * 1024})
+        agent.execute("guest-file-write", {"handle": 1, "buf-b64": "x" * 170_000})
     assert caught.value.executed == "no" and daemon.commands == []
     with pytest.raises(TransferError, match="at most"):
         agent.execute("guest-file-read", {"handle": 1, "count": 48 * 1024 * 1024})
@@ -449,9 +452,9 @@ def test_request_that_is_too_long(daemon: Libvirt, agent: Any) -> None:
 def test_more_input_than_libvirt_carries(daemon: Libvirt, agent: Any) -> None:
     daemon.answers["guest-exec"] = {"pid": 3}
     with pytest.raises(TransferError) as caught:
-        start(agent, "/bin/cat", stdin=bytes(agent.stdin_limit + 1))
+        start(agent, "/bin/cat", stdin=bytes(agent.largest_payload + 1))
     assert caught.value.executed == "no" and daemon.commands == []
-    assert start(agent, "/bin/cat", stdin=bytes(agent.stdin_limit)) == 3
+    assert start(agent, "/bin/cat", stdin=bytes(agent.largest_payload)) == 3
 
 
 def test_slow_agent_has_the_whole_timeout(daemon: Libvirt, agent: Any, clock: Clock) -> None:
@@ -582,10 +585,42 @@ def test_long_output_of_qga_exec(
     daemon: Libvirt, agent: Any, guest: Guest, run: Callable[..., dict[str, Any]]
 ) -> None:
     daemon.answers.update(guest.answers())
-    result = run(agent, shell="head -c 3000000 /dev/zero | tr '\\0' x; echo e >&2; exit 0")
+    result = run(agent, shell="head -c 3000000 /dev/zero | tr '\\0' x; echo e >&2")
     assert result["stdout"] == "x" * 3_000_000 and result["stderr"] == "e\n"
     assert result["rc"] == 0 and result["stdout_truncated"] is False
-    assert max(len(str(request)) for request, _seconds in daemon.requests) < 4 * 1024 * 1024
+
+
+def test_long_input(daemon: Libvirt, agent: Any, guest: Guest, tmp_path: Path) -> None:
+    daemon.answers.update(guest.answers())
+    stdin = os.urandom(1_000_000)
+    result = run_shell(agent, b"cat; echo e >&2; exit 3", stdin)
+    assert (result.rc, result.stdout, result.stderr) == (3, stdin, b"e\n")
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(stdin)
+        file.seek(0)
+        put(agent, file, str(tmp_path / "there"))
+    assert (tmp_path / "there").read_bytes() == stdin
+    longest = max(len(json.dumps(request)) for request, _seconds in daemon.requests)
+    assert longest < 140_000, "what fits in the buffer of a socket"
+    assert not list(tmp_path.glob("spool.*"))
+
+
+def test_long_input_of_a_program_that_cannot_be_started(
+    daemon: Libvirt, agent: Any, guest: Guest, tmp_path: Path
+) -> None:
+    answers = guest.answers()
+    daemon.answers.update(answers)
+    execute = answers["guest-exec"]
+
+    def once_too_often(arguments: Any) -> Any:
+        if any("QEMU_GUEST_INPUT=" in variable for variable in arguments["env"]):
+            raise AgentError("Failed to execute child process")
+        return execute(arguments)
+
+    daemon.answers["guest-exec"] = once_too_often
+    with pytest.raises(CommandError, match="Failed to execute"):
+        run_shell(agent, b"cat", bytes(200_000))
+    assert not list(tmp_path.glob("spool.*"))
 
 
 @pytest.fixture
