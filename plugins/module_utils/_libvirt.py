@@ -55,8 +55,8 @@ DEFAULT_URI = "qemu:///system"
 # libvirt (9.0) writes a request to the agent's socket at one go. What does not fit in the socket's buffer, of 208 KiB
 # almost everywhere, it begins to write anew, and the agent gets garbage.
 _LONGEST_REQUEST = 160 * 1024
-# A reply beyond 4 MiB is lost, and with one beyond 10 MiB libvirt gives the agent up. This much fits, in base64 and with
-# what is around it.
+# A reply beyond 4 MiB is lost, and with one beyond 10 MiB libvirt gives the agent up. This much fits, in base64 and
+# with what is around it.
 _LARGEST_READ = 3 * 1000 * 1000
 
 _PING = _wire.encode_request("guest-ping", None, "").decode("ascii")
