@@ -18,8 +18,9 @@ options:
   address:
     description:
       - Where the guest's agent is, seen from the machine that runs Ansible.
-      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT), or
-        V(tcp:HOST:PORT).
+      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT),
+        V(tcp:HOST:PORT), or V(libvirt:DOMAIN) for a domain of libvirt, by its name or UUID.
+      - The last one needs libvirt's Python library in the Python that runs Ansible (package C(python3-libvirt)).
     type: str
     vars:
       - name: ansible_qga_address
@@ -28,6 +29,19 @@ options:
     ini:
       - section: qga_connection
         key: address
+  libvirt_uri:
+    description:
+      - Which libvirt has the domain, where O(address) is V(libvirt:DOMAIN); of no meaning otherwise. It may be a remote
+        one, such as V(qemu+ssh://root@hypervisor/system).
+      - The default is what the environment variable E(LIBVIRT_DEFAULT_URI) says, or V(qemu:///system).
+    type: str
+    vars:
+      - name: ansible_qga_libvirt_uri
+    env:
+      - name: ANSIBLE_QGA_LIBVIRT_URI
+    ini:
+      - section: qga_connection
+        key: libvirt_uri
   host:
     description:
       - Used in place of O(address) where that is not set and this has one of its forms.
@@ -189,7 +203,8 @@ class Connection(ConnectionBase):
             name = self._name
             log = functools.partial(display.vvvvv, host=name)
             try:
-                agent = open_agent(self._address(), self.get_option("timeout"), log=log)
+                uri = self.get_option("libvirt_uri")
+                agent = open_agent(self._address(), self.get_option("timeout"), log=log, libvirt_uri=uri)
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
             self._use(agent)

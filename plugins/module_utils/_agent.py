@@ -78,6 +78,12 @@ class Agent(ABC):
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
     """
 
+    largest_payload = 48 * 1000 * 1000
+    """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
+
+    passes_long_replies = True
+    """Whether all that the agent may keep of a program's output can be had in one reply."""
+
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
@@ -97,6 +103,11 @@ class Agent(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the channel up. The next command opens it again."""
+
+    @property
+    def largest_input(self) -> int:
+        """How many bytes of standard input a program may be given."""
+        return self.largest_payload
 
     @property
     def captures_all(self) -> bool:
@@ -439,9 +450,17 @@ def open_agent(
     timeout: float = DEFAULT_TIMEOUT,
     log: Log | None = None,
     max_reply: int = _wire.MAX_REPLY,
+    libvirt_uri: str | None = None,
 ) -> Agent:
     """Return the Agent at ``address``. Nothing is connected before its first command.
 
-    :raise AddressError: if the address has none of the known forms.
+    :raise AddressError: if the address has none of the known forms, or needs a library that is missing.
     """
-    return SocketAgent(parse_address(address) if isinstance(address, str) else address, timeout, log, max_reply)
+    if isinstance(address, str):
+        address = parse_address(address)
+    if address.kind == "libvirt":
+        # Here, because it builds on this module, and because hardly anybody needs to load the library.
+        from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
+
+        return LibvirtAgent(address, libvirt_uri, timeout, log)
+    return SocketAgent(address, timeout, log, max_reply)

@@ -39,7 +39,7 @@ __all__ = ("Address", "Channel", "Deadline", "SeatLock", "open_channel", "parse_
 _RECV_SIZE = 1024 * 1024
 _RETRY_SECONDS = 0.05
 
-FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT or tcp:HOST:PORT"
+FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT, tcp:HOST:PORT or libvirt:DOMAIN"
 
 
 class Deadline:
@@ -60,19 +60,22 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Address:
-    """Where an agent is. ``kind`` is ``unix``, ``vsock`` or ``tcp``; the fields that it needs are set."""
+    """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set."""
 
     kind: str
     path: str = ""
     host: str = ""
     port: int = 0
     cid: int = 0
+    domain: str = ""
 
     def __str__(self) -> str:
         if self.kind == "unix":
             return f"unix:{self.path}"
         if self.kind == "vsock":
             return f"vsock:{self.cid}:{self.port}"
+        if self.kind == "libvirt":
+            return f"libvirt:{self.domain}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp:{host}:{self.port}"
 
@@ -115,10 +118,15 @@ def _parse_tcp(rest: str) -> Address | None:
     return Address("tcp", host=match.group(1) or match.group(2), port=int(match.group(3)))
 
 
+def _parse_libvirt(rest: str) -> Address | None:
+    return Address("libvirt", domain=rest)
+
+
 _PARSERS: dict[str, Callable[[str], Address | None]] = {
     "unix": _parse_unix,
     "vsock": _parse_vsock,
     "tcp": _parse_tcp,
+    "libvirt": _parse_libvirt,
 }
 
 

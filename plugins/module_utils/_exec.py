@@ -31,9 +31,6 @@ __all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "pauses"
 CAPTURE_LIMIT = 16 * 1024 * 1024
 """Bytes of each output stream that the agent keeps; it drops the rest."""
 
-# The agent's parser takes 64 MiB at once, in base64 and with all that is around it.
-_STDIN_LIMIT = 48 * 1000 * 1000
-
 _NEEDED = ("guest-exec", "guest-exec-status")
 
 # How often a running program is asked after, in seconds: at once for a quick one, seldom for a long one.
@@ -83,8 +80,9 @@ def start(
     :raise CommandError: if the program cannot be run; its message says why.
     :raise TransferError: if ``stdin`` is larger than what one request can carry.
     """
-    if len(stdin) > _STDIN_LIMIT:
-        error = TransferError(f"{len(stdin)} bytes are more standard input than an agent takes ({_STDIN_LIMIT}).")
+    if len(stdin) > agent.largest_input:
+        limit = agent.largest_input
+        error = TransferError(f"{len(stdin)} bytes are more standard input than one request can carry ({limit}).")
         error.executed = "no"
         raise error
     request: dict[str, Any] = {"path": path, "arg": list(arguments), "capture-output": True}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import re
 import shlex
+import sys
 import time
 from typing import Any, Callable, Mapping
 
@@ -168,6 +169,7 @@ class RunnerAgent(Agent):
 
     def __init__(self, below: Agent, start: Start, *, only_if_needed: bool = False) -> None:
         super().__init__(below.name, below.timeout)
+        self.largest_payload = below.largest_payload
         self._below = below
         self._start = start
         self._only_if_needed = only_if_needed
@@ -180,6 +182,10 @@ class RunnerAgent(Agent):
     @property
     def captures_all(self) -> bool:
         return not self._left_below()
+
+    @property
+    def largest_input(self) -> int:
+        return self._below.largest_input if self._left_below() else sys.maxsize
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
         if command in _EXEC and not self._left_below():

@@ -67,8 +67,9 @@ class Spool:
         """Write a file; return whether there is a spool to write to."""
         try:
             with GuestFile(self._agent, f"{self.path}/{name}", "w") as file:
-                for start in range(0, len(data), CHUNK):
-                    file.write(data[start : start + CHUNK])
+                step = min(CHUNK, self._agent.largest_payload)
+                for start in range(0, len(data), step):
+                    file.write(data[start : start + step])
         except GuestFileError as exc:
             if exc.errno == errno.ENOENT:
                 return False

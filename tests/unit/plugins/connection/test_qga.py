@@ -78,6 +78,14 @@ def test_no_address(connection: Connect, options: dict[str, str]) -> None:
         connection(**options).exec_command("true")
 
 
+def test_libvirt_uri(connection: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(qga, "open_agent", lambda address, timeout, **how: given.append((address, how["libvirt_uri"])))
+    assert connection(address="libvirt:web", libvirt_uri="qemu:///session").agent is None
+    assert connection(host=f"libvirt:{'0' * 8}").agent is None
+    assert given == [("libvirt:web", "qemu:///session"), ("libvirt:00000000", None)]
+
+
 def test_address_that_is_malformed(connection: Connect) -> None:
     with pytest.raises(AnsibleError, match="'vm1' is not the address"):
         connection(address="vm1").exec_command("true")
