@@ -59,7 +59,7 @@ gone() { rm -rf "$d.gone.$$"; }
 if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
     [ "$over" ] || exit 0
     # What the other has started goes on, and what is rung for meanwhile waits in the ring.
-    exec 3<>"$d/ring" && echo $$ >"$d/pid" && echo over >&3 || exit 1
+    exec 3<>"$d/ring" && echo $$ >"$d/pid" && echo "over $p" >&3 || exit 1
     while lives; do sleep 1; done
     [ -p "$d/ring" ] || exit 1
 else
@@ -141,7 +141,7 @@ while IFS= read -r l <&3; do
         rm -f "$d/${l#-}".* &
         ;;
     +) used=1 ;;
-    over)
+    "over $$")
         kill $a
         exit 0
         ;;
