@@ -39,17 +39,26 @@ HOME = "/run/qemu-guest-runner"
 # In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and at
 # last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. The spool appears and vanishes
 # whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2
-# seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened.
+# seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another
+# ends at once, or with $3 takes its place (roles/guest_prep).
 PROGRAM = r"""
-d=$1 idle=$2
+d=$1 idle=$2 over=$3
 umask 077
 cd / || exit 1
 unset OLDPWD
-if { read -r p <"$d/pid"; } 2>/dev/null && grep -qs "$d" "/proc/$p/cmdline"; then exit 0; fi
+lives() { grep -qs "$d" "/proc/$p/cmdline"; }
 gone() { rm -rf "$d.gone.$$"; }
-[ ! -e "$d" ] || mv "$d" "$d.gone.$$" && gone || exit 1
-n=$d.new.$$
-mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
+if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
+    [ "$over" ] || exit 0
+    # What the other has started goes on, and what is rung for meanwhile waits in the ring.
+    exec 3<>"$d/ring" && echo $$ >"$d/pid" && echo "over $p" >&3 || exit 1
+    while lives; do sleep 1; done
+    [ -p "$d/ring" ] || exit 1
+else
+    [ ! -e "$d" ] || mv "$d" "$d.gone.$$" && gone || exit 1
+    n=$d.new.$$
+    mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
+fi
 case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
 own=$(command -v setsid)
 
@@ -88,9 +97,8 @@ job() {
     echo "$r $o $e $f" >"$d/$1.rc"
 }
 alarm() {
-    [ "$idle" -gt 0 ] || return
     {
-        sleep "$idle" &
+        sleep "$((idle > 0 ? idle : 600))" &
         trap "kill $!; exit" TERM
         wait $!
         [ -p "$d/ring" ] && echo tick 1<>"$d/ring"
@@ -111,13 +119,13 @@ forget() {
         if [ -f "${f%rc}old" ]; then rm -f "${f%rc}"*; else : >"${f%rc}old"; fi
     done
 }
-trap 'rm -rf "$d"; kill $a; exit' TERM
+trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
 a= used=
 alarm
 while IFS= read -r l <&3; do
     case $l in
     tick)
-        if [ ! "$used" ] && ! busy "$d"; then
+        if [ "$idle" -gt 0 ] && [ ! "$used" ] && ! busy "$d"; then
             # From now on nobody finds it; who has written a request meanwhile is not left alone.
             mv "$d" "$d.gone.$$"
             if ! busy "$d.gone.$$" || [ -e "$d" ]; then
@@ -134,6 +142,10 @@ while IFS= read -r l <&3; do
         rm -f "$d/${l#-}".* &
         ;;
     +) used=1 ;;
+    "over $$")
+        kill $a
+        exit 0
+        ;;
     [0-9]*)
         used=1
         job "$l" 3>&- &

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -252,9 +253,9 @@ def test_unknown_program(agent: RunnerAgent) -> None:
 # How it ends
 
 
-def runner(guest: Guest, idle: int) -> subprocess.Popen[bytes]:
+def runner(guest: Guest, idle: int, *over: str) -> subprocess.Popen[bytes]:
     guest.runner.mkdir(mode=0o700, exist_ok=True)
-    return subprocess.Popen([*guest.shell, "-c", PROGRAM, "sh", str(guest.runner / "1"), str(idle)])
+    return subprocess.Popen([*guest.shell, "-c", PROGRAM, "sh", str(guest.runner / "1"), str(idle), *over])
 
 
 @only_sh
@@ -297,6 +298,53 @@ def test_busy_runner_stays(
         assert finish(agent, pid).stdout == b"done\n"
         assert process.poll() is None
         assert process.wait(20) == 0
+
+
+def test_one_takes_the_place_of_another(agent: RunnerAgent, guest: Guest) -> None:
+    """Both ways: the installed one that of the one on demand, and back. What runs meanwhile notices nothing."""
+    run_shell(agent, b"true")
+    count = f"{guest.tools}/count"
+    long = start(agent, "/bin/sh", ["-c", f"sleep 4; echo long >>{count}; echo long"])
+    with runner(guest, 0, "over") as installed:
+        # No pause in which nobody would answer.
+        numbers = range(20)
+        for number in numbers:
+            assert run_shell(agent, f"echo {number} >>{count}; echo {number}".encode()).stdout == b"%d\n" % number
+        eventually(lambda: runner_pid(guest) == installed.pid, "not installed")
+        assert len(guest.started) == 1
+        with runner(guest, 100, "over") as on_demand:
+            assert installed.wait(20) == 0
+            assert run_shell(agent, b"echo again").stdout == b"again\n"
+            assert runner_pid(guest) == on_demand.pid
+            assert finish(agent, long).stdout == b"long\n"
+            on_demand.terminate()
+            assert on_demand.wait(20) == 0
+    assert sorted(Path(count).read_text().split()) == sorted([*map(str, numbers), "long"])
+    assert list(guest.runner.iterdir()) == []
+    assert len(guest.started) == 1
+
+
+def is_up(process: subprocess.Popen[bytes]) -> bool:
+    """Say whether the runner has come to its loop: it does something of its own when it is told to end."""
+    caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return bool(caught and int(caught[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
+@only_sh
+def test_taking_the_place_of_one_that_is_ended(guest: Guest) -> None:
+    with runner(guest, 0) as old:
+        eventually(lambda: is_up(old), "no runner")
+        old.send_signal(signal.SIGSTOP)
+        with runner(guest, 0, "over") as new:
+            eventually(lambda: runner_pid(guest) == new.pid, "no successor")
+            old.terminate()
+            old.send_signal(signal.SIGCONT)
+            assert old.wait(20) == 0
+            assert runner_pid(guest) == new.pid
+            eventually(lambda: is_up(new), "it does not go on")
+            new.terminate()
+            assert new.wait(20) == 0
+    assert list(guest.runner.iterdir()) == []
 
 
 @only_sh
