@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+REFUSED = re.compile(rb'"error":\s*\{')
 # A client has one request in flight and starts it with this; requests are single lines.
 EXECUTE = re.compile(rb'"execute":\s*"([^"]*)"')
 SIZE = 1024 * 1024
@@ -21,9 +22,10 @@ SIZE = 1024 * 1024
 
 @dataclass
 class Count:
-    """Requests of one command, and the bytes of them and of their replies."""
+    """Requests of one command, how many of them were answered by an error, and the bytes of them and of their replies."""
 
     requests: int = 0
+    refused: int = 0
     sent: int = 0
     received: int = 0
 
@@ -67,6 +69,7 @@ class Tally:
         """Pass bytes both ways until one side closes."""
         command = "nothing asked"
         line = b""
+        answered = True
         while True:
             for source in select.select([client, agent], [], [])[0]:
                 data = source.recv(SIZE)
@@ -74,6 +77,10 @@ class Tally:
                     return
                 if source is agent:
                     self.counts[command].received += len(data)
+                    # Before the answer to a sync, there is a complaint about the byte that announces it.
+                    if not answered and not command.startswith("guest-sync") and REFUSED.search(data[:200]):
+                        self.counts[command].refused += 1
+                    answered = True
                     client.sendall(data)
                     continue
                 started = not line
@@ -81,6 +88,7 @@ class Tally:
                 if started and (match := EXECUTE.search(line)):
                     command = match.group(1).decode("ascii", "replace")
                     self.counts[command].requests += 1
+                    answered = False
                 self.counts[command].sent += len(data)
                 if line.endswith(b"\n"):
                     line = b""

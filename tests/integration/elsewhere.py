@@ -68,15 +68,22 @@ def _unpack(archive: Path, directory: Path) -> None:
                 tar.extract(member, directory, filter="data")
 
 
-def run_target(ansible: Ansible, name: str) -> Run:
-    """Run the target `name` as ansible-test does, on all hosts of `ansible`."""
-    play = {"name": "Run a target", "hosts": "all", "gather_facts": True, "roles": [name]}
+def run_target(ansible: Ansible, name: str, **options: Any) -> Run:
+    """Run the target `name` as ansible-test does, on all hosts of `ansible`; or a playbook of one (target/name.yml)."""
     output = ansible.directory / "output"
     output.mkdir(exist_ok=True)
-    playbook = ansible.directory / f"{name}.json"
-    playbook.write_text(json.dumps([{**play, "vars": {"output_dir": str(output)}}]), encoding="utf-8")
-    environment = {"ANSIBLE_ROLES_PATH": str(targets()), "OUTPUT_DIR": str(output)}
-    return ansible.playbook(playbook, environment=environment, timeout=900)
+    playbook = targets() / name
+    if playbook.suffix != ".yml":
+        playbook = ansible.directory / f"{name}.json"
+        play = {"name": "Run a target", "hosts": "all", "gather_facts": True, "roles": [name]}
+        playbook.write_text(json.dumps([play]), encoding="utf-8")
+    environment = {
+        "ANSIBLE_ROLES_PATH": str(targets()),
+        "OUTPUT_DIR": str(output),
+        **options.pop("environment", {}),
+    }
+    variables = {"output_dir": str(output), **options.pop("variables", {})}
+    return ansible.playbook(playbook, variables=variables, environment=environment, timeout=900, **options)
 
 
 def run_connection_tests(ansible: Ansible) -> None:

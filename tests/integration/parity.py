@@ -1,0 +1,113 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The same playbook over ssh and over the agent, on the same machine: it ends the same way, task by task."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.qemu.guest.tests.integration.elsewhere import run_target
+from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, Subject, guest_variables
+from lab import ssh
+
+WHOLE = os.environ.get("QEMU_GUEST_PARITY") == "all"
+"""Whether all targets are run that make sense here, which takes an hour: not in `make test`."""
+
+HOST = "testhost"
+"""What ansible-core's targets call the machine that they configure."""
+
+_TASK = re.compile(r"^(?:TASK|RUNNING HANDLER) \[(.*)\] \**$")
+_RESULT = re.compile(r"^(ok|changed|skipping|fatal|failed|unreachable|included|rescued|ignored|\.\.\.ignoring)\b")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to the machine, and the settings of Ansible to go it with."""
+
+    name: str
+    variables: Mapping[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a run did: what became of each task, in order, and the recap."""
+
+    steps: Sequence[tuple[str, str]]
+    recap: Mapping[str, int]
+    seconds: float
+
+    @property
+    def words(self) -> list[str]:
+        """What became of each task."""
+        return [word for _task, word in self.steps]
+
+    def __str__(self) -> str:
+        counts = " ".join(f"{name}={count}" for name, count in self.recap.items() if count)
+        last = next((f", fatal in {task!r}" for task, word in reversed(self.steps) if word == "fatal"), "")
+        return f"{counts}{last if self.recap.get('failed') else ''} ({self.seconds:.0f} s)"
+
+    def same(self, other: Ending) -> bool:
+        return self.words == other.words and self.recap == other.recap
+
+
+def ways(subject: Subject) -> tuple[Way, Sequence[Way]]:
+    """Return the way by ssh, and those through the agent."""
+    qga = guest_variables(subject)
+    python = {"ansible_python_interpreter": qga["ansible_python_interpreter"]}
+    files = {"ANSIBLE_KEEP_REMOTE_FILES": "1"}
+    return Way("ssh", {**python, **ssh.variables(subject)}), [
+        Way("runner", {**qga, "ansible_qga_exec_method": "runner"}),
+        Way("guest-exec", {**qga, "ansible_qga_exec_method": "guest-exec"}),
+        Way("runner, no pipelining", {**qga, "ansible_qga_exec_method": "runner"}, files),
+    ]
+
+
+def check_same(directory: Path, target: str, first: Way, others: Sequence[Way]) -> Ending:
+    """Run a target by all ways, and check that it ends the same way by all; return how it ends.
+
+    A target that has been run leaves its traces, so where two differ, both are run again.
+    """
+    expected, _output = _run(directory, target, first)
+    for way in others:
+        for again in (False, True):
+            seen, output = _run(directory, target, way)
+            if seen.same(expected):
+                break
+            assert not again, _difference(target, way, expected, seen, output)
+            expected, _output = _run(directory, target, first)
+    return expected
+
+
+def _run(directory: Path, target: str, way: Way) -> tuple[Ending, str]:
+    scratch = Path(tempfile.mkdtemp(dir=directory))
+    ansible = Ansible(scratch, {HOST: way.variables})
+    run = run_target(ansible, target, rc=None, environment=way.environment)
+    ending = Ending(list(_steps(run)), run.recap.get(HOST, {}), run.seconds)
+    print(f"{target} by {way.name}: {ending}", flush=True)
+    return ending, run.output
+
+
+def _steps(run: Run) -> Iterator[tuple[str, str]]:
+    task = "(none)"
+    for line in run.output.splitlines():
+        if match := _TASK.match(line):
+            task = match.group(1)
+        elif match := _RESULT.match(line):
+            yield task, match.group(1)
+
+
+def _difference(target: str, way: Way, expected: Ending, seen: Ending, output: str) -> str:
+    pairs = zip([*expected.steps, ("(the end)", "")], [*seen.steps, ("(the end)", "")])
+    where = next((f"{one} and {other}" for one, other in pairs if one[1] != other[1]), "the recap")
+    name = f"{tempfile.gettempdir()}/parity-{target.replace('/', '-')}-{time.time():.0f}.log"
+    Path(name).write_text(output, encoding="utf-8", errors="replace")
+    return f"{target} by {way.name} ends otherwise than by ssh: {seen}, not {expected}; at {where}; see {name}"
