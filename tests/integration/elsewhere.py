@@ -9,12 +9,10 @@ They are in the source distribution of ansible-core, which is downloaded once pe
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,11 @@ from ansible.release import __version__ as core_version
 
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run
 from lab import host
+
+CONNECTION = [
+    f"connection/{name}.yml" for name in ("test_connection", "test_reset_connection", "test_reset_connection_templated")
+]
+"""What ansible-core runs against each of its own connection plugins, as far as its version has it."""
 
 _PART = "test/integration/targets/"
 
@@ -82,20 +85,15 @@ def run_target(ansible: Ansible, name: str, **options: Any) -> Run:
         "OUTPUT_DIR": str(output),
         **options.pop("environment", {}),
     }
-    variables = {"output_dir": str(output), **options.pop("variables", {})}
+    variables: dict[str, Any] = {"output_dir": str(output)}
+    if name in CONNECTION:
+        paths = {"local_tmp": str(ansible.directory / "local"), "remote_tmp": "/tmp/ansible-remote"}
+        variables = {"target_hosts": "all", "action_prefix": "", **paths}
     return ansible.playbook(playbook, variables=variables, environment=environment, timeout=900, **options)
 
 
 def run_connection_tests(ansible: Ansible) -> None:
     """Run what ansible-core runs against each of its own connection plugins."""
-    tests = targets() / "connection"
-    variables: Mapping[str, Any] = {
-        "target_hosts": "all",
-        "action_prefix": "",
-        "local_tmp": str(ansible.directory / "local"),
-        "remote_tmp": "/tmp/ansible-remote",
-    }
-    names = ["test_connection.yml", "test_reset_connection.yml", "test_reset_connection_templated.yml"]
-    for name in names:
-        if os.path.exists(tests / name):
-            ansible.playbook(tests / name, variables=variables, timeout=900)
+    for name in CONNECTION:
+        if (targets() / name).exists():
+            run_target(ansible, name)
