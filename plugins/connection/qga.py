@@ -220,7 +220,7 @@ class Connection(ConnectionBase):
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
-        command = to_bytes(_inner(cmd), errors="surrogate_or_strict")
+        command = to_bytes(_as_over_ssh(cmd), errors="surrogate_or_strict")
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
         started = time.monotonic()
         result = self._guarded(lambda: self._run_warm(_inner(cmd), stdin) or self._run(command, stdin))
@@ -340,16 +340,16 @@ class Connection(ConnectionBase):
         return self._play_context.remote_addr or "guest"
 
 
-def _inner(command: str) -> str:
-    """Return ``command`` without what ansible-core puts around it for ssh's sake.
+def _as_over_ssh(command: str) -> str:
+    """Return the command for /bin/sh that does what ``command`` does over ssh, where the login shell runs it.
 
-    It is `/bin/sh -c '… && sleep 0'`, and /bin/sh is what runs it here anyway: a shell and a program less per task.
+    That is /bin/bash, say, for raw. All else ansible-core wraps as `/bin/sh -c '… && sleep 0'`, for ssh's sake, and
+    /bin/sh is what runs it here anyway: a shell and a program less per task.
     """
     try:
         words = shlex.split(command)
     except ValueError:
-        return command
-    if len(words) != 3 or words[:2] != ["/bin/sh", "-c"]:
-        return command
-    suffix = " && sleep 0"
-    return words[2][: -len(suffix)] if words[2].endswith(suffix) else words[2]
+        words = []
+    if len(words) == 3 and words[1] == "-c" and words[0].startswith("/"):
+        return words[2].removesuffix(" && sleep 0") if words[0] == "/bin/sh" else command
+    return f'exec "$SHELL" -c {shlex.quote(command)}'

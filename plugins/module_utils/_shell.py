@@ -65,7 +65,10 @@ u=root
 [ -O / ] || u=$(id -un)
 eval "HOME=~$u"
 case $HOME in /*) ;; *) HOME=/ ;; esac
-export HOME USER="$u" LOGNAME="$u" SHELL=/bin/sh LANG=C.UTF-8
+while IFS=: read -r n f f f f f v && [ "$n" != "$u" ]; do v=; done 2>/dev/null </etc/passwd
+case $v in */nologin | */false) v= ;; esac
+[ -x "$v" ] || v=/bin/sh
+export HOME USER="$u" LOGNAME="$u" SHELL="$v" LANG=C.UTF-8
 for f in /etc/environment /etc/default/locale /etc/locale.conf; do
     [ -r "$f" ] || continue
     while IFS= read -r l || [ -n "$l" ]; do
@@ -116,8 +119,8 @@ _KEPT = 16 * 65536
 def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
     """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
 
-    HOME, USER, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and the
-    working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place, so
+    HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
+    the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place, so
     that ``signal`` is exact, and output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.

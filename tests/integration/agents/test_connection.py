@@ -23,8 +23,9 @@ from lab.agent import LooseAgent
 MEGABYTE = 1_000_000
 
 
-def test_ordinary_play(agents: dict[str, LooseAgent], tmp_path: Path) -> None:
-    check_ordinary_play(tmp_path, agents)
+@pytest.mark.parametrize("method", ["runner", "guest-exec"])
+def test_ordinary_play(method: str, agents: dict[str, LooseAgent], tmp_path: Path) -> None:
+    check_ordinary_play(tmp_path, agents, ansible_qga_exec_method=method)
 
 
 @pytest.fixture

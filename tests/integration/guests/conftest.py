@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 from ansible.release import __version__ as core_version
 
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
 from lab import image
 from lab.vm import Guest
 
@@ -45,3 +45,15 @@ def guest(guests: Mapping[str, Guest]) -> Guest:
 def hosts(guests: Mapping[str, Guest]) -> dict[str, dict[str, Any]]:
     """The variables of all guests as hosts."""
     return {name: guest_variables(guest) for name, guest in guests.items()}
+
+
+@contextmanager
+def blocked(guest: Guest, commands: str) -> Iterator[None]:
+    """The guest's administrator does not allow the agent these commands."""
+    key = "blacklist" if guest.release == "bullseye" else "block-rpcs"
+    look(guest, f"mkdir -p /etc/qemu; printf '[general]\\n{key}={commands}\\n' >/etc/qemu/qemu-ga.conf")
+    look(guest, "systemctl restart qemu-guest-agent")
+    try:
+        yield
+    finally:
+        look(guest, "rm /etc/qemu/qemu-ga.conf; systemctl restart qemu-guest-agent")

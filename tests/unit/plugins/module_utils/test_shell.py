@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -256,6 +257,25 @@ def test_environment(agent: SocketAgent, guest: Guest, whole: bool) -> None:
     assert variables["LANG"] == "C.UTF-8"
     assert "/sbin" in variables["PATH"].split(":")
     assert result.stderr.decode() == f"{home}\n"
+
+
+@pytest.mark.parametrize(
+    ("passwd", "expected"),
+    [
+        ("{user}:x:0:0:root,:/root:/bin/cat\nother:x:1:1::/:/bin/ls\n", "/bin/cat"),
+        ("other:x:1:1:A B:/:/bin/ls\n{user}:x:0:0::/root:/bin/cat\n", "/bin/cat"),
+        ("{user}:x:0:0::/root:\n", "/bin/sh"),
+        ("{user}:x:0:0::/root:/usr/sbin/nologin\n", "/bin/sh"),
+        ("{user}:x:0:0::/root:/bin/false\n", "/bin/sh"),
+        ("{user}:x:0:0::/root:/no/such/shell\n", "/bin/sh"),
+        ("other:x:1:1::/:/bin/ls\n", "/bin/sh"),
+        ("", "/bin/sh"),
+    ],
+)
+def test_login_shell(agent: SocketAgent, files_of_the_guest: Path, passwd: str, expected: str) -> None:
+    (files_of_the_guest / "passwd").write_text(passwd.format(user=pwd.getpwuid(os.getuid()).pw_name))
+    result = run_shell(agent, b'printf %s "$SHELL"', whole=False)
+    assert (result.stdout.decode(), result.stderr) == (expected, b"")
 
 
 def test_no_variable_of_ours_is_left_to_the_command(agent: SocketAgent, whole: bool) -> None:
