@@ -143,6 +143,7 @@ EXAMPLES = r"""
         mode: "0644"
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -176,6 +177,9 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 display = Display()
 
 T = TypeVar("T")
+
+# A reset is done again and again while a guest reboots, and must not wait for it.
+_RESET_SECONDS = 1.0
 
 
 class Connection(ConnectionBase):
@@ -223,7 +227,7 @@ class Connection(ConnectionBase):
         command = to_bytes(_as_over_ssh(cmd), errors="surrogate_or_strict")
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
         started = time.monotonic()
-        result = self._guarded(lambda: self._run_warm(_inner(cmd), stdin) or self._run(command, stdin))
+        result = self._guarded(lambda: self._run_warm(_as_over_ssh(cmd), stdin) or self._run(command, stdin))
         display.vvv(
             f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
             f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
@@ -257,6 +261,8 @@ class Connection(ConnectionBase):
 
     def reset(self) -> None:
         """Give the channel up and start anew: the guest may have rebooted, the agent may have been restarted."""
+        with contextlib.suppress(AnsibleError, QgaError):  # where nobody answers, there is nothing to end
+            self._end_warm()
         self.close()
         self._connect()
 
@@ -296,6 +302,11 @@ class Connection(ConnectionBase):
                 display.vvv(f"{exc} Using guest-exec.", host=self._name)
                 self._runner = None
         return run_shell(agent, command, stdin)
+
+    def _end_warm(self) -> None:
+        if self.agent and self._runner and self._warm:
+            self._runner.timeout = _RESET_SECONDS
+            self._warm.end()
 
     def _address(self) -> str:
         address = self.get_option("address")
