@@ -150,6 +150,9 @@ _HINTS = {
 }
 
 
+_COMMANDS = {"ram": "guest-suspend-ram", "disk": "guest-suspend-disk", "hybrid": "guest-suspend-hybrid"}
+
+
 @dataclass(frozen=True)
 class Current:
     """The machine's ``status`` in QMP's words, and why QEMU cannot wake the guest: empty if it can."""
@@ -171,7 +174,7 @@ def read(agent: Agent, params: Params) -> Current:
     with monitor(params["qmp_address"]) as qmp:
         current = Current(qmp.status(), qmp.why_not_wake()) if qmp else Current("running")
     if suspend and current.status == "running":
-        agent.require(f"guest-suspend-{mode}")
+        agent.require(_COMMANDS[mode])
     return current
 
 
@@ -211,9 +214,8 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 
 
 def _suspend(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:
-    command = f"guest-suspend-{mode}"
     try:
-        agent.execute(command, timeout=min(_SECONDS_TO_FAIL[mode], deadline.seconds))
+        agent.execute(_COMMANDS[mode], timeout=min(_SECONDS_TO_FAIL[mode], deadline.seconds))
     except CommandUnavailable:
         raise
     except CommandError as exc:
@@ -232,7 +234,7 @@ def _suspend(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> st
             return "agent"
         time.sleep(moment.left())
     raise OperationError(
-        f"{command} was sent, and the guest was not seen to suspend within {deadline.seconds:g} s; "
+        f"{_COMMANDS[mode]} was sent, and the guest was not seen to suspend within {deadline.seconds:g} s; "
         f"{presence.in_words()}. It may still do so: look at it before you repeat the command."
     )
 
