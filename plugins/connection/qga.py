@@ -211,7 +211,7 @@ class Connection(ConnectionBase):
                 agent = open_agent(self._address(), self.get_option("timeout"), log=log, libvirt_uri=uri)
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
-            self._use(agent)
+            self._agent = self._with_runner(agent)
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
         return self._agent
@@ -273,23 +273,22 @@ class Connection(ConnectionBase):
             self._agent = self._runner = self._warm = None
         self._connected = False
 
-    def _use(self, agent: Agent) -> None:
-        """Take ``agent``, and a runner besides as far as the options want one."""
+    def _with_runner(self, agent: Agent) -> Agent:
+        """Return ``agent`` as operations use it, and make what else the options want commands to be run with."""
         method = self.get_option("exec_method")
-        self._agent = agent
-        if method != "guest-exec":
-            log = functools.partial(display.vvv, host=self._name)
-            start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
-            self._runner = RunnerAgent(agent, start)
-            if self.get_option("warm_python"):
-                self._warm = WarmPython(self._runner, log)
-            # Operations are told the signal that ended a program, where the agent can tell.
-            self._agent = RunnerAgent(agent, start, only_if_needed=method == "auto")
+        if method == "guest-exec":
+            return agent
+        log = functools.partial(display.vvv, host=self._name)
+        start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
+        self._runner = RunnerAgent(agent, start)
+        if self.get_option("warm_python"):
+            self._warm = WarmPython(self._runner, log)
+        # Operations are told the signal that ended a program, where the agent can tell.
+        return RunnerAgent(agent, start, only_if_needed=method == "auto")
 
     def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
-        agent = self.agent
-        del agent  # it has made what warm Python needs
-        return self._warm.run(command, stdin) if self._warm and stdin else None
+        agent = self.agent  # which makes what there is of runner and interpreters
+        return self._warm.run(command, stdin) if agent and self._warm and stdin else None
 
     def _run(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent

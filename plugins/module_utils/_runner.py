@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Programs in the guest through guest-file-* alone: a resident runner takes requests from files and leaves results.
 
-``RunnerAgent`` is an Agent that has guest-exec whatever the agent below it allows. To what builds on guest-exec it makes
-one difference: output is never cut, and the program survives a restart of the agent.
+``RunnerAgent`` is an Agent that has guest-exec whatever the agent below it allows. Output is never cut, and a program
+survives a restart of the agent.
 
 The runner is a small POSIX shell program in the guest, with a spool (_spool.py) in /run, which is memory.
 How a runner gets there is the business of _bootstrap.py.
@@ -36,11 +36,11 @@ __all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent")
 HOME = "/run/qemu-guest-runner"
 """The directory of root's alone in which all of the runner is."""
 
-# In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and at
-# last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. The spool appears and vanishes
-# whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2
-# seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another
-# ends at once, or with $3 takes its place (roles/guest_prep).
+# In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
+# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. The spool appears and
+# vanishes whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work
+# for $2 seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already,
+# another ends at once, or with $3 takes its place (roles/guest_prep).
 PROGRAM = r"""
 d=$1 idle=$2 over=$3
 umask 077
@@ -209,7 +209,7 @@ class RunnerAgent(Agent):
         raise NotImplementedError("execute does not come here")
 
     def supports(self, *commands: str) -> bool:
-        """Return whether the agent has all of ``commands``. For those that run programs, a runner is started if need be."""
+        """Return whether the agent has all of ``commands``. For programs, a runner is started if need be."""
         asked = [command for command in commands if command not in _EXEC]
         if len(asked) == len(commands) or self._below.supports(*_EXEC):
             return self._below.supports(*commands)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A spool: a directory in the guest, of root's alone, through which a resident program takes requests and gives results.
+"""A spool: a directory in the guest, of root's alone, through which a resident program takes requests and answers.
 
 A request is a file NUMBER.in, written whole before its number is written to a FIFO, the ring, at which the program
 sleeps. Opening the ring for writing tells at once whether somebody is there: with nobody at the other end it fails. A

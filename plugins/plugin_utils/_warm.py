@@ -20,8 +20,8 @@ import re
 import shlex
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
@@ -42,8 +42,8 @@ _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.
 _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# One server at a time; one that was killed is replaced. The spool appears whole, by renaming: guest-file-open would make
-# a plain file of a ring that is missing. A server that cannot run at all is not tried again until the guest reboots.
+# One server at a time; one that was killed is replaced. The spool appears whole, by renaming: guest-file-open would
+# make a plain file of a ring that is missing. A server that cannot run at all is not tried again until a reboot.
 _START = """
 umask 077
 if {{ read -r p <{spool}/pid; }} 2>/dev/null && kill -0 "$p" 2>/dev/null; then exit 0; fi

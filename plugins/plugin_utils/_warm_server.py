@@ -25,6 +25,14 @@ import tempfile
 import time
 from contextlib import suppress
 
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, BinaryIO
+
+    Table = dict[str, tuple[str, bool]]
+    """By module's name: the digest of its source, and whether it is a package."""
+
 READY = b"\0qemu.guest ready\n"
 IDLE_SECONDS = 600
 TICK_SECONDS = 60
@@ -33,15 +41,27 @@ MOST_BLOBS = 24
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 20
 # What a new process would look at, and one that runs has looked at already.
-WATCHED = (
-    "/etc/environment /etc/default/locale /etc/locale.conf /etc/passwd /etc/group /etc/localtime /etc/nsswitch.conf "
-    "/etc/sudoers /etc/sudoers.d /etc/pam.d /etc/security /etc/security/limits.d /etc/login.defs /etc/hostname"
-).split()
+WATCHED = [
+    "/etc/environment",
+    "/etc/default/locale",
+    "/etc/locale.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/pam.d",
+    "/etc/security",
+    "/etc/security/limits.d",
+    "/etc/login.defs",
+    "/etc/hostname",
+]
 
 
-def signature(paths):
+def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
     """Return something that differs when one of the files has changed."""
-    seen = []
+    seen: list[tuple[Any, ...]] = []
     for path in paths:
         try:
             status = os.stat(path)
@@ -54,14 +74,14 @@ def signature(paths):
 class Task:
     """A task at work: where its output comes from and goes to. ``rc`` is None until its process has ended."""
 
-    def __init__(self, path, preamble, errors):
-        self.rc = None
-        self.streams = {}  # where it comes from: where it goes to
+    def __init__(self, path: str, preamble: bytes, errors: bytes) -> None:
+        self.rc: int | None = None
+        self.streams: dict[int, BinaryIO] = {}  # where it comes from: where it goes to
         self.written = []
         theirs = []
         for suffix, text in (("out", preamble), ("err", errors)):
             source, sink = os.pipe()
-            file = open("%s.%s" % (path, suffix), "xb", buffering=0)
+            file = open(f"{path}.{suffix}", "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
             file.write(text)
             self.streams[source] = file
             self.written.append(len(text))
@@ -69,7 +89,7 @@ class Task:
         self.theirs = theirs
         self.order = list(self.streams)
 
-    def copy(self, source):
+    def copy(self, source: int) -> None:
         """Take what has come from one of the streams."""
         data = os.read(source, 1 << 16)
         if data:
@@ -80,33 +100,35 @@ class Task:
             os.close(source)
 
     @property
-    def ended(self):
+    def ended(self) -> bool:
         return self.rc is not None and not self.streams
 
-    def result(self):
-        if self.rc < 0:
+    def result(self) -> str:
+        if self.rc is None or self.rc < 0:
             return "lost"
-        return "%d %s %s ." % (self.rc, "o" if self.written[0] else "-", "e" if self.written[1] else "-")
+        return f"{self.rc} {'o' if self.written[0] else '-'} {'e' if self.written[1] else '-'} ."
 
 
 class Interpreter:
     """A warm interpreter: from its start until it is dropped."""
 
-    def __init__(self, home, request, table, archive):
+    def __init__(self, home: str, request: Mapping[str, Any], table: Table, archive: str) -> None:
         self.ready = False
         self.dead = False
         self.failed = False  # it has never been ready, and is not to be tried again
-        self.tasks = {}
+        self.tasks: dict[int, Task] = {}
+        self.marker = request["marker"]
         self.used = time.monotonic()
         self.preamble = b""
         self.watched = WATCHED
         self.seen = signature(self.watched)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = tempfile.TemporaryFile(dir=home)
+        self.errors = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - it is read as long as this lives
         with open(home + "/zygote.py") as program, open(home + "/prologue") as prologue, theirs:
-            source = "TABLE = %r\nARCHIVE_BASE64 = %r\nrun(main())\n" % (table, archive)
+            source = f"run(main({table!r}, {archive!r}))\n"
             command = request["command"]
-            text = "%d\n%s\n%s\n%s" % (command.count("\n") + 1, command, program.read(), source)
+            lines = command.count("\n") + 1
+            text = f"{lines}\n{command}\n{program.read()}\n{source}"
             with tempfile.TemporaryFile(dir=home) as stdin:
                 stdin.write(text.encode("utf-8", "surrogateescape"))
                 stdin.seek(0)
@@ -115,15 +137,15 @@ class Interpreter:
                     env={"PATH": request["path"], "QEMU_GUEST": prologue.read()},
                     cwd="/",
                     stdin=stdin,
-                    stdout=theirs,
+                    stdout=theirs.fileno(),
                     stderr=self.errors,
                     start_new_session=True,
                 )
 
-    def fresh(self):
+    def fresh(self) -> bool:
         return signature(self.watched) == self.seen
 
-    def listen(self):
+    def listen(self) -> None:
         """Take a message from the interpreter."""
         try:
             message = self.socket.recv(LARGEST)
@@ -148,12 +170,10 @@ class Interpreter:
                 self.watched = WATCHED + [path for path in paths if path not in WATCHED]
                 self.seen = signature(self.watched)
 
-    def hand_over(self, number, request, table, payload, path):
+    def hand_over(self, number: int, request: Mapping[str, Any], table: Table, payload: int, path: str) -> None:
         self.errors.seek(0)
-        preambles = [self.preamble, self.errors.read()]
-        if request["marker"]:
-            was, now = self.marker.encode(), request["marker"].encode()
-            preambles = [text.replace(was, now) for text in preambles]
+        was, now = self.marker.encode("ascii"), request["marker"].encode("ascii")
+        preambles = [text.replace(was, now) if was else text for text in (self.preamble, self.errors.read())]
         task = Task(path, *preambles)
         message = json.dumps({"number": number, "modules": table}).encode("ascii")
         rights = array.array("i", [payload, *task.theirs]).tobytes()
@@ -169,22 +189,25 @@ class Interpreter:
 
 
 class Server:
-    def __init__(self, home):
+    """The spool, the interpreters, and what goes on between them."""
+
+    def __init__(self, home: str) -> None:
         self.home = home
-        self.interpreters = {}
-        self.leaving = []  # those that have no key any more, but tasks
-        self.blobs = {}  # digest: (names, archive), checked
+        self.interpreters: dict[str, Interpreter] = {}
+        self.leaving: list[Interpreter] = []  # those that have no key any more, but tasks
+        self.blobs: dict[str, tuple[Table, str]] = {}  # digest: (names, archive), checked
         self.ring = os.open(home + "/ring", os.O_RDWR)
         self.rung = b""
 
-    def path(self, number, suffix):
-        return "%s/%d.%s" % (self.home, number, suffix)
+    def path(self, number: int, suffix: str) -> str:
+        return f"{self.home}/{number}.{suffix}"
 
-    def serve(self):
+    def serve(self) -> None:
+        """Serve until told to end, or idle for long."""
         last = time.monotonic()
         while True:
             everyone = [*self.interpreters.values(), *self.leaving]
-            sources = {self.ring: self.answer_ring}
+            sources: dict[int, Callable[[], bool | None]] = {self.ring: self.answer_ring}
             for one in everyone:
                 if not one.dead:
                     sources[one.socket.fileno()] = one.listen
@@ -200,7 +223,7 @@ class Server:
                     return
             self.settle(everyone)
 
-    def settle(self, everyone):
+    def settle(self, everyone: Sequence[Interpreter]) -> None:
         """Give results out, and let those go that nobody needs."""
         for one in everyone:
             for number in [number for number, task in one.tasks.items() if task.ended]:
@@ -211,7 +234,7 @@ class Server:
             one.errors.close()
             one.process.poll()
 
-    def answer_ring(self):
+    def answer_ring(self) -> bool:
         """Do what was rung for; return whether that was to end."""
         self.rung += os.read(self.ring, 1 << 16)
         *lines, self.rung = self.rung.split(b"\n")
@@ -224,12 +247,13 @@ class Server:
                 self.take(int(line))
         return False
 
-    def forget(self, number):
+    def forget(self, number: int) -> None:
         for suffix in ("in", "taken", "out", "err", "rc"):
             with suppress(OSError):
                 os.unlink(self.path(number, suffix))
 
-    def take(self, number):
+    def take(self, number: int) -> None:
+        """Hand a request to its interpreter, or say why not."""
         try:
             with open(self.path(number, "in"), "rb") as file:
                 request = json.loads(file.readline().decode("ascii"))
@@ -250,12 +274,12 @@ class Server:
             payload.write(before + archive.encode("ascii") + after)
             payload.seek(0)
             open(self.path(number, "taken"), "x").close()
-            one.hand_over(number, request, table, payload.fileno(), "%s/%d" % (self.home, number))
+            one.hand_over(number, request, table, payload.fileno(), f"{self.home}/{number}")
 
-    def blob(self, digest):
+    def blob(self, digest: str) -> tuple[Table, str] | None:
         """Return the names and the archive (base64) of what a module brings; None if they are not here."""
         if digest not in self.blobs:
-            path = "%s/%s.blob" % (self.home, digest)
+            path = f"{self.home}/{digest}.blob"
             try:
                 with open(path, "rb") as file:
                     content = file.read()
@@ -270,11 +294,11 @@ class Server:
                 del self.blobs[next(iter(self.blobs))]
         return self.blobs[digest]
 
-    def interpreter(self, request, table, archive):
+    def interpreter(self, request: Mapping[str, Any], table: Table, archive: str) -> Interpreter | None:
         """Return the interpreter for a request; None if there is none yet, and then get one ready."""
         key = request["key"]
         one = self.interpreters.get(key)
-        if one is not None and (one.dead and not one.failed or not one.fresh()):
+        if one is not None and ((one.dead and not one.failed) or not one.fresh()):
             self.leaving.append(self.interpreters.pop(key))
             one = None
         if one is None:
@@ -282,18 +306,17 @@ class Server:
                 if len(self.interpreters) >= MOST_INTERPRETERS:
                     oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
                     self.leaving.append(self.interpreters.pop(oldest))
-                one = self.interpreters[key] = Interpreter(self.home, request, table, archive)
-                one.marker = request["marker"]
+                self.interpreters[key] = Interpreter(self.home, request, table, archive)
             return None
         return one if one.ready and not one.dead else None
 
-    def say(self, number, text):
+    def say(self, number: int, text: str) -> None:
         with open(self.path(number, "new"), "w") as file:
             file.write(text + "\n")
         os.rename(self.path(number, "new"), self.path(number, "rc"))
 
 
-def free_memory():
+def free_memory() -> int:
     with open("/proc/meminfo") as table:
         for line in table:
             if line.startswith("MemAvailable:"):
@@ -301,8 +324,8 @@ def free_memory():
     return 0
 
 
-def main(home):
-    """Serve in the spool ``home``. It is prepared, under another name, in the working directory; remove it at the end."""
+def main(home: str) -> None:
+    """Serve in the spool ``home``, and remove it at the end. The working directory is that, under another name."""
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with open("first", "rb") as file:
@@ -310,12 +333,14 @@ def main(home):
     os.unlink("first")
     os.mkfifo("ring")
     with open("pid", "w") as file:
-        file.write("%d\n" % os.getpid())
+        file.write(f"{os.getpid()}\n")
     os.rename(os.getcwd(), home)
     try:
         server = Server(home)
         os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
-        server.interpreter(first, *server.blob(first["blob"]))
+        known = server.blob(first["blob"])
+        if known:
+            server.interpreter(first, *known)
         server.serve()
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -20,7 +20,6 @@ import base64
 import gc
 import hashlib
 import importlib
-import importlib.util
 import io
 import json
 import os
@@ -34,6 +33,14 @@ import threading
 import traceback
 import types
 import zipfile
+from importlib.machinery import ModuleSpec
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Table = dict[str, tuple[str, bool]]
+    """By module's name: the digest of its source, and whether it is a package."""
 
 READY = b"\0qemu.guest ready\n"
 ZIP_LINE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
@@ -47,40 +54,40 @@ LARGEST = 1 << 20
 class Importer:
     """Finds the modules of a payload by the digest of their source, if that was compiled before."""
 
-    def __init__(self):
-        self.code = {}  # digest: code
-        self.table = {}  # name: (digest, whether it is a package), of the payload at hand
-        self.loaded = {}  # name: digest, of what is imported in this interpreter
+    def __init__(self) -> None:
+        self.code: dict[str, types.CodeType] = {}  # digest: code
+        self.table: Table = {}  # name: (digest, whether it is a package), of the payload at hand
+        self.loaded: dict[str, str] = {}  # name: digest, of what is imported in this interpreter
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         digest, package = self.table.get(name, ("", False))
         if digest not in self.code:
             return None
         origin = place(name, package)
-        spec = importlib.util.spec_from_loader(name, self, origin=origin, is_package=package)
+        spec = ModuleSpec(name, self, origin=origin, is_package=package)  # type: ignore[arg-type]
         spec.has_location = True
         if package:
             spec.submodule_search_locations = [os.path.dirname(origin)]
         return spec
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> None:
         return None
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         name = module.__name__
         self.loaded[name] = self.table[name][0]
         exec(self.get_code(name), module.__dict__)
         if name in self.table and self.table[name][1]:
-            module.__path__ = SearchPath(name, module.__path__)
+            module.__path__ = SearchPath(name, list(module.__path__))  # type: ignore[assignment]
 
-    def get_code(self, name):
+    def get_code(self, name: str) -> types.CodeType:
         digest, package = self.table[name]
         return placed(self.code[digest], place(name, package))
 
-    def is_package(self, name):
+    def is_package(self, name: str) -> bool:
         return self.table[name][1]
 
-    def learn(self, archive):
+    def learn(self, archive: zipfile.ZipFile) -> None:
         """Compile what is new in a payload's archive."""
         for name, (digest, package) in self.table.items():
             if digest not in self.code:
@@ -88,11 +95,11 @@ class Importer:
                 if digest_of(source) == digest:
                     self.code[digest] = compile(source, place(name, package), "exec", dont_inherit=True)
 
-    def fits(self):
+    def fits(self) -> bool:
         """Return whether what is imported is what the payload brings."""
         return all(self.table.get(name, ("", False))[0] in ("", digest) for name, digest in self.loaded.items())
 
-    def import_libraries(self):
+    def import_libraries(self) -> None:
         """Import the libraries of the payload that are not imported yet."""
         for name, (digest, _package) in sorted(self.table.items()):
             if name.startswith(LIBRARIES) and LEFT_OUT not in name and digest in self.code and name not in sys.modules:
@@ -101,14 +108,14 @@ class Importer:
                 except Exception:  # what needs something that is not there: a task that wants it will say so
                     self.forget(name)
 
-    def forget(self, name):
+    def forget(self, name: str) -> None:
         self.loaded.pop(name, None)
         sys.modules.pop(name, None)
         parent, _dot, last = name.rpartition(".")
         if last in vars(sys.modules.get(parent, sys)) and parent in sys.modules:
             delattr(sys.modules[parent], last)
 
-    def forget_others(self):
+    def forget_others(self) -> None:
         """In a child: keep what its payload brings and nothing else."""
         everything = not self.fits()
         for name in sorted(self.loaded, reverse=True):
@@ -122,35 +129,35 @@ class Importer:
 class SearchPath:
     """Where a package's modules are: in the payload's archive, which the payload puts first in sys.path."""
 
-    def __init__(self, name, found):
+    def __init__(self, name: str, found: list[str]) -> None:
         self.inner = name.replace(".", "/")
         self.rest = [entry for entry in found if not entry.endswith(ARCHIVE + "/" + self.inner)]
 
-    def __iter__(self):
-        yield from ("%s/%s" % (entry, self.inner) for entry in sys.path if entry.endswith(ARCHIVE))
+    def __iter__(self) -> Iterator[str]:
+        yield from (f"{entry}/{self.inner}" for entry in sys.path if entry.endswith(ARCHIVE))
         yield from self.rest
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> str:
         return list(self)[index]
 
 
 ARCHIVE = "_payload.zip"
 
 
-def archive_name(name, package):
+def archive_name(name: str, package: bool) -> str:
     return name.replace(".", "/") + ("/__init__.py" if package else ".py")
 
 
-def place(name, package):
+def place(name: str, package: bool) -> str:
     """Return the path that a module has in the payload's archive."""
     archive = next((entry for entry in sys.path if entry.endswith(ARCHIVE)), ARCHIVE)
-    return "%s/%s" % (archive, archive_name(name, package))
+    return f"{archive}/{archive_name(name, package)}"
 
 
-def placed(code, path):
+def placed(code: types.CodeType, path: str) -> types.CodeType:
     """Return ``code`` as if it was compiled from ``path``: tracebacks name it."""
     if code.co_filename == path:
         return code
@@ -158,18 +165,21 @@ def placed(code, path):
     return code.replace(co_filename=path, co_consts=constants)
 
 
-def digest_of(source):
+def digest_of(source: bytes) -> str:
     return hashlib.sha256(source).hexdigest()[:32]
 
 
-def main():
-    """Serve until the server has gone; return in a child only, with what it is to run."""
+def main(table: Table, archive: str) -> bytes:
+    """Serve until the server has gone; return in a child only, with what it is to run.
+
+    ``table`` and ``archive`` (base64) are those of the module that comes first.
+    """
     if not stat.S_ISSOCK(os.fstat(1).st_mode):
         os._exit(1)
     server = socket.socket(fileno=os.dup(1))
     importer = Importer()
-    importer.table = TABLE
-    importer.learn(zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE_BASE64))))
+    importer.table = table
+    importer.learn(zipfile.ZipFile(io.BytesIO(base64.b64decode(archive))))
     sys.meta_path.insert(0, importer)
     importer.import_libraries()
     watched = [sys.executable, os.path.realpath(sys.executable), *sys.path[1:]]
@@ -179,11 +189,12 @@ def main():
     gc.collect()
     gc.freeze()
     server.sendall(READY + json.dumps(watched).encode("ascii"))
-    children = {}
-    lessons = []  # payloads with something new in them
+    children: dict[int, int] = {}
+    lessons: list[tuple[Table, int]] = []  # payloads with something new in them
     while True:
         # While a task is at work, or comes, it has the processor.
-        busy = select.select([server, ended], [], [], None if children or not lessons else 0)[0]
+        sources: list[socket.socket | int] = [server, ended]
+        busy = select.select(sources, [], [], None if children or not lessons else 0)[0]
         if not busy:
             learn(importer, *lessons.pop())
         for source in busy:
@@ -211,8 +222,8 @@ def main():
                 os.close(descriptor)
 
 
-def receive(server):
-    descriptors = array.array("i")
+def receive(server: socket.socket) -> tuple[bytes, list[int]]:
+    descriptors: array.array[int] = array.array("i")
     message, ancillary, _flags, _address = server.recvmsg(LARGEST, socket.CMSG_LEN(3 * descriptors.itemsize))
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -220,7 +231,7 @@ def receive(server):
     return message, list(descriptors)
 
 
-def report(children, server):
+def report(children: dict[int, int], server: socket.socket) -> None:
     """Tell the server of children that have ended."""
     while children:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -230,7 +241,7 @@ def report(children, server):
         server.sendall(json.dumps({"number": children.pop(pid), "rc": code}).encode("ascii"))
 
 
-def learn(importer, table, payload):
+def learn(importer: Importer, table: Table, payload: int) -> None:
     """Get ready for the next payload like this one."""
     importer.table = table
     match = ZIP_LINE.search(os.pread(payload, os.fstat(payload).st_size, 0))
@@ -243,7 +254,7 @@ def learn(importer, table, payload):
         gc.freeze()
 
 
-def begin(importer, descriptors):
+def begin(importer: Importer, descriptors: list[int]) -> bytes:
     """In a child: be a process that has just been started, and return its program."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -256,25 +267,25 @@ def begin(importer, descriptors):
         return payload.read()
 
 
-def run(program):
+def run(program: bytes) -> None:
     """Run the payload as an interpreter does that reads it from standard input, and end."""
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
     sys.modules["__main__"] = main_module
-    code = 0
+    code: int = 0
     try:
         exec(compile(program, "<stdin>", "exec", dont_inherit=True), main_module.__dict__)
     except SystemExit as end:
-        code = end.code
-        if code is None:
-            code = 0
-        elif not isinstance(code, int):
-            print(code, file=sys.stderr)
+        if isinstance(end.code, int):
+            code = end.code
+        elif end.code is not None:
+            print(end.code, file=sys.stderr)
             code = 1
     except BaseException as error:  # whatever it is, it is shown as the interpreter shows it
-        traceback.print_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+        frames = error.__traceback__.tb_next if error.__traceback__ else None
+        traceback.print_exception(type(error), error, frames)
         code = 1
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

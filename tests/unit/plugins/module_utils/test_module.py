@@ -178,7 +178,7 @@ def test_nothing_else_is_printed(run: Run, tmp_path: Path) -> None:
     assert run(address=str(tmp_path / "vm1.qga"), time=1).keys() == {"failed", "msg", "error", "invocation", "exit"}
 
 
-def test_warnings(run: Run, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_the_plan(run: Run, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the module's own means: newer cores take them out of a result only for now."""
     warned: list[str] = []
     monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warned.append(warning))

@@ -179,7 +179,8 @@ def test_marker_of_become(agent: RunnerAgent, warm: WarmPython) -> None:
 def test_changed_library_is_the_one_that_runs(agent: RunnerAgent, warm: WarmPython) -> None:
     warmed(warm)
     changed = {**LIBRARIES, "ansible/module_utils/library.py": "VALUE = 'second'\n"}
-    for libraries, value in ((changed, b"second SECOND\n"), (LIBRARIES, b"first FIRST\n"), (changed, b"second SECOND\n")):
+    one, two = (LIBRARIES, b"first FIRST\n"), (changed, b"second SECOND\n")
+    for libraries, value in (two, one, two):
         result = warm.run(COMMAND, module("print(library.VALUE, other.OTHER)", libraries))
         assert result and result.stdout == value
 
@@ -229,7 +230,7 @@ def test_what_is_not_understood_is_left_to_the_plain_path(
 
 def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     broken = guest.tools / "python3"
-    broken.write_text("#!/bin/sh\necho ran >>%s/count\nexit 1\n" % guest.tools)
+    broken.write_text(f"#!/bin/sh\necho ran >>{guest.tools}/count\nexit 1\n")
     broken.chmod(0o755)
     for _attempt in range(20):
         assert warm.run(str(broken), module("")) is None
