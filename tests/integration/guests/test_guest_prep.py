@@ -29,22 +29,6 @@ BLOCKING = {
     "sid": (f"allow-rpcs = {MORE},{FILES}", f"allow-rpcs = {MORE},{FILES},{EXEC}"),
 }
 TEXT = "# Whatever was there, blanks and all\n\n[general]\nverbose = false  \n{line}\n# no newline at the end"
-# What SELinux's tools do, in a guest without SELinux.
-GETSEBOOL = """
-cat >/usr/local/bin/getsebool <<'END'
-#!/bin/sh
-echo "$1 --> $(cat /srv/boolean)"
-END
-cat >/usr/local/bin/setsebool <<'END'
-#!/bin/sh
-[ "$1" = -P ] && echo "$3" >/srv/boolean
-END
-mkdir -p /etc/selinux
-chmod +x /usr/local/bin/?etsebool
-echo off >/srv/boolean
-"""
-SELINUX = "cat /srv/boolean; ls -A /etc/selinux"
-
 # What there is of the role's in a guest.
 LEFT = f"ls -d {CONFIG}?* /usr/local/lib/qemu-guest /etc/systemd/system/{UNIT} 2>/dev/null"
 SPOOL = "/run/qemu-guest-runner/1"
@@ -54,11 +38,9 @@ SPOOL = "/run/qemu-guest-runner/1"
 def guest(request: pytest.FixtureRequest, guests: Mapping[str, Guest]) -> Iterator[Guest]:
     """A guest whose agent blocks guest-exec."""
     guest: Guest = guests[request.param]
-    look(guest, GETSEBOOL)
     write(guest, original(guest))
     look(guest, f"chmod 640 {CONFIG}; chgrp daemon {CONFIG}; {END_RUNNER}; systemctl restart qemu-guest-agent")
     yield guest
-    look(guest, "rm -r /usr/local/bin/?etsebool /srv/boolean /etc/selinux", check=False)
     look(guest, f"systemctl stop {UNIT}; rm -rf $({LEFT}); rm -f {CONFIG}; systemctl daemon-reload", check=False)
     look(guest, "systemctl restart qemu-guest-agent")
 
@@ -98,7 +80,6 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     assert checked.recap["vm"]["changed"] >= 5
     assert f"+{BLOCKING[guest.release][1]}" in checked.output
     assert state(guest) == before
-    assert look(guest, SELINUX) == "off\n"
     assert look(guest, f"systemctl is-enabled {UNIT} 2>&1", check=False) != "enabled\n"
 
     # The runner that runs the role hands over to the one that it installs.
@@ -110,7 +91,6 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     assert look(guest, f"cat {CONFIG}; stat -c '|%a %U:%G' {CONFIG}") == f"{opened}|640 root:daemon\n"
     assert look(guest, "cd /etc/qemu; cat *.before-*; stat -c '|%a' *.before-*") == f"{original(guest)}|640\n"
     assert look(guest, "cd /usr/local/lib/qemu-guest; stat -c '%a %U %n' . *") == "755 root .\n755 root runner.sh\n"
-    assert look(guest, SELINUX) == "on\nvirt_qemu_ga_run_unconfined.before-guest-prep\n"
     assert "here" in by_exec.adhoc("ansible.builtin.raw", "echo here").output
 
     # Once more changes nothing, and the runner stays.
@@ -126,10 +106,8 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
 
     # All of it is taken back, by the runner that goes with it.
     assert prepare(ansible, "--check", variables={"guest_prep_state": "absent"}).recap["vm"]["changed"] >= 4
-    assert look(guest, SELINUX).startswith("on\n")
     prepare(ansible, variables={"guest_prep_state": "absent"})
     assert state(guest) == before
-    assert look(guest, SELINUX) == "off\n"
     assert look(guest, f"systemctl show -p ActiveState {UNIT}") == "ActiveState=inactive\n"
     assert look(guest, f"systemctl show -p LoadState {UNIT}") == "LoadState=not-found\n"
     by_exec.adhoc("ansible.builtin.raw", "true", rc=2)
@@ -138,7 +116,7 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
 
 def test_somebodys_change_is_kept(guest: Guest, make_ansible: MakeAnsible) -> None:
     ansible = make_ansible({"vm": guest_variables(guest)})
-    only = {"guest_prep_runner": False, "guest_prep_selinux": False}
+    only = {"guest_prep_runner": False}
     prepare(ansible, variables=only)
     look(guest, f"echo '# mine' >>{CONFIG}")
     prepare(ansible, variables={**only, "guest_prep_state": "absent"})
@@ -152,18 +130,6 @@ def test_what_stays_blocked_is_told(guest: Guest, make_ansible: MakeAnsible) -> 
     variables = {"guest_prep_config_files": [], "guest_prep_runner": False}
     run = prepare(ansible, rc=2, variables=variables)
     assert "guest-exec was not run: disabled by the guest's administrator" in run.message
-
-
-def test_no_systemd(guest: Guest, make_ansible: MakeAnsible) -> None:
-    """As far as the role can see."""
-    ansible = make_ansible({"vm": guest_variables(guest)})
-    look(guest, "mkdir /run/aside; mount --bind /run/aside /run/systemd")
-    try:
-        run = prepare(ansible, rc=2, variables={"guest_prep_config_files": []})
-    finally:
-        look(guest, "umount /run/systemd; rmdir /run/aside")
-    assert "guest_prep_runner installs a systemd unit, and systemd does not run here." in run.message
-    assert "/usr/local/lib/qemu-guest/runner.sh /run/qemu-guest-runner/1 0 over" in run.message
 
 
 def test_only_the_installed_runner(guest: Guest, make_ansible: MakeAnsible) -> None:
