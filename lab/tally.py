@@ -22,7 +22,7 @@ SIZE = 1024 * 1024
 
 @dataclass
 class Count:
-    """Requests of one command, how many of them were answered by an error, and the bytes of them and of their replies."""
+    """Requests of one command, how many of them were refused with an error, and the bytes both ways."""
 
     requests: int = 0
     refused: int = 0

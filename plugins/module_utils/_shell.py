@@ -95,8 +95,8 @@ _KEPT = 16 * 65536
 def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
     """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
 
-    HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
-    the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place, so
+    HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), with /etc/environment, and the
+    working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place, so
     that ``signal`` is exact, and output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.

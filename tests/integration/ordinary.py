@@ -10,6 +10,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ SIZE = 2_500_001
 ODD = "-n 'single' \"double\" $HOME `id` $(id) \\\\ * ? [a] & ; | < > # ! ~ %s {a,b} ü"
 """Text that should arrive as it is, whatever shells are on the way."""
 
-# What could be left of what carried the configuration there; the exceptions are what systemd puts into /tmp. What watches
-# over an async task looks every five seconds whether it has ended, and then removes the task's files.
+# What could be left of what carried the configuration there; the exceptions are what systemd puts into /tmp. What
+# watches over an async task looks every five seconds whether it has ended, and then removes the task's files.
 LEFT = r"""
 find /tmp /root/.ansible/tmp ~qgauser/.ansible/tmp -mindepth 1 2>/dev/null |
     grep -v -e '^/tmp/systemd-private' -e '^/tmp/[.].*-unix'
@@ -78,13 +79,17 @@ def check_ordinary_play(directory: Path, subjects: Mapping[str, Subject], **vari
     for name, subject in subjects.items():
         seen, expected = look(subject, LOOK, check=False).splitlines(), _expected(name, content)
         assert seen == expected, "\n".join(difflib.unified_diff(expected, seen, "expected", "seen", lineterm=""))
-        until(lambda subject=subject: not look(subject, LEFT, check=False), LEFT_SECONDS, f"nothing left on {name}")
+        until(partial(_nothing_left, subject), LEFT_SECONDS, f"nothing left on {name}")
         fetched = directory / "fetched" / name
         assert (fetched / "large").read_bytes() == content
         assert (fetched / "empty").read_bytes() == b""
         assert (fetched / "copied 'text'.txt").read_text(encoding="utf-8") == "line one\nzwei ü\n"
     second = ansible.playbook(HERE / "targets.yml", variables=variables, timeout=900)
     assert {counts["changed"] for counts in second.recap.values()} == {0}, second.output
+
+
+def _nothing_left(subject: Subject) -> bool:
+    return not look(subject, LEFT, check=False)
 
 
 def _expected(name: str, content: bytes) -> list[str]:

@@ -129,7 +129,7 @@ def _steps(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _difference(target: str, way: Way, expected: Ending, seen: Ending, output: str) -> str:
-    pairs = zip([*expected.steps, ("(the end)", "")], [*seen.steps, ("(the end)", "")])
+    pairs = zip([*expected.steps, ("(the end)", "")], [*seen.steps, ("(the end)", "")], strict=False)
     where = next((f"{one} and {other}" for one, other in pairs if one[1] != other[1]), "the recap")
     name = f"{tempfile.gettempdir()}/parity-{target.replace('/', '-')}-{time.time():.0f}.log"
     Path(name).write_text(output, encoding="utf-8", errors="replace")

@@ -60,7 +60,8 @@ PLAY = {
 @pytest.mark.parametrize("method", ["runner", "guest-exec"])
 def test_many(method: str, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
     patience = {"ansible_qga_timeout": 120, "ansible_qga_exec_method": method}
-    hosts = {f"{name}-{n}": {**guest_variables(agent), **patience} for name, agent in agents.items() for n in range(NAMES)}
+    variables = {name: {**guest_variables(agent), **patience} for name, agent in agents.items()}
+    hosts = {f"{name}-{n}": variables[name] for name in agents for n in range(NAMES)}
     ansible = make_ansible(hosts)
     playbook = ansible.directory / "many.json"
     playbook.write_text(json.dumps([PLAY]), encoding="utf-8")

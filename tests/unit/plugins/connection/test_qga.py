@@ -354,7 +354,7 @@ def test_become_with_a_password(connection: Connect, server: Scripted, asks: boo
 def test_become_with_a_wrong_password(connection: Connect, server: Scripted) -> None:
     made = connection(address=str(server.path))
     made.become = Become("wrong")
-    with pytest.raises(AnsibleError, match="^Incorrect sudo password$"):
+    with pytest.raises(AnsibleError, match=r"^Incorrect sudo password$"):
         made.exec_command(made.become.wrapped("echo never", True), b"stdin")
 
 
@@ -362,7 +362,7 @@ def test_become_without_a_password(connection: Connect, server: Scripted) -> Non
     made = connection(address=str(server.path))
     made.become = Become(None)
     assert made.exec_command(made.become.wrapped("cat", False), b"in")[1] == b"BECOME-SUCCESS-abc\nin"
-    with pytest.raises(AnsibleError, match="^Missing sudo password$"):
+    with pytest.raises(AnsibleError, match=r"^Missing sudo password$"):
         made.exec_command("echo sudo: a password is required >&2; exit 1")
     assert made.exec_command("exit 1")[0] == 1
 
