@@ -148,6 +148,7 @@ import contextlib
 import functools
 import os
 import re
+import secrets
 import shlex
 import time
 from collections.abc import Callable
@@ -225,8 +226,10 @@ class Connection(ConnectionBase):
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
-        command = to_bytes(_as_over_ssh(cmd), errors="surrogate_or_strict")
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
+        if sudoable and self.become:
+            cmd, stdin = self._with_password(cmd, stdin)
+        command = to_bytes(_as_over_ssh(cmd), errors="surrogate_or_strict")
         started = time.monotonic()
         result = self._guarded(lambda: self._run_warm(_as_over_ssh(cmd), stdin) or self._run(command, stdin))
         display.vvv(
@@ -239,6 +242,8 @@ class Connection(ConnectionBase):
                 f"{self._name}: the command wrote more than the 16 MiB that the agent keeps, and the guest's dd has no "
                 "iflag=fullblock, which would keep the rest. Redirect the output to a file in the guest and fetch that."
             )
+        if sudoable and self.become:
+            self._check_password(result)
         return result.shell_rc, result.stdout, result.stderr
 
     def put_file(self, in_path: str, out_path: str) -> None:
@@ -290,6 +295,36 @@ class Connection(ConnectionBase):
     def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
         agent = self.agent  # which makes what there is of runner and interpreters
         return self._warm.run(command, stdin) if agent and self._warm and stdin else None
+
+    def _with_password(self, cmd: str, stdin: bytes) -> tuple[str, bytes]:
+        """Return the command and its input with the password that sudo or su may ask for, if there is one.
+
+        Nobody here can see a prompt and answer it. So the password is what they find on their input; and the shell that
+        they start drops what they left of it: all of it, where they did not ask.
+        """
+        said = f"echo {self.become.success} ; "
+        if not self.become.expect_prompt() or said not in cmd:
+            return cmd, stdin
+        mark = secrets.token_hex(16)
+        # Neither it nor the words around it have quotes in them, whatever quotes they are in.
+        drop = f"while read -r l; do case $l in {mark}) break ;; esac; done; unset l; "
+        password = to_bytes(self.become.get_option("become_pass", playcontext=self._play_context))
+        return cmd.replace(said, said + drop, 1), b"%b\n%b\n%b" % (password, mark.encode("ascii"), stdin)
+
+    def _check_password(self, result: ExecResult) -> None:
+        """Find out whether there would be another result with the right password.
+
+        :raise AnsibleError: as the core's own connections do.
+        """
+        if result.shell_rc == 0 or self.become.check_success(result.stdout):
+            return
+        output = result.stdout + result.stderr
+        for word, wrong in (
+            ("Incorrect", self.become.check_incorrect_password),
+            ("Missing", self.become.check_missing_password),
+        ):
+            if wrong(output):
+                raise AnsibleError(f"{word} {self.become.name} password")
 
     def _run(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent

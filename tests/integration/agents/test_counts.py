@@ -1,14 +1,14 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What one command, one file and one task make travel. Unlike time, this is exact: a change shows."""
+"""What one command, one file and one task make travel. Unlike time, this is exact: a change of it is seen here."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def test_a_task(method: str, tally: Tally, make_ansible: MakeAnsible, agents: di
         playbook = ansible.directory / f"{count}.json"
         tasks = [{"name": "Do nothing", "ansible.builtin.command": "true"}] * count
         playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
-        runs.append(counted(tally, functools.partial(ansible.playbook, playbook)))
+        runs.append(counted(tally, partial(ansible.playbook, playbook)))
     (few, few_bytes), (many, many_bytes) = runs
     per_task = {name: (many[name] - few.get(name, 0)) / TASKS for name in many}
     # Each task connects for itself. What else there is of the runner's is in the tests above: here, it may be slow.

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A guest never prepared, whose agent may not run programs: what works over ssh ends the same way there."""
+"""A guest never prepared, whose agent may not run programs: what works over ssh works there, and ends the same way."""
 
 from __future__ import annotations
 

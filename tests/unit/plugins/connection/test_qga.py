@@ -313,3 +313,70 @@ def test_documentation_names_the_variables_of_the_options() -> None:
         assert [entry["name"] for entry in options[name]["vars"]] == [f"ansible_qga_{name}"]
         assert [entry["name"] for entry in options[name]["env"]] == [f"ANSIBLE_QGA_{name.upper()}"]
         assert options[name]["ini"] == [{"section": "qga_connection", "key": name}]
+
+
+# Become
+
+
+class Become:
+    """As much of a become plugin as a connection uses."""
+
+    name = "sudo"
+    success = "BECOME-SUCCESS-abc"
+
+    def __init__(self, password: str | None) -> None:
+        self._password = password
+
+    def expect_prompt(self) -> bool:
+        return self._password is not None
+
+    def get_option(self, name: str, playcontext: object = None) -> str | None:
+        assert name == "become_pass"
+        return self._password
+
+    def check_success(self, output: bytes) -> bool:
+        return self.success.encode() in output
+
+    def check_incorrect_password(self, output: bytes) -> bool:
+        return b"Sorry, try again." in output
+
+    def check_missing_password(self, output: bytes) -> bool:
+        return b"a password is required" in output
+
+    def wrapped(self, command: str, asks: bool) -> str:
+        """Return what an asking, or silent, sudo would be; the password is `pass 'ü'`."""
+        inner = f"/bin/sh -c {shlex.quote(f'echo {self.success} ; {command}')}"
+        ask = "IFS= read -r p; [ \"$p\" = \"pass 'ü'\" ] || { echo Sorry, try again. >&2; exit 1; }; " if asks else ""
+        return wrapped(f"{ask}{inner}")
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_become_with_a_password(connection: Connect, server: Scripted, asks: bool) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become("pass 'ü'")
+    rc, out, err = made.exec_command(made.become.wrapped("cat; echo '-'$l\"-\"", asks), b"\x00one\ntwo")
+    assert (rc, out, err) == (0, b"BECOME-SUCCESS-abc\n\x00one\ntwo--\n", b"")
+    assert made.exec_command(made.become.wrapped("cat; exit 3", asks))[:2] == (3, b"BECOME-SUCCESS-abc\n")
+
+
+def test_become_with_a_wrong_password(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become("wrong")
+    with pytest.raises(AnsibleError, match=r"^Incorrect sudo password$"):
+        made.exec_command(made.become.wrapped("echo never", True), b"stdin")
+
+
+def test_become_without_a_password(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become(None)
+    assert made.exec_command(made.become.wrapped("cat", False), b"in")[1] == b"BECOME-SUCCESS-abc\nin"
+    with pytest.raises(AnsibleError, match=r"^Missing sudo password$"):
+        made.exec_command("echo sudo: a password is required >&2; exit 1")
+    assert made.exec_command("exit 1")[0] == 1
+
+
+def test_a_password_is_for_become_only(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become("secret")
+    assert made.exec_command(wrapped("cat"), b"in")[1] == b"in"
+    assert made.exec_command(made.become.wrapped("cat", False), b"in", sudoable=False)[1] == b"BECOME-SUCCESS-abc\nin"
