@@ -103,8 +103,8 @@ options:
       - Whether modules are run in forks of an interpreter that stays in the guest, with what modules import imported
         already. A task then takes a fraction of the time. There is one interpreter per command line (interpreter,
         C(become) and C(environment)); the first task that uses one runs as it would without.
-      - Whatever is in doubt is run as it would be without. The action C(reset_connection) of M(ansible.builtin.meta) ends
-        the interpreters.
+      - Whatever is in doubt is run as it would be without. The action C(reset_connection) of M(ansible.builtin.meta)
+        ends the interpreters.
       - It needs a runner, see O(exec_method), and Python 3.8 in the guest.
     type: bool
     default: true
@@ -227,11 +227,15 @@ class Connection(ConnectionBase):
         """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
+        module = stdin
         if sudoable and self.become:
             cmd, stdin = self._with_password(cmd, stdin)
-        command = to_bytes(_as_over_ssh(cmd), errors="surrogate_or_strict")
+        text = _as_over_ssh(cmd)
+        command = to_bytes(text, errors="surrogate_or_strict")
         started = time.monotonic()
-        result = self._guarded(lambda: self._run_warm(_as_over_ssh(cmd), stdin) or self._run(command, stdin))
+        # Where a password is asked for, each command asks for it.
+        warm = module if module == stdin else b""
+        result = self._guarded(lambda: self._run_warm(text, warm) or self._run(command, stdin))
         display.vvv(
             f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
             f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",

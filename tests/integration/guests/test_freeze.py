@@ -21,7 +21,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agen
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import (
-    HERE,
     ROOT,
     guest_variables,
     hypervisor_variables,
@@ -92,12 +91,6 @@ def with_hook(guest: Guest, script: str) -> Iterator[None]:
     look(guest, f"cat >/etc/hook <<'END'\n#!/bin/sh\n{script}\nEND\nchmod +x /etc/hook; rm -f /run/hook-*")
     with configured(guest, "fsfreeze-hook=/etc/hook"):
         yield
-
-
-@each_place
-@pytest.mark.parametrize("target", ["qga_fsfreeze", "qga_fstrim"])
-def test_target(target: str, place: str, guests: Guests, make_ansible: MakeAnsible) -> None:
-    make_ansible(hosts(guests, place)).playbook(HERE / "targets.yml", variables={"target": target})
 
 
 def processes_of(process: subprocess.Popen[str]) -> list[int]:

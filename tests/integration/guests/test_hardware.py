@@ -18,7 +18,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._operation import run_o
 from ansible_collections.qemu.guest.plugins.modules import qga_memory_blocks, qga_time, qga_vcpus
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import (
-    HERE,
     ROOT,
     guest_variables,
     hypervisor_variables,
@@ -27,13 +26,6 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
 from lab.vm import Guest
 
 PLACES = {"guest": guest_variables, "hypervisor": hypervisor_variables}
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("target", ["qga_vcpus", "qga_memory_blocks", "qga_time"])
-def test_module(target: str, place: str, guests: Mapping[str, Guest], make_ansible: MakeAnsible) -> None:
-    hosts = {name: PLACES[place](guest) for name, guest in guests.items()}
-    make_ansible(hosts).playbook(HERE / "targets.yml", variables={"target": target})
 
 
 def test_example(hosts: Mapping[str, Mapping[str, Any]], make_ansible: MakeAnsible) -> None:
