@@ -124,7 +124,7 @@ class Interpreter:
         self.seen = signature(self.watched)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.errors = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - it is read as long as this lives
-        with open(home + "/zygote.py") as program, open(home + "/prologue") as prologue, theirs:
+        with theirs, open(home + "/zygote.py") as program, open(home + "/prologue") as prologue:
             source = f"run(main({table!r}, {archive!r}))\n"
             command = request["command"]
             lines = command.count("\n") + 1

@@ -51,6 +51,7 @@ def _download(directory: Path) -> Path:
     what = ["--no-deps", "--no-binary", "ansible-core", f"ansible-core=={core_version}"]
     done = subprocess.run(
         [*command, "--disable-pip-version-check", "download", *what, "--dest", str(directory)],
+        check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -261,5 +261,3 @@ def test_whether_it_can_wake(start: Start, commands: list[str], machine: Any, re
 def test_list_of_commands_is_checked(start: Start, listed: Any) -> None:
     with connect(start({"query-commands": listed})) as qmp, pytest.raises(QgaError, match="by the schema"):
         qmp.why_not_wake()
-
-

@@ -151,7 +151,7 @@ class File:
         self._check(arguments)
         if self.lines is None:
             path = "/home/alice/.ssh/authorized_keys"
-            raise AgentError(f"failed to read '{path}': Failed to open file “{path}”: No such file or directory")
+            raise AgentError(f"failed to read '{path}': Failed to open file \u201c{path}\u201d: No such file or directory")
         lines = [line.strip() for line in self.lines]
         return {"keys": [line for line in reversed(lines) if line and not line.startswith("#")]}
 
@@ -224,7 +224,7 @@ def test_user_that_does_not_exist(scripted: Start, connect: Connect) -> None:
 
 def test_file_that_cannot_be_read(scripted: Start, connect: Connect) -> None:
     def get(arguments: Mapping[str, Any]) -> Any:
-        raise AgentError("failed to read '/x': Error reading file “/x”: Is a directory")
+        raise AgentError("failed to read '/x': Error reading file \u201c/x\u201d: Is a directory")
 
     with pytest.raises(GuestFileError, match="Is a directory"):
         run(connect(scripted({**File().answers(), GET: get})), A)

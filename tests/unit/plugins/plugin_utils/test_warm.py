@@ -61,8 +61,9 @@ zip_data='{}',
 """
 
 
-def module(work: str, libraries: Mapping[str, str] = LIBRARIES) -> bytes:
+def module(work: str, libraries: Mapping[str, str] | None = None) -> bytes:
     """Return what ansible-core would pipe to Python for a module with this program."""
+    libraries = libraries or LIBRARIES
     content = {**libraries, "ansible/modules/work.py": libraries["ansible/modules/work.py"] + work}
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
