@@ -235,7 +235,7 @@ class Connection(ConnectionBase):
         started = time.monotonic()
         # Where a password is asked for, each command asks for it.
         warm = module if module == stdin else b""
-        result = self._guarded(lambda: self._run_warm(text, warm) or self._run(command, stdin))
+        result = self._guarded(lambda: self._run_warm(text, warm) or self._run_plain(command, stdin))
         display.vvv(
             f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
             f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
@@ -329,6 +329,12 @@ class Connection(ConnectionBase):
         ):
             if wrong(output):
                 raise AnsibleError(f"{word} {self.become.name} password")
+
+    def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
+        result = self._run(command, stdin)
+        if self._warm:
+            self._warm.settle()
+        return result
 
     def _run(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
@@ -83,6 +83,7 @@ class WarmPython:
         self._agent = agent
         self._log = log
         self._spool = Spool(agent, _SPOOL)
+        self._starter = 0  # the program that starts a server, if there is one
 
     def run(self, command: str, stdin: bytes) -> ExecResult | None:
         """Run the module ``stdin`` in a warm interpreter that stands in for ``command``; None if it was not run.
@@ -102,6 +103,12 @@ class WarmPython:
             self._spool.write(f"{archive.digest}.blob", archive.blob)
             line = self._handled(header + before + after, start)
         return line if isinstance(line, ExecResult) else None
+
+    def settle(self) -> None:
+        """Take the result of what was started beside the last command."""
+        starter, self._starter = self._starter, 0
+        if starter:
+            finish(self._agent, starter)
 
     def end(self) -> None:
         """End all warm interpreters, if there are any."""
@@ -152,7 +159,7 @@ class WarmPython:
         }
         sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
         start = _START.format(spool=_SPOOL, failed=_FAILED, python=shlex.quote(python), parts=sizes)
-        start_shell(self._agent, start.encode("utf-8"), b"".join(parts.values()))
+        self._starter = start_shell(self._agent, start.encode("utf-8"), b"".join(parts.values()))
 
 
 def _header(command: str, archive: _Archive, before: bytes) -> bytes:

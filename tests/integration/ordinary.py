@@ -90,7 +90,9 @@ def check_ordinary_play(directory: Path, subjects: Mapping[str, Subject], **vari
 
 def clean(subject: Subject) -> bool:
     """Return whether nothing is left of what carried the configuration there."""
-    return not look(subject, LEFT, check=False)
+    left = look(subject, LEFT, check=False)
+    print(left, end="")
+    return not left
 
 
 def _expected(name: str, content: bytes) -> list[str]:
