@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,26 @@ from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.tests.integration.harness import look, until
 from ansible_collections.qemu.guest.tests.integration.ordinary import check_ordinary_play
+from lab import image
 from lab.agent import LooseAgent
 
 MEGABYTE = 1_000_000
 
 
-@pytest.mark.parametrize("method", ["runner", "guest-exec"])
-def test_ordinary_play(method: str, agents: dict[str, LooseAgent], tmp_path: Path) -> None:
-    check_ordinary_play(tmp_path, agents, ansible_qga_exec_method=method)
+WAYS = {
+    "warm": {},
+    "runner": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False},
+    "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ordinary_play(way: str, tmp_path: Path) -> None:
+    # Agents of its own: each begins with nothing. The oldest and the newest will do for all ways but the usual one.
+    with ExitStack() as stack:
+        releases = image.RELEASES if way == "warm" else ("bullseye", "sid")
+        agents = {release: stack.enter_context(LooseAgent(release)) for release in releases}
+        check_ordinary_play(tmp_path, agents, **WAYS[way])
 
 
 @pytest.fixture
