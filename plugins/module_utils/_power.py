@@ -40,6 +40,10 @@ SILENT = 15.0
 GONE = 2.0
 """The same where its socket is gone or nobody serves it; a restarted agent may do that for a moment."""
 
+FAILED = 15.0
+"""Seconds in which a guest goes away whose agent said that it could not. The agent runs a program that asks systemd to
+shut down, and that one reports a failure when systemd's answer is lost in the shutdown."""
+
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # An uptime that lags behind by this many seconds is that of another boot.
 _LAG = 5.0
@@ -96,6 +100,14 @@ class Presence:
             return self._no_answer(started, GONE)
         self._away_since, self.gone = None, False
         return True
+
+    def goes(self) -> bool:
+        """Return whether the agent, which answered a moment ago, stops to do so within FAILED seconds."""
+        deadline = Deadline(FAILED)
+        while not self.was_away and not deadline.expired:
+            self.look(Deadline(LOOK))
+            time.sleep(min(PAUSE, deadline.left()))
+        return self.was_away
 
     def in_words(self) -> str:
         """Look once more, and return what there was to see, to tell somebody who waited in vain."""

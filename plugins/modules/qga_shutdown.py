@@ -62,6 +62,8 @@ options:
 notes:
   - What a guest does that is told to shut down is for the guest to decide. One that has not been seen to do it within
     O(timeout) may do it later.
+  - An agent may say that it failed while its guest goes down, because systemd's answer got lost in that. The task then
+    looks whether the agent goes away, fails after 15 seconds if it does not, and else warns.
   - Where the agent allows neither C(guest-file-read) nor C(guest-get-cpustats), and O(qmp_address) is not given, that a
     guest has rebooted cannot be proven. The task warns then.
 seealso:
@@ -120,7 +122,12 @@ from typing import Any, Mapping
 from ansible_collections.qemu.guest.plugins.module_utils import _power
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, QmpLostError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandError,
+    CommandUnavailable,
+    OperationError,
+    QmpLostError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._power import Boot, Presence, boot_of, monitor, qemu_tells
@@ -178,13 +185,28 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     with monitor(params["qmp_address"]) as qmp:
         started = time.monotonic()
         deadline = Deadline(params["timeout"])
-        agent.execute("guest-shutdown", {"mode": params["mode"]})
+        failure = _send(agent, params["mode"])
         if params["mode"] == "reboot":
             result: dict[str, Any] = _Reboot(agent, qmp, before, params["wait_for_agent"]).follow(deadline)
         else:
             result = {"confirmed_by": _goes_down(agent, qmp, params["mode"], deadline)}
     result["elapsed"] = round(time.monotonic() - started, 3)
+    if failure:
+        result["warnings"] = [*result.get("warnings", ()), f"The guest did it, though its agent said: {failure}"]
     return result
+
+
+def _send(agent: Agent, mode: str) -> str:
+    """Send the command; return the words of an agent that said that it failed while its guest went down."""
+    try:
+        agent.execute("guest-shutdown", {"mode": mode})
+    except CommandUnavailable:
+        raise
+    except CommandError as exc:
+        if not Presence(agent).goes():
+            raise
+        return exc.message.strip()
+    return ""
 
 
 def _goes_down(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:

@@ -75,7 +75,7 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     """Start machines that are shut down and suspended, in a hurry. They end with the test."""
     monkeypatch.setattr(_agent, "_SECONDS_TO_FAIL", 0.2)
     monkeypatch.setattr(qga_suspend, "_SECONDS_TO_FAIL", dict.fromkeys(("ram", "disk", "hybrid"), 0.2))
-    for name, seconds in {"PAUSE": 0.05, "LOOK": 0.2, "SILENT": 1.0, "GONE": 0.1}.items():
+    for name, seconds in {"PAUSE": 0.05, "LOOK": 0.2, "SILENT": 1.0, "GONE": 0.1, "FAILED": 1.0}.items():
         monkeypatch.setattr(_power, name, seconds)
     with ExitStack() as stack:
         yield lambda **how: stack.enter_context(Machine(tmp_path, **how))

@@ -326,6 +326,25 @@ def test_command_that_is_blocked(machines: Machines, connect: Connect) -> None:
     assert "guest-shutdown" not in machine.commands
 
 
+@pytest.mark.parametrize("qmp", [True, False])
+@pytest.mark.parametrize("mode", ["powerdown", "reboot"])
+def test_agent_that_says_it_fails(machines: Machines, connect: Connect, qmp: bool, mode: str) -> None:
+    """systemd's answer may get lost in the shutdown that it began."""
+    text = "child process has terminated abnormally: Call to PowerOff failed: Connection reset by peer\n"
+    machine = machines()
+    happens = machine.reboots(seconds=0.6) if mode == "reboot" else machine.stops("SHUTDOWN", "shutdown")
+
+    def says(session: Any, request: Any) -> None:
+        fails(text)(session, request)
+        machine.later(happens)
+
+    machine.then("guest-shutdown", says)
+    result = run(connect(machine), machine, qmp=qmp, mode=mode)
+    assert result["confirmed_by"] == ("event" if qmp else "boot_id" if mode == "reboot" else "agent")
+    assert result["warnings"] == [f"The guest did it, though its agent said: {text.strip()}"]
+    assert machine.work.count("guest-shutdown") == 1
+
+
 def test_agent_that_fails(machines: Machines, connect: Connect) -> None:
     machine = machines()
     machine.then("guest-shutdown", fails("child process has failed to shutdown"))
