@@ -52,6 +52,7 @@ notes:
   - To move what a block holds can take long. Each block is a command of its own that must end within O(agent_timeout).
   - When blocks could not be switched, the others still are. The task then fails, and RV(responses) tells what became of
     each block.
+  - What holds a block may let it go soon, such as a write to a disk. C(until) and C(retries) help then.
 seealso:
   - module: qemu.guest.qga_info
   - module: qemu.guest.qga_vcpus
