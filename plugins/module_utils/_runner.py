@@ -319,7 +319,9 @@ class RunnerAgent(Agent):
         if number in self._untaken and not self._spool.has(f"{number}.taken"):
             if not self._spool.has(f"{number}.in"):
                 return False
-            self._hand_over(number)
+            # Rung for again, but not written again: it may be taken at this very moment.
+            if not self._spool.ring(str(number)):
+                self._hand_over(number)
             return True
         self._untaken.pop(number, None)
         return self._spool.ring("") or self._spool.has(f"{number}.rc")

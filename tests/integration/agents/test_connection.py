@@ -25,7 +25,7 @@ from lab.agent import LooseAgent
 MEGABYTE = 1_000_000
 
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "warm": {},
     "runner": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False},
     "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
@@ -72,7 +72,7 @@ def test_exit_status_is_exact(connection: Any) -> None:
 def test_large_output_is_whole(connection: Any, agent: LooseAgent, stream: int) -> None:
     # A program whose output is 40 MB and different everywhere, and its checksum by another path.
     program = "seq 6000000 | head -c 40000000"
-    spooled = "mkdir -p /run/qemu-guest-runner; find /run/qemu-guest-runner -type f ! -name pid"
+    spooled = "find /run/qemu-guest-runner -type f ! -name pid 2>/dev/null || :"
     # What others have left there is theirs.
     before = set(look(agent, spooled).splitlines())
     rc, *streams = connection.exec_command(f"({program}) >&{stream}; echo end >&{3 - stream}; exit 3")

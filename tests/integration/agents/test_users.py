@@ -21,8 +21,8 @@ def lets_in(agent: LooseAgent) -> bool:
     for option in ("IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"):
         argv += ["-o", option]
     argv += ["-o", f"ProxyCommand={sshd}", "root@here", "true"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.run(argv, check=False, timeout=60, **quiet).returncode == 0
+    done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60, check=False)
+    return done.returncode == 0
 
 
 def test_key_lets_in(agent: LooseAgent, make_ansible: MakeAnsible) -> None:

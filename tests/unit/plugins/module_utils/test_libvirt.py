@@ -348,7 +348,8 @@ def test_other_errors_of_the_agent(daemon: Libvirt, agent: Any) -> None:
     daemon.then("guest-file-read", agent_said("guest-file-read", "handle '9' has not been found"))
     with pytest.raises(HandleLostError):
         agent.execute("guest-file-read", {"handle": 9})
-    text = "Guest agent command failed, error was 'Failed to execute child process \u201c/x\u201d (No such file or directory)'"
+    text = "Failed to execute child process \u201c/x\u201d (No such file or directory)"
+    text = f"Guest agent command failed, error was '{text}'"
     daemon.then("guest-exec", agent_said("guest-exec", text))
     with pytest.raises(CommandError) as caught:
         agent.execute("guest-exec", {"path": "/x"})

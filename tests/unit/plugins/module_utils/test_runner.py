@@ -206,7 +206,7 @@ def test_request_that_nobody_took_is_handed_over_again(agent: RunnerAgent, guest
 def test_rung_for_twice_runs_once(agent: RunnerAgent, guest: Guest) -> None:
     pid = start(agent, "/bin/sh", ["-c", f"echo ran >>{guest.tools}/count; sleep 0.3"])
     for _time in range(5):
-        agent._hand_over(pid)
+        agent._spool.ring(str(pid))
     assert finish(agent, pid).rc == 0
     time.sleep(0.5)
     assert (guest.tools / "count").read_text() == "ran\n"

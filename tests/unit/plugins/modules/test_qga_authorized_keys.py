@@ -151,7 +151,8 @@ class File:
         self._check(arguments)
         if self.lines is None:
             path = "/home/alice/.ssh/authorized_keys"
-            raise AgentError(f"failed to read '{path}': Failed to open file \u201c{path}\u201d: No such file or directory")
+            cause = f"Failed to open file \u201c{path}\u201d: No such file or directory"
+            raise AgentError(f"failed to read '{path}': {cause}")
         lines = [line.strip() for line in self.lines]
         return {"keys": [line for line in reversed(lines) if line and not line.startswith("#")]}
 
