@@ -317,8 +317,8 @@ class RunnerAgent(Agent):
 
     def _lives(self, number: int) -> bool:
         if number in self._untaken and not self._spool.has(f"{number}.taken"):
-            if not self._spool.has(f"{number}.in"):
-                return False
+            if not self._spool.has(f"{number}.in"):  # taken since, or the spool is another one now
+                return self._spool.has(f"{number}.taken") or self._spool.has(f"{number}.rc")
             # Rung for again, but not written again: it may be taken at this very moment.
             if not self._spool.ring(str(number)):
                 self._hand_over(number)
