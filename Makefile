@@ -9,10 +9,10 @@ CACHE := $(or $(QEMU_GUEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qemu-gu
 RUN := @tests/tools/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit sanity agents guests bench docs build clean
+.PHONY: help demo test lint unit sanity agents guests guests-all bench docs build clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 demo:  ## boot a guest without a network and configure it with a playbook
 	@tests/tools/with core-2.19 python -m lab.demo
@@ -35,8 +35,11 @@ build:  ## the artifact, checked and test-installed; it is left in this director
 agents:  ## integration tests against the real agent, without a guest
 	$(RUN) agents
 
-guests:  ## integration tests against booted guests
+guests:  ## integration tests of the connection against booted guests
 	$(RUN) guests
+
+guests-all:  ## everything that wants a booted guest; takes an hour where they are emulated
+	$(RUN) guests-all
 
 bench:  ## seconds per task and MB/s, beside ssh, on one guest
 	@tests/tools/with core-2.21 python -m lab.bench
