@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.qemu.guest.tests.integration.elsewhere import run_target
+import pytest
+
+from ansible_collections.qemu.guest.tests.integration.elsewhere import run_target, targets
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, Subject, guest_variables
 from lab import ssh
 
@@ -99,9 +101,12 @@ class Comparison:
 
         A target that has been run leaves its traces, so where the two differ, both are run again.
         """
+        if not (targets() / target).exists():
+            pytest.skip("this ansible-core does not have it")
         variables, environment = WAYS[way]
         other = Way(way, {**self._qga, **variables}, environment)
         seen, output = self._run(target, other)
+        assert seen.good > 1, f"nothing to compare:\n{output}"
         if target in self._known and seen.same(self._known[target]):
             return
         self._known[target], _output = self._run(target, self._ssh)
@@ -109,7 +114,6 @@ class Comparison:
             seen, output = self._run(target, other)
         expected = self._known[target]
         assert seen.same(expected), _difference(target, other, expected, seen, output)
-        assert seen.good > 1, "nothing was compared"
 
     def _run(self, target: str, way: Way) -> tuple[Ending, str]:
         scratch = Path(tempfile.mkdtemp(dir=self._directory))

@@ -15,14 +15,14 @@ import pytest
 from ansible_collections.qemu.guest.tests.integration.parity import WAYS, WHOLE, Comparison
 from lab.agent import LooseAgent
 
-TARGETS = ["become_sudo", "raw", "slurp"]
+TARGETS = ["async", "raw", "slurp"]
 # fmt: off
 MORE = [
-    "async", "tempfile", "script", "stat", "command_shell", "become", "become_su", "async_fail",
+    "tempfile", "script", "stat", "command_shell", "become", "become_su", "become_sudo", "async_fail",
     "fetch/run_fetch_tests.yml", "fetch/injection/avoid_slurp_return.yml", "environment/test_environment.yml",
     "remote_tmp/playbook.yml", "interpreter_discovery_python", "wait_for_connection", "template", "unarchive",
     "lineinfile", "file", "copy", "assemble", "blockinfile", "cron", "facts_d", "find", "getent", "group",
-    "loop-connection/main.yml", "package_facts", "replace", "service_facts", "unsafe_writes", "user", "wait_for",
+    "package_facts", "replace", "service_facts", "unsafe_writes", "user", "wait_for",
     "gathering_facts/test_gathering_facts.yml",
 ]
 # fmt: on

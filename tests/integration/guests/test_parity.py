@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.elsewhere import CONNECTION, targets
+from ansible_collections.qemu.guest.tests.integration.elsewhere import CONNECTION
 from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES, blocked
 from ansible_collections.qemu.guest.tests.integration.harness import HERE, Ansible, guest_variables, look
 from ansible_collections.qemu.guest.tests.integration.ordinary import ordinary_variables
@@ -65,8 +65,6 @@ def test_ordinary_play(guest: Guest, ansible: Ansible, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [*CONNECTION, *(MORE if WHOLE else [])])
 def test_target(target: str, guest: Guest, tmp_path: Path) -> None:
-    if not (targets() / target).exists():
-        pytest.skip("this ansible-core does not have it")
     Comparison(guest, tmp_path).check(target, "runner")
 
 
