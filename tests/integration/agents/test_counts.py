@@ -113,7 +113,8 @@ def plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
 
 def test_a_task(method: str, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
     variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
-    ansible = make_ansible({"counted": {**variables, "ansible_qga_exec_method": method}})
+    plain = {"ansible_qga_exec_method": method, "ansible_qga_warm_python": False}
+    ansible = make_ansible({"counted": {**variables, **plain}})
     runs = []
     for count in (1, 1 + TASKS):
         playbook = ansible.directory / f"{count}.json"
