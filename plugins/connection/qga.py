@@ -164,6 +164,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start
 from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
+    CommandUnavailable,
     ConnectError,
     NoRunnerError,
     OutcomeUnknownError,
@@ -298,7 +299,12 @@ class Connection(ConnectionBase):
 
     def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
         agent = self.agent  # which makes what there is of runner and interpreters
-        return self._warm.run(command, stdin) if agent and self._warm and stdin else None
+        if not agent or not self._warm or not stdin:
+            return None
+        try:
+            return self._warm.run(command, stdin)
+        except (CommandUnavailable, NoRunnerError):
+            return None  # nothing was run; the plain path has other means, or says what is wrong
 
     def _with_password(self, cmd: str, stdin: bytes) -> tuple[str, bytes]:
         """Return the command and its input with the password that sudo or su may ask for, if there is one.

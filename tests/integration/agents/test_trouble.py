@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import (
     Ansible,
@@ -90,7 +91,7 @@ def test_addresses_that_are_none(make_ansible: MakeAnsible) -> None:
     for module in ("ansible.builtin.ping", "qga_ping"):
         run = ansible.adhoc(module, rc=None)
         assert run.rc in (2, 4)
-        said(run, "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT or tcp:HOST:PORT", by=len(bad))
+        said(run, FORMS, by=len(bad))
         said(run, *(f"{text!r} is not the address of a guest agent" for text in bad if text), by=1)
         said(run, "where is its guest agent? Set ansible_qga_address", by=1)
         assert "Traceback" not in run.output
