@@ -347,7 +347,7 @@ class Connection(ConnectionBase):
         if self._runner:
             try:
                 return run_shell(self._runner, command, stdin)
-            except NoRunnerError as exc:
+            except (CommandUnavailable, NoRunnerError) as exc:
                 if not can_run_programs(agent) or self.get_option("exec_method") == "runner":
                     raise
                 display.vvv(f"{exc} Using guest-exec.", host=self._name)

@@ -261,8 +261,7 @@ class RunnerAgent(Agent):
     # guest-exec
 
     def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        if not self._below.supports(*_FILE):
-            raise NoRunnerError(f"A runner needs all of {', '.join(_FILE)}, and this agent does not allow them.")
+        self._below.require(*_FILE)
         command = _command_line(arguments).encode("utf-8", "surrogateescape")
         stdin = base64.b64decode(arguments.get("input-data", ""))
         number = new_number()
