@@ -65,7 +65,9 @@ def test_guest_exec_blocked(make_ansible: MakeAnsible, guests: Mapping[str, Gues
         with blocked(guest, "guest-exec,guest-exec-status"):
             # Without a runner, and with no way to start one.
             look(guest, "kill $(cat /run/qemu-guest-runner/1/pid); sleep 2", check=False)
-            ansible = make_ansible(variables(guest, ansible_qga_timeout=20, ansible_qga_bootstrap=[]))
+            ansible = make_ansible(
+                variables(guest, ansible_qga_timeout=20, ansible_qga_bootstrap=[], ansible_qga_warm_python=False)
+            )
             run = ansible.adhoc("ansible.builtin.ping", rc=2)
             assert "guest-exec was not run: disabled by the guest's administrator" in run.message
             assert ("blacklist" if guest.release == "bullseye" else "block-rpcs") in run.message
