@@ -104,7 +104,7 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
 
     # Another program is installed without a pause: this runner hands over to one on demand, and that to the new one.
     look(guest, "echo '# older' >>/usr/local/lib/qemu-guest/runner.sh")
-    assert prepare(ansible).recap["vm"]["changed"] == 2
+    assert prepare(ansible).recap["vm"]["changed"] == 3
     newer = until(lambda: _runner(guest, besides=new), 20, "no other runner")
     assert look(guest, f"systemctl show -p MainPID {UNIT}") == f"MainPID={newer}\n"
 
