@@ -36,7 +36,10 @@ DANGEROUS = (
 )
 SCRIPT = Path(__file__).with_name("loose.sh")
 NAMESPACES = ["--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net", "--cgroup"]
+NAMESPACES_OF = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]
 START_SECONDS = 10.0
+# The privileges that loose.sh takes from the agent.
+BOUNDS = "--bounding-set=-sys_admin,-sys_boot,-sys_time,-sys_module,-sys_rawio,-mknod,-sys_ptrace"
 # Standard input is a pipe that only this process holds. When it ends, however that comes, loose.sh ends, and then what
 # it left behind is removed. Closing standard output tells at once that loose.sh ended early; reading on keeps its log
 # for the error message.
@@ -68,6 +71,12 @@ class LooseAgent:
                 return pid
         raise LabError(f"no agent runs: {self._log()}")
 
+    @property
+    def sshd(self) -> list[str]:
+        """The command line, for root, of an ssh server beside the agent; it speaks on its standard input and output."""
+        enter = ["nsenter", f"--target={self.pid}", *NAMESPACES_OF, "--root", "--wd"]
+        return [*enter, "setpriv", BOUNDS, "/usr/sbin/sshd", "-i", "-o", "UsePAM=no", "-o", "UseDNS=no"]
+
     def start(self) -> LooseAgent:
         """Start the agent; return when it listens. It ends with this process at the latest."""
         host.need("unshare")
@@ -75,7 +84,7 @@ class LooseAgent:
         self.directory = host.private_directory()
         (self.directory / "root").mkdir()
         argv = ["sh", "-c", LEASH, str(self.directory), "unshare", *NAMESPACES, "sh", str(SCRIPT)]
-        argv += [str(source.tree), str(self.directory), self.release, ",".join(self.blocked)]
+        argv += [str(source.tree), str(self.directory), self.release, ",".join(self.blocked), BOUNDS]
         with open(self.directory / "log", "wb") as log:
             self._process = subprocess.Popen(
                 host.as_root(argv),

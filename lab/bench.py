@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lab import accel, image
+from lab import accel, image, ssh
 from lab.host import LabError
 from lab.tally import Tally
 from lab.vm import Guest
@@ -117,7 +117,7 @@ class Bench:
         _progress(f"booted in {time.monotonic() - started:.0f} s")
         self.contenders = [
             Contender("qga", {**PYTHON, **self._qga(self._guest.agent_socket)}),
-            Contender("ssh", {**PYTHON, **self._ssh()}),
+            Contender("ssh", {**PYTHON, **ssh.variables(self._guest), "ansible_ssh_pipelining": True}),
         ]
         # Random, so that ssh's compression, which Ansible turns on, has nothing to gain.
         self._content().write_bytes(os.urandom(FILE_SIZE))
@@ -153,17 +153,6 @@ class Bench:
 
     def _qga(self, address: Path) -> dict[str, Any]:
         return {"ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(address)}
-
-    def _ssh(self) -> dict[str, Any]:
-        return {
-            "ansible_connection": "ansible.builtin.ssh",
-            "ansible_host": "127.0.0.1",
-            "ansible_port": self._guest.ssh_port,
-            "ansible_user": "root",
-            "ansible_ssh_private_key_file": str(self._guest.ssh_key),
-            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
-            "ansible_ssh_pipelining": True,
-        }
 
     def _content(self) -> Path:
         return self._scratch / "content"

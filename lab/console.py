@@ -21,11 +21,12 @@ from lab.host import LabError
 
 # The guest's terminal keeps about 64 KiB that no program has read yet, and drops the rest.
 MAX_COMMAND = 32 * 1024
-# Everything is in /run, because a test may fill or freeze the root filesystem. The inner sh records the exit status, so
+# Everything is in /run, because a test may fill or freeze the root filesystem; `mkdir -p` tries to make /run, and that
+# alone would wait until it is thawed. The inner sh records the exit status, so
 # no record means that timeout killed it. A mark is typed with "" in its middle, so that it appears only where the shell
 # printed it, never where the terminal echoes what was typed.
 TYPED = """
-mkdir -p /run/lab; cd /run/lab; base64 -d >{name}.in <<'END'
+[ -d /run/lab ] || mkdir /run/lab; cd /run/lab; base64 -d >{name}.in <<'END'
 {encoded}END
 timeout -k 5 {seconds} sh -c 'cd /; sh $1.in >$1.out 2>&1 </dev/null; echo $? >$1.rc' sh /run/lab/{name}
 echo "<""{name} $(cat {name}.rc || echo none)"; base64 {name}.out; echo "{name}"">"; rm -f {name}.*

@@ -18,16 +18,19 @@ from pathlib import Path
 # Programs the lab runs, and the Debian package of each.
 PACKAGES = {
     "debootstrap": "debootstrap",
+    "libvirtd": "libvirt-daemon",
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
+    "virsh": "libvirt-clients",
 }
 # Packages without which one of those programs starts but does not work. They are only recommended there, and
 # recommended packages are not installed.
 COMPANIONS = {
     "debootstrap": ["debian-archive-keyring"],
+    "libvirt-daemon": ["libvirt-daemon-driver-qemu"],
     "qemu-system-x86": ["seabios"],
 }
 # Debian's ordinary users have no sbin directory in their PATH.

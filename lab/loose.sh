@@ -5,12 +5,12 @@
 #
 # Runs an image's agent without a guest. agent.py starts this as root, as the first process of new mount, pid, uts, ipc,
 # net and cgroup namespaces:
-#   loose.sh TREE SHARED RELEASE BLOCKED
+#   loose.sh TREE SHARED RELEASE BLOCKED BOUNDS
 # TREE is the image's directory tree and is never written: the agent sees it through an overlay. SHARED is a directory
 # that both sides see; the agent's socket appears in it. Each line on standard input restarts the agent; the end of
 # standard input ends everything here, because nothing outlives the first process of a pid namespace.
 set -eu
-tree=$1 shared=$2 release=$3 blocked=$4
+tree=$1 shared=$2 release=$3 blocked=$4 bounds=$5
 umask 022
 
 # The mounts below exist in this namespace only.
@@ -21,8 +21,10 @@ mount -t overlay -o "lowerdir=$tree,upperdir=upper,workdir=work" overlay new
 mount -t proc proc new/proc
 mount -t sysfs -o ro sysfs new/sys
 mount -t tmpfs -o mode=0755 tmpfs new/dev
-mkdir new/dev/shm new/lab
+mkdir new/dev/shm new/dev/pts new/lab
 mount -t tmpfs -o mode=1777 tmpfs new/dev/shm
+mount -t devpts -o newinstance,mode=0620,gid=5,ptmxmode=0666 devpts new/dev/pts
+ln -s pts/ptmx new/dev/ptmx
 for node in null zero full random urandom tty; do
     : >"new/dev/$node"
     mount --bind "/dev/$node" "new/dev/$node"
@@ -44,12 +46,12 @@ cd /
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 hostname "$release"
 ip link set lo up
+mkdir -p /run/sshd
 
 # The commands that would act on the host's kernel are blocked, and the privileges they would need are gone as well.
 start() {
     rm -f /lab/agent.sock
-    env -i PATH="$PATH" LANG=C.UTF-8 setpriv \
-        --bounding-set=-sys_admin,-sys_boot,-sys_time,-sys_module,-sys_rawio,-mknod,-sys_ptrace \
+    env -i PATH="$PATH" LANG=C.UTF-8 setpriv "$bounds" \
         qemu-ga -m unix-listen -p /lab/agent.sock -b "$blocked" </dev/null >&2 &
     agent=$!
     until [ -S /lab/agent.sock ]; do

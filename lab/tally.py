@@ -10,20 +10,26 @@ import select
 import socket
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+REFUSED = re.compile(rb'"error":\s*\{')
 # A client has one request in flight and starts it with this; requests are single lines.
 EXECUTE = re.compile(rb'"execute":\s*"([^"]*)"')
+# In a string, these quotes would have a backslash before them.
+RETURN = b'"return": '
 SIZE = 1024 * 1024
 
 
 @dataclass
 class Count:
-    """Requests of one command, and the bytes of them and of their replies."""
+    """Requests of one command, how many were answered and refused, and the bytes of them and of their replies."""
 
     requests: int = 0
+    returned: int = 0
+    refused: int = 0
     sent: int = 0
     received: int = 0
 
@@ -49,7 +55,7 @@ class Tally:
     ) -> None:
         # Closing would not wake the thread that waits for a client; shutting down does.
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        self._thread.join(5)  # a client may still be there
         self._listener.close()
         self.path.unlink()
 
@@ -59,7 +65,8 @@ class Tally:
                 client = self._listener.accept()[0]
             except OSError:
                 return
-            with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+            # Whichever side breaks the connection, the next client is served.
+            with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent, suppress(OSError):
                 agent.connect(str(self._agent_socket))
                 self._pass_on(client, agent)
 
@@ -67,6 +74,7 @@ class Tally:
         """Pass bytes both ways until one side closes."""
         command = "nothing asked"
         line = b""
+        answered = True
         while True:
             for source in select.select([client, agent], [], [])[0]:
                 data = source.recv(SIZE)
@@ -74,6 +82,11 @@ class Tally:
                     return
                 if source is agent:
                     self.counts[command].received += len(data)
+                    self.counts[command].returned += RETURN in data
+                    # Before the answer to a sync, there is a complaint about the byte that announces it.
+                    if not answered and not command.startswith("guest-sync") and REFUSED.search(data[:200]):
+                        self.counts[command].refused += 1
+                    answered = True
                     client.sendall(data)
                     continue
                 started = not line
@@ -81,6 +94,7 @@ class Tally:
                 if started and (match := EXECUTE.search(line)):
                     command = match.group(1).decode("ascii", "replace")
                     self.counts[command].requests += 1
+                    answered = False
                 self.counts[command].sent += len(data)
                 if line.endswith(b"\n"):
                     line = b""

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,33 @@ def test_nothing_outlives_a_killed_starter(what: str) -> None:
     starter.communicate()
     assert gone(lambda: not Path(f"/proc/{int(pid)}").exists())
     assert gone(lambda: not os.path.exists(directory))
+
+
+def test_nothing_of_libvirt_outlives_a_killed_starter() -> None:
+    # A domain is added, so that there is a QEMU too; it needs nothing to boot from.
+    xml = "<memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os>"
+    script = f"""from lab.libvirt import Daemon
+daemon = Daemon().start()
+daemon.restart()
+print(daemon.add("create", "bare", {xml!r}, "--paused"), daemon.directory, flush=True)
+input()"""
+    starter = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert starter.stdout is not None
+    uuid, directory = starter.stdout.readline().decode().split()
+    assert running(uuid) == 1 and running(f"{directory}/pid") >= 1
+    starter.kill()
+    starter.communicate()
+    assert gone(lambda: not running(uuid) and not running(directory))
+    assert gone(lambda: not os.path.exists(directory))
+
+
+def running(words: str) -> int:
+    """Return how many processes have `words` in their command line."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            count += words.encode() in path.read_bytes()
+    return count
 
 
 def test_loose_agent_refuses_what_would_act_on_the_host(loose: LooseAgent) -> None:

@@ -31,6 +31,8 @@ from lab.host import LabError
 NICS = ("none", "user")
 # The kernel's console is the second serial line; the first is the shell of console.py.
 KERNEL_LINE = "root=/dev/vda rw console=ttyS1 quiet net.ifnames=0 apparmor=0 audit=0 systemd.show_status=0"
+# A bit more than half of the memory takes nothing that cannot be moved, so that one block of it can go offline.
+KERNEL_LINE += " movablecore=52%"
 SMALL_DISK = "64M"
 STOP_SECONDS = 5.0
 # Ends a guest whose starter is gone, however that ended: it waits for the end of its standard input, a pipe that only

@@ -18,8 +18,9 @@ options:
   address:
     description:
       - Where the guest's agent is, seen from the machine that runs Ansible.
-      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT), or
-        V(tcp:HOST:PORT).
+      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT),
+        V(tcp:HOST:PORT), or V(libvirt:DOMAIN) for a domain of libvirt, by its name or UUID.
+      - The last one needs libvirt's Python library in the Python that runs Ansible (package C(python3-libvirt)).
     type: str
     vars:
       - name: ansible_qga_address
@@ -28,6 +29,19 @@ options:
     ini:
       - section: qga_connection
         key: address
+  libvirt_uri:
+    description:
+      - Which libvirt has the domain, where O(address) is V(libvirt:DOMAIN); of no meaning otherwise. It may be a remote
+        one, such as V(qemu+ssh://root@hypervisor/system).
+      - The default is what the environment variable E(LIBVIRT_DEFAULT_URI) says, or V(qemu:///system).
+    type: str
+    vars:
+      - name: ansible_qga_libvirt_uri
+    env:
+      - name: ANSIBLE_QGA_LIBVIRT_URI
+    ini:
+      - section: qga_connection
+        key: libvirt_uri
   host:
     description:
       - Used in place of O(address) where that is not set and this has one of its forms.
@@ -84,6 +98,23 @@ options:
     ini:
       - section: qga_connection
         key: bootstrap
+  warm_python:
+    description:
+      - Whether modules are run in forks of an interpreter that stays in the guest, with what modules import imported
+        already. A task then takes a fraction of the time. There is one interpreter per command line (interpreter,
+        C(become) and C(environment)); the first task that uses one runs as it would without.
+      - Whatever is in doubt is run as it would be without. The action C(reset_connection) of M(ansible.builtin.meta)
+        ends the interpreters.
+      - It needs a runner, see O(exec_method), and Python 3.8 in the guest.
+    type: bool
+    default: true
+    vars:
+      - name: ansible_qga_warm_python
+    env:
+      - name: ANSIBLE_QGA_WARM_PYTHON
+    ini:
+      - section: qga_connection
+        key: warm_python
   remote_user:
     description:
       - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
@@ -113,9 +144,11 @@ EXAMPLES = r"""
         mode: "0644"
 """
 
+import contextlib
 import functools
 import os
 import re
+import secrets
 import shlex
 import time
 from collections.abc import Callable
@@ -141,10 +174,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 
 display = Display()
 
 T = TypeVar("T")
+
+# A reset is done again and again while a guest reboots, and must not wait for it.
+_RESET_SECONDS = 1.0
 
 
 class Connection(ConnectionBase):
@@ -159,6 +196,7 @@ class Connection(ConnectionBase):
         super().__init__(*args, **kwargs)
         self._agent: Agent | None = None
         self._runner: Agent | None = None
+        self._warm: WarmPython | None = None
 
     @property
     def agent(self) -> Agent:
@@ -171,10 +209,11 @@ class Connection(ConnectionBase):
             name = self._name
             log = functools.partial(display.vvvvv, host=name)
             try:
-                agent = open_agent(self._address(), self.get_option("timeout"), log=log)
+                uri = self.get_option("libvirt_uri")
+                agent = open_agent(self._address(), self.get_option("timeout"), log=log, libvirt_uri=uri)
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
-            self._use(agent)
+            self._agent = self._with_runner(agent)
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
         return self._agent
@@ -187,10 +226,16 @@ class Connection(ConnectionBase):
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
-        command = to_bytes(_inner(cmd), errors="surrogate_or_strict")
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
+        module = stdin
+        if sudoable and self.become:
+            cmd, stdin = self._with_password(cmd, stdin)
+        text = _as_over_ssh(cmd)
+        command = to_bytes(text, errors="surrogate_or_strict")
         started = time.monotonic()
-        result = self._guarded(lambda: self._run(command, stdin))
+        # Where a password is asked for, each command asks for it.
+        warm = module if module == stdin else b""
+        result = self._guarded(lambda: self._run_warm(text, warm) or self._run_plain(command, stdin))
         display.vvv(
             f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
             f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
@@ -201,6 +246,8 @@ class Connection(ConnectionBase):
                 f"{self._name}: the command wrote more than the 16 MiB that the agent keeps, and the guest's dd has no "
                 "iflag=fullblock, which would keep the rest. Redirect the output to a file in the guest and fetch that."
             )
+        if sudoable and self.become:
+            self._check_password(result)
         return result.shell_rc, result.stdout, result.stderr
 
     def put_file(self, in_path: str, out_path: str) -> None:
@@ -224,6 +271,8 @@ class Connection(ConnectionBase):
 
     def reset(self) -> None:
         """Give the channel up and start anew: the guest may have rebooted, the agent may have been restarted."""
+        with contextlib.suppress(AnsibleError, QgaError):  # where nobody answers, there is nothing to end
+            self._end_warm()
         self.close()
         self._connect()
 
@@ -231,19 +280,61 @@ class Connection(ConnectionBase):
         """Give the channel up for others."""
         if self._agent is not None:
             self._agent.close()
-            self._agent = self._runner = None
+            self._agent = self._runner = self._warm = None
         self._connected = False
 
-    def _use(self, agent: Agent) -> None:
-        """Take ``agent``, and a runner besides as far as the options want one."""
+    def _with_runner(self, agent: Agent) -> Agent:
+        """Return ``agent`` as operations use it, and make what else the options want commands to be run with."""
         method = self.get_option("exec_method")
-        self._agent = agent
-        if method != "guest-exec":
-            log = functools.partial(display.vvv, host=self._name)
-            start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
-            self._runner = RunnerAgent(agent, start)
-            # Operations are told the signal that ended a program, where the agent can tell.
-            self._agent = RunnerAgent(agent, start, only_if_needed=method == "auto")
+        if method == "guest-exec":
+            return agent
+        log = functools.partial(display.vvv, host=self._name)
+        start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
+        self._runner = RunnerAgent(agent, start)
+        if self.get_option("warm_python"):
+            self._warm = WarmPython(self._runner, log)
+        # Operations are told the signal that ended a program, where the agent can tell.
+        return RunnerAgent(agent, start, only_if_needed=method == "auto")
+
+    def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
+        agent = self.agent  # which makes what there is of runner and interpreters
+        return self._warm.run(command, stdin) if agent and self._warm and stdin else None
+
+    def _with_password(self, cmd: str, stdin: bytes) -> tuple[str, bytes]:
+        """Return the command and its input with the password that sudo or su may ask for, if there is one.
+
+        Nobody here can see a prompt and answer it. So the password is what they find on their input; and the shell that
+        they start drops what they left of it: all of it, where they did not ask.
+        """
+        said = f"echo {self.become.success} ; "
+        if not self.become.expect_prompt() or said not in cmd:
+            return cmd, stdin
+        mark = secrets.token_hex(16)
+        # Neither it nor the words around it have quotes in them, whatever quotes they are in.
+        drop = f"while read -r l; do case $l in {mark}) break ;; esac; done; unset l; "
+        password = to_bytes(self.become.get_option("become_pass", playcontext=self._play_context))
+        return cmd.replace(said, said + drop, 1), b"%b\n%b\n%b" % (password, mark.encode("ascii"), stdin)
+
+    def _check_password(self, result: ExecResult) -> None:
+        """Find out whether there would be another result with the right password.
+
+        :raise AnsibleError: as the core's own connections do.
+        """
+        if result.shell_rc == 0 or self.become.check_success(result.stdout):
+            return
+        output = result.stdout + result.stderr
+        for word, wrong in (
+            ("Incorrect", self.become.check_incorrect_password),
+            ("Missing", self.become.check_missing_password),
+        ):
+            if wrong(output):
+                raise AnsibleError(f"{word} {self.become.name} password")
+
+    def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
+        result = self._run(command, stdin)
+        if self._warm:
+            self._warm.settle()
+        return result
 
     def _run(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent
@@ -256,6 +347,11 @@ class Connection(ConnectionBase):
                 display.vvv(f"{exc} Using guest-exec.", host=self._name)
                 self._runner = None
         return run_shell(agent, command, stdin)
+
+    def _end_warm(self) -> None:
+        if self.agent and self._runner and self._warm:
+            self._runner.timeout = _RESET_SECONDS
+            self._warm.end()
 
     def _address(self) -> str:
         address = self.get_option("address")
@@ -300,16 +396,16 @@ class Connection(ConnectionBase):
         return self._play_context.remote_addr or "guest"
 
 
-def _inner(command: str) -> str:
-    """Return ``command`` without what ansible-core puts around it for ssh's sake.
+def _as_over_ssh(command: str) -> str:
+    """Return the command for /bin/sh that does what ``command`` does over ssh, where the login shell runs it.
 
-    It is `/bin/sh -c '… && sleep 0'`, and /bin/sh is what runs it here anyway: a shell and a program less per task.
+    That is /bin/bash, say, for raw. All else ansible-core wraps as `/bin/sh -c '… && sleep 0'`, for ssh's sake, and
+    /bin/sh is what runs it here anyway: a shell and a program less per task.
     """
     try:
         words = shlex.split(command)
     except ValueError:
-        return command
-    if len(words) != 3 or words[:2] != ["/bin/sh", "-c"]:
-        return command
-    suffix = " && sleep 0"
-    return words[2][: -len(suffix)] if words[2].endswith(suffix) else words[2]
+        words = []
+    if len(words) == 3 and words[1] == "-c" and words[0].startswith("/"):
+        return words[2].removesuffix(" && sleep 0") if words[0] == "/bin/sh" else command
+    return f'exec "$SHELL" -c {shlex.quote(command)}'

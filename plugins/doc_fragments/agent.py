@@ -13,8 +13,9 @@ options:
   address:
     description:
       - Where the guest's agent is, seen from the machine that the task runs on, usually the hypervisor.
-      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT), or
-        V(tcp:HOST:PORT).
+      - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT),
+        V(tcp:HOST:PORT), or V(libvirt:DOMAIN) for a domain of libvirt, by its name or UUID.
+      - The last one needs libvirt's Python library where the task runs (package C(python3-libvirt)).
       - Leave it out on a host whose connection is P(qemu.guest.qga#connection). The task then uses the agent of that
         connection, and the guest needs no Python.
     type: str
@@ -23,6 +24,11 @@ options:
       - Seconds that one command of the agent may take, waiting for the channel included.
       - The default is 20, or what the connection says.
     type: float
+  libvirt_uri:
+    description:
+      - Which libvirt has the domain, where O(address) is V(libvirt:DOMAIN); of no meaning otherwise.
+      - The default is what the environment variable E(LIBVIRT_DEFAULT_URI) says, or V(qemu:///system).
+    type: str
 notes:
   - The agent serves one client at a time. Tasks of this collection wait for each other, up to O(agent_timeout).
 """

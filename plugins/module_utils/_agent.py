@@ -35,6 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ChannelBusyError,
     CommandUnavailable,
     ConnectError,
+    OperationError,
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
@@ -45,8 +46,8 @@ __all__ = ("DEFAULT_TIMEOUT", "Agent", "AgentInfo", "SocketAgent", "open_agent")
 DEFAULT_TIMEOUT = 20.0
 """Seconds that one agent command may take, connecting and waiting for the seat included."""
 
-# Commands that answer only when they fail are given this long to fail (a bad mode is refused at once; a shutdown
-# helper that cannot be run is reported when it has ended).
+# Commands that answer only when they fail are given this long to fail, unless the caller knows better (a bad mode is
+# refused at once; a shutdown helper that cannot be run is reported when it has ended).
 _SECONDS_TO_FAIL = 5.0
 
 # The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
@@ -77,6 +78,12 @@ class Agent(ABC):
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
     """
 
+    largest_payload = 48 * 1000 * 1000
+    """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
+
+    passes_long_replies = True
+    """Whether all that the agent may keep of a program's output can be had in one reply."""
+
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
@@ -98,6 +105,11 @@ class Agent(ABC):
         """Give the channel up. The next command opens it again."""
 
     @property
+    def largest_input(self) -> int:
+        """How many bytes of standard input a program may be given."""
+        return self.largest_payload
+
+    @property
     def captures_all(self) -> bool:
         """Whether guest-exec keeps all output of a program, however long."""
         return False
@@ -105,6 +117,20 @@ class Agent(ABC):
     def process_id(self, pid: int) -> int:
         """Return the process number in the guest of the program that guest-exec called ``pid``."""
         return pid
+
+    @property
+    def identity(self) -> str:
+        """A name by which this machine knows the same agent again, where it goes by several."""
+        return self.name
+
+    def again(self) -> Agent:
+        """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
+
+        It is for a process that outlives this one. Nothing is imported or looked up later for it to work.
+
+        :raise OperationError: if this channel is gone when this process is.
+        """
+        raise OperationError(f"the agent at {self.name} cannot be reached when this task has ended.")
 
     def __enter__(self) -> Agent:
         return self
@@ -121,7 +147,8 @@ class Agent(ABC):
         :raise QgaError: one of the tree in _errors.py.
         """
         known = _commands.command(command)
-        seconds = self.timeout if timeout is None else timeout
+        usual = self.timeout if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
+        seconds = usual if timeout is None else timeout
         started = time.monotonic()
         try:
             reply = self._request_reading_twice(command, arguments, seconds)
@@ -139,20 +166,17 @@ class Agent(ABC):
     def _request_reading_twice(
         self, command: str, arguments: Mapping[str, Any] | None, seconds: float
     ) -> dict[str, Any]:
-        known = _commands.command(command)
-        if not known.answers:
-            seconds = min(seconds, _SECONDS_TO_FAIL)
         try:
             return self._request(command, arguments, Deadline(seconds))
         except OutcomeUnknownError:
-            if not known.read_only:
+            if not _commands.command(command).read_only:
                 raise
             return self._request(command, arguments, Deadline(seconds))
 
     def _value(self, command: str, reply: Mapping[str, Any], known: _commands.Command) -> Any:
         if "error" in reply:
             error = _wire.expect(reply["error"], dict, "the error")
-            desc = _wire.expect(error.get("desc", ""), str, "the error's desc")
+            desc = _wire.expect(error.get("desc", ""), str, "the error's desc").strip()
             # Agents before 4.0 give what is disabled the class GenericError.
             if error.get("class") == "CommandNotFound" or _DISABLED.match(desc):
                 raise self._unavailable(command, desc)
@@ -290,6 +314,13 @@ class SocketAgent(Agent):
             self._channel.close()
             self._channel = None
 
+    @property
+    def identity(self) -> str:
+        return self._address.identity
+
+    def again(self) -> Agent:
+        return SocketAgent(self._address, self.timeout, None, self._max_reply)
+
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         channel = self._in_step(deadline)
         request_id = self._next_id()
@@ -419,9 +450,17 @@ def open_agent(
     timeout: float = DEFAULT_TIMEOUT,
     log: Log | None = None,
     max_reply: int = _wire.MAX_REPLY,
+    libvirt_uri: str | None = None,
 ) -> Agent:
     """Return the Agent at ``address``. Nothing is connected before its first command.
 
-    :raise AddressError: if the address has none of the known forms.
+    :raise AddressError: if the address has none of the known forms, or needs a library that is missing.
     """
-    return SocketAgent(parse_address(address) if isinstance(address, str) else address, timeout, log, max_reply)
+    if isinstance(address, str):
+        address = parse_address(address)
+    if address.kind == "libvirt":
+        # Here, because it builds on this module, and because hardly anybody needs to load the library.
+        from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
+
+        return LibvirtAgent(address, libvirt_uri, timeout, log)
+    return SocketAgent(address, timeout, log, max_reply)

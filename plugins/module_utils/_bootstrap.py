@@ -27,7 +27,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, exists
-from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, IDLE_SECONDS, PROGRAM, SPOOL, ring
+from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, IDLE_SECONDS, PROGRAM, SPOOL
+from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH
+from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool
 
 __all__ = ("DEFAULT_ROUTES", "ROUTES", "start_runner")
 
@@ -35,10 +37,9 @@ Log = Callable[[str], None]
 
 _MARK = "qemu-guest-runner"
 _UNIT = f"--quiet --no-block --collect --property=KillMode=process --description={_MARK}"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # {new} is a path in HOME, of this start alone: the program is {new}.sh.
-_RUN = f"/usr/bin/env -i PATH={_PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
+_RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
 
 # With guest-exec, the program arrives on standard input. A unit of its own outlives a restart of the agent.
 _STARTER = f"""
@@ -87,7 +88,7 @@ def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
         log(f"starting a runner in the guest by {name}")
         try:
             _ROUTES[name](agent)
-            _until(lambda: ring(agent, ""), _READY_SECONDS, "it was started and does not answer")
+            _until(lambda: Spool(agent, SPOOL).ring(""), _READY_SECONDS, "it was started and does not answer")
             return
         except (GuestFileError, OperationError) as exc:
             failures.append(f"{name}: {exc.message}")
@@ -116,7 +117,7 @@ def _new() -> str:
 
 
 def _by_guest_exec(agent: Agent) -> None:
-    env = [f"PATH={_PATH}", f"QEMU_GUEST={_STARTER.format(new=_new())}"]
+    env = [f"PATH={PATH}", f"QEMU_GUEST={_STARTER.format(new=_new())}"]
     pid = start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=PROGRAM.encode("ascii"))
     result = wait(agent, pid, _EXEC_SECONDS)
     if result is None or result.shell_rc:

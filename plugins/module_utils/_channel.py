@@ -34,12 +34,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
 )
 
-__all__ = ("Address", "Channel", "Deadline", "SeatLock", "open_channel", "parse_address", "seat_holder")
+__all__ = ("Address", "Channel", "Deadline", "SeatLock", "open_channel", "parse_address", "private_path", "seat_holder")
 
 _RECV_SIZE = 1024 * 1024
 _RETRY_SECONDS = 0.05
 
-FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT or tcp:HOST:PORT"
+FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT, tcp:HOST:PORT or libvirt:DOMAIN"
 
 
 class Deadline:
@@ -60,21 +60,29 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Address:
-    """Where an agent is. ``kind`` is ``unix``, ``vsock`` or ``tcp``; the fields that it needs are set."""
+    """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set."""
 
     kind: str
     path: str = ""
     host: str = ""
     port: int = 0
     cid: int = 0
+    domain: str = ""
 
     def __str__(self) -> str:
         if self.kind == "unix":
             return f"unix:{self.path}"
         if self.kind == "vsock":
             return f"vsock:{self.cid}:{self.port}"
+        if self.kind == "libvirt":
+            return f"libvirt:{self.domain}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp:{host}:{self.port}"
+
+    @property
+    def identity(self) -> str:
+        """The same for all names of one socket."""
+        return os.path.realpath(self.path) if self.kind == "unix" else str(self)
 
 
 def parse_address(text: str) -> Address:
@@ -110,10 +118,15 @@ def _parse_tcp(rest: str) -> Address | None:
     return Address("tcp", host=match.group(1) or match.group(2), port=int(match.group(3)))
 
 
+def _parse_libvirt(rest: str) -> Address | None:
+    return Address("libvirt", domain=rest)
+
+
 _PARSERS: dict[str, Callable[[str], Address | None]] = {
     "unix": _parse_unix,
     "vsock": _parse_vsock,
     "tcp": _parse_tcp,
+    "libvirt": _parse_libvirt,
 }
 
 
@@ -124,10 +137,7 @@ class SeatLock:
     """
 
     def __init__(self, address: Address, directory: str | None = None) -> None:
-        self._address = address
-        name = os.path.realpath(address.path) if address.kind == "unix" else str(address)
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        self._path = os.path.join(directory or _private_directory(), f"{digest}.lock")
+        self._path = private_path(address.identity, "lock", directory)
         self._file: IO[bytes] | None = None
 
     def acquire(self, deadline: Deadline) -> None:
@@ -169,6 +179,15 @@ class SeatLock:
 
 def _create(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def private_path(identity: str, kind: str, directory: str | None = None) -> str:
+    """Return the path of this user's file of ``kind`` about the agent that ``identity`` is of.
+
+    :raise ConnectError: if there is no directory that only this user can write to.
+    """
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return os.path.join(directory or _private_directory(), f"{digest}.{kind}")
 
 
 def _private_directory() -> str:

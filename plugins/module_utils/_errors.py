@@ -18,6 +18,9 @@ The tree answers the one question that matters after a failure: did the command 
     │   └── HandleLostError    the agent restarted and has forgotten this handle or pid
     ├── NoRunnerError          programs need a runner in the guest, and none could be started
     ├── TransferError          content arrived differently from how it left
+    ├── QmpError               QEMU's monitor cannot be used; nothing was sent to it
+    │   ├── QmpCommandError    QEMU replied with an error
+    │   └── QmpLostError       sent, no reply: it may have run, or may yet run
     └── OperationError         the operation cannot be done as asked; carries results to show
 """
 
@@ -41,6 +44,9 @@ __all__ = (
     "OutcomeUnknownError",
     "ProtocolError",
     "QgaError",
+    "QmpCommandError",
+    "QmpError",
+    "QmpLostError",
     "TransferError",
     "command_error",
 )
@@ -50,9 +56,10 @@ class QgaError(Exception):
     """Base of all errors of this collection.
 
     ``executed`` says what is known of the command: ``no``, ``yes`` or ``unknown``, and ``fate`` says it in the message.
-    ``address`` is filled in where the error passes the Agent, which knows it.
+    ``address`` is filled in where the error passes the Agent, which knows it. ``party`` is who is there.
     """
 
+    party = "guest agent"
     executed = "no"
     fate = "was not run"
 
@@ -64,7 +71,7 @@ class QgaError(Exception):
         self.address = ""
 
     def __str__(self) -> str:
-        where = f"guest agent at {self.address}: " if self.address else ""
+        where = f"{self.party} at {self.address}: " if self.address else ""
         what = f"{self.command} {self.fate}: " if self.command else ""
         stop = "" if self.message.endswith(".") else "."
         hint = f"{stop} {self.hint}" if self.hint else ""
@@ -157,6 +164,31 @@ class TransferError(QgaError):
     """What is in the guest is not what was sent, or the other way round."""
 
     executed = "yes"
+
+
+class QmpError(QgaError):
+    """QEMU's monitor cannot be used. ``address`` is the monitor's."""
+
+    party = "QMP"
+    fate = "was not sent"
+
+
+class QmpCommandError(QmpError):
+    """QEMU replied with an error; the message is its own words."""
+
+    executed = "yes"
+    fate = "failed"
+
+
+class QmpLostError(QmpError):
+    """The command was sent and no reply came. ``closed`` tells that QEMU closed the connection: it has ended."""
+
+    executed = "unknown"
+    fate = "may have run"
+
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "", closed: bool = False) -> None:
+        super().__init__(message, command=command, hint=hint)
+        self.closed = closed
 
 
 class OperationError(QgaError):

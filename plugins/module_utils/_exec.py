@@ -13,7 +13,7 @@ import base64
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -26,13 +26,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     TransferError,
 )
 
-__all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "start", "wait")
+__all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "pauses", "start", "wait")
 
 CAPTURE_LIMIT = 16 * 1024 * 1024
 """Bytes of each output stream that the agent keeps; it drops the rest."""
-
-# The agent's parser takes 64 MiB at once, in base64 and with all that is around it.
-_STDIN_LIMIT = 48 * 1000 * 1000
 
 _NEEDED = ("guest-exec", "guest-exec-status")
 
@@ -83,8 +80,9 @@ def start(
     :raise CommandError: if the program cannot be run; its message says why.
     :raise TransferError: if ``stdin`` is larger than what one request can carry.
     """
-    if len(stdin) > _STDIN_LIMIT:
-        error = TransferError(f"{len(stdin)} bytes are more standard input than an agent takes ({_STDIN_LIMIT}).")
+    if len(stdin) > agent.largest_input:
+        limit = agent.largest_input
+        error = TransferError(f"{len(stdin)} bytes are more standard input than one request can carry ({limit}).")
         error.executed = "no"
         raise error
     request: dict[str, Any] = {"path": path, "arg": list(arguments), "capture-output": True}
@@ -105,8 +103,7 @@ def wait(agent: Agent, pid: int, seconds: float) -> ExecResult | None:
     :raise OutcomeUnknownError: if the agent was restarted meanwhile: it ends its programs and forgets them.
     """
     deadline = Deadline(seconds)
-    interval = _FIRST_POLL
-    while True:
+    for pause in pauses():
         try:
             reply = agent.execute("guest-exec-status", {"pid": pid})
         except HandleLostError as exc:
@@ -117,8 +114,16 @@ def wait(agent: Agent, pid: int, seconds: float) -> ExecResult | None:
             return _result(reply, math.inf if agent.captures_all else CAPTURE_LIMIT)
         if deadline.expired:
             return None
-        time.sleep(min(interval, deadline.left()))
-        interval = min(interval * 1.25, _LONGEST_POLL)
+        time.sleep(min(pause, deadline.left()))
+    return None  # not reached: pauses never end
+
+
+def pauses() -> Iterator[float]:
+    """Yield how many seconds to wait before each next question after a program."""
+    pause = _FIRST_POLL
+    while True:
+        yield pause
+        pause = min(pause * 1.25, _LONGEST_POLL)
 
 
 def _lost(exc: QgaError, message: str) -> OutcomeUnknownError:

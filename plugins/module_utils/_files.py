@@ -30,7 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 __all__ = ("CHUNK", "Copied", "GuestFile", "copy_in", "copy_out", "exists")
 
 CHUNK = 1024 * 1024
-"""Bytes that one guest-file-read or guest-file-write carries, before base64."""
+"""Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def copy_in(agent: Agent, source: BinaryIO, path: str, *, append: bool = False) 
         start = guest_file.seek(0, 2) if append else 0
         sent = 0
         while True:
-            data = source.read(CHUNK)
+            data = source.read(min(CHUNK, agent.largest_payload))
             if not data:
                 break
             guest_file.write(data)

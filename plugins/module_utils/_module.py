@@ -21,6 +21,7 @@ def argument_spec(operation: Operation) -> dict[str, Any]:
     return {
         "address": {"type": "str"},
         "agent_timeout": {"type": "float"},
+        "libvirt_uri": {"type": "str"},
         **operation.spec,
     }
 
@@ -42,12 +43,15 @@ def run_module(operation: Operation) -> None:
             invocation=invocation,
         )
     try:
-        with open_agent(params["address"], params["agent_timeout"] or DEFAULT_TIMEOUT) as agent:
+        timeout = params["agent_timeout"] or DEFAULT_TIMEOUT
+        with open_agent(params["address"], timeout, libvirt_uri=params["libvirt_uri"]) as agent:
             result = run_operation(
                 operation, agent, params, check_mode=module.check_mode, diff=getattr(module, "_diff", False)
             )
     except QgaError as exc:
         module.fail_json(msg=str(exc), invocation=invocation, **exc.as_result())
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
     module.exit_json(invocation=invocation, **result)
 
 

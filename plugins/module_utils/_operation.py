@@ -29,13 +29,15 @@ class Plan:
 
     ``before`` and ``after`` describe the guest in the words of the module's return values; where they differ,
     something is to change. ``changed`` overrides that for actions that are done whatever the state is (True). ``todo``
-    is what ``apply`` needs to know. ``result`` is returned in any case. ``texts``: content before and after, for a
+    is what ``apply`` needs to know, and ``always`` has it called even where nothing changes: it has something to do
+    that is no change of the guest. ``result`` is returned in any case. ``texts``: content before and after, for a
     line-by-line diff, and ``subject`` names what the diff is about.
     """
 
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     changed: bool | None = None
+    always: bool = False
     todo: Any = None
     result: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
@@ -66,7 +68,8 @@ class Operation:
     """A module.
 
     ``spec`` is its argument spec; ``constraints`` the rest that AnsibleModule knows (``mutually_exclusive``, …).
-    ``read`` returns the guest's state; ``plan`` is pure; ``apply`` makes the plan true and returns what it learned.
+    ``read`` returns the guest's state; ``plan`` is pure; ``apply`` makes the plan true and returns what it learned,
+    with what there is to warn of under ``warnings``.
     The values of the options named in ``quiet`` are neither logged nor returned, without being secrets to hide in the
     result as C(no_log) ones are: a file's content must still show in its diff. ``local_files`` names the options that
     are paths on the machine where the operation runs.
@@ -90,10 +93,13 @@ def run_operation(
     """
     plan = operation.plan(operation.read(agent, params), params)
     result: dict[str, Any] = {"changed": plan.changes, **plan.result}
-    if plan.warnings:
-        result["warnings"] = list(plan.warnings)
+    warnings = list(plan.warnings)
     if diff and plan.diff():
         result["diff"] = list(plan.diff())
-    if plan.changes and not check_mode:
-        result.update(operation.apply(agent, plan))
+    if (plan.changes or plan.always) and not check_mode:
+        applied = dict(operation.apply(agent, plan))
+        warnings += applied.pop("warnings", ())
+        result.update(applied)
+    if warnings:
+        result["warnings"] = warnings
     return result

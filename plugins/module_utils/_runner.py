@@ -3,52 +3,44 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Programs in the guest through guest-file-* alone: a resident runner takes requests from files and leaves results.
 
-``RunnerAgent`` is an Agent that has guest-exec whatever the agent below it allows. To what builds on guest-exec it makes
-one difference: output is never cut, and the program survives a restart of the agent.
+``RunnerAgent`` is an Agent that has guest-exec whatever the agent below it allows. Output is never cut, and a program
+survives a restart of the agent.
 
-The runner is a small POSIX shell program in the guest. Its spool is a directory of root's alone, in /run, which is
-memory. A request is a file there, written whole before its number is written to a FIFO, the ring, at which the runner
-sleeps. Opening the ring for writing tells at once whether a runner is there: with nobody at the other end it fails.
+The runner is a small POSIX shell program in the guest, with a spool (_spool.py) in /run, which is memory.
 How a runner gets there is the business of _bootstrap.py.
 """
 
 from __future__ import annotations
 
 import base64
-import errno
-import random
 import re
 import shlex
+import sys
 import time
-from typing import Any, Callable, Mapping, TypeVar
+from typing import Any, Callable, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
-    ChannelBusyError,
     CommandUnavailable,
-    ConnectError,
-    GuestFileError,
     HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
-from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number, patiently
 
-__all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent", "ring")
-
-T = TypeVar("T")
+__all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent")
 
 HOME = "/run/qemu-guest-runner"
 """The directory of root's alone in which all of the runner is."""
 
-# In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and at
-# last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. The spool appears and vanishes
-# whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2
-# seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another
-# ends at once, or with $3 takes its place (roles/guest_prep).
+# In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
+# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. The spool appears and
+# vanishes whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work
+# for $2 seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already,
+# another ends at once, or with $3 takes its place (roles/guest_prep).
 PROGRAM = r"""
 d=$1 idle=$2 over=$3
 umask 077
@@ -70,30 +62,39 @@ fi
 case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
 own=$(command -v setsid)
 
+# Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
+keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
     [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
     exec 4<"$d/$1.in"
     rm -f "$d/$1.in"
-    (
-        IFS= read -r n
-        c=
-        while [ "$n" -gt 0 ]; do
-            IFS= read -r l
-            c=$c$l'
+    {
+        {
+            (
+                IFS= read -r n
+                c=
+                while [ "$n" -gt 0 ]; do
+                    IFS= read -r l
+                    c=$c$l'
 '
-            n=$((n - 1))
-        done
-        umask 022
-        eval "unset c d idle l n; $c"
-    ) <&4 4<&- >"$d/$1.out" 2>"$d/$1.err" &
-    echo $! >"$d/$1.pid"
-    wait $!
-    r=$? o=- e=-
+                    n=$((n - 1))
+                done
+                umask 022
+                eval "unset c d idle l n; $c"
+            ) <&4 4<&- 5>&- &
+            echo $! >"$d/$1.pid"
+            wait $!
+            echo $? >"$d/$1.status"
+        } 2>&1 >&5 | keep "$d/$1.err" "$1" 4<&- 5>&-
+    } 5>&1 | keep "$d/$1.out" "$1" 4<&-
+    r=- o=- e=- f=.
+    read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
     [ -s "$d/$1.err" ] && e=e
+    [ -f "$d/$1.lost" ] && f=lost
     # Its result is to be fetched yet: that is no time to end of idleness.
     echo + 1<>"$d/ring"
-    echo "$r $o $e ." >"$d/$1.rc"
+    echo "$r $o $e $f" >"$d/$1.rc"
 }
 alarm() {
     {
@@ -162,12 +163,6 @@ IDLE_SECONDS = 600
 _LOOK_SECONDS = 1.0
 # Attempts to hand a request over: a runner may end of idleness just then.
 _ATTEMPTS = 3
-# A program outlives a restart of the agent. Its result is waited for as long as that can take.
-_GRACE_SECONDS = 120.0
-# An agent that listens by itself (not at QEMU's socket) has none for a moment. A machine that ended has none any more.
-_SOCKET_SECONDS = 10.0
-_PAUSE = 0.2
-
 _EXEC = ("guest-exec", "guest-exec-status")
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -186,9 +181,11 @@ class RunnerAgent(Agent):
 
     def __init__(self, below: Agent, start: Start, *, only_if_needed: bool = False) -> None:
         super().__init__(below.name, below.timeout)
+        self.largest_payload = below.largest_payload
         self._below = below
         self._start = start
         self._only_if_needed = only_if_needed
+        self._spool = Spool(self, SPOOL)
         self._no_runner: CommandUnavailable | NoRunnerError | None = None
         # What was handed over and not seen taken yet, and when each program was looked after last.
         self._untaken: dict[int, bytes] = {}
@@ -197,6 +194,10 @@ class RunnerAgent(Agent):
     @property
     def captures_all(self) -> bool:
         return not self._left_below()
+
+    @property
+    def largest_input(self) -> int:
+        return self._below.largest_input if self._left_below() else sys.maxsize
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
         if command in _EXEC and not self._left_below():
@@ -208,7 +209,7 @@ class RunnerAgent(Agent):
         raise NotImplementedError("execute does not come here")
 
     def supports(self, *commands: str) -> bool:
-        """Return whether the agent has all of ``commands``. For those that run programs, a runner is started if need be."""
+        """Return whether the agent has all of ``commands``. For programs, a runner is started if need be."""
         asked = [command for command in commands if command not in _EXEC]
         if len(asked) == len(commands) or self._below.supports(*_EXEC):
             return self._below.supports(*commands)
@@ -216,7 +217,7 @@ class RunnerAgent(Agent):
 
     def _has_runner(self) -> bool:
         try:
-            if not ring(self, ""):
+            if not self._spool.ring(""):
                 self._start_runner()
         except (CommandUnavailable, NoRunnerError):
             return False
@@ -239,11 +240,19 @@ class RunnerAgent(Agent):
     def close(self) -> None:
         self._below.close()
 
+    @property
+    def identity(self) -> str:
+        return self._below.identity
+
+    def again(self) -> Agent:
+        """Return another Agent for the same guest: one without a runner."""
+        return self._below.again()
+
     def process_id(self, pid: int) -> int:
         """Return the process number of the program that guest-exec called ``pid``; 0 if it has none yet."""
         if self._left_below():
             return pid
-        text = self._content(f"{SPOOL}/{pid}.pid") or b""
+        text = self._spool.read(f"{pid}.pid") or b""
         return int(text) if re.fullmatch(rb"\d{1,9}\n", text) else 0
 
     def _left_below(self) -> bool:
@@ -256,7 +265,7 @@ class RunnerAgent(Agent):
             raise NoRunnerError(f"A runner needs all of {', '.join(_FILE)}, and this agent does not allow them.")
         command = _command_line(arguments).encode("utf-8", "surrogateescape")
         stdin = base64.b64decode(arguments.get("input-data", ""))
-        number = random.SystemRandom().randrange(10**15, 10**16)
+        number = new_number()
         self._untaken[number] = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
         self._hand_over(number)
         return {"pid": number}
@@ -268,45 +277,26 @@ class RunnerAgent(Agent):
         """
         for _attempt in range(_ATTEMPTS):
             self._looked[number] = time.monotonic()
-            if self._write(f"{SPOOL}/{number}.in", self._untaken[number]) and ring(self, str(number)):
+            if self._spool.write(f"{number}.in", self._untaken[number]) and self._spool.ring(str(number)):
                 return
             self._start_runner()
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
-    def _write(self, path: str, data: bytes) -> bool:
-        """Write a file into the spool; return whether there is a spool."""
-        try:
-            with GuestFile(self, path, "w") as request:
-                for start in range(0, len(data), CHUNK):
-                    request.write(data[start : start + CHUNK])
-        except GuestFileError as exc:
-            if exc.errno == errno.ENOENT:
-                return False
-            raise
-        return True
-
     # guest-exec-status
 
     def _status(self, number: int) -> dict[str, Any]:
-        ended = self._patiently(lambda: self._content(f"{SPOOL}/{number}.rc"))
-        match = re.fullmatch(rb"(\d{1,3}) ([o-]) ([e-]) \.\n", ended or b"")
-        if match is None:
+        line = self._spool.ended(number)
+        if not line:
             self._look_after(number)
             return {"exited": False}
-        reply: dict[str, Any] = {"exited": True, "exitcode": int(match.group(1))}
-        for name, suffix, there in (("out-data", "out", match.group(2)), ("err-data", "err", match.group(3))):
-            if there != b"-":
-                reply[name] = base64.b64encode(self._output(f"{SPOOL}/{number}.{suffix}")).decode("ascii")
+        rc, out, err = self._spool.result(number, line)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
-        ring(self, f"-{number}")
+        reply: dict[str, Any] = {"exited": True, "exitcode": rc}
+        for name, data in (("out-data", out), ("err-data", err)):
+            if data:
+                reply[name] = base64.b64encode(data).decode("ascii")
         return reply
-
-    def _output(self, path: str) -> bytes:
-        output = self._patiently(lambda: self._content(path))
-        if output is None:
-            raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
-        return output
 
     def _look_after(self, number: int) -> None:
         """Now and then make sure that the request was taken, and that who took it lives.
@@ -317,7 +307,7 @@ class RunnerAgent(Agent):
             raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
         if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
             return
-        if not self._patiently(lambda: self._lives(number)):
+        if not patiently(lambda: self._lives(number)):
             raise OutcomeUnknownError(
                 "the runner in the guest ended while the program ran (was the guest rebooted?)",
                 command="guest-exec",
@@ -326,53 +316,15 @@ class RunnerAgent(Agent):
         self._looked[number] = time.monotonic()
 
     def _lives(self, number: int) -> bool:
-        if number in self._untaken and not exists(self, f"{SPOOL}/{number}.taken"):
-            if not exists(self, f"{SPOOL}/{number}.in"):
-                return False
-            self._hand_over(number)
+        if number in self._untaken and not self._spool.has(f"{number}.taken"):
+            if not self._spool.has(f"{number}.in"):  # taken since, or the spool is another one now
+                return self._spool.has(f"{number}.taken") or self._spool.has(f"{number}.rc")
+            # Rung for again, but not written again: it may be taken at this very moment.
+            if not self._spool.ring(str(number)):
+                self._hand_over(number)
             return True
         self._untaken.pop(number, None)
-        return ring(self, "") or exists(self, f"{SPOOL}/{number}.rc")
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Return what ``action`` returns, which only reads; an agent that is restarted meanwhile is waited for."""
-        grace, no_socket = Deadline(_GRACE_SECONDS), Deadline(_SOCKET_SECONDS)
-        while True:
-            try:
-                return action()
-            except (AgentSilentError, ChannelBusyError, HandleLostError, OutcomeUnknownError):
-                if grace.expired:
-                    raise
-            except ConnectError:
-                if no_socket.expired:
-                    raise
-            time.sleep(_PAUSE)
-
-    def _content(self, path: str) -> bytes | None:
-        """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended."""
-        pieces = []
-        try:
-            with GuestFile(self, path) as file:
-                while True:
-                    pieces.append(file.read())
-                    if len(pieces[-1]) < CHUNK:
-                        return b"".join(pieces)
-        except GuestFileError as exc:
-            if exc.errno == errno.ENOENT:
-                return None
-            raise
-
-
-def ring(agent: Agent, line: str) -> bool:
-    """Write a line to the runner; return whether one is there to read it."""
-    try:
-        with GuestFile(agent, f"{SPOOL}/ring", "w") as bell:
-            bell.write(line.encode("ascii") + b"\n")
-    except GuestFileError as exc:
-        if exc.errno in (errno.ENOENT, errno.ENXIO, errno.EPIPE):
-            return False
-        raise
-    return True
+        return self._spool.ring("") or self._spool.has(f"{number}.rc")
 
 
 def _command_line(arguments: Mapping[str, Any]) -> str:

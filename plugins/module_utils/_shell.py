@@ -13,22 +13,46 @@ from __future__ import annotations
 import io
 import secrets
 import shlex
+from contextlib import suppress
 from dataclasses import replace
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandError,
+    OperationError,
+    QgaError,
+    TransferError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, start
-from ansible_collections.qemu.guest.plugins.module_utils._files import copy_out, exists
+from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, copy_out, exists
 
-__all__ = ("check_shell", "kill", "run_shell", "sha256", "start_shell")
+__all__ = (
+    "PATH",
+    "check_shell",
+    "kill",
+    "login_program",
+    "new_spool",
+    "run_shell",
+    "sha256",
+    "start_shell",
+    "with_spooled",
+)
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
 
 # The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
 # variable (the environment is not logged) and the same for every command. It reads the command, a count of lines and
-# then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin.
+# then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin. What is
+# more than one request can carry is put into a file first, which the program takes for its stdin and removes.
 _PROLOGUE = r"""
 unset QEMU_GUEST
+if [ "${QEMU_GUEST_INPUT:-}" ]; then
+    exec <"$QEMU_GUEST_INPUT" || exit 1
+    rm -f "$QEMU_GUEST_INPUT"
+    unset QEMU_GUEST_INPUT
+fi
 IFS= read -r n
 c=
 while [ "$n" -gt 0 ]; do
@@ -41,7 +65,10 @@ u=root
 [ -O / ] || u=$(id -un)
 eval "HOME=~$u"
 case $HOME in /*) ;; *) HOME=/ ;; esac
-export HOME USER="$u" LOGNAME="$u" SHELL=/bin/sh LANG=C.UTF-8
+while IFS=: read -r n f f f f f v && [ "$n" != "$u" ]; do v=; done 2>/dev/null </etc/passwd
+case $v in */nologin | */false) v= ;; esac
+[ -x "$v" ] || v=/bin/sh
+export HOME USER="$u" LOGNAME="$u" SHELL="$v" LANG=C.UTF-8
 for f in /etc/environment /etc/default/locale /etc/locale.conf; do
     [ -r "$f" ] || continue
     while IFS= read -r l || [ -n "$l" ]; do
@@ -92,17 +119,17 @@ _KEPT = 16 * 65536
 def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
     """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
 
-    HOME, USER, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and the
-    working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place, so
-    that ``signal`` is exact, and output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
+    HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
+    the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place,
+    so that ``signal`` is exact, and output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because /run is full.
     """
     if not whole or agent.captures_all:
         return finish(agent, start_shell(agent, command, stdin))
-    spool = f"/run/qemu-guest.{secrets.token_hex(16)}"
-    return _with_spooled(agent, finish(agent, start_shell(agent, command, stdin, spool=spool)), spool)
+    spool = new_spool()
+    return with_spooled(agent, finish(agent, start_shell(agent, command, stdin, spool=spool)), spool)
 
 
 def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
@@ -122,14 +149,35 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
 
     ``spool`` is the path that the files for long output begin with; without it there are none.
     """
-    env = [f"PATH={_PATH}", "QEMU_GUEST=" + _PROLOGUE + (_SPOOL if spool else _REPLACE)]
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
-    lines = command.count(b"\n") + 1
-    return start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=b"%d\n%b\n%b" % (lines, command, stdin))
+    data = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+    if len(data) <= agent.largest_input:
+        return start(agent, "/bin/sh", _ARGUMENTS, env=env, stdin=data)
+    path = f"{new_spool()}.in"
+    check_shell(agent, f"umask 077; set -C; : >{path}", "keep a program's input")
+    try:
+        copy_in(agent, io.BytesIO(data), path)
+        return start(agent, "/bin/sh", _ARGUMENTS, env=[*env, f"QEMU_GUEST_INPUT={path}"])
+    except QgaError:
+        # Nor is a program started later that was given up on.
+        with suppress(QgaError):
+            run_shell(agent, f"rm -f {path}".encode("ascii"), whole=False)
+        raise
 
 
-def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
+def login_program() -> str:
+    """Return the shell program that reads a command from its input, as ``start_shell`` writes it, and becomes that."""
+    return _PROLOGUE + _REPLACE
+
+
+def new_spool() -> str:
+    """Return a path that nobody else will use, for ``start_shell`` and then ``with_spooled``."""
+    return f"/run/qemu-guest.{secrets.token_hex(16)}"
+
+
+def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
     """Return ``result`` with the output that did not fit, and remove that from the guest."""
     if len(result.stdout) < _KEPT and len(result.stderr) < _KEPT:
         return result

@@ -70,16 +70,16 @@ def decode_reply(line: bytes) -> Reply:
     try:
         reply = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as exc:
-        raise ProtocolError(f"the agent sent something that is not JSON ({line[:80]!r}): {exc}") from exc
+        raise ProtocolError(f"the other side sent something that is not JSON ({line[:80]!r}): {exc}") from exc
     if not isinstance(reply, dict):
-        raise ProtocolError(f"the agent sent {type(reply).__name__} where a reply object was expected: {line[:80]!r}")
+        raise ProtocolError(f"the other side sent {type(reply).__name__} where an object was expected: {line[:80]!r}")
     _check_depth(reply, _MAX_DEPTH)
     return reply
 
 
 def _check_depth(value: Any, left: int) -> None:
     if left < 0:
-        raise ProtocolError(f"the agent's reply is nested more than {_MAX_DEPTH} deep")
+        raise ProtocolError(f"the reply is nested more than {_MAX_DEPTH} deep")
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for child in children:
         if isinstance(child, (dict, list)):
@@ -125,7 +125,7 @@ class ReplyParser:
         self._size += len(piece)
         if self._size > self._limit:
             self.reset()
-            raise ProtocolError(f"the agent's reply is larger than {self._limit} bytes")
+            raise ProtocolError(f"the reply is larger than {self._limit} bytes")
         self._pending.append(piece)
 
 
@@ -138,4 +138,4 @@ def expect(value: Any, kind: Kind, what: str) -> Any:
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds):
         return value
     wanted = " or ".join(k.__name__ for k in kinds)
-    raise ProtocolError(f"{what} should be {wanted} by the schema; the agent sent {type(value).__name__}")
+    raise ProtocolError(f"{what} should be {wanted} by the schema; the other side sent {type(value).__name__}")

@@ -99,7 +99,9 @@ rc:
   returned: when the program was run
   sample: 0
 signal:
-  description: The number of the signal that ended the program. Null if it ended by itself.
+  description:
+    - The number of the signal that ended the program. Null if it ended by itself.
+    - Over a C(libvirt:) address it is always null, and RV(rc) is 128 more than the number.
   type: int
   returned: when the program was run
   sample: null
@@ -155,7 +157,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, start_shell
+from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, new_spool, start_shell, with_spooled
 
 SPEC: dict[str, dict[str, Any]] = {
     "argv": {"type": "list", "elements": "str"},
@@ -209,12 +211,15 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     if params["stdin"] is not None and params["stdin_add_newline"]:
         stdin += "\n"
     started = time.monotonic()
-    pid = start_shell(agent, params["command"], stdin.encode("utf-8", "surrogateescape"))
+    spool = "" if agent.passes_long_replies else new_spool()
+    pid = start_shell(agent, params["command"], stdin.encode("utf-8", "surrogateescape"), spool=spool)
     result = finish(agent, pid) if params["timeout"] is None else wait(agent, pid, params["timeout"])
     timed_out = result is None
     if timed_out:
         kill(agent, pid)
         result = wait(agent, pid, _SECONDS_TO_DIE)
+    if result and spool:
+        result = with_spooled(agent, result, spool)
     answer = {**(described(result) if result else {}), "elapsed": round(time.monotonic() - started, 3)}
     if timed_out:
         fate = "It and what it started was ended." if result else f"It could not be ended; its pid is {pid}."

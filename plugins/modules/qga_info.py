@@ -58,14 +58,32 @@ EXAMPLES = r"""
     address: /run/vm1.qga
   register: vm1
 
+# vm1.addresses['52:54:00:12:34:56'] is then a list of the addresses of the interface with that MAC address.
+- name: The addresses of a guest's network interfaces
+  qemu.guest.qga_info:
+    address: /run/vm1.qga
+    gather_subset: [network_interfaces]
+  register: vm1
+
 - name: The IPv4 addresses of a guest that is connected to by qemu.guest.qga
   qemu.guest.qga_info:
     gather_subset: [network_interfaces]
     query: network_interfaces[?name!='lo'].ip_addresses[] | [?ip_address_type=='ipv4'].ip_address
-  register: addresses
+  register: ipv4
 """
 
 RETURN = r"""
+addresses:
+  description:
+    - The IP addresses of each network interface, by its MAC address in lower case, taken from
+      RV(network_interfaces). Loopback and link-local addresses are left out.
+    - The MAC address is what a hypervisor knows of an interface that it gave to the guest. Bridges of containers and
+      the like have others, and interfaces without one (loopback, tunnels) are left out. A bridge, bond or VLAN that the
+      guest has put on top of an interface has the same, and its addresses are here with it.
+    - An interface that has no address yet has an empty list.
+  type: dict
+  returned: when V(network_interfaces) is asked for and available
+  sample: {"52:54:00:12:34:56": ["192.0.2.10", "2001:db8::10"]}
 agent:
   description: The agent's version and its commands (C(guest-info)).
   type: dict
@@ -75,7 +93,9 @@ agent:
     supported_commands:
       - {"name": "guest-ping", "enabled": true, "success_response": true}
 authorized_keys:
-  description: The authorized SSH keys of each user in O(authorized_keys_of) (C(guest-ssh-get-authorized-keys)).
+  description:
+    - The authorized SSH keys of each user in O(authorized_keys_of) (C(guest-ssh-get-authorized-keys)), as the agent
+      lists them, which is the last line of the file first.
   type: dict
   returned: when asked for and available
   sample: {"root": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI admin"]}
@@ -190,7 +210,8 @@ vcpus:
   sample: [{"logical_id": 0, "online": true, "can_offline": false}]
 """
 
-from typing import Any, Sequence
+import ipaddress
+from typing import Any, Mapping, Sequence
 
 from ansible.module_utils.basic import missing_required_lib
 
@@ -199,6 +220,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._commands import with_u
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
 
 try:
     import jmespath
@@ -272,12 +294,37 @@ def wanted(subsets: Sequence[str]) -> list[str]:
 
 def plan(current: dict[str, Any], params: Params) -> Plan:
     result = dict(current)
+    if "network_interfaces" in result:
+        result["addresses"] = addresses_by_mac(result["network_interfaces"])
     if params["query"]:
         try:
-            result["result"] = jmespath.search(params["query"], current)
+            result["result"] = jmespath.search(params["query"], result)
         except jmespath.exceptions.JMESPathError as exc:
             raise OperationError(f"query: {exc}") from exc
     return Plan(result=result)
+
+
+def addresses_by_mac(interfaces: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the addresses by which others may reach each interface that has a MAC address."""
+    found: dict[str, list[str]] = {}
+    for interface in interfaces:
+        mac = str(expect(interface, dict, "a network interface").get("hardware_address", "")).lower()
+        if mac.strip("0:"):  # that of the loopback interface consists of zeros
+            entries = expect(interface.get("ip_addresses", []), list, "ip_addresses")
+            found.setdefault(mac, []).extend(filter(_is_reachable, map(_address, entries)))
+    return found
+
+
+def _address(entry: Any) -> str:
+    return str(expect(entry, dict, "an IP address").get("ip_address", ""))
+
+
+def _is_reachable(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_link_local)
 
 
 OPERATION = Operation(SPEC, read, plan)

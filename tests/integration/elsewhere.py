@@ -9,12 +9,10 @@ They are in the source distribution of ansible-core, which is downloaded once pe
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,11 @@ from ansible.release import __version__ as core_version
 
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run
 from lab import host
+
+CONNECTION = [
+    f"connection/{name}.yml" for name in ("test_connection", "test_reset_connection", "test_reset_connection_templated")
+]
+"""What ansible-core runs against each of its own connection plugins, as far as its version has it."""
 
 _PART = "test/integration/targets/"
 
@@ -48,6 +51,7 @@ def _download(directory: Path) -> Path:
     what = ["--no-deps", "--no-binary", "ansible-core", f"ansible-core=={core_version}"]
     done = subprocess.run(
         [*command, "--disable-pip-version-check", "download", *what, "--dest", str(directory)],
+        check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -68,27 +72,29 @@ def _unpack(archive: Path, directory: Path) -> None:
                 tar.extract(member, directory, filter="data")
 
 
-def run_target(ansible: Ansible, name: str) -> Run:
-    """Run the target `name` as ansible-test does, on all hosts of `ansible`."""
-    play = {"name": "Run a target", "hosts": "all", "gather_facts": True, "roles": [name]}
+def run_target(ansible: Ansible, name: str, **options: Any) -> Run:
+    """Run the target `name` as ansible-test does, on all hosts of `ansible`; or a playbook of one (target/name.yml)."""
     output = ansible.directory / "output"
     output.mkdir(exist_ok=True)
-    playbook = ansible.directory / f"{name}.json"
-    playbook.write_text(json.dumps([{**play, "vars": {"output_dir": str(output)}}]), encoding="utf-8")
-    environment = {"ANSIBLE_ROLES_PATH": str(targets()), "OUTPUT_DIR": str(output)}
-    return ansible.playbook(playbook, environment=environment, timeout=900)
+    playbook = targets() / name
+    if playbook.suffix != ".yml":
+        playbook = ansible.directory / f"{name}.json"
+        play = {"name": "Run a target", "hosts": "all", "gather_facts": True, "roles": [name]}
+        playbook.write_text(json.dumps([play]), encoding="utf-8")
+    environment = {
+        "ANSIBLE_ROLES_PATH": str(targets()),
+        "OUTPUT_DIR": str(output),
+        **options.pop("environment", {}),
+    }
+    variables: dict[str, Any] = {"output_dir": str(output)}
+    if name in CONNECTION:
+        paths = {"local_tmp": str(ansible.directory / "local"), "remote_tmp": "/tmp/ansible-remote"}
+        variables = {"target_hosts": "all", "action_prefix": "", **paths}
+    return ansible.playbook(playbook, variables=variables, environment=environment, timeout=900, **options)
 
 
 def run_connection_tests(ansible: Ansible) -> None:
     """Run what ansible-core runs against each of its own connection plugins."""
-    tests = targets() / "connection"
-    variables: Mapping[str, Any] = {
-        "target_hosts": "all",
-        "action_prefix": "",
-        "local_tmp": str(ansible.directory / "local"),
-        "remote_tmp": "/tmp/ansible-remote",
-    }
-    names = ["test_connection.yml", "test_reset_connection.yml", "test_reset_connection_templated.yml"]
-    for name in names:
-        if os.path.exists(tests / name):
-            ansible.playbook(tests / name, variables=variables, timeout=900)
+    for name in CONNECTION:
+        if (targets() / name).exists():
+            run_target(ansible, name)

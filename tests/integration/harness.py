@@ -15,13 +15,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from lab import host
+from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._commands import command as schema
+from ansible_collections.qemu.guest.tests.integration.commands import COVERED
+from lab import host, image
 from lab.agent import LooseAgent
+from lab.tally import Count, Tally
 from lab.vm import Guest
 
 HERE = Path(__file__).resolve().parent
@@ -159,22 +164,22 @@ def address(subject: Subject) -> Path:
     return subject.agent_socket if isinstance(subject, Guest) else subject.socket
 
 
-def guest_variables(subject: Subject) -> dict[str, Any]:
-    """Return the variables of a host that is the guest itself, connected to through its agent."""
+def guest_variables(subject: Subject, socket: Path | None = None) -> dict[str, Any]:
+    """Return the variables of a host that is the guest itself, connected to through its agent (or that `socket`)."""
     return {
         "ansible_connection": "qemu.guest.qga",
-        "ansible_qga_address": str(address(subject)),
+        "ansible_qga_address": str(socket or address(subject)),
         "ansible_python_interpreter": "/usr/bin/python3",
         "witness": witness(subject),
     }
 
 
-def hypervisor_variables(subject: Subject) -> dict[str, Any]:
+def hypervisor_variables(subject: Subject, socket: Path | None = None) -> dict[str, Any]:
     """Return the variables of a host that is the hypervisor of the guest: modules need the agent's address there."""
     return {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
-        "qga_address": str(address(subject)),
+        "qga_address": str(socket or address(subject)),
         "witness": witness(subject),
     }
 
@@ -196,6 +201,51 @@ def look(subject: Subject, command: str, check: bool = True) -> str:
     output = done.stdout.decode("utf-8", "surrogateescape")
     assert not check or done.returncode == 0, f"exit status {done.returncode} of {command}:\n{output}"
     return output
+
+
+# Targets
+
+PLACES = {"guest": guest_variables, "hypervisor": hypervisor_variables}
+
+
+def run_target(
+    make_ansible: Callable[[Mapping[str, Mapping[str, Any]]], Ansible],
+    target: str,
+    place: str,
+    subjects: Mapping[str, Subject],
+    **variables: Any,
+) -> None:
+    """Run one of targets/ on `subjects`, either as hosts or from their hypervisor.
+
+    Fails as well unless the agents got, and did not refuse, every command that the table says the target exercises.
+    """
+    table = {command: covered.refused for covered in COVERED if covered.target == target for command in covered}
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory()))
+        relays = {name: stack.enter_context(Tally(directory / name, address(of))) for name, of in subjects.items()}
+        known = {command for subject in subjects.values() for command in _enabled_commands(subject)}
+        hosts = {
+            name: {
+                **PLACES[place](subject, relays[name].path),
+                "agent_version": image.build(subject.release).agent_version,
+            }
+            for name, subject in subjects.items()
+        }
+        make_ansible(hosts).playbook(HERE / "targets.yml", variables={"target": target, **variables})
+    counts = [item for relay in relays.values() for item in relay.counts.items()]
+    seen = {command for command, count in counts if table.get(command) or worked(command, count)}
+    missing = (set(table) & known) - seen
+    assert not missing, f"{target} should exercise {', '.join(sorted(missing))}"
+
+
+def _enabled_commands(subject: Subject) -> list[str]:
+    with open_agent(str(address(subject))) as agent:
+        return [name for name, enabled in agent.info.commands.items() if enabled]
+
+
+def worked(command: str, count: Count) -> bool:
+    """Return whether the agent did what a command asks for at least once, as far as its answers tell."""
+    return count.returned > 0 or (not schema(command).answers and count.requests > count.refused)
 
 
 # Others on the channel

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import os
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,15 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
 SIZE = 2_500_001
 """More than one chunk, and no multiple of anything."""
 
-# What could be left of what carried the configuration there; the exceptions are what systemd puts into /tmp. What watches
-# over an async task looks every five seconds whether it has ended, and then removes the task's files.
+ODD = "-n 'single' \"double\" $HOME `id` $(id) \\\\ * ? [a] & ; | < > # ! ~ %s {a,b} ü"
+"""Text that should arrive as it is, whatever shells are on the way."""
+
+# What could be left of what carried the configuration there; the exceptions are what systemd puts into /tmp. What
+# watches over an async task looks every five seconds whether it has ended, and then removes the task's files.
 LEFT = r"""
 find /tmp /root/.ansible/tmp ~qgauser/.ansible/tmp -mindepth 1 2>/dev/null |
     grep -v -e '^/tmp/systemd-private' -e '^/tmp/[.].*-unix'
-find /run/qemu-guest* -type f ! -name pid 2>/dev/null
+find /run/qemu-guest* -type f ! -name pid ! -name log ! -name '*.py' ! -name prologue 2>/dev/null
 """
 LOOK = r"""
 cd /srv/qga
@@ -43,30 +48,51 @@ id -nG qgauser
 LEFT_SECONDS = 20
 
 
-def check_ordinary_play(directory: Path, subjects: Mapping[str, Subject], **variables: Any) -> None:
-    """Configure all subjects at once, in a scratch directory of the controller; a second run changes nothing."""
+def ordinary_variables(directory: Path) -> dict[str, Any]:
+    """Return the variables of the play, and put what it copies into a scratch directory of the controller."""
     content = os.urandom(SIZE)
     (directory / "large").write_bytes(content)
-    hosts = {name: guest_variables(subject) for name, subject in subjects.items()}
-    ansible = Ansible(directory / "ansible", hosts)
-    variables = {
+    tree = directory / "tree"
+    for number, name in enumerate(["bin/run", "plain", "empty", "deep/er/ä ö/'quoted' \"file\"", "deep/.hidden"]):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"%d\n" % number * (name != "empty"))
+    (tree / "bin" / "run").chmod(0o755)
+    with tarfile.open(directory / "tree.tar.gz", "w:gz") as archive:
+        archive.add(tree, "tree")
+    return {
         "target": "connection_qga",
         "scratch": str(directory),
         "large_sha1": hashlib.sha1(content).hexdigest(),
-        **variables,
+        "odd": ODD,
+        "odd_name": ODD.replace("$HOME", "$"),
     }
+
+
+def check_ordinary_play(directory: Path, subjects: Mapping[str, Subject], **variables: Any) -> None:
+    """Configure all subjects at once; a second run changes nothing."""
+    hosts = {name: guest_variables(subject) for name, subject in subjects.items()}
+    ansible = Ansible(directory / "ansible", hosts)
+    variables = {**ordinary_variables(directory), **variables}
+    content = (directory / "large").read_bytes()
     first = ansible.playbook(HERE / "targets.yml", variables=variables, timeout=900)
     assert all(counts["changed"] > 10 for counts in first.recap.values()), first.output
     for name, subject in subjects.items():
         seen, expected = look(subject, LOOK, check=False).splitlines(), _expected(name, content)
         assert seen == expected, "\n".join(difflib.unified_diff(expected, seen, "expected", "seen", lineterm=""))
-        until(lambda subject=subject: not look(subject, LEFT, check=False), LEFT_SECONDS, f"nothing left on {name}")
+        until(functools.partial(clean, subject), LEFT_SECONDS, f"nothing left on {name}")
         fetched = directory / "fetched" / name
         assert (fetched / "large").read_bytes() == content
         assert (fetched / "empty").read_bytes() == b""
         assert (fetched / "copied 'text'.txt").read_text(encoding="utf-8") == "line one\nzwei ü\n"
     second = ansible.playbook(HERE / "targets.yml", variables=variables, timeout=900)
     assert {counts["changed"] for counts in second.recap.values()} == {0}, second.output
+
+
+def clean(subject: Subject) -> bool:
+    """Return whether nothing is left of what carried the configuration there."""
+    left = look(subject, LEFT, check=False)
+    print(left, end="")
+    return not left
 
 
 def _expected(name: str, content: bytes) -> list[str]:

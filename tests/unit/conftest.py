@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _agent, _channel, _exec
+from ansible_collections.qemu.guest.plugins.module_utils import _agent, _channel, _exec, _libvirt, _power
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
-from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping
+from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping, qga_suspend
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.machine import Machine
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 
@@ -32,7 +33,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all modules stands still but for what the test and its scripted agent let pass."""
     clock = Clock()
-    for module in (_agent, _channel, _exec, qga_exec, qga_ping):
+    for module in (_agent, _channel, _exec, _libvirt, qga_exec, qga_ping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -67,3 +68,14 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     guest = Guest(tmp_path)
     yield guest
     guest.close()
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
+    """Start machines that are shut down and suspended, in a hurry. They end with the test."""
+    monkeypatch.setattr(_agent, "_SECONDS_TO_FAIL", 0.2)
+    monkeypatch.setattr(qga_suspend, "_SECONDS_TO_FAIL", dict.fromkeys(("ram", "disk", "hybrid"), 0.2))
+    for name, seconds in {"PAUSE": 0.05, "LOOK": 0.2, "SILENT": 1.0, "GONE": 0.1, "FAILED": 1.0}.items():
+        monkeypatch.setattr(_power, name, seconds)
+    with ExitStack() as stack:
+        yield lambda **how: stack.enter_context(Machine(tmp_path, **how))

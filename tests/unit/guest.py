@@ -138,9 +138,10 @@ class Guest:
         return {"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": len(data) < count}
 
     def write(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        data = base64.b64decode(arguments["buf-b64"])
+        data = base64.b64decode(arguments["buf-b64"]).replace(RUNNER.encode(), str(self.runner).encode())
         try:
-            return {"count": os.write(self._file(arguments), data), "eof": False}
+            os.write(self._file(arguments), data)
+            return {"count": len(base64.b64decode(arguments["buf-b64"])), "eof": False}
         except BrokenPipeError as exc:  # who read has gone since the file was opened
             raise AgentError(f"failed to write to file: {exc.strerror}") from exc
 

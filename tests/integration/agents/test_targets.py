@@ -1,7 +1,8 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every target, with the agents of all releases at once, both ways: on the guest itself and on its hypervisor."""
+"""Every target that needs no booted guest, with the agents of all releases at once, both ways: on the guest itself and
+on its hypervisor."""
 
 from __future__ import annotations
 
@@ -11,18 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.qemu.guest.tests.integration.commands import targets_of_modules
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import (
-    HERE,
-    guest_variables,
-    hypervisor_variables,
-)
-from lab import image
+from ansible_collections.qemu.guest.tests.integration.harness import PLACES, run_target
 from lab.agent import DANGEROUS, LooseAgent
 
 # On the hypervisor, the same operations run in a process of their own each: the oldest and the newest agent will do.
 ENDS = ("bullseye", "sid")
-MODULES = sorted(path.name for path in (HERE / "targets").glob("qga_*"))
 
 
 @pytest.fixture
@@ -34,20 +30,10 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("place", ["guest", "hypervisor"])
-@pytest.mark.parametrize("target", MODULES)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("target", targets_of_modules(in_guests=False))
 def test_module(
     target: str, place: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, scratch: Path
 ) -> None:
-    variables = {"guest": guest_variables, "hypervisor": hypervisor_variables}[place]
-    hosts = {
-        release: {
-            **variables(agent),
-            "agent_version": image.build(release).agent_version,
-            "disabled_command": DANGEROUS[-1],
-        }
-        for release, agent in agents.items()
-        if place == "guest" or release in ENDS
-    }
-    ansible = make_ansible(hosts)
-    ansible.playbook(HERE / "targets.yml", variables={"target": target, "scratch": str(scratch)})
+    subjects = {name: agent for name, agent in agents.items() if place == "guest" or name in ENDS}
+    run_target(make_ansible, target, place, subjects, scratch=str(scratch), disabled_command=DANGEROUS[-1])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import signal
@@ -161,9 +162,13 @@ def test_agent_that_is_restarted_during_a_command(
     said(ansible.adhoc("qga_ping"), "pong", by=2)
 
 
+def has_file(agent: LooseAgent, name: str) -> bool:
+    return name in look(agent, "ls /srv")
+
+
 def restart_when_begun(agents: Mapping[str, LooseAgent]) -> None:
     for agent in agents.values():
-        until(lambda agent=agent: "begun" in look(agent, "ls /srv"), 60, "the command's beginning")
+        until(functools.partial(has_file, agent, "begun"), 60, "the command's beginning")
         look(agent, "rm /srv/begun")
         agent.restart()
 
@@ -223,7 +228,7 @@ def test_an_agent_that_tells_nothing_about_itself(
 def test_runs_wait_for_each_other(ansible: Ansible, agents: Mapping[str, LooseAgent]) -> None:
     with ansible.start("ansible", "all", "-m", "ansible.builtin.raw", "-a", "touch /srv/first; sleep 601") as first:
         for agent in agents.values():
-            until(lambda agent=agent: "first" in look(agent, "ls /srv"), 60, "the first run's command")
+            until(functools.partial(has_file, agent, "first"), 60, "the first run's command")
         run = ansible.adhoc("qga_ping", rc=2)
         said(run, "another task uses the channel (pid ", f"did not leave it within {TIMEOUT} s", "ChannelBusyError")
         # One with more patience gets its turn when the first has ended.

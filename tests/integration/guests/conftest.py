@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 from ansible.release import __version__ as core_version
 
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
 from lab import image
 from lab.vm import Guest
 
 # Every agent with one core, the older two with the older: two guests at a time are what two processors can run.
 ALL = list(image.RELEASES)
 RELEASES = ALL[:2] if core_version.startswith("2.16") else ALL[2:]
+# libvirt is another way to the agent, which no core sees: once is enough.
+collect_ignore = ["test_libvirt.py"] if core_version.startswith("2.16") else []
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,15 @@ def guest(guests: Mapping[str, Guest]) -> Guest:
 def hosts(guests: Mapping[str, Guest]) -> dict[str, dict[str, Any]]:
     """The variables of all guests as hosts."""
     return {name: guest_variables(guest) for name, guest in guests.items()}
+
+
+@contextmanager
+def blocked(guest: Guest, commands: str) -> Iterator[None]:
+    """The guest's administrator does not allow the agent these commands."""
+    key = "blacklist" if guest.release == "bullseye" else "block-rpcs"
+    look(guest, f"mkdir -p /etc/qemu; printf '[general]\\n{key}={commands}\\n' >/etc/qemu/qemu-ga.conf")
+    look(guest, "systemctl restart qemu-guest-agent")
+    try:
+        yield
+    finally:
+        look(guest, "rm /etc/qemu/qemu-ga.conf; systemctl restart qemu-guest-agent")

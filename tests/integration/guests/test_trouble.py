@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.guests.conftest import blocked
 from ansible_collections.qemu.guest.tests.integration.harness import (
     guest_variables,
     look,
@@ -60,21 +60,12 @@ def test_channel_taken(make_ansible: MakeAnsible, guest: Guest) -> None:
     assert look(guest, "ls /srv/ghost 2>/dev/null || echo none") == "none\n"
 
 
-@contextmanager
-def blocked(guest: Guest, commands: str) -> Iterator[None]:
-    key = "blacklist" if guest.release == "bullseye" else "block-rpcs"
-    look(guest, f"mkdir -p /etc/qemu; printf '[general]\\n{key}={commands}\\n' >/etc/qemu/qemu-ga.conf")
-    look(guest, "systemctl restart qemu-guest-agent")
-    try:
-        yield
-    finally:
-        look(guest, "rm /etc/qemu/qemu-ga.conf; systemctl restart qemu-guest-agent")
-
-
 def test_guest_exec_blocked(make_ansible: MakeAnsible, guests: Mapping[str, Guest]) -> None:
     for guest in guests.values():
         with blocked(guest, "guest-exec,guest-exec-status"):
-            ansible = make_ansible(variables(guest, ansible_qga_timeout=20))
+            # Without a runner, and with no way to start one.
+            look(guest, "kill $(cat /run/qemu-guest-runner/1/pid); sleep 2", check=False)
+            ansible = make_ansible(variables(guest, ansible_qga_timeout=20, ansible_qga_bootstrap=[]))
             run = ansible.adhoc("ansible.builtin.ping", rc=2)
             assert "guest-exec was not run: disabled by the guest's administrator" in run.message
             assert ("blacklist" if guest.release == "bullseye" else "block-rpcs") in run.message

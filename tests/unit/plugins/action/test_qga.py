@@ -82,6 +82,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "qga_exec": {"shell": "true"},
     "qga_fetch": {"src": "/x", "dest": "/x"},
     "qga_file": {"path": "/x"},
+    "qga_fsfreeze": {"state": "thawed"},
 }
 
 

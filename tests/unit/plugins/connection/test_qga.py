@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pwd
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,14 @@ def test_no_address(connection: Connect, options: dict[str, str]) -> None:
         connection(**options).exec_command("true")
 
 
+def test_libvirt_uri(connection: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(qga, "open_agent", lambda address, timeout, **how: given.append((address, how["libvirt_uri"])))
+    assert connection(address="libvirt:web", libvirt_uri="qemu:///session").agent is None
+    assert connection(host=f"libvirt:{'0' * 8}").agent is None
+    assert given == [("libvirt:web", "qemu:///session"), ("libvirt:00000000", None)]
+
+
 def test_address_that_is_malformed(connection: Connect) -> None:
     with pytest.raises(AnsibleError, match="'vm1' is not the address"):
         connection(address="vm1").exec_command("true")
@@ -94,6 +103,13 @@ def test_modules_are_always_piped(connection: Connect, server: Scripted) -> None
 
 
 # Commands
+
+
+def test_raw_is_for_the_login_shell(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    shell = pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
+    assert made.exec_command('echo "$0 $SHELL" \'a  b\'')[1].decode() == f"{shell} {shell} a  b\n"
+    assert made.exec_command(wrapped('echo "$0 $SHELL"'))[1].decode() == f"/bin/sh {shell}\n"
 
 
 def test_command(connection: Connect, server: Scripted) -> None:
@@ -127,7 +143,7 @@ def test_signal_is_an_exit_status(connection: Connect, server: Scripted) -> None
 )
 def test_wrapping_of_the_core_is_taken_off(connection: Connect, server: Scripted, guest: Guest, command: str) -> None:
     made = connection(address=str(server.path))
-    assert made.exec_command(wrapped(command))[:2] == made.exec_command(f"{command}\n")[:2]
+    assert made.exec_command(wrapped(command))[:2] == made.exec_command(f"exec {wrapped(command)}")[:2]
     first, second = (guest.started[0]["input-data"], guest.started[1]["input-data"])
     assert len(first) <= len(second), "one shell less"
 
@@ -138,7 +154,8 @@ def test_wrapping_of_the_core_is_taken_off(connection: Connect, server: Scripted
 )
 def test_other_wrapping_is_left_alone(connection: Connect, guest: Guest, server: Scripted, command: str) -> None:
     connection(address=str(server.path)).exec_command(command)
-    assert command.encode() in base64.b64decode(guest.started[0]["input-data"])
+    started = base64.b64decode(guest.started[0]["input-data"]).decode()
+    assert command in started or shlex.quote(command) in started
 
 
 def test_output_that_was_lost_is_an_error(connection: Connect, server: Scripted, guest: Guest, tmp_path: Path) -> None:
@@ -296,3 +313,70 @@ def test_documentation_names_the_variables_of_the_options() -> None:
         assert [entry["name"] for entry in options[name]["vars"]] == [f"ansible_qga_{name}"]
         assert [entry["name"] for entry in options[name]["env"]] == [f"ANSIBLE_QGA_{name.upper()}"]
         assert options[name]["ini"] == [{"section": "qga_connection", "key": name}]
+
+
+# Become
+
+
+class Become:
+    """As much of a become plugin as a connection uses."""
+
+    name = "sudo"
+    success = "BECOME-SUCCESS-abc"
+
+    def __init__(self, password: str | None) -> None:
+        self._password = password
+
+    def expect_prompt(self) -> bool:
+        return self._password is not None
+
+    def get_option(self, name: str, playcontext: object = None) -> str | None:
+        assert name == "become_pass"
+        return self._password
+
+    def check_success(self, output: bytes) -> bool:
+        return self.success.encode() in output
+
+    def check_incorrect_password(self, output: bytes) -> bool:
+        return b"Sorry, try again." in output
+
+    def check_missing_password(self, output: bytes) -> bool:
+        return b"a password is required" in output
+
+    def wrapped(self, command: str, asks: bool) -> str:
+        """Return what an asking, or silent, sudo would be; the password is `pass 'ü'`."""
+        inner = f"/bin/sh -c {shlex.quote(f'echo {self.success} ; {command}')}"
+        ask = "IFS= read -r p; [ \"$p\" = \"pass 'ü'\" ] || { echo Sorry, try again. >&2; exit 1; }; " if asks else ""
+        return wrapped(f"{ask}{inner}")
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_become_with_a_password(connection: Connect, server: Scripted, asks: bool) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become("pass 'ü'")
+    rc, out, err = made.exec_command(made.become.wrapped("cat; echo '-'$l\"-\"", asks), b"\x00one\ntwo")
+    assert (rc, out, err) == (0, b"BECOME-SUCCESS-abc\n\x00one\ntwo--\n", b"")
+    assert made.exec_command(made.become.wrapped("cat; exit 3", asks))[:2] == (3, b"BECOME-SUCCESS-abc\n")
+
+
+def test_become_with_a_wrong_password(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become("wrong")
+    with pytest.raises(AnsibleError, match=r"^Incorrect sudo password$"):
+        made.exec_command(made.become.wrapped("echo never", True), b"stdin")
+
+
+def test_become_without_a_password(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become(None)
+    assert made.exec_command(made.become.wrapped("cat", False), b"in")[1] == b"BECOME-SUCCESS-abc\nin"
+    with pytest.raises(AnsibleError, match=r"^Missing sudo password$"):
+        made.exec_command("echo sudo: a password is required >&2; exit 1")
+    assert made.exec_command("exit 1")[0] == 1
+
+
+def test_a_password_is_for_become_only(connection: Connect, server: Scripted) -> None:
+    made = connection(address=str(server.path))
+    made.become = Become("secret")
+    assert made.exec_command(wrapped("cat"), b"in")[1] == b"in"
+    assert made.exec_command(made.become.wrapped("cat", False), b"in", sudoable=False)[1] == b"BECOME-SUCCESS-abc\nin"

@@ -388,9 +388,11 @@ def test_longest_wait_for_a_command_without_answer(
         return request(self, command, arguments, deadline)
 
     monkeypatch.setattr(SocketAgent, "_request", watched)
-    server.then("guest-shutdown", swallows)
-    connect(server, timeout=60).execute("guest-shutdown")
-    assert waits == [5]
+    server.then("guest-shutdown", swallows, swallows)
+    agent = connect(server, timeout=60)
+    agent.execute("guest-shutdown")
+    agent.execute("guest-shutdown", timeout=30)
+    assert waits == [5, 30]
 
 
 # A channel that breaks

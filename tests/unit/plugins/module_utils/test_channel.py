@@ -71,6 +71,7 @@ def as_another_user() -> Iterator[None]:
         ("tcp:192.0.2.1:1", Address("tcp", host="192.0.2.1", port=1)),
         ("tcp:[::1]:65535", Address("tcp", host="::1", port=65535)),
         ("tcp:[fe80::1%eth0]:7", Address("tcp", host="fe80::1%eth0", port=7)),
+        ("libvirt:web 1:ü", Address("libvirt", domain="web 1:ü")),
     ],
 )
 def test_address(text: str, address: Address) -> None:
@@ -99,6 +100,7 @@ def test_address(text: str, address: Address) -> None:
         "vsock:-1:1024",
         "vsock:4294967296:1024",
         "vsock:3:4294967296",
+        "libvirt:",
         "tcp:vm1",
         "tcp:vm1:",
         "tcp::7000",

@@ -90,6 +90,26 @@ def test_result() -> None:
     assert Recorder(Plan()).run() == {"changed": False}
 
 
+def test_apply_where_nothing_changes() -> None:
+    """What it does is no change of the guest, so it is none in the result."""
+    recorder = Recorder(Plan(before=SAME, after=dict(SAME), always=True))
+    assert recorder.run(check_mode=True) == {"changed": False}
+    assert recorder.run() == {"changed": False, "learned": 1}
+    assert recorder.calls == ["read", "plan", "read", "plan", "apply"]
+
+
+@pytest.mark.parametrize(("planned", "applied"), [([], []), (["a"], []), ([], ["b"]), (["a"], ["b"])])
+def test_warnings(planned: list[str], applied: list[str]) -> None:
+    operation = Operation(
+        {},
+        lambda agent, params: 1,
+        lambda current, params: Plan(changed=True, warnings=planned),
+        lambda agent, plan: {"warnings": applied},
+    )
+    assert run_operation(operation, AGENT, {}).get("warnings", []) == planned + applied
+    assert run_operation(operation, AGENT, {}, check_mode=True).get("warnings", []) == planned
+
+
 @pytest.mark.parametrize("check_mode", [False, True])
 def test_diff(check_mode: bool) -> None:
     plan = Plan(before=SAME, after=OTHER, subject="/x", texts=("a\n", "b\n"))

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -257,6 +259,25 @@ def test_environment(agent: SocketAgent, guest: Guest, whole: bool) -> None:
     assert result.stderr.decode() == f"{home}\n"
 
 
+@pytest.mark.parametrize(
+    ("passwd", "expected"),
+    [
+        ("{user}:x:0:0:root,:/root:/bin/cat\nother:x:1:1::/:/bin/ls\n", "/bin/cat"),
+        ("other:x:1:1:A B:/:/bin/ls\n{user}:x:0:0::/root:/bin/cat\n", "/bin/cat"),
+        ("{user}:x:0:0::/root:\n", "/bin/sh"),
+        ("{user}:x:0:0::/root:/usr/sbin/nologin\n", "/bin/sh"),
+        ("{user}:x:0:0::/root:/bin/false\n", "/bin/sh"),
+        ("{user}:x:0:0::/root:/no/such/shell\n", "/bin/sh"),
+        ("other:x:1:1::/:/bin/ls\n", "/bin/sh"),
+        ("", "/bin/sh"),
+    ],
+)
+def test_login_shell(agent: SocketAgent, files_of_the_guest: Path, passwd: str, expected: str) -> None:
+    (files_of_the_guest / "passwd").write_text(passwd.format(user=pwd.getpwuid(os.getuid()).pw_name))
+    result = run_shell(agent, b'printf %s "$SHELL"', whole=False)
+    assert (result.stdout.decode(), result.stderr) == (expected, b"")
+
+
 def test_no_variable_of_ours_is_left_to_the_command(agent: SocketAgent, whole: bool) -> None:
     result = run_shell(agent, b'printf "[%s]" "$c$f$l$n$u$v$t$QEMU_GUEST$QEMU_GUEST_SPOOL$OLDPWD"', whole=whole)
     assert result.stdout == b"[]"
@@ -369,6 +390,40 @@ def test_long_output_is_private(agent: SocketAgent, server: Scripted, guest: Gue
     (tmp_path / "out").write_bytes(pattern(KEPT + 1, 1))
     run_shell(agent, b"cat %s/out" % str(tmp_path).encode())
     assert set(modes) == {0o600}
+
+
+def test_input_that_one_request_cannot_carry(
+    agent: SocketAgent, server: Scripted, guest: Guest, whole: bool
+) -> None:
+    agent.largest_payload = 1000
+    modes: list[int] = []
+
+    def watched(arguments: Mapping[str, Any]) -> int:
+        modes.extend(path.stat().st_mode & 0o777 for path in left_over(guest))
+        return guest.open(arguments)
+
+    server.answers["guest-file-open"] = watched
+    script = b"read -r a; echo $a; # " + b"x" * 2000 + b"\ncat; echo ${QEMU_GUEST_INPUT-unset}"
+    result = run_shell(agent, script, b"first\n" + pattern(5000, 1), whole=whole)
+    assert (result.rc, result.stdout) == (0, b"first\n" + pattern(5000, 1) + b"unset\n")
+    assert set(modes) == {0o600}
+    assert left_over(guest) == []
+    assert max(len(base64.b64decode(request.get("input-data", ""))) for request in guest.started) <= 1000
+
+
+def test_input_in_a_file_that_has_gone(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    """A program that is started after it was given up on finds no input, and does nothing."""
+    agent.largest_payload = 1000
+
+    def too_late(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        if any("QEMU_GUEST_INPUT=" in variable for variable in arguments["env"]):
+            for path in left_over(guest):
+                path.unlink()
+        return guest.start(arguments)
+
+    server.answers["guest-exec"] = too_late
+    result = run_shell(agent, b"touch %b/done; # " % str(tmp_path).encode() + b"x" * 2000, whole=False)
+    assert result.rc != 0 and not (tmp_path / "done").exists()
 
 
 def tool(guest: Guest, name: str, script: str) -> None:

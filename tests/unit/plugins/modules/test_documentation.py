@@ -135,9 +135,10 @@ def test_attributes(name: str) -> None:
 def test_options_named_elsewhere_exist(name: str) -> None:
     operation = module(name).OPERATION
     assert set(operation.quiet) | set(operation.local_files) <= set(operation.spec)
-    for constraint in operation.constraints.values():
-        for group in constraint:
-            assert set(group) <= set(operation.spec)
+    for kind, groups in operation.constraints.items():
+        for group in groups:
+            named = {group[0], *group[2]} if kind == "required_if" else set(group)
+            assert named <= set(operation.spec)
 
 
 def test_fragment_of_the_address_has_the_options_of_every_module() -> None:

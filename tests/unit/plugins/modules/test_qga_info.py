@@ -12,7 +12,11 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils import _commands
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    OperationError,
+    OutcomeUnknownError,
+    ProtocolError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_info
 from ansible_collections.qemu.guest.plugins.modules.qga_info import COMMANDS, KEYS_COMMAND, MIN, OPERATION, plan, wanted
@@ -71,7 +75,7 @@ def test_every_command_that_reads_is_here() -> None:
 def test_subsets_are_documented() -> None:
     text = " ".join(documentation("qga_info")["options"]["gather_subset"]["description"])
     assert set(re.findall(r"V\(([a-z_]+)\)", text)) == {*COMMANDS, "all", "min"}
-    assert {*COMMANDS, "authorized_keys", "unavailable", "result"} <= returned("qga_info")
+    assert {*COMMANDS, "addresses", "authorized_keys", "unavailable", "result"} <= returned("qga_info")
 
 
 # plan
@@ -93,7 +97,7 @@ GATHERED = {
 
 def test_plan() -> None:
     planned = plan(GATHERED, options())
-    assert planned.result == GATHERED
+    assert planned.result == {**GATHERED, "addresses": {}}
     assert not planned.changes
 
 
@@ -109,7 +113,7 @@ def test_plan() -> None:
 )
 def test_query(query: str, result: Any) -> None:
     planned = plan(GATHERED, options(query=query))
-    assert planned.result == {**GATHERED, "result": result}
+    assert planned.result == {**GATHERED, "addresses": {}, "result": result}
 
 
 def test_query_of_the_example() -> None:
@@ -134,6 +138,66 @@ def test_query_without_the_library(
         run_operation(OPERATION, connect(server), options(query="x"))
     assert server.commands == [], "said before anything is asked"
     run_operation(OPERATION, connect(server), options(gather_subset=["agent"]))
+
+
+# addresses
+
+
+def interface(mac: str | None, *addresses: str) -> dict[str, Any]:
+    return {
+        "name": "eth0",
+        **({"hardware_address": mac} if mac else {}),
+        **({"ip_addresses": [{"ip_address": text, "prefix": 24} for text in addresses]} if addresses else {}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "addresses"),
+    [
+        ([], {}),
+        ([interface("00:00:00:00:00:00", "127.0.0.1", "::1", "192.0.2.1")], {}),
+        ([interface(None, "192.0.2.1"), interface("", "192.0.2.2")], {}),
+        ([interface("52:54:00:AB:CD:EF")], {"52:54:00:ab:cd:ef": []}),
+        (
+            [interface("52:54:00:00:00:01", "192.0.2.1", "169.254.3.4", "fe80::1", "fe80::1%eth0", "febf::1")],
+            {"52:54:00:00:00:01": ["192.0.2.1"]},
+        ),
+        (
+            [interface("52:54:00:00:00:01", "2001:db8::1", "fec0::1", "fd00::1", "::ffff:192.0.2.1", "127.0.0.2")],
+            {"52:54:00:00:00:01": ["2001:db8::1", "fec0::1", "fd00::1", "::ffff:192.0.2.1"]},
+        ),
+        (
+            [interface("52:54:00:00:00:01"), interface("02:42:00:00:00:02", "172.17.0.1")],
+            {"52:54:00:00:00:01": [], "02:42:00:00:00:02": ["172.17.0.1"]},
+        ),
+        # A bridge has the MAC address of the interface below it.
+        (
+            [interface("52:54:00:00:00:01", "fe80::1"), interface("52:54:00:00:00:01", "192.0.2.1")],
+            {"52:54:00:00:00:01": ["192.0.2.1"]},
+        ),
+        ([interface("52:54:00:00:00:01", "", "what", "192.0.2.256")], {"52:54:00:00:00:01": []}),
+    ],
+)
+def test_addresses(interfaces: list[dict[str, Any]], addresses: dict[str, list[str]]) -> None:
+    assert plan({"network_interfaces": interfaces}, options()).result["addresses"] == addresses
+
+
+@pytest.mark.parametrize(
+    "interface",
+    [
+        "eth0",
+        {"hardware_address": "52:54:00:00:00:01", "ip_addresses": "192.0.2.1"},
+        {"hardware_address": "52:54:00:00:00:01", "ip_addresses": ["192.0.2.1"]},
+    ],
+)
+def test_interfaces_that_are_not_as_in_the_schema(interface: Any) -> None:
+    with pytest.raises(ProtocolError):
+        plan({"network_interfaces": [interface]}, options())
+
+
+def test_query_over_addresses() -> None:
+    current = {"network_interfaces": [interface("52:54:00:00:00:01", "192.0.2.1")]}
+    assert plan(current, options(query='addresses."52:54:00:00:00:01"')).result["result"] == ["192.0.2.1"]
 
 
 # read

@@ -1,0 +1,136 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A spool: a directory in the guest, of root's alone, through which a resident program takes requests and answers.
+
+A request is a file NUMBER.in, written whole before its number is written to a FIFO, the ring, at which the program
+sleeps. Opening the ring for writing tells at once whether somebody is there: with nobody at the other end it fails. A
+result is a file NUMBER.rc, with NUMBER.out and NUMBER.err; the line C(-NUMBER) on the ring has them removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import re
+import time
+from typing import Callable, TypeVar
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AgentSilentError,
+    ChannelBusyError,
+    ConnectError,
+    GuestFileError,
+    HandleLostError,
+    OutcomeUnknownError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
+
+__all__ = ("Spool", "new_number", "patiently")
+
+T = TypeVar("T")
+
+# A program outlives a restart of the agent. Its result is waited for as long as that can take.
+_GRACE_SECONDS = 120.0
+# An agent that listens by itself (not at QEMU's socket) has none for a moment. A machine that ended has none any more.
+_SOCKET_SECONDS = 10.0
+_PAUSE = 0.2
+
+
+def new_number() -> int:
+    """Return the number of a request: nobody else's, and larger than any process's."""
+    return random.SystemRandom().randrange(10**15, 10**16)
+
+
+class Spool:
+    """The spool at ``path``, through ``agent``."""
+
+    def __init__(self, agent: Agent, path: str) -> None:
+        self._agent = agent
+        self.path = path
+
+    def ring(self, line: str) -> bool:
+        """Write a line to the ring; return whether somebody is there to read it."""
+        try:
+            with GuestFile(self._agent, f"{self.path}/ring", "w") as bell:
+                bell.write(line.encode("ascii") + b"\n")
+        except GuestFileError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENXIO, errno.EPIPE):
+                return False
+            raise
+        return True
+
+    def write(self, name: str, data: bytes) -> bool:
+        """Write a file; return whether there is a spool to write to."""
+        try:
+            with GuestFile(self._agent, f"{self.path}/{name}", "w") as file:
+                step = min(CHUNK, self._agent.largest_payload)
+                for start in range(0, len(data), step):
+                    file.write(data[start : start + step])
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended."""
+        pieces = []
+        try:
+            with GuestFile(self._agent, f"{self.path}/{name}") as file:
+                while True:
+                    pieces.append(file.read())
+                    if len(pieces[-1]) < CHUNK:
+                        return b"".join(pieces)
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOENT:
+                return None
+            raise
+
+    def ended(self, number: int) -> str:
+        """Return the line that tells how a request ended, empty as long as it has not."""
+        line = patiently(lambda: self.read(f"{number}.rc")) or b""
+        return line.decode("ascii", "replace").rstrip("\n") if line.endswith(b"\n") else ""
+
+    def result(self, number: int, line: str) -> tuple[int, bytes, bytes]:
+        """Return exit status, standard output and standard error of a request that ended so; they are removed.
+
+        :raise TransferError: if output was lost.
+        """
+        match = re.fullmatch(r"(\d{1,3}) (o|-) (e|-) \.", line)
+        if match is None:
+            raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
+        out, err = (
+            self._output(f"{number}.{suffix}") if there != "-" else b""
+            for suffix, there in (("out", match.group(2)), ("err", match.group(3)))
+        )
+        self.ring(f"-{number}")
+        return int(match.group(1)), out, err
+
+    def _output(self, name: str) -> bytes:
+        output = patiently(lambda: self.read(name))
+        if output is None:
+            raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
+        return output
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return exists(self._agent, f"{self.path}/{name}")
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Return what ``action`` returns, which only reads; an agent that is restarted meanwhile is waited for."""
+    grace, no_socket = Deadline(_GRACE_SECONDS), Deadline(_SOCKET_SECONDS)
+    while True:
+        try:
+            return action()
+        except (AgentSilentError, ChannelBusyError, HandleLostError, OutcomeUnknownError):
+            if grace.expired:
+                raise
+        except ConnectError:
+            if no_socket.expired:
+                raise
+        time.sleep(_PAUSE)

@@ -1,0 +1,133 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What one command, one file and one task make travel. Unlike time, this is exact: a change of it is seen here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.loader import connection_loader
+
+from ansible_collections.qemu.guest.plugins.module_utils import _runner
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
+from lab.agent import LooseAgent
+from lab.host import private_directory
+from lab.tally import Tally
+
+METHODS = ["guest-exec", "runner"]
+TASKS = 3
+
+Counted = tuple[dict[str, int], int]
+
+
+@pytest.fixture
+def tally(agents: dict[str, LooseAgent]) -> Iterator[Tally]:
+    directory = private_directory()
+    with Tally(directory / "tally.sock", agents["bookworm"].socket) as tally:
+        yield tally
+    directory.rmdir()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def connection(method: str, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The plugin, connected, with its runner if it has one."""
+    # Where the machine is slow, the runner would be looked after.
+    monkeypatch.setattr(_runner, "_LOOK_SECONDS", 600)
+    connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
+    connection.set_options(direct={"address": str(tally.path), "timeout": 60, "exec_method": method})
+    assert connection.exec_command("true")[0] == 0
+    assert connection.agent.info
+    yield connection
+    connection.close()
+
+
+def counted(tally: Tally, action: Callable[[], object]) -> Counted:
+    """Return how many requests of each command `action` makes, and the bytes in both directions.
+
+    Asking whether a program has ended is left out: how often depends on how long it takes.
+    """
+    tally.counts.clear()
+    action()
+    requests = {name: one.requests - one.refused for name, one in tally.counts.items()}
+    requests.pop("guest-exec-status", None)
+    polls = ("guest-exec-status", "guest-file-open")
+    size = sum(one.sent + one.received for name, one in tally.counts.items() if name not in polls)
+    return {name: count for name, count in requests.items() if count}, size
+
+
+def files(count: int, reads: int = 0, writes: int = 0, **more: int) -> dict[str, int]:
+    """Return requests for `count` files that are opened and closed."""
+    some = {f"guest-file-{name}": n for name, n in {"read": reads, "write": writes, **more}.items() if n}
+    return {"guest-file-open": count, "guest-file-close": count, **some}
+
+
+def test_a_command(connection: Any, method: str, tally: Tally) -> None:
+    requests, size = counted(tally, lambda: connection.exec_command("true"))
+    # The runner's: the request, the ring, the exit status, the ring again.
+    assert requests == ({"guest-exec": 1} if method == "guest-exec" else files(4, reads=1, writes=3))
+    assert size < 4000
+
+
+def test_a_command_with_input_and_output(connection: Any, method: str, tally: Tally) -> None:
+    data = os.urandom(100_000)
+    assert connection.exec_command("cat", in_data=data)[1] == data  # seen to work before it is counted
+    requests, size = counted(tally, lambda: connection.exec_command("cat; echo >&2", in_data=data))
+    assert requests == ({"guest-exec": 1} if method == "guest-exec" else files(6, reads=3, writes=3))
+    # Base64 makes four of three, and there and back is twice.
+    one_way = 100_000 * 4 / 3
+    assert size < (one_way if method == "guest-exec" else 2 * one_way) + 6000
+
+
+def test_a_file(connection: Any, method: str, tally: Tally, tmp_path: Path) -> None:
+    source, back = tmp_path / "source", tmp_path / "back"
+    source.write_bytes(os.urandom(100_000))
+    put, put_size = counted(tally, lambda: connection.put_file(str(source), "/srv/counted"))
+    fetched, fetched_size = counted(tally, lambda: connection.fetch_file("/srv/counted", str(back)))
+    assert back.read_bytes() == source.read_bytes()
+    # Before it is written, a command makes sure that nobody else can read it; afterwards it is read back.
+    private = {"guest-exec": 1} if method == "guest-exec" else files(4, reads=1, writes=3)
+    assert put == plus(private, files(1, reads=1, writes=1, flush=1, seek=2))
+    assert fetched == files(1, reads=3, seek=1)
+    # Each way once, and once to compare.
+    for size in (put_size, fetched_size):
+        assert size < 2 * 100_000 * 4 / 3 + 6000
+
+
+def plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {*one, *other}}
+
+
+def test_a_task(method: str, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
+    variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
+    ansible = make_ansible({"counted": {**variables, "ansible_qga_exec_method": method}})
+    runs = []
+    for count in (1, 1 + TASKS):
+        playbook = ansible.directory / f"{count}.json"
+        tasks = [{"name": "Do nothing", "ansible.builtin.command": "true"}] * count
+        playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+        runs.append(counted(tally, partial(ansible.playbook, playbook)))
+    (few, few_bytes), (many, many_bytes) = runs
+    per_task = {name: (many[name] - few.get(name, 0)) / TASKS for name in many}
+    # Each task connects for itself. What else there is of the runner's is in the tests above: here, it may be slow.
+    assert per_task.pop("guest-sync-delimited") == 1
+    if method == "guest-exec":
+        assert per_task == {"guest-exec": 1}
+    else:
+        assert per_task["guest-info"] == 1
+        assert "guest-exec" not in per_task or per_task["guest-exec"] == 0
+    # It is ansible's module, and what little is around it.
+    assert (many_bytes - few_bytes) / TASKS < 260_000

@@ -1,0 +1,41 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""ansible-core's own integration targets end over the agent as they end over ssh, on the same files.
+
+QEMU_GUEST_PARITY=all runs all that need neither a network nor a kernel of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ansible_collections.qemu.guest.tests.integration.parity import WAYS, WHOLE, Comparison
+from lab.agent import LooseAgent
+
+TARGETS = ["become_sudo", "raw", "slurp"]
+# fmt: off
+MORE = [
+    "async", "tempfile", "script", "stat", "command_shell", "become", "become_su", "async_fail",
+    "fetch/run_fetch_tests.yml", "fetch/injection/avoid_slurp_return.yml", "environment/test_environment.yml",
+    "remote_tmp/playbook.yml", "interpreter_discovery_python", "wait_for_connection", "template", "unarchive",
+    "lineinfile", "file", "copy", "assemble", "blockinfile", "cron", "facts_d", "find", "getent", "group",
+    "loop-connection/main.yml", "package_facts", "replace", "service_facts", "unsafe_writes", "user", "wait_for",
+    "gathering_facts/test_gathering_facts.yml",
+]
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
+    """A machine that the targets may leave their traces on."""
+    with LooseAgent("bookworm") as agent:
+        yield Comparison(agent, tmp_path_factory.mktemp("parity"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("target", [*TARGETS, *(MORE if WHOLE else [])])
+def test_target(target: str, way: str, comparison: Comparison) -> None:
+    comparison.check(target, way)

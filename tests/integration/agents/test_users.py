@@ -1,0 +1,35 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A key that a module authorizes lets in, by the word of the release's own sshd."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, witness
+from lab import host, image
+from lab.agent import LooseAgent
+
+
+def lets_in(agent: LooseAgent) -> bool:
+    """Log in as root with the lab's key. No network: an sshd for this one session is at the other end of a pipe."""
+    sshd = shlex.join([*witness(agent), "mkdir -p /run/sshd; exec /usr/sbin/sshd -i"])
+    argv = [host.find("ssh") or "ssh", "-n", "-F", "/dev/null", "-i", str(image.ssh_key())]
+    for option in ("IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"):
+        argv += ["-o", option]
+    argv += ["-o", f"ProxyCommand={sshd}", "root@here", "true"]
+    done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60, check=False)
+    return done.returncode == 0
+
+
+def test_key_lets_in(agent: LooseAgent, make_ansible: MakeAnsible) -> None:
+    ansible = make_ansible({"vm": guest_variables(agent)})
+    keys = {"user": "root", "keys": [image.ssh_key().with_suffix(".pub").read_text(encoding="ascii")]}
+    assert lets_in(agent), "as the image is"
+    ansible.adhoc("qemu.guest.qga_authorized_keys", {**keys, "state": "absent"})
+    assert not lets_in(agent)
+    ansible.adhoc("qemu.guest.qga_authorized_keys", keys)
+    assert lets_in(agent)

@@ -1,0 +1,205 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A frozen guest is one in which writing waits; that is looked at through the serial console."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.harness import (
+    ROOT,
+    guest_variables,
+    hypervisor_variables,
+    look,
+    until,
+)
+from lab import host
+from lab.vm import Guest
+
+Guests = Mapping[str, Guest]
+
+PLACES = {"guest": guest_variables, "hypervisor": hypervisor_variables}
+each_place = pytest.mark.parametrize("place", PLACES)
+
+MODULE = "qemu.guest.qga_fsfreeze"
+SLACK = 15
+
+
+@pytest.fixture(autouse=True)
+def thawed(guests: Guests) -> Iterator[None]:
+    """Whatever a test does, the next one finds its guests thawed."""
+    yield
+    for guest in guests.values():
+        with open_agent(str(guest.agent_socket), 60) as agent:
+            agent.execute("guest-fsfreeze-thaw")
+
+
+def hosts(guests: Guests, place: str) -> dict[str, dict[str, Any]]:
+    return {release: PLACES[place](guest) for release, guest in guests.items()}
+
+
+def options(place: str, **given: Any) -> dict[str, Any]:
+    """Return the module's options for all hosts, with what finds the agent on a hypervisor."""
+    return {**given, **({"address": "{{ qga_address }}"} if place == "hypervisor" else {})}
+
+
+def write(guest: Guest) -> None:
+    """Begin to write. Who writes to what is frozen waits, and cannot be killed."""
+    look(guest, "cd /; rm -f /run/wrote; (echo x >/small/freeze && echo yes >/run/wrote) & sleep 1")
+
+
+def written(guest: Guest) -> bool:
+    return look(guest, "cat /run/wrote 2>/dev/null || :") == "yes\n"
+
+
+def is_frozen(guest: Guest) -> bool:
+    write(guest)
+    return not written(guest)
+
+
+@contextmanager
+def configured(guest: Guest, settings: str) -> Iterator[None]:
+    """Restart the agent with ``settings``, lines of its configuration file."""
+    look(guest, f"mkdir -p /etc/qemu; printf '[general]\\n{settings}\\n' >/etc/qemu/qemu-ga.conf")
+    look(guest, "systemctl restart qemu-guest-agent")
+    try:
+        yield
+    finally:
+        # An agent that has frozen ignores the signal to end.
+        with suppress(CommandUnavailable), open_agent(str(guest.agent_socket), 60) as agent:
+            agent.execute("guest-fsfreeze-thaw")
+        look(guest, "rm /etc/qemu/qemu-ga.conf; systemctl restart qemu-guest-agent")
+
+
+@contextmanager
+def with_hook(guest: Guest, script: str) -> Iterator[None]:
+    """Have the agent run ``script`` with the argument freeze before it freezes, and thaw after it thawed."""
+    look(guest, f"cat >/etc/hook <<'END'\n#!/bin/sh\n{script}\nEND\nchmod +x /etc/hook; rm -f /run/hook-*")
+    with configured(guest, "fsfreeze-hook=/etc/hook"):
+        yield
+
+
+def processes_of(process: subprocess.Popen[str]) -> list[int]:
+    """Return the pids of ``process`` and all that it started, the first before its children."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        parents.setdefault(parent, []).append(int(stat.parent.name))
+    found = [process.pid]
+    for pid in found:
+        found += parents.get(pid, [])
+    return found
+
+
+@each_place
+def test_everything_is_killed_while_it_freezes(place: str, guests: Guests, make_ansible: MakeAnsible) -> None:
+    """A freeze takes its time; meanwhile ansible, its workers and the module are killed. Only the timer is left."""
+    thaw_after = 40
+    with ExitStack() as stack:
+        for guest in guests.values():
+            stack.enter_context(with_hook(guest, '[ "$1" = thaw ] || { touch /run/hook-began; sleep 10; }'))
+        ansible = make_ansible(hosts(guests, place))
+        arguments = json.dumps(options(place, state="frozen", thaw_after=thaw_after))
+        with ansible.start("ansible", "all", "-m", MODULE, "-a", arguments) as process:
+            for guest in guests.values():
+                until(lambda guest=guest: look(guest, "ls /run/hook-began 2>/dev/null || :"), 60, "the hook runs")  # type: ignore[misc]
+            began = time.monotonic()
+            doomed = processes_of(process)
+            assert process.poll() is None, "it has ended before it could be killed"
+            assert len(doomed) > len(guests), "a worker for each"
+            os.killpg(process.pid, signal.SIGKILL)
+            for pid in doomed[1:]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        for guest in guests.values():
+            until(lambda guest=guest: is_frozen(guest), 20, "nobody is there, and it freezes")  # type: ignore[misc]
+        assert time.monotonic() - began < thaw_after - 3, "too slow to tell a freeze from none"
+        for guest in guests.values():
+            left = began + thaw_after + SLACK - time.monotonic()
+            until(lambda guest=guest: written(guest), left, "the timer thaws")  # type: ignore[misc]
+        assert time.monotonic() - began > thaw_after - 10, "it was the timer"
+        late = ansible.adhoc(MODULE, options(place, state="thawed"))
+        assert late.output.count("the timer thawed the guest at") >= len(guests)
+
+
+@each_place
+def test_freeze_that_fails_and_freeze_that_takes_too_long(
+    place: str, guests: Guests, make_ansible: MakeAnsible
+) -> None:
+    script = 'echo "$1" >>/run/hook-log; [ "$1" = thaw ] || . /run/hook-plan'
+    with ExitStack() as stack:
+        for guest in guests.values():
+            stack.enter_context(with_hook(guest, script))
+            look(guest, "echo exit 3 >/run/hook-plan")
+        ansible = make_ansible(hosts(guests, place))
+        run = ansible.adhoc(MODULE, options(place, state="frozen", thaw_after=120), rc=2)
+        assert run.message.count("guest-fsfreeze-freeze failed: ") >= len(guests)
+        assert run.message.count("The guest's filesystems are thawed.") >= len(guests)
+        for guest in guests.values():
+            assert not is_frozen(guest)
+            assert look(guest, "cat /run/hook-log; echo sleep 8 >/run/hook-plan") == "freeze\nthaw\n"
+        run = ansible.adhoc(MODULE, options(place, state="frozen", timeout=3), rc=2)
+        assert run.message.count("guest-fsfreeze-freeze may have run: no reply within 3 s.") >= len(guests)
+        assert run.message.count("The guest's filesystems are thawed.") >= len(guests)
+        for guest in guests.values():
+            assert not is_frozen(guest)
+            # It had frozen by then.
+            assert look(guest, "cat /run/hook-log") == "freeze\nthaw\nfreeze\nthaw\n"
+
+
+@pytest.mark.parametrize("blocked", ["guest-fsfreeze-thaw", "guest-fsfreeze-status"])
+def test_never_frozen_if_it_could_not_be_thawed(blocked: str, guests: Guests, make_ansible: MakeAnsible) -> None:
+    with ExitStack() as stack:
+        for guest in guests.values():
+            key = "blacklist" if guest.release == "bullseye" else "block-rpcs"
+            stack.enter_context(configured(guest, f"{key}={blocked}"))
+        run = make_ansible(hosts(guests, "guest")).adhoc(MODULE, options("guest", state="frozen", thaw_after=20), rc=2)
+        assert run.message.count(f"{blocked} was not run: disabled by the guest's administrator") >= len(guests)
+        assert not [guest.release for guest in guests.values() if is_frozen(guest)]
+
+
+def test_example(guest: Guest, make_ansible: MakeAnsible) -> None:
+    """The snapshot has nothing to recover, which an image that the guest was writing to has."""
+    journal = [host.find("dumpe2fs") or "dumpe2fs", "-h", str(guest.directory / "small.raw")]
+    look(guest, "echo x >/small/example; sync")
+    assert "needs_recovery" in subprocess.run(journal, capture_output=True, text=True, check=True).stdout
+    names = {"virtio0": "root", "virtio1": "small"}
+    overlays = {device: guest.directory / f"{name}-1.qcow2" for device, name in names.items()}
+    variables = {
+        "address": str(guest.agent_socket),
+        "qmp": str(guest.qmp_socket),
+        "disks": [{"device": device, "overlay": str(overlay)} for device, overlay in overlays.items()],
+    }
+    ansible = make_ansible(hosts({guest.release: guest}, "hypervisor"))
+    playbook = ROOT / "playbooks" / "snapshot.yml"
+    ansible.playbook(playbook, "--check", variables={**variables, "hypervisor": guest.release})
+    run = ansible.playbook(playbook, variables={**variables, "hypervisor": guest.release})
+    assert run.recap[guest.release]["changed"] == 3, run.output
+    disks = {block["device"]: block["inserted"] for block in guest.qmp("query-block") if "inserted" in block}
+    for device, overlay in overlays.items():
+        assert disks[device]["file"] == str(overlay)
+    assert not is_frozen(guest)
+    assert "needs_recovery" not in subprocess.run(journal, capture_output=True, text=True, check=True).stdout
+    # The second time, the overlays exist: the snapshot fails, and the guest is thawed all the same.
+    look(guest, "rm -f /run/wrote")
+    again = ansible.playbook(playbook, variables={**variables, "disks": [{"device": "none", "overlay": "/x"}]}, rc=2)
+    assert "none" in again.message
+    assert not is_frozen(guest)

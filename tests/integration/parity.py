@@ -1,0 +1,136 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The same playbook over ssh and over the agent, on the same machine: it ends the same way, task by task."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.qemu.guest.tests.integration.elsewhere import run_target
+from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, Subject, guest_variables
+from lab import ssh
+
+WHOLE = os.environ.get("QEMU_GUEST_PARITY") == "all"
+"""Whether all targets are run that make sense here, which takes an hour: not in `make test`."""
+
+ABOUT_SSH = {
+    "become_su": "become_su : test wrong su prompt expected",  # nobody needs to see the prompt
+    "fetch/run_fetch_tests.yml": "fetch_tests : Test unreachable",  # with a wrong ansible_user
+    "remote_tmp/playbook.yml": "find",  # for the file of a module that is not piped
+}
+"""The first task, by target, of those that test what ssh does and the agent does in another way."""
+
+HOST = "testhost"
+"""What ansible-core's targets call the machine that they configure."""
+
+_TASK = re.compile(r"^(?:TASK|RUNNING HANDLER) \[(.*)\] \**$")
+_RESULT = re.compile(r"^(ok|changed|skipping|fatal|failed|unreachable|included|rescued|ignored|\.\.\.ignoring)\b")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to the machine, and the settings of Ansible to go it with."""
+
+    name: str
+    variables: Mapping[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a run did: what became of each task, in order, and the recap."""
+
+    steps: Sequence[tuple[str, str]]
+    recap: Mapping[str, int]
+    seconds: float
+
+    @property
+    def words(self) -> list[str]:
+        """What became of each task."""
+        return [word for _task, word in self.steps]
+
+    @property
+    def good(self) -> int:
+        """How many tasks did what they should."""
+        return sum(word in ("ok", "changed") for word in self.words)
+
+    def __str__(self) -> str:
+        counts = " ".join(f"{name}={count}" for name, count in self.recap.items() if count)
+        last = next((f", fatal in {task!r}" for task, word in reversed(self.steps) if word == "fatal"), "")
+        return f"{counts}{last if self.recap.get('failed') else ''} ({self.seconds:.0f} s)"
+
+    def same(self, other: Ending) -> bool:
+        return self.words == other.words and self.recap == other.recap
+
+    def until(self, name: str | None) -> Ending:
+        """Return the part before the task of this name, without a recap; all of it where there is none."""
+        names = [task for task, _word in self.steps]
+        return replace(self, steps=self.steps[: names.index(name)], recap={}) if name in names else self
+
+
+WAYS = {
+    "runner": ({"ansible_qga_exec_method": "runner"}, {}),
+    "guest-exec": ({"ansible_qga_exec_method": "guest-exec"}, {}),
+    # Files that are to be kept are the only reason for ansible-core not to pipe modules here.
+    "files": ({"ansible_qga_exec_method": "runner"}, {"ANSIBLE_KEEP_REMOTE_FILES": "1"}),
+}
+
+
+class Comparison:
+    """One machine, and how the targets ended on it over ssh."""
+
+    def __init__(self, subject: Subject, directory: Path) -> None:
+        self._directory = directory
+        self._qga = guest_variables(subject)
+        python = {"ansible_python_interpreter": self._qga["ansible_python_interpreter"]}
+        self._ssh = Way("ssh", {**python, **ssh.variables(subject)})
+        self._known: dict[str, Ending] = {}
+
+    def check(self, target: str, way: str) -> None:
+        """Run a target over ssh and by another way (see WAYS), and check that it ends alike.
+
+        A target that has been run leaves its traces, so where the two differ, both are run again.
+        """
+        variables, environment = WAYS[way]
+        other = Way(way, {**self._qga, **variables}, environment)
+        seen, output = self._run(target, other)
+        if target in self._known and seen.same(self._known[target]):
+            return
+        self._known[target], _output = self._run(target, self._ssh)
+        if not seen.same(self._known[target]):
+            seen, output = self._run(target, other)
+        expected = self._known[target]
+        assert seen.same(expected), _difference(target, other, expected, seen, output)
+        assert seen.good > 1, "nothing was compared"
+
+    def _run(self, target: str, way: Way) -> tuple[Ending, str]:
+        scratch = Path(tempfile.mkdtemp(dir=self._directory))
+        run = run_target(Ansible(scratch, {HOST: way.variables}), target, rc=None, environment=way.environment)
+        ending = Ending(list(_steps(run)), run.recap.get(HOST, {}), run.seconds)
+        print(f"{target} by {way.name}: {ending}", flush=True)
+        return ending.until(ABOUT_SSH.get(target)), run.output
+
+
+def _steps(run: Run) -> Iterator[tuple[str, str]]:
+    task = "(none)"
+    for line in run.output.splitlines():
+        if match := _TASK.match(line):
+            task = match.group(1)
+        elif match := _RESULT.match(line):
+            yield task, match.group(1)
+
+
+def _difference(target: str, way: Way, expected: Ending, seen: Ending, output: str) -> str:
+    pairs = zip([*expected.steps, ("(the end)", "")], [*seen.steps, ("(the end)", "")], strict=False)
+    where = next((f"{one} and {other}" for one, other in pairs if one[1] != other[1]), "the recap")
+    name = f"{tempfile.gettempdir()}/parity-{target.replace('/', '-')}-{time.time():.0f}.log"
+    Path(name).write_text(output, encoding="utf-8", errors="replace")
+    return f"{target} by {way.name} ends otherwise than by ssh: {seen}, not {expected}; at {where}; see {name}"

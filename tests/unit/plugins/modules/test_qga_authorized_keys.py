@@ -1,0 +1,251 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandError,
+    CommandUnavailable,
+    GuestFileError,
+    OperationError,
+    ProtocolError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._operation import Plan, run_operation
+from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
+from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import ADD, GET, OPERATION, REMOVE
+from ansible_collections.qemu.guest.tests.unit.documentation import examples, returned
+from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Scripted
+
+Start = Callable[..., Scripted]
+Connect = Callable[..., SocketAgent]
+
+NAME = "authorized_keys"
+A, B, C = (f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{name * 20} {name}" for name in "abc")
+
+
+def options(*keys: str, **given: Any) -> dict[str, Any]:
+    return {"user": "alice", "keys": list(keys), "state": "present", "exclusive": False, **given}
+
+
+def plan(current: list[str], *keys: str, **given: Any) -> Plan:
+    return qga_authorized_keys.plan(current, options(*keys, **given))
+
+
+# plan
+
+ABSENT = {"state": "absent"}
+EXCLUSIVE = {"exclusive": True}
+
+
+@pytest.mark.parametrize(
+    ("current", "keys", "given", "after", "command", "arguments"),
+    [
+        ([], [A, B], {}, [A, B], ADD, {"keys": [A, B]}),
+        ([A], [B, A, C], {}, [A, B, C], ADD, {"keys": [B, C]}),
+        (["# garbage"], [f"  {A}\n", A], {}, ["# garbage", A], ADD, {"keys": [A]}),
+        ([A, B, A, C], [A, "other"], ABSENT, [B, C], REMOVE, {"keys": [A]}),
+        (["garbage"], ["garbage"], ABSENT, [], REMOVE, {"keys": ["garbage"]}),
+        ([A, B], [C, A], EXCLUSIVE, [C, A], ADD, {"keys": [C, A], "reset": True}),
+        ([A, B], [B, A], EXCLUSIVE, [B, A], ADD, {"keys": [B, A], "reset": True}),
+        ([A, A], [A], EXCLUSIVE, [A], ADD, {"keys": [A], "reset": True}),
+        ([A], [], EXCLUSIVE, [], ADD, {"keys": [], "reset": True}),
+    ],
+)
+def test_plan(
+    current: list[str], keys: list[str], given: dict[str, Any], after: list[str], command: str, arguments: Any
+) -> None:
+    planned = plan(current, *keys, **given)
+    assert planned.changes
+    assert planned.before == {NAME: current} and planned.after == {NAME: after}
+    assert planned.todo == (command, {"username": "alice", **arguments})
+    assert planned.result == {"user": "alice", NAME: after}
+    assert not plan(after, *keys, **given).changes
+
+
+@pytest.mark.parametrize(
+    ("current", "keys", "given"),
+    [
+        ([A, B], [B], {}),
+        ([A], [], {}),
+        ([A], [B], ABSENT),
+        ([], [], ABSENT),
+        ([A, B], [A, B], EXCLUSIVE),
+        ([], [], EXCLUSIVE),
+    ],
+)
+def test_nothing_to_do(current: list[str], keys: list[str], given: dict[str, Any]) -> None:
+    planned = plan(current, *keys, **given)
+    assert not planned.changes
+    assert planned.result[NAME] == current
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ssh-rsa AAAAB3NzaC1yc2E=",
+        "ecdsa-sha2-nistp256 AAAAE2VjZHNh comment of some words",
+        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29t",
+        "ssh-ed25519-cert-v01@openssh.com AAAAIHNzaC1lZDI1NTE5",
+        f'from="10.0.0.0/8,192.0.2.1",command="echo \\"x\\" y" {A}',
+        f"restrict,pty\t{A}",
+    ],
+)
+def test_what_is_a_key(key: str) -> None:
+    assert plan([], key).after == {NAME: [key]}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["garbage", "ssh-rsa", "AAAAB3NzaC1yc2E=", "ssh-rsa QUFB", 'from="10.0.0.0/8', "PuTTY-User-Key-File-2: ssh-rsa"],
+)
+def test_what_is_none(key: str) -> None:
+    with pytest.raises(OperationError, match=r"keys\[1\] is no public key") as caught:
+        plan([], A, key)
+    assert key not in str(caught.value)
+    plan([], A, key, state="absent")
+
+
+@pytest.mark.parametrize("state", ["present", "absent"])
+@pytest.mark.parametrize("key", ["", "  \n", "# comment", f"{A}\n{B}", f"{A}\r{B}", f"{A}\0"])
+def test_what_is_not_one_line(key: str, state: str) -> None:
+    with pytest.raises(OperationError, match=r"keys\[0\] is not one line with a key"):
+        plan([], key, state=state)
+
+
+def test_none_exclusively() -> None:
+    with pytest.raises(OperationError, match="exclusive"):
+        plan([], A, state="absent", exclusive=True)
+
+
+def test_examples_can_be_planned() -> None:
+    for task in examples("qga_authorized_keys"):
+        given = task["qemu.guest.qga_authorized_keys"]
+        if isinstance(given["keys"], list):
+            qga_authorized_keys.plan([], {**options(), **given})
+
+
+# With an agent
+
+
+class File:
+    """The authorized_keys of alice, as agents 5.2 to 11.1 manage it; None: there is none."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines: list[str] | None = list(lines) or None
+
+    def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        return {GET: self.get, ADD: self.add, REMOVE: self.remove}
+
+    def _check(self, arguments: Mapping[str, Any]) -> None:
+        if arguments["username"] != "alice":
+            raise AgentError(f"failed to lookup user '{arguments['username']}': Success")
+
+    def get(self, arguments: Mapping[str, Any]) -> Any:
+        self._check(arguments)
+        if self.lines is None:
+            path = "/home/alice/.ssh/authorized_keys"
+            cause = f"Failed to open file \u201c{path}\u201d: No such file or directory"
+            raise AgentError(f"failed to read '{path}': {cause}")
+        lines = [line.strip() for line in self.lines]
+        return {"keys": [line for line in reversed(lines) if line and not line.startswith("#")]}
+
+    def add(self, arguments: Mapping[str, Any]) -> Any:
+        self._check(arguments)
+        kept = [] if arguments.get("reset") else self.lines or []
+        self.lines = kept + [key for key in arguments["keys"] if key not in kept]
+        return {}
+
+    def remove(self, arguments: Mapping[str, Any]) -> Any:
+        self._check(arguments)
+        self.lines = [line for line in self.lines or [] if line not in arguments["keys"]]
+        return {}
+
+
+def run(agent: SocketAgent, *keys: str, check_mode: bool = False, **given: Any) -> dict[str, Any]:
+    result = run_operation(OPERATION, agent, options(*keys, **given), check_mode=check_mode, diff=True)
+    assert set(result) <= returned("qga_authorized_keys") | {"changed", "diff"}
+    return result
+
+
+def test_add(scripted: Start, connect: Connect) -> None:
+    file = File()
+    server = scripted(file.answers())
+    agent = connect(server)
+    checked = run(agent, A, B, check_mode=True)
+    assert ADD not in server.work
+    result = run(agent, A, B)
+    assert result == checked
+    assert result["changed"] and result[NAME] == [A, B] == file.lines
+    header = "authorized keys of alice"
+    assert result["diff"] == [
+        {"before": {NAME: []}, "after": {NAME: [A, B]}, "before_header": header, "after_header": header}
+    ]
+    assert run(agent, B, A) == {"changed": False, "user": "alice", NAME: [A, B]}
+    assert server.work.count(ADD) == 1
+
+
+def test_remove_and_replace(scripted: Start, connect: Connect) -> None:
+    file = File("# comment", A, f"  {B}")
+    agent = connect(scripted(file.answers()))
+    assert run(agent, A, state="absent")[NAME] == [B]
+    assert file.lines == ["# comment", f"  {B}"]
+    assert not run(agent, A, state="absent")["changed"]
+    assert not run(agent, B)["changed"]
+    assert run(agent, C, B, exclusive=True)[NAME] == [C, B]
+    assert file.lines == [C, B]
+    assert not run(agent, C, B, exclusive=True)["changed"]
+
+
+def test_line_that_the_agent_does_not_remove(scripted: Start, connect: Connect) -> None:
+    agent = connect(scripted(File(f"  {A}", B).answers()))
+    with pytest.raises(OperationError, match="blanks around them") as caught:
+        run(agent, A, state="absent")
+    assert caught.value.result == {NAME: [A, B]}
+
+
+def test_agent_that_lists_in_another_order(scripted: Start, connect: Connect) -> None:
+    file = File(A)
+    answers = {**file.answers(), GET: lambda arguments: {"keys": list(file.lines or [])}}
+    assert run(connect(scripted(answers)), B, C)["changed"]
+
+
+def test_user_that_does_not_exist(scripted: Start, connect: Connect) -> None:
+    agent = connect(scripted(File().answers()))
+    for check_mode in (True, False):
+        with pytest.raises(CommandError, match=r"Success\. Is there such a user in the guest"):
+            run(agent, A, user="nosuch", check_mode=check_mode)
+
+
+def test_file_that_cannot_be_read(scripted: Start, connect: Connect) -> None:
+    def get(arguments: Mapping[str, Any]) -> Any:
+        raise AgentError("failed to read '/x': Error reading file \u201c/x\u201d: Is a directory")
+
+    with pytest.raises(GuestFileError, match="Is a directory"):
+        run(connect(scripted({**File().answers(), GET: get})), A)
+
+
+@pytest.mark.parametrize(("state", "command"), [("present", ADD), ("absent", REMOVE)])
+def test_blocked(scripted: Start, connect: Connect, state: str, command: str) -> None:
+    answers = {name: answer for name, answer in File().answers().items() if name != command}
+    server = scripted(answers, blocked={command: f"Command {command} has been disabled"})
+    with pytest.raises(CommandUnavailable, match=f"{command} was not run"):
+        run(connect(server), A, state=state, check_mode=True)
+    assert GET not in server.work
+
+
+def test_agent_that_is_too_old(scripted: Start, connect: Connect) -> None:
+    with pytest.raises(CommandUnavailable, match=r"It came with version 5\.2"):
+        run(connect(scripted()), A)
+
+
+@pytest.mark.parametrize("reply", [{}, {"keys": "x"}, {"keys": [1]}])
+def test_reply_that_is_not_as_in_the_schema(scripted: Start, connect: Connect, reply: Any) -> None:
+    with pytest.raises(ProtocolError):
+        run(connect(scripted({**File().answers(), GET: reply})), A)

@@ -1,0 +1,288 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Warm Python against plain Python: the interpreter of this machine, by a runner of this machine's shell."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import os
+import re
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_server
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+
+LIBRARIES = {
+    "ansible/__init__.py": "",
+    "ansible/module_utils/__init__.py": "",
+    "ansible/module_utils/library.py": "VALUE = 'first'\nSTATE = []\n",
+    "ansible/module_utils/other.py": "from ansible.module_utils.library import VALUE\nOTHER = VALUE.upper()\n",
+    "ansible/modules/__init__.py": "",
+    "ansible/modules/work.py": "from ansible.module_utils import library, other\n",
+}
+
+# As ansible-core's own does it: the archive is written to a file that comes first in sys.path.
+WRAPPER = """
+import base64, os, runpy, shutil, sys, tempfile
+def main(zip_data):
+    sys.path = [entry for entry in sys.path if entry not in ('', '.')]
+    directory = tempfile.mkdtemp()
+    path = os.path.join(directory, "ansible_work_payload.zip")
+    try:
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(zip_data))
+        sys.path.insert(0, path)
+        from ansible.module_utils import library
+        runpy.run_module("ansible.modules.work", run_name="__main__", alter_sys=True)
+    finally:
+        shutil.rmtree(directory)
+if __name__ == "__main__":
+    main(
+zip_data='{}',
+)
+"""
+
+
+def module(work: str, libraries: Mapping[str, str] | None = None) -> bytes:
+    """Return what ansible-core would pipe to Python for a module with this program."""
+    libraries = libraries or LIBRARIES
+    content = {**libraries, "ansible/modules/work.py": libraries["ansible/modules/work.py"] + work}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, source in content.items():
+            file.writestr(name, source)
+    return WRAPPER.format(base64.b64encode(archive.getvalue()).decode()).encode()
+
+
+@pytest.fixture
+def agent(
+    guest: Guest, clock: Clock, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> RunnerAgent:
+    # Where this machine has systemd, it is not to start anything; and all of this needs real time.
+    (guest.tools / "systemd-run").write_text("#!/bin/sh\nexit 1\n")
+    (guest.tools / "systemd-run").chmod(0o755)
+    clock.on_sleep = lambda: time.sleep(0.005)
+    below = connect(scripted(guest.answers()))
+    return RunnerAgent(below, functools.partial(start_runner, routes=(), log=lambda line: None))
+
+
+@pytest.fixture
+def warm(agent: RunnerAgent) -> Iterator[WarmPython]:
+    made = WarmPython(agent, lambda line: None)
+    yield made
+    made.end()
+
+
+COMMAND = sys.executable
+
+
+def warmed(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> None:
+    """Wait until there is an interpreter for the command."""
+    for _attempt in range(300):
+        if warm.run(command, program or module("")):
+            return
+        time.sleep(0.05)
+    raise AssertionError("there is no warm interpreter after 15 s")
+
+
+def plain(agent: RunnerAgent, program: bytes, command: str = COMMAND) -> ExecResult:
+    return run_shell(agent, command.encode(), program)
+
+
+PROGRAMS = {
+    "output": "import os\nprint('o'); os.write(1, b'\\xff\\0'); os.write(2, b'e\\n')",
+    "exit": "import sys; sys.exit(7)",
+    "exit with text": "import sys; sys.exit('no')",
+    "exit of nothing": "raise SystemExit",
+    "large exit": "raise SystemExit(259)",
+    "error": "1 / 0",
+    "error in a function": "def f():\n    raise ValueError('x')\nf()",
+    "signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "os._exit": "import os; print('lost'); os._exit(3)",
+    "atexit": "import atexit; atexit.register(print, 'bye')",
+    "thread": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()",
+    "input": "import sys; print(repr(sys.stdin.read()), sys.stdin.isatty(), sys.stdin.encoding)",
+    "arguments": "import sys; print(sys.argv, sys.flags, sys.executable)",
+    "path": "import sys; print([entry for entry in sys.path if not entry.endswith('.zip')])",
+    "main": "import sys; print(__name__, __package__, sys.modules['__main__'].__name__)",
+    "place": "import os; print(os.path.basename(os.path.dirname(os.path.dirname(os.path.dirname(__file__)))))",
+    "directory and mask": "import os; print(os.getcwd(), os.umask(0))",
+    "environment": "import os; print(sorted(name for name in os.environ if name not in ('_', 'SHLVL')))",
+    "descriptors": "import os; print(sorted(int(n) < 4 for n in os.listdir('/proc/self/fd')))",
+    "limits and signals": "import resource, signal; print(resource.getrlimit(resource.RLIMIT_NOFILE), "
+    "[signal.getsignal(n) for n in (2, 13, 15, 17)])",
+    "library": "print(library.VALUE, other.OTHER)",
+    "no such library": "import ansible.module_utils.nothing",
+    "child": "import subprocess; print(subprocess.run(['sh', '-c', 'echo $PPID >/dev/null; echo c'], "
+    "stdout=subprocess.PIPE).stdout)",
+    "buffered output": "import sys\nfor n in range(3000): print(n)\nprint('e', file=sys.stderr)",
+    "closed output": "import sys, os\nprint('x'); sys.stdout.flush(); os.close(1); sys.stdout.write('y')",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_same_as_plain(agent: RunnerAgent, warm: WarmPython, program: str) -> None:
+    warmed(warm)
+    payload = module(program)
+    for _time in range(2):  # before and after its code is known
+        result = warm.run(COMMAND, payload)
+        expected = plain(agent, payload)
+        assert result is not None
+        assert (result.rc, without_paths(result.stdout)) == (expected.rc, without_paths(expected.stdout))
+        # A shell that waits for a program says by which signal it ended; here no shell waits.
+        said = without_paths(expected.stderr) if expected.rc != 128 + signal.SIGKILL else b""
+        assert without_paths(result.stderr) == said
+
+
+def without_paths(text: bytes) -> bytes:
+    """Leave out what differs from run to run: the name of the temporary directory."""
+    return re.sub(rb"/tmp/tmp\w+/", b"/TMP/", text)
+
+
+def test_environment_of_the_command(agent: RunnerAgent, warm: WarmPython) -> None:
+    command = f"A='1 2' {COMMAND}"
+    program = module("import os; print(os.environ['A'])")
+    warmed(warm, command)
+    result = warm.run(command, program)
+    assert result and result.stdout == b"1 2\n"
+    assert warm.run(COMMAND, program) is None, "another command line has another interpreter"
+
+
+def test_marker_of_become(agent: RunnerAgent, warm: WarmPython) -> None:
+    def command(letter: str) -> str:
+        return f"/bin/sh -c 'echo BECOME-SUCCESS-{letter * 32} ; echo warn >&2; {COMMAND}'"
+
+    warmed(warm, command("a"))
+    result = warm.run(command("b"), module("print('out')"))
+    assert result is not None
+    assert result.stdout == b"BECOME-SUCCESS-" + b"b" * 32 + b"\nout\n"
+    assert result.stderr == b"warn\n"
+
+
+def test_changed_library_is_the_one_that_runs(agent: RunnerAgent, warm: WarmPython) -> None:
+    warmed(warm)
+    changed = {**LIBRARIES, "ansible/module_utils/library.py": "VALUE = 'second'\n"}
+    one, two = (LIBRARIES, b"first FIRST\n"), (changed, b"second SECOND\n")
+    for libraries, value in (two, one, two):
+        result = warm.run(COMMAND, module("print(library.VALUE, other.OTHER)", libraries))
+        assert result and result.stdout == value
+
+
+def test_library_that_a_module_does_not_bring(agent: RunnerAgent, warm: WarmPython) -> None:
+    warmed(warm)
+    fewer = {name: source for name, source in LIBRARIES.items() if not name.endswith("other.py")}
+    fewer["ansible/modules/work.py"] = "from ansible.module_utils import library\n"
+    program = module("try:\n    from ansible.module_utils import other\nexcept ImportError:\n    print('none')", fewer)
+    result = warm.run(COMMAND, program)
+    assert result and result.stdout == b"none\n"
+
+
+def test_module_that_alters_its_process_harms_no_other(agent: RunnerAgent, warm: WarmPython) -> None:
+    warmed(warm)
+    harm = (
+        "import os, sys, signal\nlibrary.STATE.append(1); library.VALUE = 'broken'; os.environ.clear(); os.chdir('/')\n"
+        "signal.signal(15, signal.SIG_IGN); sys.path[:] = []; del sys.modules['os']; os.umask(0o777)\n"
+        "print(len(library.STATE)); sys.stdout.flush(); os.kill(os.getpid(), 9)"
+    )
+    for _time in range(2):
+        result = warm.run(COMMAND, module(harm))
+        assert result and (result.rc, result.stdout) == (137, b"1\n")
+    fine = warm.run(COMMAND, module("import os; print(library.VALUE, 'HOME' in os.environ)"))
+    assert fine and fine.stdout == b"first True\n"
+
+
+# Doubt
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        ("/bin/sh", b"echo a"),
+        (COMMAND, b"print('no archive')"),
+        (COMMAND, b"zip_data='bm8gYXJjaGl2ZQ==',\n"),
+        (f"{COMMAND} -u", module("")),
+        ("python3", module("")),
+    ],
+)
+def test_what_is_not_understood_is_left_to_the_plain_path(
+    warm: WarmPython, guest: Guest, command: str, program: bytes
+) -> None:
+    assert warm.run(command, program) is None
+    assert not guest.runner.exists()
+
+
+def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    broken = guest.tools / "python3"
+    broken.write_text(f"#!/bin/sh\necho ran >>{guest.tools}/count\nexit 1\n")
+    broken.chmod(0o755)
+    for _attempt in range(20):
+        assert warm.run(str(broken), module("")) is None
+        time.sleep(0.05)
+    assert (guest.tools / "count").read_text() == "ran\n"
+
+
+def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    warmed(warm)
+    os.kill(server_pid(guest), signal.SIGKILL)
+    assert warm.run(COMMAND, module("")) is None
+    warmed(warm)
+
+
+def server_pid(guest: Guest) -> int:
+    return int((guest.runner / "warm-1" / "pid").read_text())
+
+
+def test_interpreter_that_is_killed_with_its_task(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    warmed(warm)
+    with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the module ran"):
+        warm.run(COMMAND, module("import os; os.kill(os.getppid(), 9); import time; time.sleep(1)"))
+    warmed(warm)
+
+
+def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    warmed(warm)
+    pid = server_pid(guest)
+    warm.end()
+    for _attempt in range(200):
+        if not (guest.runner / "warm-1").exists() and not os.path.exists(f"/proc/{pid}"):
+            return
+        time.sleep(0.02)
+    raise AssertionError("it goes on")
+
+
+def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    warmed(warm)
+    assert warm.run(COMMAND, module("SECRET = 'hunter2'"))
+    time.sleep(0.3)
+    left = {path.name for path in (guest.runner / "warm-1").iterdir()}
+    assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
+
+
+def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
+    path = tmp_path / "group"
+    path.write_text("a")
+    before = _warm_server.signature([str(path), str(tmp_path / "none")])
+    assert _warm_server.signature([str(path), str(tmp_path / "none")]) == before
+    path.write_text("ab")
+    changed = _warm_server.signature([str(path), str(tmp_path / "none")])
+    assert changed != before
+    (tmp_path / "none").touch()
+    assert _warm_server.signature([str(path), str(tmp_path / "none")]) != changed
