@@ -67,11 +67,15 @@ def prepare(ansible: Ansible, *arguments: str, **more: Any) -> Run:
     return run
 
 
+def by_guest_exec(ansible: Ansible, rc: int = 0) -> None:
+    """Run something without any runner."""
+    ansible.adhoc("ansible.builtin.raw", "true", rc=rc, variables={"ansible_qga_exec_method": "guest-exec"})
+
+
 def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     opened = TEXT.format(line=BLOCKING[guest.release][1])
     ansible = make_ansible({"vm": guest_variables(guest)})
-    by_exec = make_ansible({"vm": {**guest_variables(guest), "ansible_qga_exec_method": "guest-exec"}})
-    by_exec.adhoc("ansible.builtin.raw", "true", rc=2)
+    by_guest_exec(ansible, rc=2)
     before = state(guest)
     assert before == f"{original(guest)}|640 root:daemon\n"
 
@@ -91,7 +95,7 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     assert look(guest, f"cat {CONFIG}; stat -c '|%a %U:%G' {CONFIG}") == f"{opened}|640 root:daemon\n"
     assert look(guest, "cd /etc/qemu; cat *.before-*; stat -c '|%a' *.before-*") == f"{original(guest)}|640\n"
     assert look(guest, "cd /usr/local/lib/qemu-guest; stat -c '%a %U %n' . *") == "755 root .\n755 root runner.sh\n"
-    assert "here" in by_exec.adhoc("ansible.builtin.raw", "echo here").output
+    by_guest_exec(ansible)
 
     # Once more changes nothing, and the runner stays.
     again = prepare(ansible)
@@ -100,7 +104,7 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
 
     # Another program is installed without a pause: this runner hands over to one on demand, and that to the new one.
     look(guest, "echo '# older' >>/usr/local/lib/qemu-guest/runner.sh")
-    assert prepare(ansible).recap["vm"]["changed"] == 2
+    assert prepare(ansible).recap["vm"]["changed"] == 3
     newer = until(lambda: _runner(guest, besides=new), 20, "no other runner")
     assert look(guest, f"systemctl show -p MainPID {UNIT}") == f"MainPID={newer}\n"
 
@@ -110,7 +114,7 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     assert state(guest) == before
     assert look(guest, f"systemctl show -p ActiveState {UNIT}") == "ActiveState=inactive\n"
     assert look(guest, f"systemctl show -p LoadState {UNIT}") == "LoadState=not-found\n"
-    by_exec.adhoc("ansible.builtin.raw", "true", rc=2)
+    by_guest_exec(ansible, rc=2)
     assert prepare(ansible, variables={"guest_prep_state": "absent"}).recap["vm"]["changed"] == 0
 
 
