@@ -295,7 +295,7 @@ class Connection(ConnectionBase):
         if self.get_option("warm_python"):
             self._warm = WarmPython(self._runner, log)
         # Operations are told the signal that ended a program, where the agent can tell.
-        return RunnerAgent(agent, start, only_if_needed=method == "auto")
+        return RunnerAgent(agent, start, only_if_needed=True) if method == "auto" else self._runner
 
     def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
         agent = self.agent  # which makes what there is of runner and interpreters

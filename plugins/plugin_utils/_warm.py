@@ -96,12 +96,13 @@ class WarmPython:
             return None
         before, after = stdin[: payload.start(1)], stdin[payload.end(1) :]
         header = _header(command, archive, before)
+        request = header + before + after
         start = functools.partial(self._start, python.group(1), header, archive)
-        line = self._handled(header + before + after, start)
+        line = self._handled(request, start)
         if line == "blob":
             # Whole under its name or not: the server looks whether its digest is right.
             self._spool.write(f"{archive.digest}.blob", archive.blob)
-            line = self._handled(header + before + after, start)
+            line = self._handled(request, start)
         return line if isinstance(line, ExecResult) else None
 
     def settle(self) -> None:
