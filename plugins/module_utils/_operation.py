@@ -101,5 +101,6 @@ def run_operation(
         warnings += applied.pop("warnings", ())
         result.update(applied)
     if warnings:
-        result["warnings"] = warnings
+        # With the guest's name: of warnings that are alike, ansible-core shows one only.
+        result["warnings"] = [f"{agent.name}: {warning}" for warning in warnings]
     return result

@@ -96,7 +96,7 @@ def test_warnings(run: Run, server: Scripted, monkeypatch: pytest.MonkeyPatch) -
     warned: list[str] = []
     monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, text: warned.append(text))
     assert "warnings" not in run(address=str(server.path), time=1001)
-    assert warned == ["time flies"]
+    assert warned == [f"unix:{server.path}: time flies"]
 
 
 def test_check_mode_and_diff(run: Run, server: Scripted) -> None:

@@ -85,7 +85,7 @@ def test_changed(plan: Plan, changed: bool, diff: bool) -> None:
 
 def test_result() -> None:
     plan = Plan(changed=True, result={"path": "/x", "learned": 0}, warnings=["beware"])
-    assert Recorder(plan).run() == {"changed": True, "path": "/x", "learned": 1, "warnings": ["beware"]}
+    assert Recorder(plan).run() == {"changed": True, "path": "/x", "learned": 1, "warnings": [f"{AGENT.name}: beware"]}
     assert Recorder(plan).run(check_mode=True)["learned"] == 0
     assert Recorder(Plan()).run() == {"changed": False}
 
@@ -106,6 +106,7 @@ def test_warnings(planned: list[str], applied: list[str]) -> None:
         lambda current, params: Plan(changed=True, warnings=planned),
         lambda agent, plan: {"warnings": applied},
     )
+    planned, applied = ([f"{AGENT.name}: {text}" for text in texts] for texts in (planned, applied))
     assert run_operation(operation, AGENT, {}).get("warnings", []) == planned + applied
     assert run_operation(operation, AGENT, {}, check_mode=True).get("warnings", []) == planned
 

@@ -339,9 +339,10 @@ def test_agent_that_says_it_fails(machines: Machines, connect: Connect, qmp: boo
         machine.later(happens)
 
     machine.then("guest-shutdown", says)
-    result = run(connect(machine), machine, qmp=qmp, mode=mode)
+    agent = connect(machine)
+    result = run(agent, machine, qmp=qmp, mode=mode)
     assert result["confirmed_by"] == ("event" if qmp else "boot_id" if mode == "reboot" else "agent")
-    assert result["warnings"] == [f"The guest did it, though its agent said: {text.strip()}"]
+    assert result["warnings"] == [f"{agent.name}: The guest did it, though its agent said: {text.strip()}"]
     assert machine.work.count("guest-shutdown") == 1
 
 
