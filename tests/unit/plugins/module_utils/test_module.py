@@ -183,5 +183,5 @@ def test_warnings_of_the_plan(run: Run, server: Scripted, monkeypatch: pytest.Mo
     warned: list[str] = []
     monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warned.append(warning))
     result = run(address=str(server.path), time=2, other="late")
-    assert warned == ["late"]
+    assert warned == [f"unix:{server.path}: late"]
     assert "warnings" not in result

@@ -106,9 +106,9 @@ def test_warnings(planned: list[str], applied: list[str]) -> None:
         lambda current, params: Plan(changed=True, warnings=planned),
         lambda agent, plan: {"warnings": applied},
     )
-    planned, applied = ([f"{AGENT.name}: {text}" for text in texts] for texts in (planned, applied))
-    assert run_operation(operation, AGENT, {}).get("warnings", []) == planned + applied
-    assert run_operation(operation, AGENT, {}, check_mode=True).get("warnings", []) == planned
+    named = [f"{AGENT.name}: {warning}" for warning in planned + applied]
+    assert run_operation(operation, AGENT, {}).get("warnings", []) == named
+    assert run_operation(operation, AGENT, {}, check_mode=True).get("warnings", []) == named[: len(planned)]
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
