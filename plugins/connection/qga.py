@@ -115,6 +115,25 @@ options:
     ini:
       - section: qga_connection
         key: warm_python
+  persist:
+    description:
+      - Seconds for which the channel to the agent stays open after a task, for the next one. Connecting anew takes up to
+        200 milliseconds, since an idle agent looks for a client ten times a second.
+      - The channel is kept by a small process of the user that runs Ansible, which others of this user's tasks then use
+        by turns, one request at a time. It ends by itself. To end it at once, use the action C(reset_connection) of
+        M(ansible.builtin.meta).
+      - V(0) closes the channel after each task, for other programs that want to use it between tasks. Until then a
+        task has the channel to itself.
+      - It has no meaning for V(libvirt:DOMAIN), where libvirt has the channel.
+    type: float
+    default: 5
+    vars:
+      - name: ansible_qga_persist
+    env:
+      - name: ANSIBLE_QGA_PERSIST
+    ini:
+      - section: qga_connection
+        key: persist
   remote_user:
     description:
       - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
@@ -126,7 +145,7 @@ options:
 notes:
   - The agent writes the arguments of the programs it starts to the guest's syslog. Nothing of a task is among them,
     since commands travel on the program's standard input.
-  - The agent serves one client at a time. Tasks on one guest wait for each other, up to O(timeout).
+  - The agent serves one client at a time. Tasks on one guest take turns, see O(persist); others wait up to O(timeout).
   - Verbose output shows sizes and times, never commands or content.
 """
 
@@ -173,8 +192,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 
 display = Display()
@@ -208,10 +229,16 @@ class Connection(ConnectionBase):
         if self._agent is None:
             # The log must not lead back here: an agent in a circle would keep the seat until the garbage is collected.
             name = self._name
+            persist = self.get_option("persist")
             log = functools.partial(display.vvvvv, host=name)
             try:
-                uri = self.get_option("libvirt_uri")
-                agent = open_agent(self._address(), self.get_option("timeout"), log=log, libvirt_uri=uri)
+                agent = open_agent(
+                    self._address(),
+                    self.get_option("timeout"),
+                    log=log,
+                    libvirt_uri=self.get_option("libvirt_uri"),
+                    share=functools.partial(share, seconds=persist) if persist else None,
+                )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
             self._agent = self._with_runner(agent)
@@ -275,6 +302,8 @@ class Connection(ConnectionBase):
         with contextlib.suppress(AnsibleError, QgaError):  # where nobody answers, there is nothing to end
             self._end_warm()
         self.close()
+        with contextlib.suppress(AnsibleError, QgaError):
+            dismiss(parse_address(self._address()))
         self._connect()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterator, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils import _commands, _errors, _wire
@@ -26,6 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import (
     Address,
     Channel,
     Deadline,
+    Step,
     open_channel,
     parse_address,
     seat_holder,
@@ -40,8 +41,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._shared import join
 
-__all__ = ("DEFAULT_TIMEOUT", "Agent", "AgentInfo", "SocketAgent", "open_agent")
+__all__ = ("DEFAULT_TIMEOUT", "Agent", "AgentInfo", "Share", "SocketAgent", "open_agent")
 
 DEFAULT_TIMEOUT = 20.0
 """Seconds that one agent command may take, connecting and waiting for the seat included."""
@@ -56,6 +58,8 @@ _IDLE_SECONDS = 0.5
 _DISABLED = re.compile(r"(The c|C)ommand \S+ has been disabled\b")
 
 Log = Callable[[str], None]
+Share = Callable[[Address, Channel], Channel]
+"""Offers the channel to others of this user on this machine, and returns it as one that is shared with them."""
 
 
 @dataclass(frozen=True)
@@ -296,20 +300,18 @@ class SocketAgent(Agent):
         timeout: float = DEFAULT_TIMEOUT,
         log: Log | None = None,
         max_reply: int = _wire.MAX_REPLY,
+        share: Share | None = None,
     ) -> None:
         super().__init__(str(address), timeout, log)
         self._address = address
         self._max_reply = max_reply
         self._channel: Channel | None = None
         self._parser = _wire.ReplyParser(max_reply)
-        self._takes_id = True
-        self._echoes_id = False
-        self._in_step_since = 0.0  # time of the last matching reply; 0: out of step
+        self._share = share
         self._ids = itertools.count(1)
         self._id_prefix = f"{random.getrandbits(64):x}"
 
     def close(self) -> None:
-        self._in_step_since = 0.0
         if self._channel:
             self._channel.close()
             self._channel = None
@@ -322,32 +324,33 @@ class SocketAgent(Agent):
         return SocketAgent(self._address, self.timeout, None, self._max_reply)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
-        channel = self._in_step(deadline)
-        request_id = self._next_id()
-        data = _wire.encode_request(command, arguments, request_id)
-        # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
-        self._in_step_since = 0.0
+        channel, step = self._in_step(deadline)
+        left = step
         try:
+            request_id = self._next_id(step)
+            data = _wire.encode_request(command, arguments, request_id)
+            # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
+            left = Step(takes_id=step.takes_id)
             channel.send(data, deadline)
-            reply = self._reply(channel, request_id, deadline)
-        except OutcomeUnknownError as exc:
-            if not deadline.expired:
-                self.close()  # the channel is gone, not just slow
-            raise exc
-        except (ConnectError, ProtocolError):
-            self.close()
+            reply = self._reply(channel, request_id, step, deadline)
+            left = replace(step, since=time.monotonic())
+        except QgaError as exc:
+            # What is slow may answer later; else the channel is gone, or nobody knows what is in it.
+            if left is not step and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
+                self.close()
             raise
-        self._in_step_since = time.monotonic()
+        finally:
+            channel.give(left)
         return reply
 
-    def _reply(self, channel: Channel, request_id: str, deadline: Deadline) -> dict[str, Any]:
+    def _reply(self, channel: Channel, request_id: str, step: Step, deadline: Deadline) -> dict[str, Any]:
         for line, _flushed in self._lines(channel, deadline):
             reply = _wire.decode_reply(line)
             if reply.get("id") == request_id:
                 return reply
             if "id" in reply:
                 continue  # somebody else's, or of a request given up before
-            if self._echoes_id:
+            if step.echoes_id:
                 raise ProtocolError(f"the agent could not parse the request: {reply.get('error', reply)}")
             return reply
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
@@ -356,53 +359,60 @@ class SocketAgent(Agent):
         while True:
             yield from self._parser.feed(channel.recv(deadline))
 
-    def _in_step(self, deadline: Deadline) -> Channel:
-        """Return the channel, open, with nothing of anybody's left in it."""
-        if self._channel and self._in_step_since and time.monotonic() - self._in_step_since < _IDLE_SECONDS:
-            return self._channel
-        if self._channel:
+    def _in_step(self, deadline: Deadline) -> tuple[Channel, Step]:
+        """Return the channel, open and ours alone, with nothing of anybody's left in it."""
+        while True:
+            fresh = self._channel is None
+            channel = self._channel = self._channel or open_channel(
+                self._address, deadline, lambda: join(self._address, deadline)
+            )
             try:
-                self._sync(self._channel, deadline)
-                return self._channel
+                step = self._synced(channel, deadline)
+                break
+            except ChannelBusyError:
+                self.close()
+                raise
             except (ConnectError, OutcomeUnknownError) as exc:
-                if deadline.expired:
-                    raise self._silence(exc, self._channel, deadline) from None
-                self.close()  # QEMU or a listening agent was restarted: a new channel may be had
-        self._channel = open_channel(self._address, deadline)
-        try:
-            self._sync(self._channel, deadline)
-        except (ConnectError, OutcomeUnknownError) as exc:
-            raise self._silence(exc, self._channel, deadline) from None
-        return self._channel
+                if deadline.expired or (fresh and not channel.shared):
+                    raise self._silence(exc, channel, deadline) from None
+                self.close()  # QEMU, a listening agent or who kept the channel was restarted: a new one may be had
+        if self._share and not channel.shared:
+            channel = self._channel = self._share(self._address, channel)
+        return channel, step
 
-    def _sync(self, channel: Channel, deadline: Deadline) -> None:
+    def _synced(self, channel: Channel, deadline: Deadline) -> Step:
+        step = channel.take(deadline)
+        if step.since and time.monotonic() - step.since < _IDLE_SECONDS:
+            return step
+        return self._sync(channel, step, deadline)
+
+    def _sync(self, channel: Channel, step: Step, deadline: Deadline) -> Step:
         """Bring client and agent into step: guest-sync-delimited, or guest-sync where the agent lacks it.
 
         An agent that echoes ids is in step as soon as it echoes the sync's, even if only to say that the command is
         disabled. One that refuses ids (before 4.0) gets none from then on.
         """
-        self._in_step_since = 0.0
         self._parser.reset()
         sync_id = random.getrandbits(62)
-        request_id = self._next_id()
+        request_id = self._next_id(step)
         delimited = _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
         channel.send(delimited, deadline)
         fallen_back = False
         for reply in self._replies_amid_noise(channel, deadline):
             if request_id and reply.get("id") == request_id:
-                self._echoes_id = True
+                step = replace(step, echoes_id=True)
                 break
             if reply.get("return") == sync_id and not isinstance(reply["return"], bool):
-                self._echoes_id = "id" in reply
+                step = replace(step, echoes_id="id" in reply)
                 break
-            if self._takes_id and _refuses_id(reply):
-                self._takes_id, request_id = False, ""
+            if step.takes_id and _refuses_id(reply):
+                step, request_id = replace(step, takes_id=False), ""
                 channel.send(_wire.encode_request("guest-sync-delimited", {"id": sync_id}, ""), deadline)
             # Once: a former client may have left the same error, and each sync has a reply.
             if not fallen_back and _lacks_delimited(reply):
                 fallen_back = True
                 channel.send(_wire.encode_request("guest-sync", {"id": sync_id}, request_id), deadline)
-        self._in_step_since = time.monotonic()
+        return replace(step, since=time.monotonic())
 
     def _replies_amid_noise(self, channel: Channel, deadline: Deadline) -> Iterator[dict[str, Any]]:
         while True:
@@ -431,8 +441,8 @@ class SocketAgent(Agent):
             hint="Is the guest booted and not paused, and does qemu-guest-agent run in it?",
         )
 
-    def _next_id(self) -> str:
-        return f"{self._id_prefix}-{next(self._ids)}" if self._takes_id else ""
+    def _next_id(self, step: Step) -> str:
+        return f"{self._id_prefix}-{next(self._ids)}" if step.takes_id else ""
 
 
 def _refuses_id(reply: Mapping[str, Any]) -> bool:
@@ -451,8 +461,11 @@ def open_agent(
     log: Log | None = None,
     max_reply: int = _wire.MAX_REPLY,
     libvirt_uri: str | None = None,
+    share: Share | None = None,
 ) -> Agent:
     """Return the Agent at ``address``. Nothing is connected before its first command.
+
+    ``share`` is called with a channel that was opened here; libvirt's is shared anyway.
 
     :raise AddressError: if the address has none of the known forms, or needs a library that is missing.
     """
@@ -463,4 +476,4 @@ def open_agent(
         from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
 
         return LibvirtAgent(address, libvirt_uri, timeout, log)
-    return SocketAgent(address, timeout, log, max_reply)
+    return SocketAgent(address, timeout, log, max_reply, share)

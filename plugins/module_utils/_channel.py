@@ -34,7 +34,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
 )
 
-__all__ = ("Address", "Channel", "Deadline", "SeatLock", "open_channel", "parse_address", "private_path", "seat_holder")
+__all__ = ("Address", "Channel", "Deadline", "SeatLock", "Step", "open_channel", "parse_address", "private_path", "seat_holder")
 
 _RECV_SIZE = 1024 * 1024
 _RETRY_SECONDS = 0.05
@@ -140,8 +140,8 @@ class SeatLock:
         self._path = private_path(address.identity, "lock", directory)
         self._file: IO[bytes] | None = None
 
-    def acquire(self, deadline: Deadline) -> None:
-        """Wait for the seat.
+    def acquire(self, deadline: Deadline, instead: Callable[[], Channel | None] = lambda: None) -> Channel | None:
+        """Wait for the seat. As long as somebody has it, ``instead`` is asked for a channel, which is returned then.
 
         :raise ChannelBusyError: at the deadline, naming the holder.
         """
@@ -155,6 +155,10 @@ class SeatLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                channel = instead()
+                if channel:
+                    file.close()
+                    return channel
                 if deadline.expired:
                     holder = file.read(256).decode("utf-8", "replace").strip()
                     file.close()
@@ -169,6 +173,11 @@ class SeatLock:
         file.write((b"pid %d, %b" % (os.getpid(), name))[:256])
         # A file object, not a number: a lock that is forgotten is released with it.
         self._file = file
+        return None
+
+    def fileno(self) -> int:
+        """Return the descriptor by which the seat is held; it is held as long as a copy of it is open."""
+        return self._file.fileno() if self._file else -1
 
     def release(self) -> None:
         """Give the seat up; harmless if it is not held."""
@@ -210,13 +219,48 @@ def _private_directory() -> str:
     return path
 
 
+@dataclass(frozen=True)
+class Step:
+    """Whether client and agent are in step: nothing of anybody's is left in the channel.
+
+    ``since``: the time (monotonic) of the last reply that was awaited; 0: out of step. What the agent does with ids goes
+    with it.
+    """
+
+    since: float = 0.0
+    takes_id: bool = True
+    echoes_id: bool = False
+
+
 class Channel:
     """A connected, non-blocking byte stream and the lock that belongs to it."""
+
+    shared = False
+    """Whether others may have the channel between ``give`` and ``take``."""
 
     def __init__(self, sock: socket.socket, lock: SeatLock | None = None) -> None:
         self._sock = sock
         self._sock.setblocking(False)
         self._lock = lock
+        self._step = Step()
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The stream's descriptor, and that of the lock (-1 if there is none)."""
+        return self._sock.fileno(), self._lock.fileno() if self._lock else -1
+
+    def take(self, deadline: Deadline) -> Step:
+        """Have the channel to oneself, until ``give``; return how it was left. Without that it is left out of step.
+
+        :raise ChannelBusyError: if others have it until the deadline.
+        :raise ConnectError: if it is not to be had any more.
+        """
+        step, self._step = self._step, Step(takes_id=self._step.takes_id)
+        return step
+
+    def give(self, step: Step) -> None:
+        """Leave the channel so."""
+        self._step = step
 
     @property
     def inode(self) -> int:
@@ -275,14 +319,18 @@ class Channel:
         return not deadline.expired and bool(poller.poll(deadline.left() * 1000))
 
 
-def open_channel(address: Address, deadline: Deadline) -> Channel:
-    """Return a Channel to ``address``, with the seat's lock held.
+def open_channel(
+    address: Address, deadline: Deadline, join: Callable[[], Channel | None] = lambda: None
+) -> Channel:
+    """Return a Channel to ``address``, with the seat's lock held; or what ``join`` returns, where somebody has it.
 
     :raise ConnectError: with the reason and what to do.
     :raise ChannelBusyError: if one of our own processes keeps the seat until the deadline.
     """
     lock = SeatLock(address)
-    lock.acquire(deadline)
+    joined = lock.acquire(deadline, join)
+    if joined:
+        return joined
     try:
         return Channel(_CONNECTORS[address.kind](address, deadline), lock)
     except BaseException:  # whatever it was, KeyboardInterrupt included: others must not find the seat taken

@@ -1,0 +1,180 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keep a channel open between tasks: the process of which _shared.py is the clients' side, and how it is started.
+
+It runs in an interpreter of its own, so it imports nothing but the standard library, and has no memory of Ansible's. It
+belongs to no session; it ends when nobody has used the channel for a time, when the channel's other side has gone, or
+when it is told to.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Channel
+
+_NAME = "qga-keeper"
+_PACKET = 4096
+
+
+def share(address: Address, channel: Channel, seconds: float) -> Channel:
+    """Start a keeper that keeps ``channel`` open for ``seconds`` after its last client; return it as one to share.
+
+    The turn is the caller's. Where no process can be started, the channel is returned as it is.
+    """
+    from ansible_collections.qemu.guest.plugins.module_utils._shared import SharedChannel, keeper_path
+
+    stream, lock = channel.descriptors
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:  # not on every system
+        return channel
+    with theirs:
+        given = (stream, lock, theirs.fileno())
+        try:
+            subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, keeper_path(address), str(seconds), *map(str, given)],
+                pass_fds=given,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            return channel
+    copies = os.dup(stream), os.dup(lock)
+    channel.close()
+    return SharedChannel(socket.socket(fileno=copies[0]), ours, copies[1], mine=True)
+
+
+class Client:
+    """Somebody who uses the channel. ``name`` is what others are told who wait."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, self.uid, _gid = struct.unpack("3i", credentials)
+        self.name = f"pid {pid}"
+        with suppress(OSError), open(f"/proc/{pid}/comm") as comm:
+            self.name += f", {comm.read().strip()}"
+
+    def tell(self, packet: bytes) -> None:
+        with suppress(OSError):  # who has gone is noticed where packets are taken
+            self.control.send(packet)
+
+
+class Keeper:
+    """The channel and its clients, one of whom may have the turn."""
+
+    def __init__(self, path: str, seconds: float, stream: int, lock: int, first: socket.socket) -> None:
+        self.path = path
+        self.seconds = seconds
+        self.descriptors = [stream, lock]
+        self.clients = {first.fileno(): Client(first)}
+        self.turn: Client | None = self.clients[first.fileno()]
+        self.waiting: deque[Client] = deque()
+        self.step = b""
+        self.ending = False
+        # Only one can have the lock, so what is there is of one that was killed.
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(path)
+        self.listener.listen(128)
+        self.poller = select.poll()
+        self.poller.register(self.listener, select.POLLIN)
+        self.poller.register(first, select.POLLIN)
+        # Nothing is read here; that the other side has gone is told all the same.
+        self.poller.register(stream, select.POLLRDHUP)
+
+    def serve(self) -> None:
+        """Serve until there is nobody and nothing to serve."""
+        while not self.ending or self.turn:
+            idle = time.monotonic()
+            events = self.poller.poll(None if self.clients else self.seconds * 1000)
+            if not events and time.monotonic() - idle >= self.seconds:
+                return
+            for descriptor, _event in events:
+                if descriptor == self.descriptors[0]:
+                    return
+                if descriptor == self.listener.fileno():
+                    self.welcome(self.listener.accept()[0])
+                elif descriptor in self.clients:
+                    self.listen(self.clients[descriptor])
+            self.pass_on()
+
+    def welcome(self, control: socket.socket) -> None:
+        client = Client(control)
+        if client.uid != os.geteuid():
+            control.close()
+            return
+        self.clients[control.fileno()] = client
+        self.poller.register(control, select.POLLIN)
+        with suppress(OSError):
+            socket.send_fds(control, [b"\n"], self.descriptors)
+
+    def listen(self, client: Client) -> None:
+        """Take a packet from a client, or its leave."""
+        try:
+            packet = client.control.recv(_PACKET)
+        except OSError:
+            packet = b""
+        word, _space, text = packet.partition(b" ")
+        if word == b"take":
+            self.waiting.append(client)
+            if self.turn:
+                client.tell(b"busy " + self.turn.name.encode("utf-8", "replace"))
+        elif word == b"step" and self.turn is client:
+            self.turn, self.step = None, text
+        elif word == b"end":
+            self.ending = True
+        if not packet:
+            self.poller.unregister(client.control)
+            del self.clients[client.control.fileno()]
+            client.control.close()
+            if client in self.waiting:
+                self.waiting.remove(client)
+            if self.turn is client:
+                self.turn, self.step = None, b""
+
+    def pass_on(self) -> None:
+        """Give the turn to who has waited longest."""
+        if not self.turn and self.waiting and not self.ending:
+            self.turn = self.waiting.popleft()
+            self.turn.tell(b"step " + self.step)
+
+
+def main(path: str, seconds: str, stream: str, lock: str, first: str) -> None:
+    """Keep the channel of the descriptor ``stream``, with the lock of the descriptor ``lock``; ``first`` has the turn."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o077)
+    # Who looks for the holder of a channel finds a name that says what this is.
+    with suppress(OSError), open("/proc/self/comm", "w") as comm:
+        comm.write(_NAME)
+    text = f"pid {os.getpid()}, {_NAME}".encode()
+    os.truncate(int(lock), 0)
+    os.pwrite(int(lock), text, 0)
+    keeper = Keeper(path, float(seconds), int(stream), int(lock), socket.socket(fileno=int(first)))
+    try:
+        keeper.serve()
+    finally:
+        os.unlink(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

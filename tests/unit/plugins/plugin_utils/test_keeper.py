@@ -1,0 +1,308 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keepers are real processes here; the agent is a scripted one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils import _shared
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._errors import ChannelBusyError, ConnectError
+from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss, join, keeper_path
+from ansible_collections.qemu.guest.plugins.plugin_utils import _keeper
+from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
+from ansible_collections.qemu.guest.tests.unit.scripted import SYNCS, Scripted, answers
+
+Start = Callable[..., Scripted]
+Connect = Callable[..., SocketAgent]
+SECONDS = 60.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def clock() -> None:
+    """Time is real: a keeper is another process."""
+
+
+@pytest.fixture
+def server(scripted: Start) -> Scripted:
+    return scripted({"guest-info": {"version": "7.2", "supported_commands": []}})
+
+
+@pytest.fixture
+def address(server: Scripted) -> Iterator[Address]:
+    """The address of the scripted agent; a keeper of it ends with the test."""
+    address = Address("unix", path=str(server.path))
+    yield address
+    dismiss(address)
+    until(lambda: not joins(address))
+
+
+def alive(address: Address) -> bool:
+    return os.path.exists(keeper_path(address))
+
+
+def keeper(address: Address) -> int:
+    """Return the keeper's pid, when it is there."""
+    until(lambda: joins(address))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.connect(keeper_path(address))
+        credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
+
+
+def joins(address: Address) -> bool:
+    channel = join(address, Deadline(10))
+    if channel:
+        channel.close()
+    return channel is not None
+
+
+@pytest.fixture
+def first(server: Scripted, address: Address, connect: Connect) -> SocketAgent:
+    """An agent whose channel is shared."""
+    agent = connect(server, share=functools.partial(share, seconds=SECONDS))
+    agent.execute("guest-ping")
+    until(lambda: alive(address))
+    return agent
+
+
+def syncs(server: Scripted) -> int:
+    return len([command for command in server.commands if command in SYNCS])
+
+
+def test_channel_outlives_its_client(first: SocketAgent, server: Scripted, connect: Connect) -> None:
+    for _task in range(3):
+        first.close()
+        connect(server).execute("guest-ping")
+        first.execute("guest-ping")
+    assert server.work == ["guest-ping"] * 7
+    assert syncs(server) == 1
+    assert len(server.received) == 1, "one client, as the agent sees it"
+
+
+def test_clients_take_turns(first: SocketAgent, server: Scripted, connect: Connect) -> None:
+    others = [connect(server) for _number in range(4)]
+    for _round in range(10):
+        for agent in [first, *others]:
+            agent.execute("guest-ping")
+    assert syncs(server) == 1 and len(server.received) == 1
+
+
+def test_nobody_waits_for_more_than_a_request(first: SocketAgent, server: Scripted, connect: Connect) -> None:
+    ended = threading.Event()
+
+    def use_it() -> None:
+        while not ended.is_set():
+            first.execute("guest-ping")
+
+    greedy = threading.Thread(target=use_it)
+    greedy.start()
+    try:
+        other = connect(server)
+        other.execute("guest-ping")
+        before = len(server.requests)
+        for _number in range(20):
+            other.execute("guest-info")
+        assert len(server.requests) - before <= 60
+    finally:
+        ended.set()
+        greedy.join()
+    assert "guest-ping" in server.commands[before:], "the other was not kept waiting either"
+
+
+def test_turn_that_is_not_had_in_time(
+    first: SocketAgent, server: Scripted, address: Address, connect: Connect
+) -> None:
+    channel = join(address, Deadline(10))
+    assert channel is not None
+    channel.take(Deadline(10))
+    with pytest.raises(ChannelBusyError, match=f"another task uses the channel .pid {os.getpid()}, .* 0.2 s") as caught:
+        connect(server, timeout=0.2).execute("guest-ping")
+    assert caught.value.executed == "no"
+    assert server.work == ["guest-ping"]
+    channel.close()
+    first.execute("guest-ping")
+    assert syncs(server) == 2, "it went away in its turn"
+
+
+def test_step_is_passed_on(first: SocketAgent, address: Address) -> None:
+    channels = [join(address, Deadline(10)) for _number in range(2)]
+    one, other = [channel for channel in channels if channel]
+    step = one.take(Deadline(10))
+    assert step.since and step.takes_id and step.echoes_id
+    left = _shared.Step(since=17.5, takes_id=False)
+    one.give(left)
+    assert other.take(Deadline(10)) == left
+    other.give(_shared.Step())
+    assert one.take(Deadline(10)) == _shared.Step()
+    for channel in (one, other):
+        channel.close()
+
+
+def test_keeper_that_is_killed_while_a_request_is_under_way(
+    scripted: Start, server: Scripted, first: SocketAgent, address: Address, connect: Connect
+) -> None:
+    pid = keeper(address)
+
+    def killed(session: Any, request: Any) -> None:
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not os.path.exists(f"/proc/{pid}") or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1])
+        answers(session, request)
+
+    server.then("guest-ping", killed)
+    first.execute("guest-ping")
+    assert server.work == ["guest-ping"] * 2, "it arrived, and once"
+    first.execute("guest-ping")
+    assert keeper(address) != pid
+    connect(server).execute("guest-ping")
+    assert len(server.received) == 2
+
+
+def test_keeper_that_is_killed_while_others_wait(
+    server: Scripted, first: SocketAgent, address: Address, connect: Connect
+) -> None:
+    channel = join(address, Deadline(10))
+    assert channel is not None
+    step = channel.take(Deadline(10))
+    done: list[Any] = []
+    waiting = threading.Thread(target=lambda: done.append(connect(server, timeout=60).execute("guest-ping")))
+    waiting.start()
+    os.kill(keeper(address), signal.SIGKILL)
+    time.sleep(0.1)
+    assert not done, "the turn is not over"
+    channel.give(step)
+    first.close()
+    waiting.join(20)
+    assert done == [{}]
+
+
+def test_keeper_ends_when_nobody_needs_it(server: Scripted, address: Address, connect: Connect) -> None:
+    agent = connect(server, share=functools.partial(share, seconds=0.3))
+    agent.execute("guest-ping")
+    until(lambda: alive(address))
+    time.sleep(0.6)
+    assert alive(address), "somebody is connected"
+    agent.close()
+    started = time.monotonic()
+    until(lambda: not alive(address))
+    assert time.monotonic() - started > 0.2
+    until(lambda: server.received[-1] is not None and free(address))
+
+
+def free(address: Address) -> bool:
+    lock = SeatLock(address)
+    try:
+        lock.acquire(Deadline(0))
+    except ChannelBusyError:
+        return False
+    lock.release()
+    return True
+
+
+def test_keeper_that_is_told_to_end(first: SocketAgent, address: Address) -> None:
+    first.close()
+    assert not free(address)
+    dismiss(address)
+    until(lambda: free(address) and not alive(address))
+    dismiss(address)
+
+
+def test_keeper_that_is_told_to_end_lets_a_request_end(first: SocketAgent, address: Address) -> None:
+    channel = join(address, Deadline(10))
+    assert channel is not None
+    step = channel.take(Deadline(10))
+    dismiss(address)
+    time.sleep(0.1)
+    assert alive(address)
+    channel.give(step)
+    until(lambda: not alive(address))
+    channel.close()
+    first.execute("guest-ping")
+
+
+def test_other_side_has_gone(first: SocketAgent, server: Scripted, address: Address, scripted: Start) -> None:
+    first.close()
+    server.__exit__()
+    until(lambda: not alive(address))
+    with pytest.raises(ConnectError, match="nobody serves this socket"):
+        first.execute("guest-ping")
+    server.path.unlink()
+    scripted(path=server.path)
+    first.execute("guest-ping")
+
+
+def test_only_the_user_gets_in(first: SocketAgent, address: Address) -> None:
+    assert stat.S_IMODE(os.stat(keeper_path(address)).st_mode) == 0o700
+
+
+def test_keeper_of_another_user_is_not_believed(
+    first: SocketAgent, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert join(address, Deadline(1)) is None
+
+
+def test_client_of_another_user_gets_nothing() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made = _keeper.Keeper.__new__(_keeper.Keeper)
+    made.clients = {}
+    uid = os.geteuid() + 1
+    with ours, theirs, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: uid)
+        made.welcome(theirs)
+        assert ours.recv(10) == b""
+    assert not made.clients
+
+
+def test_programs_that_a_task_starts_here_do_not_inherit_the_channel(first: SocketAgent, address: Address) -> None:
+    channel = join(address, Deadline(10))
+    assert channel is not None
+    stream, _lock = channel.descriptors
+    assert not any(os.get_inheritable(number) for number in (stream, channel._lock_copy))
+    channel.close()
+
+
+def test_where_no_process_can_be_started(
+    server: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_keeper.sys, "executable", "/nowhere/python")
+    agent = connect(server, share=functools.partial(share, seconds=SECONDS))
+    agent.execute("guest-ping")
+    agent.execute("guest-ping")
+    assert syncs(server) == 1
+    assert not alive(Address("unix", path=str(server.path)))
+
+
+def test_leftovers_of_a_keeper_that_was_killed(
+    server: Scripted, first: SocketAgent, address: Address, connect: Connect
+) -> None:
+    os.kill(keeper(address), signal.SIGKILL)
+    first.close()
+    until(lambda: free(address))
+    assert alive(address), "its socket"
+    agent = connect(server, share=functools.partial(share, seconds=SECONDS))
+    agent.execute("guest-ping")
+    agent.close()
+    until(lambda: joins(address))
