@@ -69,9 +69,15 @@ def run(path: Path, command: str, timeout: float) -> tuple[int, str]:
 
 
 def answers(path: Path, timeout: float) -> bool:
-    """Say whether a shell answers on the console within `timeout` seconds."""
+    """Say whether a shell answers on the console within `timeout` seconds.
+
+    If none does, it is interrupted: a guest that boots may take half a line, and with a quote open nothing would end it.
+    """
     with _Terminal(path) as terminal:
-        return terminal.answers(timeout)
+        if terminal.answers(timeout):
+            return True
+        terminal.type(INTERRUPT)
+        return False
 
 
 class _Terminal:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from lab import accel, host, image
+from lab import accel, console, host, image
 from lab.__main__ import main
 from lab.agent import DANGEROUS, LooseAgent
 from lab.host import LabError
@@ -107,6 +107,15 @@ def test_console_works_after_a_client_that_left_in_the_middle(guest: Guest, left
         connection.sendall(left.encode())
         time.sleep(1)
     assert guest.run("echo still here") == (0, "still here\n")
+
+
+def test_half_a_line_taken_while_booting_is_given_up(guest: Guest) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(guest.console))
+        client.sendall(b'echo "<\n')
+        time.sleep(1)
+    assert not console.answers(guest.console, 1)
+    guest.wait_booted(30)
 
 
 def test_guest_has_what_tests_need(guest: Guest) -> None:
