@@ -34,7 +34,9 @@ CAPTURE_LIMIT = 16 * 1024 * 1024
 _NEEDED = ("guest-exec", "guest-exec-status")
 
 # How often a running program is asked after, in seconds: at once for a quick one, seldom for a long one.
-_FIRST_POLL = 0.002
+# A question takes a few milliseconds of a slow guest, and on average the answer comes half a pause late.
+_FIRST_POLL = 0.004
+_LONGER = 1.12
 _LONGEST_POLL = 0.25
 _LONG = 24 * 3600.0
 
@@ -123,7 +125,7 @@ def pauses() -> Iterator[float]:
     pause = _FIRST_POLL
     while True:
         yield pause
-        pause = min(pause * 1.25, _LONGEST_POLL)
+        pause = min(pause * _LONGER, _LONGEST_POLL)
 
 
 def _lost(exc: QgaError, message: str) -> OutcomeUnknownError:

@@ -284,11 +284,11 @@ class RunnerAgent(Agent):
     # guest-exec-status
 
     def _status(self, number: int) -> dict[str, Any]:
-        line = self._spool.ended(number)
-        if not line:
+        content = self._spool.ended(number)
+        if not content:
             self._look_after(number)
             return {"exited": False}
-        rc, out, err = self._spool.result(number, line)
+        rc, out, err = self._spool.result(number, content)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}

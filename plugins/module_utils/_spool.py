@@ -5,7 +5,9 @@
 
 A request is a file NUMBER.in, written whole before its number is written to a FIFO, the ring, at which the program
 sleeps. Opening the ring for writing tells at once whether somebody is there: with nobody at the other end it fails. A
-result is a file NUMBER.rc, with NUMBER.out and NUMBER.err; the line C(-NUMBER) on the ring has them removed.
+result is a file NUMBER.rc: a line with exit status, where standard output and standard error are (C(o), C(e): in
+NUMBER.out and NUMBER.err; C(=N): N bytes behind the line; C(-): there is none), and a dot if nothing was lost. The line
+C(-NUMBER) on the ring has all of that removed.
 """
 
 from __future__ import annotations
@@ -90,25 +92,29 @@ class Spool:
                 return None
             raise
 
-    def ended(self, number: int) -> str:
-        """Return the line that tells how a request ended, empty as long as it has not."""
-        line = patiently(lambda: self.read(f"{number}.rc")) or b""
-        return line.decode("ascii", "replace").rstrip("\n") if line.endswith(b"\n") else ""
+    def ended(self, number: int) -> bytes:
+        """Return what tells how a request ended, its first line whole; empty as long as it has not."""
+        content = patiently(lambda: self.read(f"{number}.rc")) or b""
+        return content if b"\n" in content else b""
 
-    def result(self, number: int, line: str) -> tuple[int, bytes, bytes]:
+    def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:
         """Return exit status, standard output and standard error of a request that ended so; they are removed.
 
         :raise TransferError: if output was lost.
         """
-        match = re.fullmatch(r"(\d{1,3}) (o|-) (e|-) \.", line)
+        line, _newline, rest = content.partition(b"\n")
+        match = re.fullmatch(rb"(\d{1,3}) (o|-|=\d+) (e|-|=\d+) \.", line)
         if match is None:
             raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
-        out, err = (
-            self._output(f"{number}.{suffix}") if there != "-" else b""
-            for suffix, there in (("out", match.group(2)), ("err", match.group(3)))
-        )
+        streams = []
+        for suffix, where in (("out", match.group(2)), ("err", match.group(3))):
+            if where.startswith(b"="):
+                streams.append(rest[: int(where[1:])])
+                rest = rest[int(where[1:]) :]
+            else:
+                streams.append(b"" if where == b"-" else self._output(f"{number}.{suffix}"))
         self.ring(f"-{number}")
-        return int(match.group(1)), out, err
+        return int(match.group(1)), streams[0], streams[1]
 
     def _output(self, name: str) -> bytes:
         output = patiently(lambda: self.read(name))

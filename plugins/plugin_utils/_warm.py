@@ -34,7 +34,12 @@ from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_server, _w
 
 __all__ = ("WarmPython",)
 
-_SPOOL = f"{HOME}/warm-1"
+_PROGRAMS = {
+    "server.py": inspect.getsource(_warm_server).encode("utf-8"),
+    "zygote.py": inspect.getsource(_warm_zygote).encode("utf-8"),
+}
+# Another version of them has a spool of its own.
+_SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join(_PROGRAMS.values())).hexdigest()[:16]}"
 
 # The line with the archive, in what ansible-core 2.16 to 2.21 send.
 _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
@@ -123,14 +128,14 @@ class WarmPython:
             return "plain"
         looked = time.monotonic()
         for pause in pauses():
-            line = self._spool.ended(number)
-            if line == "lost":
+            content = self._spool.ended(number)
+            if content == b"lost\n":
                 break
-            if line in ("blob", "plain"):
+            if content in (b"blob\n", b"plain\n"):
                 self._spool.ring(f"-{number}")
-                return line
-            if line:
-                rc, out, err = self._spool.result(number, line)
+                return content.decode("ascii").strip()
+            if content:
+                rc, out, err = self._spool.result(number, content)
                 return ExecResult(rc, None, out, err)
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
@@ -151,8 +156,7 @@ class WarmPython:
             return
         self._log("starting warm Python in the guest")
         parts = {
-            "server.py": inspect.getsource(_warm_server).encode("utf-8"),
-            "zygote.py": inspect.getsource(_warm_zygote).encode("utf-8"),
+            **_PROGRAMS,
             "prologue": login_program().encode("utf-8"),
             # What is to be got ready at once.
             f"{archive.digest}.blob": archive.blob,

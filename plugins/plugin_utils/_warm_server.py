@@ -40,6 +40,7 @@ MOST_INTERPRETERS = 6
 MOST_BLOBS = 24
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 20
+MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
 # What a new process would look at, and one that runs has looked at already.
 WATCHED = [
     "/etc/environment",
@@ -71,30 +72,51 @@ def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
     return seen
 
 
+class Output:
+    """What a task writes to one of its streams: kept here as long as it is short, else in the file ``path``."""
+
+    def __init__(self, path: str, letter: str, text: bytes) -> None:
+        self.path = path
+        self.letter = letter
+        self.kept = text
+        self.file: BinaryIO | None = None
+
+    def write(self, data: bytes) -> None:
+        if self.file is None and len(self.kept) + len(data) <= MOST_KEPT:
+            self.kept += data
+            return
+        if self.file is None:
+            self.file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
+            self.file.write(self.kept)
+            self.kept = b""
+        self.file.write(data)
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+    def where(self) -> str:
+        return self.letter if self.file else f"={len(self.kept)}" if self.kept else "-"
+
+
 class Task:
     """A task at work: where its output comes from and goes to. ``rc`` is None until its process has ended."""
 
     def __init__(self, path: str, preamble: bytes, errors: bytes) -> None:
         self.rc: int | None = None
-        self.streams: dict[int, BinaryIO] = {}  # where it comes from: where it goes to
-        self.written = []
-        theirs = []
-        for suffix, text in (("out", preamble), ("err", errors)):
+        self.outputs = (Output(f"{path}.out", "o", preamble), Output(f"{path}.err", "e", errors))
+        self.streams: dict[int, Output] = {}  # where it comes from: where it goes to
+        self.theirs = []
+        for output in self.outputs:
             source, sink = os.pipe()
-            file = open(f"{path}.{suffix}", "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
-            file.write(text)
-            self.streams[source] = file
-            self.written.append(len(text))
-            theirs.append(sink)
-        self.theirs = theirs
-        self.order = list(self.streams)
+            self.streams[source] = output
+            self.theirs.append(sink)
 
     def copy(self, source: int) -> None:
         """Take what has come from one of the streams."""
         data = os.read(source, 1 << 16)
         if data:
             self.streams[source].write(data)
-            self.written[self.order.index(source)] += len(data)
         else:
             self.streams.pop(source).close()
             os.close(source)
@@ -103,10 +125,11 @@ class Task:
     def ended(self) -> bool:
         return self.rc is not None and not self.streams
 
-    def result(self) -> str:
+    def result(self) -> bytes:
         if self.rc is None or self.rc < 0:
-            return "lost"
-        return f"{self.rc} {'o' if self.written[0] else '-'} {'e' if self.written[1] else '-'} ."
+            return b"lost\n"
+        out, err = self.outputs
+        return f"{self.rc} {out.where()} {err.where()} .\n".encode("ascii") + out.kept + err.kept
 
 
 class Interpreter:
@@ -204,8 +227,11 @@ class Server:
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
-        last = time.monotonic()
+        last = swept = time.monotonic()
         while True:
+            if time.monotonic() - swept > IDLE_SECONDS:
+                swept = time.monotonic()
+                self.sweep()
             everyone = [*self.interpreters.values(), *self.leaving]
             sources: dict[int, Callable[[], bool | None]] = {self.ring: self.answer_ring}
             for one in everyone:
@@ -248,9 +274,16 @@ class Server:
         return False
 
     def forget(self, number: int) -> None:
-        for suffix in ("in", "taken", "out", "err", "rc"):
+        for suffix in ("in", "out", "err", "rc"):
             with suppress(OSError):
                 os.unlink(self.path(number, suffix))
+
+    def sweep(self) -> None:
+        """Remove results that nobody has fetched for long: their client is gone."""
+        for name in os.listdir(self.home):
+            with suppress(OSError):
+                if name.endswith(".rc") and time.time() - os.stat(f"{self.home}/{name}").st_mtime > IDLE_SECONDS:
+                    self.forget(int(name[: -len(".rc")]))
 
     def take(self, number: int) -> None:
         """Hand a request to its interpreter, or say why not."""
@@ -260,7 +293,7 @@ class Server:
                 before, after = file.read(request["before"]), file.read()
             content = self.blob(request["blob"])
             if content is None:
-                self.say(number, "blob")
+                self.say(number, b"blob\n")
                 return
             os.unlink(self.path(number, "in"))
         except OSError:
@@ -268,12 +301,11 @@ class Server:
         table, archive = content
         one = self.interpreter(request, table, archive)
         if one is None:
-            self.say(number, "plain")
+            self.say(number, b"plain\n")
             return
         with tempfile.TemporaryFile(dir=self.home) as payload:
             payload.write(before + archive.encode("ascii") + after)
             payload.seek(0)
-            open(self.path(number, "taken"), "x").close()
             one.hand_over(number, request, table, payload.fileno(), f"{self.home}/{number}")
 
     def blob(self, digest: str) -> tuple[Table, str] | None:
@@ -310,9 +342,9 @@ class Server:
             return None
         return one if one.ready and not one.dead else None
 
-    def say(self, number: int, text: str) -> None:
-        with open(self.path(number, "new"), "w") as file:
-            file.write(text + "\n")
+    def say(self, number: int, content: bytes) -> None:
+        with open(self.path(number, "new"), "wb") as file:
+            file.write(content)
         os.rename(self.path(number, "new"), self.path(number, "rc"))
 
 

@@ -33,6 +33,7 @@ import threading
 import traceback
 import types
 import zipfile
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
@@ -49,6 +50,9 @@ LIBRARIES = "ansible.module_utils"
 # What is in there acts when it is imported.
 LEFT_OUT = "._extensions"
 LARGEST = 1 << 20
+# What a module imports in any case, for it is not indented.
+IMPORT = re.compile(rb"^(?:import|from) +([A-Za-z_][\w.]*)", re.MULTILINE)
+STANDARD = frozenset(getattr(sys, "stdlib_module_names", ()))  # Python 3.10
 
 
 class Importer:
@@ -58,6 +62,7 @@ class Importer:
         self.code: dict[str, types.CodeType] = {}  # digest: code
         self.table: Table = {}  # name: (digest, whether it is a package), of the payload at hand
         self.loaded: dict[str, str] = {}  # name: digest, of what is imported in this interpreter
+        self.wanted: set[str] = set()  # what payloads import of the standard library
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         digest, package = self.table.get(name, ("", False))
@@ -93,14 +98,25 @@ class Importer:
             if digest not in self.code:
                 source = archive.read(archive_name(name, package))
                 if digest_of(source) == digest:
-                    self.code[digest] = compile(source, place(name, package), "exec", dont_inherit=True)
+                    self.wanted |= {name.decode("ascii") for name in IMPORT.findall(source)}
+                    with suppress(SyntaxError, ValueError):  # the task will say so, if it gets to it
+                        self.code[digest] = compile(source, place(name, package), "exec", dont_inherit=True)
 
     def fits(self) -> bool:
         """Return whether what is imported is what the payload brings."""
         return all(self.table.get(name, ("", False))[0] in ("", digest) for name, digest in self.loaded.items())
 
     def import_libraries(self) -> None:
-        """Import the libraries of the payload that are not imported yet."""
+        """Import the libraries of the payload that are not imported yet.
+
+        A module outside of them is not imported, but what it will import of the standard library is: looking for that
+        in a child would have it read the payload's archive.
+        """
+        for name in sorted(self.wanted):
+            if name.partition(".")[0] in STANDARD:
+                with suppress(Exception):  # what is not there, the task will miss by itself
+                    importlib.import_module(name)
+        self.wanted.clear()
         for name, (digest, _package) in sorted(self.table.items()):
             if name.startswith(LIBRARIES) and LEFT_OUT not in name and digest in self.code and name not in sys.modules:
                 try:
@@ -267,6 +283,24 @@ def begin(importer: Importer, descriptors: list[int]) -> bytes:
         return payload.read()
 
 
+def compiled(program: bytes) -> types.CodeType:
+    """Return the code of a payload. Its archive is put in as it is: the compiler takes long for such a text."""
+    match = ZIP_LINE.search(program)
+    if not match:
+        return compile(program, "<stdin>", "exec", dont_inherit=True)
+    archive, mark = match.group(1).decode("ascii"), os.urandom(16).hex()
+    short = program[: match.start(1)] + mark.encode("ascii") + program[match.end(1) :]
+    return replaced(compile(short, "<stdin>", "exec", dont_inherit=True), mark, archive)
+
+
+def replaced(code: types.CodeType, mark: str, text: str) -> types.CodeType:
+    """Return ``code`` with the constant ``text`` where it has ``mark``."""
+    constants = tuple(
+        replaced(c, mark, text) if isinstance(c, types.CodeType) else text if c == mark else c for c in code.co_consts
+    )
+    return code.replace(co_consts=constants)
+
+
 def run(program: bytes) -> None:
     """Run the payload as an interpreter does that reads it from standard input, and end."""
     main_module = types.ModuleType("__main__")
@@ -274,7 +308,7 @@ def run(program: bytes) -> None:
     sys.modules["__main__"] = main_module
     code: int = 0
     try:
-        exec(compile(program, "<stdin>", "exec", dont_inherit=True), main_module.__dict__)
+        exec(compiled(program), main_module.__dict__)
     except SystemExit as end:
         if isinstance(end.code, int):
             code = end.code

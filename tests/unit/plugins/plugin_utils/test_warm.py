@@ -25,10 +25,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeU
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_server
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+
+SPOOL = Path(_warm._SPOOL).name
 
 LIBRARIES = {
     "ansible/__init__.py": "",
@@ -134,6 +136,11 @@ PROGRAMS = {
     "child": "import subprocess; print(subprocess.run(['sh', '-c', 'echo $PPID >/dev/null; echo c'], "
     "stdout=subprocess.PIPE).stdout)",
     "buffered output": "import sys\nfor n in range(3000): print(n)\nprint('e', file=sys.stderr)",
+    "long output": "import sys; sys.stdout.write('o' * 200000); sys.stderr.write('e' * 70000)",
+    "as much as is kept": "import os; os.write(1, b'o' * 65536); os.write(2, b'e' * 65536)",
+    "one more": "import os; os.write(1, b'o' * 65536); os.write(1, b'O'); os.write(2, b'e')",
+    "syntax error": "def f(:",
+    "standard library": "import plistlib, glob\nimport sndhdr_is_none_such",
     "closed output": "import sys, os\nprint('x'); sys.stdout.flush(); os.close(1); sys.stdout.write('y')",
 }
 
@@ -247,7 +254,7 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
 
 
 def server_pid(guest: Guest) -> int:
-    return int((guest.runner / "warm-1" / "pid").read_text())
+    return int((guest.runner / SPOOL / "pid").read_text())
 
 
 def test_interpreter_that_is_killed_with_its_task(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
@@ -262,7 +269,7 @@ def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     pid = server_pid(guest)
     warm.end()
     for _attempt in range(200):
-        if not (guest.runner / "warm-1").exists() and not os.path.exists(f"/proc/{pid}"):
+        if not (guest.runner / SPOOL).exists() and not os.path.exists(f"/proc/{pid}"):
             return
         time.sleep(0.02)
     raise AssertionError("it goes on")
@@ -272,8 +279,22 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     warmed(warm)
     assert warm.run(COMMAND, module("SECRET = 'hunter2'"))
     time.sleep(0.3)
-    left = {path.name for path in (guest.runner / "warm-1").iterdir()}
+    left = {path.name for path in (guest.runner / SPOOL).iterdir()}
     assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
+
+
+def test_results_that_nobody_fetches_are_swept_away(tmp_path: Path) -> None:
+    server = _warm_server.Server.__new__(_warm_server.Server)
+    home = tmp_path / "home"
+    home.mkdir()
+    server.home = str(home)
+    old = time.time() - _warm_server.IDLE_SECONDS - 1
+    for name in ("1.rc", "1.out", "2.rc", "2.err", "pid"):
+        (home / name).touch()
+    for name in ("1.rc", "pid"):
+        os.utime(home / name, (old, old))
+    server.sweep()
+    assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "pid"}
 
 
 def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
