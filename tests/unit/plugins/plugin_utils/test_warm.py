@@ -98,11 +98,10 @@ COMMAND = sys.executable
 
 def warmed(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> None:
     """Wait until there is an interpreter for the command."""
-    for _attempt in range(300):
-        if warm.run(command, program or module("")):
-            return
+    end = time.monotonic() + 60
+    while not warm.run(command, program or module("")):
+        assert time.monotonic() < end, "there is no warm interpreter after 60 s"
         time.sleep(0.05)
-    raise AssertionError("there is no warm interpreter after 15 s")
 
 
 def plain(agent: RunnerAgent, program: bytes, command: str = COMMAND) -> ExecResult:
