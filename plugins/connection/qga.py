@@ -191,6 +191,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._files import Progress
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
@@ -204,6 +205,7 @@ T = TypeVar("T")
 
 # A reset is done again and again while a guest reboots, and must not wait for it.
 _RESET_SECONDS = 1.0
+_PROGRESS_SECONDS = 3.0
 
 
 class Connection(ConnectionBase):
@@ -286,7 +288,9 @@ class Connection(ConnectionBase):
             raise AnsibleFileNotFound(f"there is no file {to_text(in_path)} to copy to the guest")
         with open(local, "rb") as source:
             started = time.monotonic()
-            copied = self._guarded(lambda: put(self.agent, source, self._guest_path(out_path)))
+            copied = self._guarded(
+                lambda: put(self.agent, source, self._guest_path(out_path), self._progress("PUT", out_path))
+            )
         self._show_transfer("PUT", out_path, copied.size, started)
 
     def fetch_file(self, in_path: str, out_path: str) -> None:
@@ -294,7 +298,9 @@ class Connection(ConnectionBase):
         super().fetch_file(in_path, out_path)
         with open(to_bytes(out_path, errors="surrogate_or_strict"), "wb") as sink:
             started = time.monotonic()
-            copied = self._guarded(lambda: fetch(self.agent, self._guest_path(in_path), sink.write))
+            copied = self._guarded(
+                lambda: fetch(self.agent, self._guest_path(in_path), sink.write, self._progress("FETCH", in_path))
+            )
         self._show_transfer("FETCH", in_path, copied.size, started)
 
     def reset(self) -> None:
@@ -421,6 +427,18 @@ class Connection(ConnectionBase):
             raise AnsibleConnectionFailure(str(exc)) from exc
         except QgaError as exc:
             raise AnsibleError(str(exc)) from exc
+
+    def _progress(self, what: str, path: str) -> Progress:
+        """Return what shows, at -v, how far a long transfer has come."""
+        shown = time.monotonic()
+
+        def show(copied: int) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= _PROGRESS_SECONDS:
+                shown = time.monotonic()
+                display.v(f"{what} {to_text(path)}: {copied} bytes so far", host=self._name)
+
+        return show
 
     def _show_transfer(self, what: str, path: str, size: int, started: float) -> None:
         seconds = time.monotonic() - started

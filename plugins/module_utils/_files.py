@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     TransferError,
 )
 
-__all__ = ("CHUNK", "Copied", "GuestFile", "copy_in", "copy_out", "exists")
+__all__ = ("CHUNK", "Copied", "GuestFile", "Progress", "copy_in", "copy_out", "exists", "no_progress")
 
 CHUNK = 1024 * 1024
 """Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
@@ -125,11 +125,25 @@ def exists(agent: Agent, path: str) -> bool:
     return True
 
 
-def copy_out(agent: Agent, path: str, write: Callable[[bytes], object]) -> Copied:
+Progress = Callable[[int], None]
+"""Told after each chunk how many bytes have been copied."""
+
+
+def no_progress(copied: int) -> None:
+    """Tell nobody."""
+
+
+def copy_out(
+    agent: Agent,
+    path: str,
+    write: Callable[[bytes], object],
+    progress: Progress = no_progress,
+    at_second: Callable[[], None] = lambda: None,
+) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
     Reads until the end is reached, so files whose size is not known (/proc, /sys) come whole. ``checked`` is True if
-    the content was one chunk, and a second look found the same.
+    the content was one chunk, and a second look found the same. ``at_second`` is called before a second chunk is read.
     """
     digest = hashlib.sha256()
     size = 0
@@ -140,7 +154,10 @@ def copy_out(agent: Agent, path: str, write: Callable[[bytes], object]) -> Copie
                 break
             write(data)
             digest.update(data)
+            if not size and len(data) == CHUNK:
+                at_second()
             size += len(data)
+            progress(size)
         checked = size <= CHUNK and _reads_again(guest_file, 0, size, digest.digest())
     return Copied(size, digest.hexdigest(), checked)
 
@@ -152,7 +169,9 @@ def _reads_again(guest_file: GuestFile, position: int, size: int, digest: bytes)
     return hashlib.sha256(guest_file.read(size)).digest() == digest
 
 
-def copy_in(agent: Agent, source: BinaryIO, path: str, *, append: bool = False) -> Copied:
+def copy_in(
+    agent: Agent, source: BinaryIO, path: str, *, append: bool = False, progress: Progress = no_progress
+) -> Copied:
     """Write ``source`` into the guest's file ``path``.
 
     The file is created if need be, with mode 0666. Its position is compared with what was sent before it is closed.
@@ -172,6 +191,7 @@ def copy_in(agent: Agent, source: BinaryIO, path: str, *, append: bool = False) 
             guest_file.write(data)
             digest.update(data)
             sent += len(data)
+            progress(sent)
         guest_file.flush()
         arrived = guest_file.seek(0, 1) - start
         if arrived != sent:

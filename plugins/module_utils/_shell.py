@@ -29,11 +29,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, 
 __all__ = (
     "PATH",
     "check_shell",
+    "finished_sha256",
     "kill",
     "login_program",
     "new_spool",
     "run_shell",
     "sha256",
+    "start_sha256",
     "start_shell",
     "with_spooled",
 )
@@ -243,12 +245,22 @@ def sha256(agent: Agent, path: str, size: int | None = None) -> str | None:
 
     None if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
     """
+    try:
+        return finished_sha256(agent, start_sha256(agent, path, size))
+    except CommandError:
+        return None
+
+
+def start_sha256(agent: Agent, path: str, size: int | None = None) -> int:
+    """Start to compute what ``sha256`` returns; return the pid for ``finished_sha256``."""
     name = shlex.quote(path)
     source = f"cat {name}" if size is None else f"head -c {size} {name}"
     command = f"[ -f {name} ] && [ -s {name} ] && {source} | sha256sum"
-    try:
-        result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
-    except CommandError:
-        return None
+    return start_shell(agent, command.encode("utf-8", "surrogateescape"))
+
+
+def finished_sha256(agent: Agent, pid: int) -> str | None:
+    """Wait for the SHA-256 that the program ``pid`` computes, and return it; None if it could not."""
+    result = finish(agent, pid)
     digest = result.stdout.split(b" ")[0].decode("ascii", "replace")
     return digest if result.rc == 0 and len(digest) == 64 else None

@@ -36,7 +36,7 @@ class Playbook:
 
     def connection(self, name: str, **options: Any) -> Any:
         connection = plugins.connection_loader.get(name, PlayContext(), None)
-        connection.set_options(direct=options)
+        connection.set_options(direct={"persist": 0, **options})
         self._stack.callback(connection.close)
         return connection
 

@@ -35,7 +35,7 @@ def connection(clock: object) -> Iterator[Connect]:
 
     def connect(**options: Any) -> Any:
         connection = connection_loader.get("qemu.guest.qga", PlayContext(), None)
-        connection.set_options(direct={"exec_method": "guest-exec", **options})
+        connection.set_options(direct={"exec_method": "guest-exec", "persist": 0, **options})
         made.append(connection)
         return connection
 

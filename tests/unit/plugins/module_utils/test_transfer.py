@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _files
+from ansible_collections.qemu.guest.plugins.module_utils import _files, _transfer
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import create_private, digest, fetch, put
@@ -81,6 +83,77 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
     server.answers["guest-file-flush"] = spoils
     with pytest.raises(TransferError, match="not what was written"):
         put(agent, io.BytesIO(LARGE), str(tmp_path / "file"))
+
+
+@pytest.fixture
+def packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be compressed, is so in small pieces."""
+    monkeypatch.setattr(_transfer, "_LEAST", 1000)
+    monkeypatch.setattr(_transfer, "_PIECE", 4000)
+    monkeypatch.setattr(_files, "CHUNK", 300)
+
+
+TEXT = b"".join(b"line %d of a text that shrinks\n" % number for number in range(500))
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("data", [TEXT, TEXT[:1000], TEXT[:8000], TEXT[:999], os.urandom(9000)])
+@pytest.mark.parametrize("there", [True, False])
+def test_put_of_what_may_shrink(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, programs: bool, data: bytes, there: bool
+) -> None:
+    path = tmp_path / "it's a file"
+    if there:
+        path.write_bytes(b"before" * 9000)
+        path.chmod(0o640)
+    seen: list[int] = []
+    copied = put(agent, io.BytesIO(data), str(path), seen.append)
+    assert path.read_bytes() == data
+    assert (copied.size, copied.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert seen[-1] == len(data) and seen == sorted(seen)
+    assert path.stat().st_mode & 0o777 == (0o640 if there else 0o600 if programs else path.stat().st_mode & 0o777)
+    assert not list(tmp_path.glob("spool.*")), "nothing stays"
+    sent = sum(len(base64.b64decode(r.arguments["buf-b64"])) for r in server.requests if "buf-b64" in r.arguments)
+    packed = programs and data.startswith(b"line") and len(data) >= 1000
+    assert (sent < len(data) / 2) is packed
+
+
+WRONG = "exec python3 -c 'import gzip, sys; sys.stdout.buffer.write(gzip.decompress(sys.stdin.buffer.read())[:-1])'"
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("script", ["exit 1", "head -c 100; exit 1", WRONG])
+def test_put_where_unpacking_fails(
+    agent: SocketAgent, guest: Guest, tmp_path: Path, script: str
+) -> None:
+    (guest.tools / "gzip").write_text(f"#!/bin/sh\n{script}\n")
+    (guest.tools / "gzip").chmod(0o755)
+    source = io.BytesIO(b"skipped" + TEXT)
+    source.seek(7)
+    if script == WRONG:
+        with pytest.raises(TransferError, match="not what was written"):
+            put(agent, source, str(tmp_path / "file"))
+        return
+    put(agent, source, str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == TEXT
+    assert not list(tmp_path.glob("spool.*"))
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_compressed_pieces_are_open_to_nobody_else(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    modes: list[int] = []
+
+    def watched(arguments: Mapping[str, Any]) -> Any:
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("spool.*"))
+        return guest.write(arguments)
+
+    server.answers["guest-file-write"] = watched
+    put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+    assert set(modes) == {0o600}
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)

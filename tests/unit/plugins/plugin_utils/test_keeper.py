@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils import _shared
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
@@ -26,6 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import ChannelB
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss, join, keeper_path
 from ansible_collections.qemu.guest.plugins.plugin_utils import _keeper
 from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import SYNCS, Scripted, answers
 
 Start = Callable[..., Scripted]
@@ -306,3 +309,27 @@ def test_leftovers_of_a_keeper_that_was_killed(
     agent.execute("guest-ping")
     agent.close()
     until(lambda: joins(address))
+
+
+def test_connection_keeps_its_channel(scripted: Start, guest: Guest) -> None:
+    server = scripted(guest.answers())
+    address = Address("unix", path=str(server.path))
+
+    def connection(persist: float) -> Any:
+        made = connection_loader.get("qemu.guest.qga", PlayContext(), None)
+        made.set_options(direct={"exec_method": "guest-exec", "address": str(server.path), "persist": persist})
+        return made
+
+    for _task in range(2):
+        task = connection(60)
+        assert task.exec_command("echo a")[1] == b"a\n"
+        task.close()
+        until(lambda: joins(address))
+    other = connection(0)
+    assert other.exec_command("echo b")[1] == b"b\n", "it is used by who would not keep it"
+    assert len(server.received) == 1
+    other.reset()
+    assert not joins(address)
+    assert other.exec_command("echo c")[1] == b"c\n"
+    other.close()
+    assert not joins(address) and free(address)
