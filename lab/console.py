@@ -71,7 +71,8 @@ def run(path: Path, command: str, timeout: float) -> tuple[int, str]:
 def answers(path: Path, timeout: float) -> bool:
     """Say whether a shell answers on the console within `timeout` seconds.
 
-    If none does, it is interrupted: a guest that boots may take half a line, and with a quote open nothing would end it.
+    If none does, it is interrupted: a guest that boots may take half a line, and with a quote open nothing would end
+    it.
     """
     with _Terminal(path) as terminal:
         if terminal.answers(timeout):

@@ -117,8 +117,8 @@ options:
         key: warm_python
   persist:
     description:
-      - Seconds for which the channel to the agent stays open after a task, for the next one. Connecting anew takes up to
-        200 milliseconds, since an idle agent looks for a client ten times a second.
+      - Seconds for which the channel to the agent stays open after a task, for the next one. Connecting anew takes up
+        to 200 milliseconds, since an idle agent looks for a client ten times a second.
       - The channel is kept by a small process of the user that runs Ansible, which others of this user's tasks then use
         by turns, one request at a time. It ends by itself. To end it at once, use the action C(reset_connection) of
         M(ansible.builtin.meta).

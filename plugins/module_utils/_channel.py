@@ -34,7 +34,17 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
 )
 
-__all__ = ("Address", "Channel", "Deadline", "SeatLock", "Step", "open_channel", "parse_address", "private_path", "seat_holder")
+__all__ = (
+    "Address",
+    "Channel",
+    "Deadline",
+    "SeatLock",
+    "Step",
+    "open_channel",
+    "parse_address",
+    "private_path",
+    "seat_holder",
+)
 
 _RECV_SIZE = 1024 * 1024
 _RETRY_SECONDS = 0.05
@@ -223,8 +233,8 @@ def _private_directory() -> str:
 class Step:
     """Whether client and agent are in step: nothing of anybody's is left in the channel.
 
-    ``since``: the time (monotonic) of the last reply that was awaited; 0: out of step. What the agent does with ids goes
-    with it.
+    ``since``: the time (monotonic) of the last reply that was awaited; 0: out of step. What the agent does with ids
+    goes with it.
     """
 
     since: float = 0.0
@@ -319,9 +329,7 @@ class Channel:
         return not deadline.expired and bool(poller.poll(deadline.left() * 1000))
 
 
-def open_channel(
-    address: Address, deadline: Deadline, join: Callable[[], Channel | None] = lambda: None
-) -> Channel:
+def open_channel(address: Address, deadline: Deadline, join: Callable[[], Channel | None] = lambda: None) -> Channel:
     """Return a Channel to ``address``, with the seat's lock held; or what ``join`` returns, where somebody has it.
 
     :raise ConnectError: with the reason and what to do.

@@ -39,7 +39,7 @@ _SECONDS_TO_END = 1.0
 
 
 class SharedChannel(Channel):
-    """A channel that is to be had in turns, of which ``control`` leads to the keeper. ``mine``: the turn is had already."""
+    """A channel that is to be had in turns. ``control`` leads to the keeper; ``mine``: the turn is had already."""
 
     shared = True
 
@@ -162,7 +162,7 @@ def dismiss(address: Address) -> None:
 
 
 def _keeper(address: Address) -> socket.socket | None:
-    """Return a connection to the keeper, None if there is none. It is one of this user, who alone can have its socket."""
+    """Return a connection to the keeper, None if there is none. It is one of this user's."""
     try:
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:  # not on every system

@@ -134,9 +134,7 @@ def create_private(agent: Agent, path: str) -> None:
     check_shell(agent, f"[ -e {name} ] || {{ umask 077; set -C; : >{name}; }}", f"create {path}")
 
 
-def fetch(
-    agent: Agent, path: str, write: Callable[[bytes], object], progress: Progress = no_progress
-) -> Copied:
+def fetch(agent: Agent, path: str, write: Callable[[bytes], object], progress: Progress = no_progress) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write`` and make sure that it is what the guest has.
 
     A file that grew meanwhile is right as far as it was read.

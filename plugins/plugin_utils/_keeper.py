@@ -159,7 +159,7 @@ class Keeper:
 
 
 def main(path: str, seconds: str, stream: str, lock: str, first: str) -> None:
-    """Keep the channel of the descriptor ``stream``, with the lock of the descriptor ``lock``; ``first`` has the turn."""
+    """Keep a channel, by the descriptors of its stream, its lock, and its first client, who has the turn."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)

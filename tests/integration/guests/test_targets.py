@@ -20,9 +20,7 @@ ELSEWHERE = ("qga_shutdown", "qga_suspend")
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("target", [name for name in targets_of_modules(in_guests=True) if name not in ELSEWHERE])
-def test_module(
-    target: str, place: str, guests: Mapping[str, Guest], guest: Guest, make_ansible: MakeAnsible
-) -> None:
+def test_module(target: str, place: str, guests: Mapping[str, Guest], guest: Guest, make_ansible: MakeAnsible) -> None:
     # Emulated guests are slow, and on the hypervisor the same operations run: the newest will do.
     subjects = guests if place == "guest" else {guest.release: guest}
     run_target(make_ansible, target, place, subjects)

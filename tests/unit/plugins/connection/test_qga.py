@@ -108,7 +108,7 @@ def test_modules_are_always_piped(connection: Connect, server: Scripted) -> None
 def test_raw_is_for_the_login_shell(connection: Connect, server: Scripted) -> None:
     made = connection(address=str(server.path))
     shell = pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
-    assert made.exec_command('echo "$0 $SHELL" \'a  b\'')[1].decode() == f"{shell} {shell} a  b\n"
+    assert made.exec_command("echo \"$0 $SHELL\" 'a  b'")[1].decode() == f"{shell} {shell} a  b\n"
     assert made.exec_command(wrapped('echo "$0 $SHELL"'))[1].decode() == f"/bin/sh {shell}\n"
 
 
@@ -346,7 +346,7 @@ class Become:
     def wrapped(self, command: str, asks: bool) -> str:
         """Return what an asking, or silent, sudo would be; the password is `pass 'ü'`."""
         inner = f"/bin/sh -c {shlex.quote(f'echo {self.success} ; {command}')}"
-        ask = "IFS= read -r p; [ \"$p\" = \"pass 'ü'\" ] || { echo Sorry, try again. >&2; exit 1; }; " if asks else ""
+        ask = 'IFS= read -r p; [ "$p" = "pass \'ü\'" ] || { echo Sorry, try again. >&2; exit 1; }; ' if asks else ""
         return wrapped(f"{ask}{inner}")
 
 

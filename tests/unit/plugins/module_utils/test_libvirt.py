@@ -582,9 +582,7 @@ def test_again_over_a_socket() -> None:
 # Long output
 
 
-def test_long_output_of_qga_exec(
-    daemon: Libvirt, agent: Any, guest: Guest, run: Callable[..., dict[str, Any]]
-) -> None:
+def test_long_output_of_qga_exec(daemon: Libvirt, agent: Any, guest: Guest, run: Callable[..., dict[str, Any]]) -> None:
     daemon.answers.update(guest.answers())
     result = run(agent, shell="head -c 3000000 /dev/zero | tr '\\0' x; echo e >&2")
     assert result["stdout"] == "x" * 3_000_000 and result["stderr"] == "e\n"
@@ -627,6 +625,7 @@ def test_long_input_of_a_program_that_cannot_be_started(
 @pytest.fixture
 def run() -> Callable[..., dict[str, Any]]:
     """Run qga_exec over an agent."""
+
     def over(agent: Any, **params: Any) -> dict[str, Any]:
         defaults = {name: about.get("default") for name, about in qga_exec.SPEC.items()}
         return run_operation(qga_exec.OPERATION, agent, {**defaults, **params})

@@ -392,9 +392,7 @@ def test_long_output_is_private(agent: SocketAgent, server: Scripted, guest: Gue
     assert set(modes) == {0o600}
 
 
-def test_input_that_one_request_cannot_carry(
-    agent: SocketAgent, server: Scripted, guest: Guest, whole: bool
-) -> None:
+def test_input_that_one_request_cannot_carry(agent: SocketAgent, server: Scripted, guest: Guest, whole: bool) -> None:
     agent.largest_payload = 1000
     modes: list[int] = []
 

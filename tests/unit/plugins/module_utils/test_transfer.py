@@ -124,9 +124,7 @@ WRONG = "exec python3 -c 'import gzip, sys; sys.stdout.buffer.write(gzip.decompr
 @pytest.mark.usefixtures("packing")
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("script", ["exit 1", "head -c 100; exit 1", WRONG])
-def test_put_where_unpacking_fails(
-    agent: SocketAgent, guest: Guest, tmp_path: Path, script: str
-) -> None:
+def test_put_where_unpacking_fails(agent: SocketAgent, guest: Guest, tmp_path: Path, script: str) -> None:
     (guest.tools / "gzip").write_text(f"#!/bin/sh\n{script}\n")
     (guest.tools / "gzip").chmod(0o755)
     source = io.BytesIO(b"skipped" + TEXT)

@@ -108,8 +108,7 @@ def test_the_rest_is_asked_for_again_to_learn_the_error(scripted: Start, connect
         run(connect(server), online=[2], offline=[3, 1])
     assert asked(server) == [[(2, True), (3, False), (1, False)], [(3, False), (1, False)]]
     assert str(caught.value) == (
-        "Processor 3 could not be taken offline: write: processor 3 is busy. "
-        "Switched before that: 2; not tried: 1."
+        "Processor 3 could not be taken offline: write: processor 3 is busy. Switched before that: 2; not tried: 1."
     )
     result = caught.value.as_result()
     assert result["changed"] is True

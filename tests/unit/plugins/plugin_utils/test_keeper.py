@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +22,8 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.plugins.module_utils import _shared
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock, Step
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ChannelBusyError, ConnectError
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss, join, keeper_path
 from ansible_collections.qemu.guest.plugins.plugin_utils import _keeper
@@ -135,9 +135,7 @@ def test_nobody_waits_for_more_than_a_request(first: SocketAgent, server: Script
     assert "guest-ping" in server.commands[before:], "the other was not kept waiting either"
 
 
-def test_turn_that_is_not_had_in_time(
-    first: SocketAgent, server: Scripted, address: Address, connect: Connect
-) -> None:
+def test_turn_that_is_not_had_in_time(first: SocketAgent, server: Scripted, address: Address, connect: Connect) -> None:
     channel = join(address, Deadline(10))
     assert channel is not None
     channel.take(Deadline(10))
@@ -155,11 +153,11 @@ def test_step_is_passed_on(first: SocketAgent, address: Address) -> None:
     one, other = [channel for channel in channels if channel]
     step = one.take(Deadline(10))
     assert step.since and step.takes_id and step.echoes_id
-    left = _shared.Step(since=17.5, takes_id=False)
+    left = Step(since=17.5, takes_id=False)
     one.give(left)
     assert other.take(Deadline(10)) == left
-    other.give(_shared.Step())
-    assert one.take(Deadline(10)) == _shared.Step()
+    other.give(Step())
+    assert one.take(Deadline(10)) == Step()
     for channel in (one, other):
         channel.close()
 
@@ -287,10 +285,8 @@ def test_programs_that_a_task_starts_here_do_not_inherit_the_channel(first: Sock
     channel.close()
 
 
-def test_where_no_process_can_be_started(
-    server: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_keeper.sys, "executable", "/nowhere/python")
+def test_where_no_process_can_be_started(server: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     agent = connect(server, share=functools.partial(share, seconds=SECONDS))
     agent.execute("guest-ping")
     agent.execute("guest-ping")
