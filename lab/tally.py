@@ -35,10 +35,14 @@ class Count:
 
 
 class Tally:
-    """A proxy on the UNIX socket `path` in front of an agent's socket; `counts` has a Count for each command."""
+    """A proxy on the UNIX socket `path` in front of an agent's socket.
+
+    `counts` has a Count for each command, and `clients` is how many have connected.
+    """
 
     def __init__(self, path: Path, agent_socket: Path) -> None:
         self.path = path
+        self.clients = 0
         self.counts: dict[str, Count] = defaultdict(Count)
         self._agent_socket = agent_socket
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -65,6 +69,7 @@ class Tally:
                 client = self._listener.accept()[0]
             except OSError:
                 return
+            self.clients += 1
             # Whichever side breaks the connection, the next client is served.
             with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent, suppress(OSError):
                 agent.connect(str(self._agent_socket))

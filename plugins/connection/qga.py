@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Connects to a QEMU/KVM guest through its guest agent. The guest needs no network, no SSH server and no credentials;
     the agent that its distribution ships is enough.
-  - Commands are run with C(guest-exec), modules are always piped to the interpreter, and files are copied with
+  - Commands are run with C(guest-exec), modules are piped to the interpreter, and files are copied with
     C(guest-file-*) and verified.
   - Tasks run as the user that the agent runs as, which is root almost everywhere. Use C(become) to run them as others.
 options:
@@ -98,6 +98,20 @@ options:
     ini:
       - section: qga_connection
         key: bootstrap
+  pipelining:
+    description:
+      - Whether modules are piped to the interpreter instead of being copied to a temporary file first.
+      - Ansible copies them all the same where it needs files, for C(async) for instance.
+    type: bool
+    default: true
+    vars:
+      - name: ansible_pipelining
+      - name: ansible_qga_pipelining
+    env:
+      - name: ANSIBLE_QGA_PIPELINING
+    ini:
+      - section: qga_connection
+        key: pipelining
   warm_python:
     description:
       - Whether modules are run in forks of an interpreter that stays in the guest, with what modules import imported
@@ -213,7 +227,6 @@ class Connection(ConnectionBase):
 
     transport = "qemu.guest.qga"
     has_pipelining = True
-    always_pipeline_modules = True
     default_user = "root"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,8 @@ from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils import _runner
+from ansible_collections.qemu.guest.plugins.module_utils._channel import parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
 from lab.agent import LooseAgent
@@ -48,7 +50,7 @@ def connection(method: str, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> It
     # Where the machine is slow, the runner would be looked after.
     monkeypatch.setattr(_runner, "_LOOK_SECONDS", 600)
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
-    connection.set_options(direct={"address": str(tally.path), "timeout": 60, "exec_method": method})
+    connection.set_options(direct={"address": str(tally.path), "timeout": 60, "exec_method": method, "persist": 0})
     assert connection.exec_command("true")[0] == 0
     assert connection.agent.info
     yield connection
@@ -111,9 +113,12 @@ def plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {*one, *other}}
 
 
-def test_a_task(method: str, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
+@pytest.mark.parametrize("persist", [0, 60])
+def test_a_task(
+    persist: int, method: str, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]
+) -> None:
     variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
-    plain = {"ansible_qga_exec_method": method, "ansible_qga_warm_python": False}
+    plain = {"ansible_qga_exec_method": method, "ansible_qga_warm_python": False, "ansible_qga_persist": persist}
     ansible = make_ansible({"counted": {**variables, **plain}})
     runs = []
     for count in (1, 1 + TASKS):
@@ -123,8 +128,15 @@ def test_a_task(method: str, tally: Tally, make_ansible: MakeAnsible, agents: di
         runs.append(counted(tally, partial(ansible.playbook, playbook)))
     (few, few_bytes), (many, many_bytes) = runs
     per_task = {name: (many[name] - few.get(name, 0)) / TASKS for name in many}
-    # Each task connects for itself. What else there is of the runner's is in the tests above: here, it may be slow.
-    assert per_task.pop("guest-sync-delimited") == 1
+    # What else there is of the runner's is in the tests above: here, it may be slow.
+    syncs = per_task.pop("guest-sync-delimited", 0)
+    if persist:
+        assert tally.clients == 1
+        assert syncs <= 1, "none, but where the machine is slow"
+        dismiss(parse_address(str(tally.path)))
+    else:
+        assert tally.clients == 2 + TASKS
+        assert syncs == 1
     if method == "guest-exec":
         assert per_task == {"guest-exec": 1}
     else:

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS
+from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import (
     Ansible,
@@ -226,10 +228,29 @@ def test_an_agent_that_tells_nothing_about_itself(
 # Several at once
 
 
+@contextmanager
+def long_run(ansible: Ansible, agents: Mapping[str, LooseAgent], **variables: Any) -> Iterator[subprocess.Popen[str]]:
+    """Have all guests run a command that does not end."""
+    arguments = ("all", "-m", "ansible.builtin.raw", "-a", "touch /srv/first; sleep 601")
+    try:
+        with ansible.start("ansible", *arguments, variables=variables) as process:
+            for agent in agents.values():
+                until(functools.partial(has_file, agent, "first"), 60, "the first run's command")
+            yield process
+    finally:
+        ansible.adhoc("ansible.builtin.raw", "rm /srv/first; pkill -f '[s]leep 601'")
+
+
+def test_runs_take_turns(ansible: Ansible, agents: Mapping[str, LooseAgent]) -> None:
+    with long_run(ansible, agents):
+        said(ansible.adhoc("qga_ping"), "pong")
+
+
 def test_runs_wait_for_each_other(ansible: Ansible, agents: Mapping[str, LooseAgent]) -> None:
-    with ansible.start("ansible", "all", "-m", "ansible.builtin.raw", "-a", "touch /srv/first; sleep 601") as first:
-        for agent in agents.values():
-            until(functools.partial(has_file, agent, "first"), 60, "the first run's command")
+    """Where one has its channel to itself."""
+    for agent in agents.values():  # a test before this one may have had it kept
+        dismiss(parse_address(str(agent.socket)))
+    with long_run(ansible, agents, ansible_qga_persist=0) as first:
         run = ansible.adhoc("qga_ping", rc=2)
         said(run, "another task uses the channel (pid ", f"did not leave it within {TIMEOUT} s", "ChannelBusyError")
         # One with more patience gets its turn when the first has ended.
@@ -238,7 +259,6 @@ def test_runs_wait_for_each_other(ansible: Ansible, agents: Mapping[str, LooseAg
         first.terminate()
         first.communicate(timeout=30)
         said(second(), "pong")
-    ansible.adhoc("ansible.builtin.raw", "rm /srv/first; pkill -f '[s]leep 601'")
 
 
 # Secrets
