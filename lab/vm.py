@@ -31,8 +31,10 @@ from lab.host import LabError
 NICS = ("none", "user")
 # The kernel's console is the second serial line; the first is the shell of console.py.
 KERNEL_LINE = "root=/dev/vda rw console=ttyS1 quiet net.ifnames=0 apparmor=0 audit=0 systemd.show_status=0"
-# A bit more than half of the memory takes nothing that cannot be moved, so that one block of it can go offline.
-KERNEL_LINE += " movablecore=52%"
+# A module of memory beside what the kernel starts with. It takes nothing that cannot be moved, so it can go offline; of
+# the rest, that depends on what the guest has done so far.
+KERNEL_LINE += " memhp_default_state=online_movable"
+SPARE_MIB = 128
 SMALL_DISK = "64M"
 STOP_SECONDS = 5.0
 # Ends a guest whose starter is gone, however that ended: it waits for the end of its standard input, a pipe that only
@@ -202,7 +204,9 @@ class Guest:
     def _command_line(self, source: image.Image) -> list[str]:
         drive = "if=virtio,cache=unsafe,discard=unmap"
         argv = ["qemu-system-x86_64", *accel.options(), "-no-user-config", "-nodefaults", "-display", "none"]
-        argv += ["-name", f"{self.release},debug-threads=on", "-m", str(self.memory_mib), "-smp", str(self.cpus)]
+        argv += ["-name", f"{self.release},debug-threads=on", "-smp", str(self.cpus)]
+        argv += ["-m", f"{self.memory_mib}M,slots=1,maxmem={self.memory_mib + SPARE_MIB}M"]
+        argv += ["-object", f"memory-backend-ram,id=spare,size={SPARE_MIB}M", "-device", "pc-dimm,memdev=spare"]
         argv += ["-kernel", str(source.kernel), "-initrd", str(source.initrd), "-append", KERNEL_LINE]
         argv += ["-drive", f"file={self._disk},format=qcow2,{drive}"]
         argv += ["-drive", f"file={self._small},format=raw,{drive}"]
