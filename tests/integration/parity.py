@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,10 @@ _RESULT = re.compile(r"^(ok|changed|skipping|fatal|failed|unreachable|included|r
 
 @dataclass(frozen=True)
 class Way:
-    """A way to the machine, and the settings of Ansible to go it with."""
+    """A way to the machine."""
 
     name: str
     variables: Mapping[str, Any]
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,9 @@ class Ending:
 
 
 WAYS = {
-    "runner": ({"ansible_qga_exec_method": "runner"}, {}),
-    "guest-exec": ({"ansible_qga_exec_method": "guest-exec"}, {}),
-    # Files that are to be kept are the only reason for ansible-core not to pipe modules here.
-    "files": ({"ansible_qga_exec_method": "runner"}, {"ANSIBLE_KEEP_REMOTE_FILES": "1"}),
+    "runner": {"ansible_qga_exec_method": "runner"},
+    "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
+    "files": {"ansible_qga_exec_method": "runner", "ansible_pipelining": False},
 }
 
 
@@ -103,8 +101,7 @@ class Comparison:
         """
         if not (targets() / target).exists():
             pytest.skip("this ansible-core does not have it")
-        variables, environment = WAYS[way]
-        other = Way(way, {**self._qga, **variables}, environment)
+        other = Way(way, {**self._qga, **WAYS[way]})
         seen, output = self._run(target, other)
         assert seen.good > 1, f"nothing to compare:\n{output}"
         if target in self._known and seen.same(self._known[target]):
@@ -117,7 +114,7 @@ class Comparison:
 
     def _run(self, target: str, way: Way) -> tuple[Ending, str]:
         scratch = Path(tempfile.mkdtemp(dir=self._directory))
-        run = run_target(Ansible(scratch, {HOST: way.variables}), target, rc=None, environment=way.environment)
+        run = run_target(Ansible(scratch, {HOST: way.variables}), target, rc=None)
         ending = Ending(list(_steps(run)), run.recap.get(HOST, {}), run.seconds)
         print(f"{target} by {way.name}: {ending}", flush=True)
         return ending.until(ABOUT_SSH.get(target)), run.output
