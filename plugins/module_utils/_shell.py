@@ -262,5 +262,5 @@ def start_sha256(agent: Agent, path: str, size: int | None = None) -> int:
 def finished_sha256(agent: Agent, pid: int) -> str | None:
     """Wait for the SHA-256 that the program ``pid`` computes, and return it; None if it could not."""
     result = finish(agent, pid)
-    digest = result.stdout.split(b" ")[0].decode("ascii", "replace")
+    digest = result.stdout.partition(b" ")[0].decode("ascii", "replace")
     return digest if result.rc == 0 and len(digest) == 64 else None
