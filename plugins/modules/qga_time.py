@@ -140,9 +140,9 @@ SPEC: dict[str, dict[str, Any]] = {
 _SECOND = 1_000_000_000
 _SAMPLES = 5
 # The first time, parts of the agent must be read from the guest's disk; the second is as precise as it gets.
+_ATTEMPTS = 2
 # The agent answers when hwclock has ended, which waits up to 10 seconds for the RTC's tick.
 _SECONDS_TO_SET = 30.0
-_ATTEMPTS = 2
 
 _HWCLOCK = (
     "The agent needs /sbin/hwclock in the guest: package util-linux-extra in Debian 13 and later, else util-linux. "
