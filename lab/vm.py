@@ -31,9 +31,9 @@ from lab.host import LabError
 NICS = ("none", "user")
 # The kernel's console is the second serial line; the first is the shell of console.py.
 KERNEL_LINE = "root=/dev/vda rw console=ttyS1 quiet net.ifnames=0 apparmor=0 audit=0 systemd.show_status=0"
-# A module of memory beside what the kernel starts with. It takes nothing that cannot be moved, so it can go offline; of
-# the rest, that depends on what the guest has done so far.
-KERNEL_LINE += " memhp_default_state=online_movable"
+# A module of memory beside what the kernel starts with. It takes nothing that cannot be moved (by movable_node, neither
+# when an agent brings it online), so it can go offline; of the rest, that depends on what the guest has done so far.
+KERNEL_LINE += " movable_node memhp_default_state=online_movable"
 SPARE_MIB = 128
 SMALL_DISK = "64M"
 STOP_SECONDS = 5.0

@@ -48,7 +48,8 @@ options:
     type: str
     vars:
       - name: ansible_host
-  timeout:
+  # Not "timeout": ansible-core 2.16 puts its own of that name, for ssh's sake, in the place of the default.
+  agent_timeout:
     description:
       - Seconds that one command of the agent may take, waiting for the channel included. A program run in the guest may
         take any time; each question whether it has ended is a command of its own.
@@ -159,7 +160,7 @@ options:
 notes:
   - The agent writes the arguments of the programs it starts to the guest's syslog. Nothing of a task is among them,
     since commands travel on the program's standard input.
-  - The agent serves one client at a time. Tasks on one guest take turns, see O(persist); others wait up to O(timeout).
+  - The agent serves one client at a time. Tasks on one guest take turns, see O(persist); others wait up to O(agent_timeout).
   - Verbose output shows sizes and times, never commands or content.
 """
 
@@ -249,7 +250,7 @@ class Connection(ConnectionBase):
             try:
                 agent = open_agent(
                     self._address(),
-                    self.get_option("timeout"),
+                    self.get_option("agent_timeout"),
                     log=log,
                     libvirt_uri=self.get_option("libvirt_uri"),
                     share=functools.partial(share, seconds=persist) if persist else None,

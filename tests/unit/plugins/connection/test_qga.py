@@ -94,7 +94,7 @@ def test_address_that_is_malformed(connection: Connect) -> None:
 
 def test_timeout(connection: Connect, server: Scripted) -> None:
     assert connection(address=str(server.path)).agent.timeout == 20
-    assert connection(address=str(server.path), timeout=7.5).agent.timeout == 7.5
+    assert connection(address=str(server.path), agent_timeout=7.5).agent.timeout == 7.5
 
 
 def test_modules_are_piped(connection: Connect, server: Scripted) -> None:
@@ -311,10 +311,10 @@ def test_nothing_secret_is_shown_at_any_verbosity(
 
 def test_documentation_names_the_variables_of_the_options() -> None:
     options = yaml.safe_load(qga.DOCUMENTATION)["options"]
-    for name in ("address", "timeout", "exec_method"):
-        assert [entry["name"] for entry in options[name]["vars"]] == [f"ansible_qga_{name}"]
-        assert [entry["name"] for entry in options[name]["env"]] == [f"ANSIBLE_QGA_{name.upper()}"]
-        assert options[name]["ini"] == [{"section": "qga_connection", "key": name}]
+    for option, name in {**{name: name for name in ("address", "exec_method")}, "agent_timeout": "timeout"}.items():
+        assert [entry["name"] for entry in options[option]["vars"]] == [f"ansible_qga_{name}"]
+        assert [entry["name"] for entry in options[option]["env"]] == [f"ANSIBLE_QGA_{name.upper()}"]
+        assert options[option]["ini"] == [{"section": "qga_connection", "key": name}]
 
 
 # Become
