@@ -160,7 +160,8 @@ options:
 notes:
   - The agent writes the arguments of the programs it starts to the guest's syslog. Nothing of a task is among them,
     since commands travel on the program's standard input.
-  - The agent serves one client at a time. Tasks on one guest take turns, see O(persist); others wait up to O(agent_timeout).
+  - The agent serves one client at a time. Tasks on one guest take turns, see O(persist); others wait up to
+    O(agent_timeout).
   - Verbose output shows sizes and times, never commands or content.
 """
 

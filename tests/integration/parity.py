@@ -77,7 +77,7 @@ class Ending:
         return replace(self, steps=self.steps[: names.index(name)], recap={}) if name in names else self
 
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "runner": {"ansible_qga_exec_method": "runner"},
     "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
     "files": {"ansible_qga_exec_method": "runner", "ansible_pipelining": False},

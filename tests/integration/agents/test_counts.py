@@ -50,7 +50,8 @@ def connection(method: str, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> It
     # Where the machine is slow, the runner would be looked after.
     monkeypatch.setattr(_runner, "_LOOK_SECONDS", 600)
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
-    connection.set_options(direct={"address": str(tally.path), "agent_timeout": 60, "exec_method": method, "persist": 0})
+    options = {"address": str(tally.path), "agent_timeout": 60, "exec_method": method, "persist": 0}
+    connection.set_options(direct=options)
     assert connection.exec_command("true")[0] == 0
     assert connection.agent.info
     yield connection
