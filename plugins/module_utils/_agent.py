@@ -85,9 +85,6 @@ class Agent(ABC):
     largest_payload = 48 * 1000 * 1000
     """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
 
-    passes_long_replies = True
-    """Whether all that the agent may keep of a program's output can be had in one reply."""
-
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
@@ -112,6 +109,11 @@ class Agent(ABC):
     def largest_input(self) -> int:
         """How many bytes of standard input a program may be given."""
         return self.largest_payload
+
+    @property
+    def passes_long_replies(self) -> bool:
+        """Whether all that the agent may keep of a program's output can be had in one reply."""
+        return True
 
     @property
     def captures_all(self) -> bool:
@@ -376,8 +378,9 @@ class SocketAgent(Agent):
                 if deadline.expired or (fresh and not channel.shared):
                     raise self._silence(exc, channel, deadline) from None
                 self.close()  # QEMU, a listening agent or who kept the channel was restarted: a new one may be had
-        if self._share and not channel.shared:
-            channel = self._channel = self._share(self._address, channel)
+        share, self._share = self._share, None  # once: where it does not work, it would not work the next time either
+        if share and not channel.shared:
+            channel = self._channel = share(self._address, channel)
         return channel, step
 
     def _synced(self, channel: Channel, deadline: Deadline) -> Step:

@@ -116,7 +116,6 @@ class LibvirtAgent(Agent):
     """
 
     largest_payload = 96 * 1024
-    passes_long_replies = False
 
     def __init__(
         self,
@@ -152,6 +151,10 @@ class LibvirtAgent(Agent):
 
     def again(self) -> Agent:
         return LibvirtAgent(self._address, self._uri, self.timeout)
+
+    @property
+    def passes_long_replies(self) -> bool:
+        return False
 
     def close(self) -> None:
         if self._process != os.getpid():

@@ -196,6 +196,10 @@ class RunnerAgent(Agent):
         return not self._left_below()
 
     @property
+    def passes_long_replies(self) -> bool:
+        return self._below.passes_long_replies or not self._left_below()
+
+    @property
     def largest_input(self) -> int:
         return self._below.largest_input if self._left_below() else sys.maxsize
 

@@ -27,16 +27,20 @@ if TYPE_CHECKING:
 
 _NAME = "qga-keeper"
 _PACKET = 4096
+_LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
 
 
 def share(address: Address, channel: Channel, seconds: float) -> Channel:
     """Start a keeper that keeps ``channel`` open for ``seconds`` after its last client; return it as one to share.
 
-    The turn is the caller's. Where no process can be started, the channel is returned as it is.
+    The turn is the caller's. Where there can be none, the channel is returned as it is.
     """
     from ansible_collections.qemu.guest.plugins.module_utils._shared import SharedChannel, keeper_path
 
     stream, lock = channel.descriptors
+    path = keeper_path(address)
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        return channel
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:  # not on every system
@@ -45,7 +49,7 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
         given = (stream, lock, theirs.fileno())
         try:
             subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, keeper_path(address), str(seconds), *map(str, given)],
+                [sys.executable, "-I", "-S", __file__, path, str(seconds), *map(str, given)],
                 pass_fds=given,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

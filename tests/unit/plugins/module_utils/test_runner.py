@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     CommandUnavailable,
     HandleLostError,
@@ -349,6 +350,26 @@ def read(guest: Guest, name: str) -> str:
 
 
 # Which way
+
+
+class CutsReplies(SocketAgent):
+    """Such as libvirt's."""
+
+    @property
+    def passes_long_replies(self) -> bool:
+        return False
+
+
+@only_sh
+@pytest.mark.parametrize("blocked", [{}, BLOCKED])
+def test_reply_that_the_agent_below_would_not_pass(
+    scripted: Callable[..., Scripted], guest: Guest, blocked: dict[str, str]
+) -> None:
+    server = scripted(guest.answers(), blocked=blocked)
+    with CutsReplies(Address("unix", path=str(server.path))) as below:
+        agent = RunnerAgent(below, lambda below: None, only_if_needed=True)
+        # What a runner gives out is read from files.
+        assert agent.passes_long_replies is bool(blocked)
 
 
 @only_sh

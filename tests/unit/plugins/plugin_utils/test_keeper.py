@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
+from ansible_collections.qemu.guest.plugins.module_utils import _channel
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock, Step
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ChannelBusyError, ConnectError
@@ -48,8 +50,16 @@ def clock() -> None:
     """Time is real: a keeper is another process."""
 
 
+@pytest.fixture(autouse=True)
+def short_paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A socket's path has 107 bytes at most; those of tests may be longer."""
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.setattr(_channel, "_private_directory", lambda: directory)
+        yield
+
+
 @pytest.fixture
-def server(scripted: Start) -> Scripted:
+def server(scripted: Start, short_paths: None) -> Scripted:
     return scripted({"guest-info": {"version": "7.2", "supported_commands": []}})
 
 
@@ -176,9 +186,9 @@ def test_keeper_that_is_killed_while_a_request_is_under_way(
     first.execute("guest-ping")
     assert server.work == ["guest-ping"] * 2, "it arrived, and once"
     first.execute("guest-ping")
-    assert keeper(address) != pid
-    connect(server).execute("guest-ping")
-    assert len(server.received) == 2
+    first.close()
+    connect(server, share=functools.partial(share, seconds=SECONDS)).execute("guest-ping")
+    assert keeper(address) != pid, "the next task has another one"
 
 
 def test_keeper_that_is_killed_while_others_wait(
@@ -292,6 +302,17 @@ def test_where_no_process_can_be_started(server: Scripted, connect: Connect, mon
     agent.execute("guest-ping")
     assert syncs(server) == 1
     assert not alive(Address("unix", path=str(server.path)))
+
+
+def test_where_the_socket_would_have_too_long_a_path(
+    server: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_channel, "_private_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(_keeper, "_LONGEST_PATH", 50)
+    agent = connect(server, share=functools.partial(share, seconds=SECONDS))
+    agent.execute("guest-ping")
+    agent.execute("guest-ping")
+    assert syncs(server) == 1 and len(server.received) == 1
 
 
 def test_leftovers_of_a_keeper_that_was_killed(
