@@ -45,7 +45,7 @@ def guest() -> Iterator[Guest]:
 
 @pytest.fixture
 def ansible(guest: Guest, make_ansible: MakeAnsible) -> Ansible:
-    return make_ansible({"guest": {**guest_variables(guest), "ansible_qga_timeout": 60}})
+    return make_ansible({guest.release: {**guest_variables(guest), "ansible_qga_timeout": 60}})
 
 
 def test_runner_is_started_by_udev(guest: Guest, ansible: Ansible) -> None:
