@@ -47,14 +47,18 @@ _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.
 _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# One server at a time; one that was killed is replaced. The spool appears whole, by renaming: guest-file-open would
-# make a plain file of a ring that is missing. A server that cannot run at all is not tried again until a reboot.
+# One server at a time, and one that starts; one that was killed is replaced. The spool appears whole, by renaming:
+# guest-file-open would make a plain file of a ring that is missing. A server that cannot run at all, so that its directory
+# has kept the first name, is not tried again until a reboot.
 _START = """
 umask 077
-if {{ read -r p <{spool}/pid; }} 2>/dev/null && kill -0 "$p" 2>/dev/null; then exit 0; fi
+mkdir {spool}.new 2>/dev/null || exit 0
+if [ -e {failed} ] || {{ read -r p <{spool}/pid && kill -0 "$p"; }} 2>/dev/null; then
+    rmdir {spool}.new
+    exit
+fi
 rm -rf {spool}
-mkdir {spool}.new 2>/dev/null && cd {spool}.new || exit 0
-if [ -e {failed} ]; then rmdir {spool}.new; exit; fi
+cd {spool}.new || exit
 cat >all || exit
 for part in {parts}; do
     head -c "${{part#*:}}" all >"${{part%%:*}}"
@@ -64,7 +68,7 @@ done
 rm all
 {{
     {python} server.py {spool}
-    [ ! -d {spool}.new ] || mv {spool}.new {failed}
+    case $(pwd -P) in *.new) mv {spool}.new {failed} ;; esac
 }} </dev/null >/dev/null 2>log &
 """
 _FAILED = f"{_SPOOL}.failed"

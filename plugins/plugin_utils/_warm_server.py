@@ -375,7 +375,12 @@ def main(home: str) -> None:
             server.interpreter(first, *known)
         server.serve()
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        # At once, and not what another has put there.
+        with suppress(OSError):
+            if os.path.samefile(home, "."):
+                gone = f"{home}.gone.{os.getpid()}"
+                os.rename(home, gone)
+                shutil.rmtree(gone)
 
 
 if __name__ == "__main__":
