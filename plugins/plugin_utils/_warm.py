@@ -53,7 +53,7 @@ _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 _START = """
 umask 077
 mkdir {spool}.new 2>/dev/null || exit 0
-if [ -e {failed} ] || {{ read -r p <{spool}/pid && kill -0 "$p"; }} 2>/dev/null; then
+if [ -e {spool}.failed ] || {{ read -r p <{spool}/pid && kill -0 "$p"; }} 2>/dev/null; then
     rmdir {spool}.new
     exit
 fi
@@ -68,7 +68,7 @@ done
 rm all
 {{
     {python} server.py {spool}
-    case $(pwd -P) in *.new) mv {spool}.new {failed} ;; esac
+    case $(pwd -P) in *.new) mv {spool}.new {spool}.failed ;; esac
 }} </dev/null >/dev/null 2>log &
 """
 _FAILED = f"{_SPOOL}.failed"
@@ -159,16 +159,21 @@ class WarmPython:
         if exists(self._agent, _FAILED):
             return
         self._log("starting warm Python in the guest")
-        parts = {
-            **_PROGRAMS,
-            "prologue": login_program().encode("utf-8"),
-            # What is to be got ready at once.
-            f"{archive.digest}.blob": archive.blob,
-            "first": request,
-        }
-        sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
-        start = _START.format(spool=_SPOOL, failed=_FAILED, python=shlex.quote(python), parts=sizes)
-        self._starter = start_shell(self._agent, start.encode("utf-8"), b"".join(parts.values()))
+        self._starter = start_shell(self._agent, *_starting(_SPOOL, python, request, archive))
+
+
+def _starting(spool: str, python: str, request: bytes, archive: _Archive) -> tuple[bytes, bytes]:
+    """Return the shell command that starts a server, and its standard input."""
+    parts = {
+        **_PROGRAMS,
+        "prologue": login_program().encode("utf-8"),
+        # What is to be got ready at once.
+        f"{archive.digest}.blob": archive.blob,
+        "first": request,
+    }
+    sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
+    command = _START.format(spool=spool, python=shlex.quote(python), parts=sizes)
+    return command.encode("utf-8"), b"".join(parts.values())
 
 
 def _header(command: str, archive: _Archive, before: bytes) -> bytes:

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -250,6 +251,31 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
     os.kill(server_pid(guest), signal.SIGKILL)
     assert warm.run(COMMAND, module("")) is None
     warmed(warm)
+
+
+def test_those_who_start_one_at_once(tmp_path: Path) -> None:
+    """As tasks do that follow each other before it is there."""
+    payload = _warm._ARCHIVE.search(module(""))
+    archive = _warm._archive(payload.group(1)) if payload else None
+    assert archive
+    for number in range(5):
+        spool = tmp_path / f"warm{number}"
+        command, data = _warm._starting(str(spool), sys.executable, _warm._header(COMMAND, archive, b""), archive)
+        starters = [subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE) for _number in range(12)]
+        for starter in starters:
+            starter.communicate(data)
+        end = time.monotonic() + 30
+        while not (spool / "pid").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.2)
+        servers = subprocess.run(["pgrep", "-f", f"server.py {spool}$"], stdout=subprocess.PIPE, text=True, check=True)
+        assert servers.stdout == (spool / "pid").read_text(), "one, and it is the one there"
+        assert {path.name for path in tmp_path.glob("warm*")} == {spool.name}
+        (spool / "ring").write_text("quit\n")
+        while spool.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def server_pid(guest: Guest) -> int:
