@@ -16,6 +16,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -261,9 +262,16 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
     for number in range(5):
         spool = tmp_path / f"warm{number}"
         command, data = _warm._starting(str(spool), sys.executable, _warm._header(COMMAND, archive, b""), archive)
-        starters = [subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE) for _number in range(12)]
+        starters = []
+        for _number in range(60):  # from before the first has begun until after its server has
+            starter = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE)
+            starters.append(starter)
+            assert starter.stdin
+            with suppress(BrokenPipeError), starter.stdin:  # of one that finds another at work
+                starter.stdin.write(data)
+            time.sleep(0.003)
         for starter in starters:
-            starter.communicate(data)
+            starter.wait(30)
         end = time.monotonic() + 30
         while not (spool / "pid").exists():
             assert time.monotonic() < end
