@@ -48,8 +48,8 @@ _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
 # One server at a time, and one that starts; one that was killed is replaced. The spool appears whole, by renaming:
-# guest-file-open would make a plain file of a ring that is missing. A server that cannot run at all, whose directory has
-# kept its first name, is not tried again until a reboot.
+# guest-file-open would make a plain file of a ring that is missing. A server that cannot run at all, whose directory
+# has kept its first name, is not tried again until a reboot.
 _START = """
 umask 077
 mkdir {spool}.new 2>/dev/null || exit 0
