@@ -97,7 +97,7 @@ def first(server: Scripted, address: Address, connect: Connect) -> SocketAgent:
     """An agent whose channel is shared."""
     agent = connect(server, share=functools.partial(share, seconds=SECONDS))
     agent.execute("guest-ping")
-    until(lambda: alive(address))
+    until(lambda: joins(address))  # its socket is there a moment before it listens
     return agent
 
 
