@@ -133,6 +133,19 @@ def test_hypervisor(hypervisor: Ansible, domain: Domain, agent: Agent) -> None:
     assert look(domain, "touch /srv/thawed; ls /srv/frozen") == "/srv/frozen\n"
 
 
+def test_freeze_and_timer(hypervisor: Ansible, domain: Domain) -> None:
+    """The timer opens a connection of its own to libvirt, when the module has long ended."""
+    where = {"address": f"libvirt:{NAME}", "libvirt_uri": domain.daemon.uri}
+    frozen = hypervisor.adhoc("qemu.guest.qga_fsfreeze", {**where, "state": "frozen", "thaw_after": 15})
+    assert '"status_after": "frozen"' in frozen.output
+    again = hypervisor.adhoc("qemu.guest.qga_fsfreeze", {**where, "state": "frozen", "thaw_after": 15})
+    assert '"changed": false' in again.output
+    time.sleep(20)
+    late = hypervisor.adhoc("qemu.guest.qga_fsfreeze", {**where, "state": "thawed"})
+    assert "the timer thawed the guest at" in late.output and '"changed": false' in late.output
+    assert look(domain, "touch /srv/thawed-by-timer; ls /srv/thawed-by-timer") == "/srv/thawed-by-timer\n"
+
+
 def test_output_and_files(agent: Agent, domain: Domain, tmp_path: Path) -> None:
     two = run_shell(agent, b"head -c 5000000 /dev/zero; head -c 1500000 /dev/zero >&2; exit 9")
     assert (two.rc, two.stdout, two.stderr) == (9, bytes(5_000_000), bytes(1_500_000))
