@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Connects to a QEMU/KVM guest through its guest agent. The guest needs no network, no SSH server and no credentials;
     the agent that its distribution ships is enough.
-  - Commands are run with C(guest-exec), modules are piped to the interpreter, and files are copied with
+  - Commands are run as O(exec_method) says, modules are piped to the interpreter, and files are copied with
     C(guest-file-*) and verified.
   - Tasks run as the user that the agent runs as, which is root almost everywhere. Use C(become) to run them as others.
 options:

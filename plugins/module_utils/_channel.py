@@ -368,7 +368,7 @@ def _connect_unix(address: Address, deadline: Deadline) -> socket.socket:
             if deadline.expired:
                 raise ChannelBusyError("too many clients wait for the channel already")
             time.sleep(min(_RETRY_SECONDS, deadline.left()))
-    except BaseException:
+    except BaseException:  # whatever it was, KeyboardInterrupt included: who connects half is not left in the queue
         sock.close()
         raise
 

@@ -85,7 +85,6 @@ class Keeper:
     """The channel and its clients, one of whom may have the turn."""
 
     def __init__(self, path: str, seconds: float, stream: int, lock: int, first: socket.socket) -> None:
-        self.path = path
         self.seconds = seconds
         self.descriptors = [stream, lock]
         self.clients = {first.fileno(): Client(first)}

@@ -108,7 +108,7 @@ def test_warning_reaches_the_user(guest: Guest, make_ansible: MakeAnsible) -> No
             arguments = {"address": address} if place == "hypervisor" else {}
             ansible = make_ansible({place: variables(guest)})
             run = ansible.adhoc("qemu.guest.qga_time", json.dumps({**arguments, "state": "set", "time": "1896091200"}))
-            assert "The guest's clock is set; its RTC is not" in run.message
+            assert f"[WARNING]: unix:{address}: The guest's clock is set; its RTC is not" in run.message
     finally:
         look(guest, "mv /sbin/hwclock.away /sbin/hwclock")
         with open_agent(str(guest.agent_socket), 60) as agent:
