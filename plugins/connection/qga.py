@@ -272,15 +272,13 @@ class Connection(ConnectionBase):
         """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
-        module = stdin
+        asked = False
         if sudoable and self.become:
-            cmd, stdin = self._with_password(cmd, stdin)
+            cmd, stdin, asked = self._with_password(cmd, stdin)
         text = _as_over_ssh(cmd)
         command = to_bytes(text, errors="surrogate_or_strict")
         started = time.monotonic()
-        # Where a password is asked for, each command asks for it.
-        warm = module if module == stdin else b""
-        result = self._guarded(lambda: self._run_warm(text, warm) or self._run_plain(command, stdin))
+        result = self._guarded(lambda: self._run_warm(text, stdin, asked) or self._run_plain(command, stdin))
         display.vvv(
             f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
             f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
@@ -329,6 +327,9 @@ class Connection(ConnectionBase):
 
     def close(self) -> None:
         """Give the channel up for others."""
+        if self._warm:
+            with contextlib.suppress(AnsibleError, QgaError):
+                self._warm.forget()
         if self._agent is not None:
             self._agent.close()
             self._agent = self._runner = self._warm = None
@@ -347,29 +348,29 @@ class Connection(ConnectionBase):
         # Operations are told the signal that ended a program, where the agent can tell.
         return RunnerAgent(agent, start, only_if_needed=True) if method == "auto" else self._runner
 
-    def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
+    def _run_warm(self, command: str, stdin: bytes, password: bool) -> ExecResult | None:
         agent = self.agent  # which makes what there is of runner and interpreters
-        if not agent or not self._warm or not stdin:
+        if not agent or not self._warm:
             return None
         try:
-            return self._warm.run(command, stdin)
+            return self._warm.run(command, stdin, password=password)
         except (CommandUnavailable, NoRunnerError):
             return None  # nothing was run; the plain path has other means, or says what is wrong
 
-    def _with_password(self, cmd: str, stdin: bytes) -> tuple[str, bytes]:
-        """Return the command and its input with the password that sudo or su may ask for, if there is one.
+    def _with_password(self, cmd: str, stdin: bytes) -> tuple[str, bytes, bool]:
+        """Return the command and its input with the password that sudo or su may ask for, and whether there is one.
 
         Nobody here can see a prompt and answer it. So the password is what they find on their input; and the shell that
         they start drops what they left of it: all of it, where they did not ask.
         """
         said = f"echo {self.become.success} ; "
         if not self.become.expect_prompt() or said not in cmd:
-            return cmd, stdin
+            return cmd, stdin, False
         mark = secrets.token_hex(16)
         # Neither it nor the words around it have quotes in them, whatever quotes they are in.
         drop = f"while read -r l; do case $l in {mark}) break ;; esac; done; unset l; "
         password = to_bytes(self.become.get_option("become_pass", playcontext=self._play_context))
-        return cmd.replace(said, said + drop, 1), b"%b\n%b\n%b" % (password, mark.encode("ascii"), stdin)
+        return cmd.replace(said, said + drop, 1), b"%b\n%b\n%b" % (password, mark.encode("ascii"), stdin), True
 
     def _check_password(self, result: ExecResult) -> None:
         """Find out whether there would be another result with the right password.
@@ -438,6 +439,7 @@ class Connection(ConnectionBase):
         try:
             return action()
         except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
+            self._warm = None  # it would wait for the agent again
             self.close()
             raise AnsibleConnectionFailure(str(exc)) from exc
         except QgaError as exc:

@@ -293,6 +293,7 @@ class RunnerAgent(Agent):
             self._look_after(number)
             return {"exited": False}
         rc, out, err = self._spool.result(number, content)
+        self._spool.forget(number)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}

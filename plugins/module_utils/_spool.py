@@ -8,6 +8,8 @@ sleeps. Opening the ring for writing tells at once whether somebody is there: wi
 result is a file NUMBER.rc: a line with exit status, where standard output and standard error are (C(o), C(e): in
 NUMBER.out and NUMBER.err; C(=N): N bytes behind the line; C(-): there is none), and a dot if nothing was lost. The line
 C(-NUMBER) on the ring has all of that removed.
+
+A program that takes it finds short requests on the ring itself: C(=NUMBER REQUEST), the latter by zlib and in base64.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
 
-__all__ = ("Spool", "new_number", "patiently")
+__all__ = ("LONGEST_RING", "Spool", "new_number", "patiently")
 
 T = TypeVar("T")
 
@@ -40,6 +42,10 @@ _GRACE_SECONDS = 120.0
 # An agent that listens by itself (not at QEMU's socket) has none for a moment. A machine that ended has none any more.
 _SOCKET_SECONDS = 10.0
 _PAUSE = 0.2
+
+
+LONGEST_RING = 4000
+"""Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
 
 
 def new_number() -> int:
@@ -54,11 +60,11 @@ class Spool:
         self._agent = agent
         self.path = path
 
-    def ring(self, line: str) -> bool:
-        """Write a line to the ring; return whether somebody is there to read it."""
+    def ring(self, *lines: str) -> bool:
+        """Write lines to the ring, at most LONGEST_RING bytes; return whether somebody is there to read them."""
         try:
             with GuestFile(self._agent, f"{self.path}/ring", "w") as bell:
-                bell.write(line.encode("ascii") + b"\n")
+                bell.write("".join(f"{line}\n" for line in lines).encode("ascii"))
         except GuestFileError as exc:
             if exc.errno in (errno.ENOENT, errno.ENXIO, errno.EPIPE):
                 return False
@@ -98,7 +104,7 @@ class Spool:
         return content if b"\n" in content else b""
 
     def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:
-        """Return exit status, standard output and standard error of a request that ended so; they are removed.
+        """Return exit status, standard output and standard error of a request that ended so; see ``forget``.
 
         :raise TransferError: if output was lost.
         """
@@ -113,8 +119,11 @@ class Spool:
                 rest = rest[int(where[1:]) :]
             else:
                 streams.append(b"" if where == b"-" else self._output(f"{number}.{suffix}"))
-        self.ring(f"-{number}")
         return int(match.group(1)), streams[0], streams[1]
+
+    def forget(self, number: int) -> None:
+        """Have all that there is of a request removed."""
+        self.ring(f"-{number}")
 
     def _output(self, name: str) -> bytes:
         output = patiently(lambda: self.read(name))

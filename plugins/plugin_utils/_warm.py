@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run modules in warm interpreters: the controller's side of _warm_server.py.
+"""Run modules in warm interpreters, and shell commands beside them: the controller's side of _warm_server.py.
 
 A module that ansible-core pipes to Python is a short program around an archive of its libraries. The archive is sent
-once, by its digest, and so is the list of what is in it, by which an interpreter in the guest knows what it has
+once, by a digest of what is in it, and so is the list of that, by which an interpreter in the guest knows what it has
 imported already. Whatever is in doubt is left to the plain path, by returning None.
 """
 
@@ -20,6 +20,7 @@ import re
 import shlex
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number, patiently
+from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Spool, new_number, patiently
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_server, _warm_zygote
 
 __all__ = ("WarmPython",)
@@ -47,11 +48,12 @@ _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.
 _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# One server at a time, and one that starts; one that was killed is replaced. The spool appears whole, by renaming:
-# guest-file-open would make a plain file of a ring that is missing. A server that cannot run at all, whose directory
-# has kept its first name, is not tried again until a reboot.
+# One server at a time, and one that starts; one that was killed is replaced, as is a starter after a while. The spool
+# appears whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A server that cannot
+# run at all, whose directory has kept its first name, is not tried again until a reboot.
 _START = """
 umask 077
+[ ! "$(find {spool}.new -prune -mmin +2 2>/dev/null)" ] || rm -rf {spool}.new
 mkdir {spool}.new 2>/dev/null || exit 0
 if [ -e {spool}.failed ] || {{ read -r p <{spool}/pid && kill -0 "$p"; }} 2>/dev/null; then
     rmdir {spool}.new
@@ -73,13 +75,22 @@ rm all
 """
 _FAILED = f"{_SPOOL}.failed"
 
+# Bytes beside a request on the ring: two numbers.
+_ROOM = 64
 # How often somebody who waits makes sure that the server lives.
 _LOOK_SECONDS = 1.0
 
 
+# Longer ones do not fit into a variable.
+_LONGEST_COMMAND = 100_000
+
+
 @dataclass(frozen=True)
 class _Archive:
-    """The archive of a module: ``digest`` of the ``blob`` that is sent for it."""
+    """The archive of a module: ``digest`` of what is in it, and the ``blob`` that is sent for it.
+
+    The same files packed at another time are the same to a module; ansible-core packs them anew in each run.
+    """
 
     digest: str
     blob: bytes
@@ -93,23 +104,35 @@ class WarmPython:
         self._log = log
         self._spool = Spool(agent, _SPOOL)
         self._starter = 0  # the program that starts a server, if there is one
+        self._fetched = 0  # a result that is still there, if there is one
 
-    def run(self, command: str, stdin: bytes) -> ExecResult | None:
-        """Run the module ``stdin`` in a warm interpreter that stands in for ``command``; None if it was not run.
+    def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
+        """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
 
-        :raise OutcomeUnknownError: if the interpreter or its server ended while the module ran.
+        With ``password``, something comes before the module in ``stdin``, and only a new process reads that.
+
+        :raise OutcomeUnknownError: if the interpreter or its server ended while it ran.
         """
         python, payload = _PYTHON.search(command), _ARCHIVE.search(stdin)
-        archive = _archive(payload.group(1)) if python and payload else None
-        if not python or not payload or not archive:
+        archive = _archive(payload.group(1)) if python and payload and not password else None
+        if python and payload and archive:
+            around = stdin[: payload.start(1)], stdin[payload.end(1) :]
+            return self._run_module(command, python.group(1), archive, *around)
+        encoded = command.encode("utf-8", "surrogateescape")
+        if len(encoded) > _LONGEST_COMMAND or b"\0" in encoded:
             return None
-        before, after = stdin[: payload.start(1)], stdin[payload.end(1) :]
-        header = _header(command, archive, before)
-        request = header + before + after
-        start = functools.partial(self._start, python.group(1), header, archive)
+        # Never what a server is started for: it may be there to install Python.
+        line = self._handled(_request("", "", encoded, stdin), lambda: None)
+        return line if isinstance(line, ExecResult) else None
+
+    def _run_module(
+        self, command: str, python: str, archive: _Archive, before: bytes, after: bytes
+    ) -> ExecResult | None:
+        request = _request(command, archive.digest, before, after)
+        start = functools.partial(self._start, python, request, archive)
         line = self._handled(request, start)
         if line == "blob":
-            # Whole under its name or not: the server looks whether its digest is right.
+            # Whole under its name or not: the server looks whether its checksum is right.
             self._spool.write(f"{archive.digest}.blob", archive.blob)
             line = self._handled(request, start)
         return line if isinstance(line, ExecResult) else None
@@ -120,14 +143,21 @@ class WarmPython:
         if starter:
             finish(self._agent, starter)
 
+    def forget(self) -> None:
+        """Leave nothing of what was run."""
+        if self._fetched:
+            self._spool.forget(self._fetched)
+            self._fetched = 0
+
     def end(self) -> None:
-        """End all warm interpreters, if there are any."""
+        """End all warm interpreters, if there are any, when they have nothing to do."""
+        self.forget()
         self._spool.ring("quit")
 
     def _handled(self, request: bytes, start: Callable[[], None]) -> ExecResult | str:
         """Return the result of a request, or the word that tells why it has none; it was not run then."""
         number = new_number()
-        if not self._spool.write(f"{number}.in", request) or not self._spool.ring(str(number)):
+        if not self._hand_over(number, request):
             start()
             return "plain"
         looked = time.monotonic()
@@ -136,10 +166,11 @@ class WarmPython:
             if content == b"lost\n":
                 break
             if content in (b"blob\n", b"plain\n"):
-                self._spool.ring(f"-{number}")
+                self._fetched = number
                 return content.decode("ascii").strip()
             if content:
                 rc, out, err = self._spool.result(number, content)
+                self._fetched = number
                 return ExecResult(rc, None, out, err)
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
@@ -149,10 +180,19 @@ class WarmPython:
                     break
             time.sleep(pause)
         raise OutcomeUnknownError(
-            "the interpreter in the guest ended while the module ran (was the guest rebooted?)",
+            "the interpreter in the guest ended while the task ran (was the guest rebooted?)",
             command="guest-exec",
             hint="Look at the guest before you repeat it.",
         )
+
+    def _hand_over(self, number: int, request: bytes) -> bool:
+        """Give a request to the server, and let it forget the last one; return whether there is a server."""
+        lines = [f"-{self._fetched}"] if self._fetched else []
+        self._fetched = 0
+        packed = base64.b64encode(zlib.compress(request)).decode("ascii")
+        if len(packed) + _ROOM < LONGEST_RING:
+            return self._spool.ring(*lines, f"={number} {packed}")
+        return self._spool.write(f"{number}.in", request) and self._spool.ring(*lines, str(number))
 
     def _start(self, python: str, request: bytes, archive: _Archive) -> None:
         """Start a server that gets ready for requests such as this, and do not wait for it."""
@@ -176,32 +216,37 @@ def _starting(spool: str, python: str, request: bytes, archive: _Archive) -> tup
     return command.encode("utf-8"), b"".join(parts.values())
 
 
-def _header(command: str, archive: _Archive, before: bytes) -> bytes:
-    marker = _MARKER.search(command)
-    key = _MARKER.sub("BECOME-SUCCESS-", command)
+def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
+    """Return a request, as _warm_server.Request reads it."""
+    marker = _MARKER.search(python)
+    key = _MARKER.sub("BECOME-SUCCESS-", python)
     header = {
-        "key": hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(),
-        "command": command,
+        "key": hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if python else "",
+        "command": python,
         "marker": marker.group() if marker else "",
         "path": PATH,
-        "blob": archive.digest,
+        "archive": archive,
         "before": len(before),
     }
-    return json.dumps(header).encode("ascii") + b"\n"
+    return json.dumps(header).encode("ascii") + b"\n" + before + after
 
 
 @functools.lru_cache(maxsize=16)
 def _archive(encoded: bytes) -> _Archive | None:
     """Return what is in a module's archive (base64); None if that is not as it should be."""
     table = {}
+    content = hashlib.sha256()
     try:
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(encoded, validate=True))) as archive:
             for entry in archive.namelist():
+                digest = _warm_zygote.digest_of(archive.read(entry))
+                content.update(f"{digest} {entry}\n".encode("utf-8", "surrogateescape"))
                 if entry.endswith(".py"):
                     package = entry.endswith("/__init__.py")
                     name = entry[: -len("/__init__.py" if package else ".py")].replace("/", ".")
-                    table[name] = (_warm_zygote.digest_of(archive.read(entry)), package)
+                    table[name] = (digest, package)
     except (ValueError, zipfile.BadZipFile):
         return None
-    blob = json.dumps(table, sort_keys=True).encode("ascii") + b"\n" + encoded
-    return _Archive(hashlib.sha256(blob).hexdigest(), blob)
+    text = json.dumps(table).encode("ascii") + b"\n" + encoded
+    blob = hashlib.sha256(text).hexdigest().encode("ascii") + b"\n" + text
+    return _Archive(content.hexdigest(), blob)

@@ -1,21 +1,27 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: keep warm interpreters (_warm_zygote.py), one per command line, and hand tasks to them.
+"""For the guest: keep warm interpreters (_warm_zygote.py), one per command line, and hand requests to them.
 
 Like the runner (_runner.py) it has a spool with a ring that only root can enter, and leaves results the same way. A
-result may also be a word: C(plain), the task was not run and is to be run the plain way; C(blob), the module's archive
-is missing here.
+result may also be a word: C(plain), the request was not run and is to be run the plain way; C(blob), the module's
+archive is missing here.
+
+A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
+or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
+forked in no time, and what it becomes then has the environment of a login already.
 """
 
 from __future__ import annotations
 
 import array
+import base64
 import functools
 import hashlib
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -23,23 +29,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from contextlib import suppress
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, BinaryIO
-
-    Table = dict[str, tuple[str, bool]]
-    """By module's name: the digest of its source, and whether it is a package."""
 
 READY = b"\0qemu.guest ready\n"
 IDLE_SECONDS = 600
+END_SECONDS = 5.0  # how long results are kept for those who wait, when it is told to end
 TICK_SECONDS = 60
 MOST_INTERPRETERS = 6
-MOST_BLOBS = 24
+MOST_BLOBS = 32
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
-LARGEST = 1 << 20
+LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
 # What a new process would look at, and one that runs has looked at already.
 WATCHED = [
@@ -132,15 +137,33 @@ class Task:
         return f"{self.rc} {out.where()} {err.where()} .\n".encode("ascii") + out.kept + err.kept
 
 
-class Interpreter:
-    """A warm interpreter: from its start until it is dropped."""
+class Request:
+    """A request: its header, the open file whose offset ``start`` is where the rest is, and that of the archive."""
 
-    def __init__(self, home: str, request: Mapping[str, Any], table: Table, archive: str) -> None:
+    def __init__(self, line: bytes, file: BinaryIO, start: int) -> None:
+        os.lseek(file.fileno(), start, os.SEEK_SET)  # for who takes it as standard input
+        header = json.loads(line.decode("ascii"))
+        self.file = file
+        self.start = start
+        self.key: str = header["key"]  # empty for a shell command
+        self.command: str = header["command"]  # of the interpreter
+        self.marker: str = header["marker"]
+        self.path: str = header["path"]
+        self.archive: str = header["archive"]
+        self.before: int = header["before"]
+        self.content: BinaryIO | None = None
+
+
+class Interpreter:
+    """A warm interpreter: from its start until it is dropped. The first request is what it gets ready for."""
+
+    def __init__(self, home: str, command: str, request: Request) -> None:
         self.ready = False
         self.dead = False
         self.failed = False  # it has never been ready, and is not to be tried again
         self.tasks: dict[int, Task] = {}
-        self.marker = request["marker"]
+        self.known: list[str] = []  # archives that it has
+        self.marker = request.marker
         self.used = time.monotonic()
         self.preamble = b""
         self.watched = WATCHED
@@ -148,22 +171,20 @@ class Interpreter:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.errors = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - it is read as long as this lives
         with theirs, open(home + "/zygote.py") as program, open(home + "/prologue") as prologue:
-            source = f"run(main({table!r}, {archive!r}))\n"
-            command = request["command"]
-            lines = command.count("\n") + 1
-            text = f"{lines}\n{command}\n{program.read()}\n{source}"
+            text = f"{command.count(chr(10)) + 1}\n{command}\n{program.read()}\nmain()\n"
             with tempfile.TemporaryFile(dir=home) as stdin:
                 stdin.write(text.encode("utf-8", "surrogateescape"))
                 stdin.seek(0)
                 self.process = subprocess.Popen(
                     ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'],
-                    env={"PATH": request["path"], "QEMU_GUEST": prologue.read()},
+                    env={"PATH": request.path, "QEMU_GUEST": prologue.read()},
                     cwd="/",
                     stdin=stdin,
                     stdout=theirs.fileno(),
                     stderr=self.errors,
                     start_new_session=True,
                 )
+        self.say(0, request, {"in": request.file.fileno()})
 
     def fresh(self) -> bool:
         return signature(self.watched) == self.seen
@@ -193,22 +214,39 @@ class Interpreter:
                 self.watched = WATCHED + [path for path in paths if path not in WATCHED]
                 self.seen = signature(self.watched)
 
-    def hand_over(self, number: int, request: Mapping[str, Any], table: Table, payload: int, path: str) -> None:
+    def hand_over(self, number: int, request: Request, path: str) -> None:
         self.errors.seek(0)
-        was, now = self.marker.encode("ascii"), request["marker"].encode("ascii")
+        was, now = self.marker.encode("ascii"), request.marker.encode("ascii")
         preambles = [text.replace(was, now) if was else text for text in (self.preamble, self.errors.read())]
-        task = Task(path, *preambles)
-        message = json.dumps({"number": number, "modules": table}).encode("ascii")
-        rights = array.array("i", [payload, *task.theirs]).tobytes()
-        self.tasks[number] = task
-        try:
-            self.socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        except OSError:
-            self.dead = True
+        self.tasks[number] = task = Task(path, *preambles)
+        out, err = task.theirs
+        if not self.say(number, request, {"in": request.file.fileno(), "out": out, "err": err}):
             task.rc = -1
-        for descriptor in task.theirs:
-            os.close(descriptor)
+        os.close(out)
+        os.close(err)
         self.used = time.monotonic()
+
+    def say(self, number: int, request: Request, files: dict[str, int]) -> bool:
+        """Hand a request over; return False if nobody is there: then ``listen`` will hear of its end."""
+        forget: list[str] = []
+        if request.content and request.archive not in self.known:
+            self.known.append(request.archive)
+            self.known, forget = self.known[-MOST_BLOBS:], self.known[:-MOST_BLOBS]
+            files["content"] = request.content.fileno()
+        message = {
+            "number": number,
+            "archive": request.archive,
+            "start": request.start,
+            "before": request.before,
+            "forget": forget,
+            "files": list(files),
+        }
+        rights = array.array("i", files.values()).tobytes()
+        try:
+            self.socket.sendmsg([json.dumps(message).encode("ascii")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError:
+            return False
+        return True
 
 
 class Server:
@@ -218,9 +256,10 @@ class Server:
         self.home = home
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those that have no key any more, but tasks
-        self.blobs: dict[str, tuple[Table, str]] = {}  # digest: (names, archive), checked
+        self.blobs: dict[str, BinaryIO] = {}  # by what is told of them, checked
         self.ring = os.open(home + "/ring", os.O_RDWR)
         self.rung = b""
+        self.ending = 0.0  # since when it is to end
 
     def path(self, number: int, suffix: str) -> str:
         return f"{self.home}/{number}.{suffix}"
@@ -233,21 +272,36 @@ class Server:
                 swept = time.monotonic()
                 self.sweep()
             everyone = [*self.interpreters.values(), *self.leaving]
-            sources: dict[int, Callable[[], bool | None]] = {self.ring: self.answer_ring}
+            sources: dict[int, Callable[[], None]] = {self.ring: self.answer_ring}
             for one in everyone:
                 if not one.dead:
                     sources[one.socket.fileno()] = one.listen
                 for task in one.tasks.values():
                     sources.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
-            ready = select.select(list(sources), [], [], TICK_SECONDS)[0]
+            ready = select.select(list(sources), [], [], END_SECONDS / 50 if self.ending else TICK_SECONDS)[0]
+            for source in ready:
+                sources[source]()
+            self.settle(everyone)
             if ready:
                 last = time.monotonic()
-            elif time.monotonic() - last > IDLE_SECONDS and not any(one.tasks for one in everyone):
+            over = self.fetched() if self.ending else not ready and time.monotonic() - last > IDLE_SECONDS
+            if over and not any(one.tasks for one in everyone) and self.vanish():
                 return
-            for source in ready:
-                if sources[source]():
-                    return
-            self.settle(everyone)
+
+    def fetched(self) -> bool:
+        """Return whether all results were fetched, or are not waited for any longer."""
+        late = time.monotonic() - self.ending > END_SECONDS
+        return late or not any(name.endswith(".rc") for name in os.listdir(self.home))
+
+    def vanish(self) -> bool:
+        """Remove the spool, all at once, unless somebody has rung meanwhile; return whether it is gone."""
+        gone = f"{self.home}.gone.{os.getpid()}"
+        os.rename(self.home, gone)
+        if select.select([self.ring], [], [], 0)[0] and not os.path.exists(self.home):
+            os.rename(gone, self.home)
+            return False
+        shutil.rmtree(gone)
+        return True
 
     def settle(self, everyone: Sequence[Interpreter]) -> None:
         """Give results out, and let those go that nobody needs."""
@@ -260,18 +314,26 @@ class Server:
             one.errors.close()
             one.process.poll()
 
-    def answer_ring(self) -> bool:
-        """Do what was rung for; return whether that was to end."""
+    def answer_ring(self) -> None:
+        """Do what was rung for."""
         self.rung += os.read(self.ring, 1 << 16)
         *lines, self.rung = self.rung.split(b"\n")
         for line in lines:
             if line == b"quit":
-                return True
-            if line.startswith(b"-"):
+                self.ending = time.monotonic()
+            elif line.startswith(b"-"):
                 self.forget(int(line[1:]))
+            elif line.startswith(b"="):
+                number, _space, packed = line[1:].partition(b" ")
+                header, _newline, rest = zlib.decompress(base64.b64decode(packed)).partition(b"\n")
+                with tempfile.TemporaryFile(dir=self.home, buffering=0) as file:
+                    file.write(rest)
+                    self.take(int(number), Request(header, file, 0))
             elif line:
-                self.take(int(line))
-        return False
+                with suppress(FileNotFoundError), open(self.path(int(line), "in"), "rb") as file:
+                    os.unlink(file.name)  # so it is taken once, if it was rung for twice
+                    header = file.readline()
+                    self.take(int(line), Request(header, file, len(header)))
 
     def forget(self, number: int) -> None:
         for suffix in ("in", "out", "err", "rc"):
@@ -285,50 +347,40 @@ class Server:
                 if name.endswith(".rc") and time.time() - os.stat(f"{self.home}/{name}").st_mtime > IDLE_SECONDS:
                     self.forget(int(name[: -len(".rc")]))
 
-    def take(self, number: int) -> None:
+    def take(self, number: int, request: Request) -> None:
         """Hand a request to its interpreter, or say why not."""
-        try:
-            with open(self.path(number, "in"), "rb") as file:
-                request = json.loads(file.readline().decode("ascii"))
-                before, after = file.read(request["before"]), file.read()
-            content = self.blob(request["blob"])
-            if content is None:
-                self.say(number, b"blob\n")
-                return
-            os.unlink(self.path(number, "in"))
-        except OSError:
-            return  # it was rung for twice
-        table, archive = content
-        one = self.interpreter(request, table, archive)
-        if one is None:
-            self.say(number, b"plain\n")
+        if not self.complete(request):
+            self.say(number, b"blob\n")
             return
-        with tempfile.TemporaryFile(dir=self.home) as payload:
-            payload.write(before + archive.encode("ascii") + after)
-            payload.seek(0)
-            one.hand_over(number, request, table, payload.fileno(), f"{self.home}/{number}")
+        one = None if self.ending else self.interpreter(request)
+        if one:
+            one.hand_over(number, request, f"{self.home}/{number}")
+        else:
+            self.say(number, b"plain\n")
 
-    def blob(self, digest: str) -> tuple[Table, str] | None:
-        """Return the names and the archive (base64) of what a module brings; None if they are not here."""
-        if digest not in self.blobs:
+    def complete(self, request: Request) -> bool:
+        """Return whether the archive that a module needs is here."""
+        digest = request.archive
+        if digest and digest not in self.blobs:
             path = f"{self.home}/{digest}.blob"
             try:
-                with open(path, "rb") as file:
-                    content = file.read()
+                file = open(path, "rb")  # noqa: SIM115 - it is kept
             except FileNotFoundError:
-                return None
-            if hashlib.sha256(content).hexdigest() != digest:
-                return None
+                return False
+            checksum = file.readline().decode("ascii").strip()
+            if hashlib.sha256(file.read()).hexdigest() != checksum:  # it is not whole
+                file.close()
+                return False
             os.unlink(path)
-            table, _newline, archive = content.decode("ascii").partition("\n")
-            self.blobs[digest] = (json.loads(table), archive)
+            self.blobs[digest] = file
             while len(self.blobs) > MOST_BLOBS:
-                del self.blobs[next(iter(self.blobs))]
-        return self.blobs[digest]
+                self.blobs.pop(next(iter(self.blobs))).close()
+        request.content = self.blobs.get(digest)
+        return True
 
-    def interpreter(self, request: Mapping[str, Any], table: Table, archive: str) -> Interpreter | None:
+    def interpreter(self, request: Request) -> Interpreter | None:
         """Return the interpreter for a request; None if there is none yet, and then get one ready."""
-        key = request["key"]
+        key = request.key
         one = self.interpreters.get(key)
         if one is not None and ((one.dead and not one.failed) or not one.fresh()):
             self.leaving.append(self.interpreters.pop(key))
@@ -338,7 +390,8 @@ class Server:
                 if len(self.interpreters) >= MOST_INTERPRETERS:
                     oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
                     self.leaving.append(self.interpreters.pop(oldest))
-                self.interpreters[key] = Interpreter(self.home, request, table, archive)
+                command = request.command if key else shlex.quote(sys.executable)
+                self.interpreters[key] = Interpreter(self.home, command, request)
             return None
         return one if one.ready and not one.dead else None
 
@@ -360,27 +413,24 @@ def main(home: str) -> None:
     """Serve in the spool ``home``, and remove it at the end. The working directory is that, under another name."""
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with open("first", "rb") as file:
-        first = json.loads(file.readline().decode("ascii"))
-    os.unlink("first")
     os.mkfifo("ring")
     with open("pid", "w") as file:
         file.write(f"{os.getpid()}\n")
     os.rename(os.getcwd(), home)
+    server = Server(home)
     try:
-        server = Server(home)
         os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
-        known = server.blob(first["blob"])
-        if known:
-            server.interpreter(first, *known)
+        with open("first", "rb") as file:
+            os.unlink("first")
+            header = file.readline()
+            request = Request(header, file, len(header))
+            if server.complete(request):
+                server.interpreter(request)
         server.serve()
     finally:
-        # At once, and not what another has put there.
         with suppress(OSError):
-            if os.path.samefile(home, "."):
-                gone = f"{home}.gone.{os.getpid()}"
-                os.rename(home, gone)
-                shutil.rmtree(gone)
+            if os.path.samefile(home, "."):  # not what another has put there
+                server.vanish()
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@
 
 It is started by the very command line that it stands in for, become included, and read from standard input like a
 module. Its standard output is a socket to _warm_server.py; of standard descriptors, that one survives sudo and su. A
-message there is a task, with the descriptors of its payload, output and errors. A child takes these as its own and runs
-the payload as the interpreter would have.
+message there is a request (see Request), with the descriptors of its input, output and errors. A child takes these as
+its own and runs the module as the interpreter would have, or becomes the shell that runs a command. There is always a
+child that waits for the next request: forking a process of this size takes a while.
 
 What is imported is recognised by content: a child in whose payload a library differs forgets all libraries and imports
 its own.
 """
 
 from __future__ import annotations
+import __future__
 
 import array
 import atexit
@@ -39,17 +41,24 @@ from importlib.machinery import ModuleSpec
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import NoReturn
 
     Table = dict[str, tuple[str, bool]]
     """By module's name: the digest of its source, and whether it is a package."""
 
 READY = b"\0qemu.guest ready\n"
-ZIP_LINE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
 # Only these are imported before a task needs them; of others, the compiled code is kept.
 LIBRARIES = "ansible.module_utils"
 # What is in there acts when it is imported.
 LEFT_OUT = "._extensions"
-LARGEST = 1 << 20
+LARGEST = 1 << 16
+# The last statement of what ansible-core sends. From 2.19 on, all that differs from task to task is in there.
+CALL = b"\nif __name__ == "
+FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+# As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
+SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
+eval "unset c; $c"
+"""
 # What a module imports in any case, for it is not indented.
 IMPORT = re.compile(rb"^(?:import|from) +([A-Za-z_][\w.]*)", re.MULTILINE)
 STANDARD = frozenset(getattr(sys, "stdlib_module_names", ()))  # Python 3.10
@@ -185,112 +194,265 @@ def digest_of(source: bytes) -> str:
     return hashlib.sha256(source).hexdigest()[:32]
 
 
-def main(table: Table, archive: str) -> bytes:
-    """Serve until the server has gone; return in a child only, with what it is to run.
+class Request:
+    """What the server asks for: to run a module or a shell command, or (``number`` 0) to get ready for such.
 
-    ``table`` and ``archive`` (base64) are those of the module that comes first.
+    A module's ``archive`` is told by a digest; ``content`` is a file with that and its table, if they are new here. The
+    program around it is in the first of the ``files``, from offset ``start`` on, the archive's place in it ``before``
+    bytes further. Without an archive there is a command of ``before`` bytes, and what follows is its input.
     """
-    if not stat.S_ISSOCK(os.fstat(1).st_mode):
-        os._exit(1)
-    server = socket.socket(fileno=os.dup(1))
-    importer = Importer()
-    importer.table = table
-    importer.learn(zipfile.ZipFile(io.BytesIO(base64.b64decode(archive))))
-    sys.meta_path.insert(0, importer)
-    importer.import_libraries()
-    watched = [sys.executable, os.path.realpath(sys.executable), *sys.path[1:]]
-    ended, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    gc.collect()
-    gc.freeze()
-    server.sendall(READY + json.dumps(watched).encode("ascii"))
-    children: dict[int, int] = {}
-    lessons: list[tuple[Table, int]] = []  # payloads with something new in them
-    while True:
-        # While a task is at work, or comes, it has the processor.
-        sources: list[socket.socket | int] = [server, ended]
-        busy = select.select(sources, [], [], None if children or not lessons else 0)[0]
-        if not busy:
-            learn(importer, *lessons.pop())
-        for source in busy:
-            if source == ended:
-                os.read(ended, 4096)
-                report(children, server)
-                continue
-            message, descriptors = receive(server)
-            if not message:
-                os._exit(0)
-            task = json.loads(message)
-            importer.table = {name: tuple(known) for name, known in task["modules"].items()}
-            pid = os.fork()
-            if pid == 0:
-                server.close()
-                os.close(ended)
-                os.close(wake)
-                return begin(importer, descriptors)
-            children[pid] = task["number"]
-            if all(digest in importer.code for digest, _package in importer.table.values()):
-                os.close(descriptors[0])
-            else:
-                lessons.append((importer.table, descriptors[0]))
-            for descriptor in descriptors[1:]:
-                os.close(descriptor)
+
+    def __init__(self, message: bytes, descriptors: list[int]) -> None:
+        said = json.loads(message.decode("ascii"))
+        self.message = message
+        self.number: int = said["number"]
+        self.archive: str = said["archive"]
+        self.start: int = said["start"]
+        self.before: int = said["before"]
+        self.forget: list[str] = said["forget"]
+        files = dict(zip(said["files"], descriptors))  # noqa: B905 - Python 3.10
+        self.content: int | None = files.pop("content", None)
+        self.files = list(files.values())
+
+    def program(self) -> bytes:
+        """Return all that comes from ``start`` on, without reading it."""
+        return os.pread(self.files[0], os.fstat(self.files[0]).st_size, self.start)
+
+    def close(self) -> None:
+        for descriptor in self.files:
+            os.close(descriptor)
 
 
-def receive(server: socket.socket) -> tuple[bytes, list[int]]:
-    descriptors: array.array[int] = array.array("i")
-    message, ancillary, _flags, _address = server.recvmsg(LARGEST, socket.CMSG_LEN(3 * descriptors.itemsize))
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return message, list(descriptors)
+class Payload:
+    """A module's program around its archive, in two parts: the functions, and the call of them."""
+
+    def __init__(self, program: bytes, before: int, archive: str) -> None:
+        self.archive = archive
+        # The compiler takes long for such a text, so it is put in afterwards.
+        self.mark = os.urandom(16).hex()
+        self.whole = program[:before] + self.mark.encode("ascii") + program[before:]
+        self.head, call, rest = self.whole.rpartition(CALL)
+        # On the same lines, for tracebacks.
+        self.call = b"\n" * self.head.count(b"\n") + call + rest
+
+    def code(self, heads: dict[bytes, types.CodeType]) -> list[types.CodeType]:
+        """Return the code of all parts; what is in ``heads`` is compiled already."""
+        try:
+            head = heads.get(self.head) or self.compiled_head()
+            flags = head.co_flags & FUTURE
+            parts = [head, compile(self.call, "<stdin>", "exec", flags=flags, dont_inherit=True)]
+        except SyntaxError:  # not a program that can be parted so
+            parts = [compile(self.whole, "<stdin>", "exec", dont_inherit=True)]
+        return [replaced(part, self.mark, self.archive) for part in parts]
+
+    def compiled_head(self) -> types.CodeType:
+        return compile(self.head + b"\n", "<stdin>", "exec", dont_inherit=True)
 
 
-def report(children: dict[int, int], server: socket.socket) -> None:
-    """Tell the server of children that have ended."""
-    while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
+class Zygote:
+    """The parent: it hands requests to children, and learns from them when nothing else is to be done."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self.server = server
+        self.importer = Importer()
+        self.archives: dict[str, tuple[Table, str]] = {}
+        self.learnt: set[str] = set()  # archives
+        self.heads: dict[bytes, types.CodeType] = {}
+        self.lessons: list[Request] = []
+        self.children: dict[int, int] = {}  # process: number of its request
+        self.spare: tuple[int, socket.socket] | None = None  # a child that waits, and where it does
+        self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def serve(self) -> Request:
+        """Serve until the server has gone; return in a child only, with what it is to do."""
+        first = receive(self.server)
+        if not first:
+            os._exit(0)
+        self.note(first)
+        sys.meta_path.insert(0, self.importer)
+        if first.archive:
+            self.learn(first)
+        first.close()
+        watched = [sys.executable, os.path.realpath(sys.executable), *sys.path[1:]]
+        signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        gc.collect()
+        gc.freeze()
+        self.server.sendall(READY + json.dumps(watched).encode("ascii"))
+        while True:
+            # While a task is at work, or comes, it has the processor.
+            idle = not self.children and (self.lessons or not self.spare)
+            sources: list[socket.socket | int] = [self.server, self.ended]
+            busy = select.select(sources, [], [], 0 if idle else None)[0]
+            if self.ended in busy:
+                os.read(self.ended, 4096)
+                self.report()
+            mine = None
+            if self.server in busy:
+                request = receive(self.server)
+                if not request:
+                    os._exit(0)
+                mine = self.hand_over(request)
+            elif not busy and self.lessons:
+                lesson = self.lessons.pop()
+                self.learn(lesson)
+                lesson.close()
+            elif not busy:
+                mine = self.fork_spare()
+            if mine:
+                return mine
+
+    def note(self, request: Request) -> None:
+        """Keep the archive that a request brings."""
+        for digest in request.forget:
+            del self.archives[digest]
+            self.learnt.discard(digest)
+        if request.content is not None:
+            text = os.pread(request.content, os.fstat(request.content).st_size, 0).decode("ascii")
+            os.close(request.content)
+            _checksum, table, archive = text.split("\n")
+            names = {name: tuple(known) for name, known in json.loads(table).items()}
+            self.archives[request.archive] = names, archive
+            self.end_spare()  # which does not have it
+
+    def hand_over(self, request: Request) -> Request | None:
+        """Give a request to a child; in one that is forked for it, return it."""
+        self.note(request)
+        pid = self.give_spare(request)
         if not pid:
-            return
-        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-        server.sendall(json.dumps({"number": children.pop(pid), "rc": code}).encode("ascii"))
+            pid = os.fork()
+            if not pid:
+                self.leave()
+                return request
+        self.children[pid] = request.number
+        if request.archive and request.archive not in self.learnt:
+            lesson, *outputs = request.files
+            request.files = [lesson]
+            self.lessons.append(request)
+        else:
+            outputs = request.files
+        for descriptor in outputs:
+            os.close(descriptor)
+        return None
 
+    def fork_spare(self) -> Request | None:
+        """Fork the child that takes the next request, and return that there."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            self.spare = pid, ours
+            return None
+        self.leave()
+        ours.close()
+        request = receive(theirs)
+        if not request:
+            os._exit(0)
+        return request
 
-def learn(importer: Importer, table: Table, payload: int) -> None:
-    """Get ready for the next payload like this one."""
-    importer.table = table
-    match = ZIP_LINE.search(os.pread(payload, os.fstat(payload).st_size, 0))
-    os.close(payload)
-    if match:
-        importer.learn(zipfile.ZipFile(io.BytesIO(base64.b64decode(match.group(1)))))
+    def give_spare(self, request: Request) -> int:
+        """Give a request to the child that waits for one; return its process, 0 if there is none."""
+        if not self.spare:
+            return 0
+        pid, its_socket = self.spare
+        rights = array.array("i", request.files).tobytes()
+        try:
+            its_socket.sendmsg([request.message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError:  # somebody has killed it
+            pid = 0
+        self.end_spare()
+        return pid
+
+    def end_spare(self) -> None:
+        """Let the child go that waits; it ends unless it was given something."""
+        if self.spare:
+            self.spare[1].close()
+            self.spare = None
+
+    def leave(self) -> None:
+        """In a child: be a process that has just been started."""
+        self.server.close()
+        os.close(self.ended)
+        os.close(self.wake)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+
+    def report(self) -> None:
+        """Tell the server of children that have ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if pid in self.children:  # not a spare one
+                code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+                self.server.sendall(json.dumps({"number": self.children.pop(pid), "rc": code}).encode("ascii"))
+
+    def learn(self, request: Request) -> None:
+        """Get ready for the next module like this one."""
+        if request.archive not in self.archives:
+            return  # forgotten meanwhile
+        self.end_spare()
+        self.learnt.add(request.archive)
+        table, archive = self.archives[request.archive]
+        importer = self.importer
+        importer.table = table
+        importer.learn(zipfile.ZipFile(io.BytesIO(base64.b64decode(archive))))
         if importer.fits():
             importer.import_libraries()
+        payload = Payload(request.program(), request.before, archive)
+        if payload.mark.encode("ascii") not in payload.head:
+            with suppress(SyntaxError):
+                self.heads[payload.head] = payload.compiled_head()
         gc.collect()
         gc.freeze()
 
 
-def begin(importer: Importer, descriptors: list[int]) -> bytes:
-    """In a child: be a process that has just been started, and return its program."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setsid()
-    for number, descriptor in enumerate(descriptors):
+def receive(connection: socket.socket) -> Request | None:
+    """Return the next request; None if there will be none."""
+    descriptors: array.array[int] = array.array("i")
+    message, ancillary, _flags, _address = connection.recvmsg(LARGEST, socket.CMSG_LEN(4 * descriptors.itemsize))
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return Request(message, list(descriptors)) if message else None
+
+
+def main() -> None:
+    """Serve, and in each child run what it was forked for."""
+    if not stat.S_ISSOCK(os.fstat(1).st_mode):
+        os._exit(1)
+    zygote = Zygote(socket.socket(fileno=os.dup(1)))
+    request = zygote.serve()
+    for number, descriptor in enumerate(request.files):
         os.dup2(descriptor, number)
     os.closerange(3, 256)
-    importer.forget_others()
-    with open(0, "rb", closefd=False) as payload:
-        return payload.read()
+    if not request.archive:
+        become_shell(request.before)
+    table, archive = zygote.archives[request.archive]
+    zygote.importer.table = table
+    zygote.importer.forget_others()
+    with open(0, "rb", closefd=False) as program:
+        payload = Payload(program.read(), request.before, archive)
+    run(payload, zygote.heads)
 
 
-def compiled(program: bytes) -> types.CodeType:
-    """Return the code of a payload. Its archive is put in as it is: the compiler takes long for such a text."""
-    match = ZIP_LINE.search(program)
-    if not match:
-        return compile(program, "<stdin>", "exec", dont_inherit=True)
-    archive, mark = match.group(1).decode("ascii"), os.urandom(16).hex()
-    short = program[: match.start(1)] + mark.encode("ascii") + program[match.end(1) :]
-    return replaced(compile(short, "<stdin>", "exec", dont_inherit=True), mark, archive)
+def become_shell(length: int) -> NoReturn:
+    """Run the command of ``length`` bytes, which comes from standard input, before its own."""
+    command = b""
+    while len(command) < length:
+        command += os.read(0, length - len(command))
+    with open("/proc/self/environ", "rb") as file:
+        variables = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
+    for name in (b"SHLVL", b"_"):  # the shell sets them anew
+        variables.pop(name, None)
+    variables.update({b"QEMU_GUEST": SHELL.encode("ascii"), b"QEMU_GUEST_COMMAND": command + b"\n"})
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        signal.signal(number, signal.SIG_DFL)
+    os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], variables)
 
 
 def replaced(code: types.CodeType, mark: str, text: str) -> types.CodeType:
@@ -301,14 +463,15 @@ def replaced(code: types.CodeType, mark: str, text: str) -> types.CodeType:
     return code.replace(co_consts=constants)
 
 
-def run(program: bytes) -> None:
+def run(payload: Payload, heads: dict[bytes, types.CodeType]) -> None:
     """Run the payload as an interpreter does that reads it from standard input, and end."""
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
     sys.modules["__main__"] = main_module
     code: int = 0
     try:
-        exec(compiled(program), main_module.__dict__)
+        for part in payload.code(heads):
+            exec(part, main_module.__dict__)
     except SystemExit as end:
         if isinstance(end.code, int):
             code = end.code

@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeU
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._spool import new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -65,14 +67,18 @@ zip_data='{}',
 """
 
 
-def module(work: str, libraries: Mapping[str, str] | None = None) -> bytes:
+def module(
+    work: str,
+    libraries: Mapping[str, str] | None = None,
+    when: tuple[int, int, int, int, int, int] = (2026, 1, 2, 3, 4, 6),
+) -> bytes:
     """Return what ansible-core would pipe to Python for a module with this program."""
     libraries = libraries or LIBRARIES
     content = {**libraries, "ansible/modules/work.py": libraries["ansible/modules/work.py"] + work}
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for name, source in content.items():
-            file.writestr(name, source)
+            file.writestr(zipfile.ZipInfo(name, when), source)
     return WRAPPER.format(base64.b64encode(archive.getvalue()).decode()).encode()
 
 
@@ -165,6 +171,94 @@ def without_paths(text: bytes) -> bytes:
     return re.sub(rb"/tmp/tmp\w+/", b"/TMP/", text)
 
 
+def shell_warmed(warm: WarmPython) -> None:
+    """Wait until shell commands are run beside the interpreters."""
+    warmed(warm)
+    end = time.monotonic() + 60
+    while not warm.run(":", b""):
+        assert time.monotonic() < end, "no shell command was run after 60 s"
+        time.sleep(0.05)
+
+
+COMMANDS = {
+    "output": r"printf 'o\377\0'; printf 'e\n' >&2",
+    "exit": "exit 7",
+    "last status": "false",
+    "signal": "kill -9 $$",
+    "terminated": "kill $$",
+    "broken pipe": "yes | head -n 1",
+    "not found": "no_such_program_there",
+    "syntax error": "if true; then (",
+    "syntax error in a later line": "echo a\nfi",
+    "several lines": "echo a\n\necho 'b\nc'\n",
+    "here document": "cat <<E\n$HOME\nE",
+    "variables": "set | grep -v -E '^(PPID|OPTIND|PS.|IFS|_|BASH.*|EPOCH.*|RANDOM|SECONDS|SRANDOM)='",
+    "environment": "env | sort",
+    "arguments": 'echo "$0" "$#" "$-"; tr "\\0" " " </proc/$$/cmdline',
+    "session": "set -- $(cat /proc/$$/stat); [ $6 = $$ ] && echo leads",
+    "directory and mask": "pwd; umask",
+    "descriptors": "ls /proc/self/fd",
+    "limits and signals": "ulimit -n; grep -E 'Sig(Ign|Blk)' /proc/self/status",
+    "input": 'read -r l; echo "$l"; cat',
+    "quotes": "echo 'it'\\''s' \"a  b\" ä",
+    "background": "(sleep 0.3; echo late) & echo early",
+    "daemon": "(exec setsid sleep 5 >/dev/null 2>&1 </dev/null &) ; echo on",
+    "long output": "head -c 300000 /dev/zero; head -c 70000 /dev/zero >&2",
+    "writes to /dev/stderr": "echo a >/dev/stderr; echo b >/dev/stderr; echo c >/dev/stdout",
+    "unset": 'echo "${c-none} ${QEMU_GUEST-none} ${QEMU_GUEST_COMMAND-none} ${n-none} ${OLDPWD-none}"',
+    "long command": "x=" + "y" * 60_000 + "; echo ${#x}",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_shell_command_is_as_plain(agent: RunnerAgent, warm: WarmPython, command: str) -> None:
+    shell_warmed(warm)
+    for stdin in (b"a line\n\xff and more", b""):
+        result, expected = warm.run(command, stdin), run_shell(agent, command.encode(), stdin)
+        if "kill" in command:  # see test_same_as_plain
+            expected = replace(expected, stderr=b"")
+        assert result == expected
+
+
+def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: WarmPython) -> None:
+    shell_warmed(warm)
+    assert warm.run(":" + " " * _warm._LONGEST_COMMAND, b"") is None
+
+
+def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    assert warm.run("echo", b"") is None
+    assert not guest.runner.exists()
+
+
+def test_input_of_a_module_behind_a_password_is_not_taken_for_a_module(agent: RunnerAgent, warm: WarmPython) -> None:
+    shell_warmed(warm)
+    command = f"read -r password; {COMMAND}"
+    result = warm.run(command, b"word\n" + module("print('ran')"), password=True)
+    assert result and result.stdout == b"ran\n"
+    assert warm.run(command, b"word\n" + module("")) is None, "such a command has no interpreter yet"
+
+
+def test_archive_that_was_packed_anew_is_not_sent_again(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ansible-core writes the time into it."""
+    sent: list[str] = []
+    write = warm._spool.write
+
+    def note(name: str, data: bytes) -> bool:
+        sent.append(name)
+        return write(name, data)
+
+    monkeypatch.setattr(warm._spool, "write", note)
+    warmed(warm, program=module("", when=(2025, 1, 1, 0, 0, 0)))
+    sent.clear()
+    other = module("", when=(2026, 2, 2, 2, 2, 2))
+    assert other != module("", when=(2025, 1, 1, 0, 0, 0))
+    assert warm.run(COMMAND, other)
+    assert warm.run(COMMAND, module("pass", when=(2026, 2, 2, 2, 2, 2)))
+    assert [name.partition(".")[2] for name in sent] == ["blob"], "that of the changed module"
+
+
 def test_environment_of_the_command(agent: RunnerAgent, warm: WarmPython) -> None:
     command = f"A='1 2' {COMMAND}"
     program = module("import os; print(os.environ['A'])")
@@ -249,7 +343,10 @@ def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: Wa
 
 def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     warmed(warm)
-    os.kill(server_pid(guest), signal.SIGKILL)
+    pid = server_pid(guest)
+    os.kill(pid, signal.SIGKILL)
+    while os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.01)
     assert warm.run(COMMAND, module("")) is None
     warmed(warm)
 
@@ -261,7 +358,9 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
     assert archive
     for number in range(5):
         spool = tmp_path / f"warm{number}"
-        command, data = _warm._starting(str(spool), sys.executable, _warm._header(COMMAND, archive, b""), archive)
+        command, data = _warm._starting(
+            str(spool), sys.executable, _warm._request(COMMAND, archive.digest, b"", b""), archive
+        )
         starters = []
         for _number in range(60):  # from before the first has begun until after its server has
             starter = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE)
@@ -292,7 +391,7 @@ def server_pid(guest: Guest) -> int:
 
 def test_interpreter_that_is_killed_with_its_task(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     warmed(warm)
-    with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the module ran"):
+    with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
         warm.run(COMMAND, module("import os; os.kill(os.getppid(), 9); import time; time.sleep(1)"))
     warmed(warm)
 
@@ -308,9 +407,60 @@ def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     raise AssertionError("it goes on")
 
 
+def test_end_waits_for_the_task_of_another(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    shell_warmed(warm)
+    another = new_number()
+    command = f"touch {guest.tools}/on; sleep 0.7; echo x"
+    assert warm._hand_over(another, _warm._request("", "", command.encode(), b""))
+    while not (guest.tools / "on").exists():
+        time.sleep(0.01)
+    warm.end()
+    assert warm.run(COMMAND, module("")) is None, "it takes nothing on any more"
+    assert not warm._spool.ended(another)
+    end = time.monotonic() + 10
+    while not (content := warm._spool.ended(another)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert warm._spool.result(another, content) == (0, b"x\n", b"")
+    warm.forget()
+    warm._spool.forget(another)
+    while (guest.runner / SPOOL).exists():
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.02)
+
+
+def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
+    server = _warm_server.Server.__new__(_warm_server.Server)
+    server.home = str(tmp_path / "home")
+    os.mkdir(server.home)
+    os.mkfifo(f"{server.home}/ring")
+    server.ring = os.open(f"{server.home}/ring", os.O_RDWR)
+    os.write(server.ring, b"=1 x\n")
+    assert not server.vanish()
+    assert os.path.exists(f"{server.home}/ring")
+    os.read(server.ring, 100)
+    assert server.vanish()
+    assert list(tmp_path.glob("home*")) == []
+    os.close(server.ring)
+
+
+def test_starter_that_was_killed_is_in_the_way_for_a_while_only(warm: WarmPython, guest: Guest) -> None:
+    place = guest.runner / f"{SPOOL}.new"
+    place.mkdir(parents=True)
+    assert warm.run(COMMAND, module("")) is None
+    warm.settle()
+    assert list(place.iterdir()) == []
+    old = time.time() - 200
+    os.utime(place, (old, old))
+    warmed(warm)
+
+
 def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     warmed(warm)
-    assert warm.run(COMMAND, module("SECRET = 'hunter2'"))
+    for _time in range(2):
+        assert warm.run(COMMAND, module("SECRET = 'hunter2'"))
+    assert len(list((guest.runner / SPOOL).glob("*.rc"))) == 1, "that of the first is gone"
+    warm.forget()
     time.sleep(0.3)
     left = {path.name for path in (guest.runner / SPOOL).iterdir()}
     assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
