@@ -32,7 +32,6 @@ import socket
 import stat
 import sys
 import threading
-import traceback
 import types
 import zipfile
 from contextlib import suppress
@@ -463,25 +462,44 @@ def replaced(code: types.CodeType, mark: str, text: str) -> types.CodeType:
     return code.replace(co_consts=constants)
 
 
+def exit_status(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def show(error: BaseException) -> int:
+    """Show what ended the program, as the program wants it; return the exit status."""
+    frames = error.__traceback__.tb_next if error.__traceback__ else None  # without the one that runs the payload
+    error.__traceback__ = frames
+    try:
+        sys.excepthook(type(error), error, frames)
+    except SystemExit as end:
+        return exit_status(end)
+    except BaseException as another:
+        print("Error in sys.excepthook:", file=sys.stderr)
+        another.__context__ = None  # it is shown below
+        another.__traceback__ = another.__traceback__.tb_next if another.__traceback__ else None
+        sys.__excepthook__(type(another), another, another.__traceback__)
+        print("\nOriginal exception was:", file=sys.stderr)
+        sys.__excepthook__(type(error), error, frames)
+    return 1
+
+
 def run(payload: Payload, heads: dict[bytes, types.CodeType]) -> None:
     """Run the payload as an interpreter does that reads it from standard input, and end."""
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
     sys.modules["__main__"] = main_module
-    code: int = 0
+    code = 0
     try:
         for part in payload.code(heads):
             exec(part, main_module.__dict__)
     except SystemExit as end:
-        if isinstance(end.code, int):
-            code = end.code
-        elif end.code is not None:
-            print(end.code, file=sys.stderr)
-            code = 1
+        code = exit_status(end)
     except BaseException as error:  # whatever it is, it is shown as the interpreter shows it
-        frames = error.__traceback__.tb_next if error.__traceback__ else None
-        traceback.print_exception(type(error), error, frames)
-        code = 1
+        code = show(error)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:

@@ -123,6 +123,10 @@ PROGRAMS = {
     "exit of nothing": "raise SystemExit",
     "large exit": "raise SystemExit(259)",
     "error": "1 / 0",
+    "own excepthook": "import sys\ndef hook(*error):\n    print('caught', *error[:2], bool(error[2])); sys.exit(4)\n"
+    "sys.excepthook = hook\n1 / 0",
+    "own excepthook that goes on": "import sys\nsys.excepthook = lambda *_: print('caught')\n1 / 0",
+    "own excepthook that fails": "import sys\nsys.excepthook = lambda *_: {}[3]\n1 / 0",
     "error in a function": "def f():\n    raise ValueError('x')\nf()",
     "signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "os._exit": "import os; print('lost'); os._exit(3)",
