@@ -26,13 +26,17 @@ CONNECTION = [
 ]
 """What ansible-core runs against each of its own connection plugins, as far as its version has it."""
 
-_PART = "test/integration/targets/"
+_PARTS = ("integration/targets/", "support/integration/plugins/")
 
 
 def targets() -> Path:
     """Return the directory of the integration targets of the ansible-core that runs this, downloading it if need be."""
+    return _tests() / _PARTS[0]
+
+
+def _tests() -> Path:
     home = host.cache_root() / "elsewhere"
-    directory = home / f"ansible-core-{core_version}"
+    directory = home / f"ansible-core-{core_version}-test"
     with host.lock(home / ".lock"):
         if not directory.exists():
             partial = home / ".partial"
@@ -65,9 +69,9 @@ def _download(directory: Path) -> Path:
 def _unpack(archive: Path, directory: Path) -> None:
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
-            before, found, inner = member.name.partition(_PART)
+            before, _test, inner = member.name.partition("/test/")
             # Links between targets lead to files that are in the archive themselves.
-            if found and "/" not in before.rstrip("/") and (member.isfile() or member.issym()):
+            if inner.startswith(_PARTS) and "/" not in before and (member.isfile() or member.issym()):
                 member.name = inner
                 tar.extract(member, directory, filter="data")
 
@@ -83,6 +87,7 @@ def run_target(ansible: Ansible, name: str, **options: Any) -> Run:
         playbook.write_text(json.dumps([play]), encoding="utf-8")
     environment = {
         "ANSIBLE_ROLES_PATH": str(targets()),
+        "ANSIBLE_LIBRARY": str(_tests() / _PARTS[1] / "modules"),
         "OUTPUT_DIR": str(output),
         **options.pop("environment", {}),
     }
