@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import inspect
 import io
 import json
 import re
@@ -23,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
@@ -31,14 +31,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Spool, new_number, patiently
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_server, _warm_zygote
 
 __all__ = ("WarmPython",)
 
-_PROGRAMS = {
-    "server.py": inspect.getsource(_warm_server).encode("utf-8"),
-    "zygote.py": inspect.getsource(_warm_zygote).encode("utf-8"),
-}
+# Read, not imported: they are for the guest, and a connection is made anew for each task.
+_PROGRAMS = {f"{name}.py": Path(__file__).with_name(f"_warm_{name}.py").read_bytes() for name in ("server", "zygote")}
 # Another version of them has a spool of its own.
 _SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join(_PROGRAMS.values())).hexdigest()[:16]}"
 
@@ -239,7 +236,7 @@ def _archive(encoded: bytes) -> _Archive | None:
     try:
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(encoded, validate=True))) as archive:
             for entry in archive.namelist():
-                digest = _warm_zygote.digest_of(archive.read(entry))
+                digest = hashlib.sha256(archive.read(entry)).hexdigest()[:32]
                 content.update(f"{digest} {entry}\n".encode("utf-8", "surrogateescape"))
                 if entry.endswith(".py"):
                     package = entry.endswith("/__init__.py")
