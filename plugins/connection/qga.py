@@ -343,10 +343,12 @@ class Connection(ConnectionBase):
         log = functools.partial(display.vvv, host=self._name)
         start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
         self._runner = RunnerAgent(agent, start)
+        # Operations are told the signal that ended a program, where the agent can tell.
+        used = RunnerAgent(agent, start, only_if_needed=method == "auto")
         if self.get_option("warm_python"):
             self._warm = WarmPython(self._runner, log)
-        # Operations are told the signal that ended a program, where the agent can tell.
-        return RunnerAgent(agent, start, only_if_needed=True) if method == "auto" else self._runner
+            used.shell = self._run_warm_shell
+        return used
 
     def _run_warm(self, command: str, stdin: bytes, password: bool) -> ExecResult | None:
         agent = self.agent  # which makes what there is of runner and interpreters
@@ -356,6 +358,12 @@ class Connection(ConnectionBase):
             return self._warm.run(command, stdin, password=password)
         except (CommandUnavailable, NoRunnerError):
             return None  # nothing was run; the plain path has other means, or says what is wrong
+
+    def _run_warm_shell(self, command: bytes, stdin: bytes) -> ExecResult | None:
+        try:
+            return self._warm.run_shell(command, stdin) if self._warm else None
+        except (CommandUnavailable, NoRunnerError):
+            return None
 
     def _with_password(self, cmd: str, stdin: bytes) -> tuple[str, bytes, bool]:
         """Return the command and its input with the password that sudo or su may ask for, and whether there is one.

@@ -123,11 +123,14 @@ def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool =
 
     HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
     the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place,
-    so that ``signal`` is exact, and output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
+    so that output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because /run is full.
     """
+    result: ExecResult | None = agent.shell(command, stdin) if agent.shell else None
+    if result:
+        return result
     if not whole or agent.captures_all:
         return finish(agent, start_shell(agent, command, stdin))
     spool = new_spool()

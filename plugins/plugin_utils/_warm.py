@@ -115,11 +115,14 @@ class WarmPython:
         if python and payload and archive:
             around = stdin[: payload.start(1)], stdin[payload.end(1) :]
             return self._run_module(command, python.group(1), archive, *around)
-        encoded = command.encode("utf-8", "surrogateescape")
-        if len(encoded) > _LONGEST_COMMAND or b"\0" in encoded:
+        return self.run_shell(command.encode("utf-8", "surrogateescape"), stdin)
+
+    def run_shell(self, command: bytes, stdin: bytes) -> ExecResult | None:
+        """Run a shell command as ``run`` does, whatever it is."""
+        if len(command) > _LONGEST_COMMAND or b"\0" in command:
             return None
         # Never what a server is started for: it may be there to install Python.
-        line = self._handled(_request("", "", encoded, stdin), lambda: None)
+        line = self._handled(_request("", "", command, stdin), lambda: None)
         return line if isinstance(line, ExecResult) else None
 
     def _run_module(

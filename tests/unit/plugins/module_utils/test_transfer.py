@@ -21,7 +21,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._transfer import create
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
 
-SMALL, LARGE = b"12345", b"more than ten bytes"
+SMALL, MIDDLE, LARGE = b"12345", b"8 bytes.", b"more than ten bytes"
 PROGRAMS = ("guest-exec", "guest-exec-status")
 
 
@@ -38,10 +38,12 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
 @pytest.fixture
 def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
     monkeypatch.setattr(_files, "CHUNK", 10)
+    for name, size in {"CHUNK": 10, "_SMALL": len(SMALL), "_LEAST": 12, "_PIECE": 20}.items():
+        monkeypatch.setattr(_transfer, name, size)
     return connect(server)
 
 
-@pytest.mark.parametrize("data", [b"", SMALL, LARGE])
+@pytest.mark.parametrize("data", [b"", SMALL, MIDDLE, LARGE, 10 * LARGE], ids=len)
 def test_put(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
     copied = put(agent, io.BytesIO(data), str(tmp_path / "it's a file"))
     assert (tmp_path / "it's a file").read_bytes() == data
@@ -58,8 +60,64 @@ def test_new_file_is_open_to_nobody_else_at_any_time(
         return guest.write(arguments)
 
     server.answers["guest-file-write"] = watched
-    put(agent, io.BytesIO(LARGE), str(tmp_path / "file"))
+    for data in (MIDDLE, LARGE):
+        put(agent, io.BytesIO(data), str(tmp_path / "file"))
+        (tmp_path / "file").unlink()
     assert set(modes) == {0o600 if programs else 0o666}
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_small_file_is_open_to_nobody_else_and_takes_one_program(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    (guest.tools / "cat").write_text(f"#!/bin/sh\nstat -c %a {tmp_path}/file >{tmp_path}/mode; exec /bin/cat\n")
+    (guest.tools / "cat").chmod(0o755)
+    put(agent, io.BytesIO(SMALL), str(tmp_path / "file"))
+    assert (tmp_path / "mode").read_text() == "600\n"
+    commands = [request.command for request in server.requests if request.command != "guest-exec-status"]
+    assert commands[-1] == "guest-exec" and commands.count("guest-exec") == 1
+    assert not any(command.startswith("guest-file") for command in commands)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_small_file_that_a_program_cannot_write_is_written_the_plain_way(
+    agent: SocketAgent, guest: Guest, tmp_path: Path
+) -> None:
+    (guest.tools / "cat").write_text("#!/bin/sh\nhead -c 1; exit 1\n")
+    (guest.tools / "cat").chmod(0o755)
+    put(agent, io.BytesIO(SMALL), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == SMALL
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("data", [SMALL, MIDDLE, LARGE, 10 * LARGE], ids=len)
+def test_put_where_nothing_can_sum(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, data: bytes
+) -> None:
+    (guest.tools / "sha256sum").write_text("#!/bin/sh\nexit 127\n")
+    (guest.tools / "sha256sum").chmod(0o755)
+    put(agent, io.BytesIO(data), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == data
+    assert "guest-file-read" in {request.command for request in server.requests}, "it was compared by reading"
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("where", [0, 25, 185])
+def test_put_of_pieces_of_which_one_arrives_differently(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, where: int
+) -> None:
+    def spoils(arguments: Mapping[str, Any]) -> Any:
+        reply = guest.flush(arguments)
+        path = tmp_path / "file"
+        content = bytearray(path.read_bytes())
+        if len(content) > where:
+            content[where] = 0
+        path.write_bytes(content)
+        return reply
+
+    server.answers["guest-file-flush"] = spoils
+    with pytest.raises(TransferError, match="not what was written"):
+        put(agent, io.BytesIO(10 * LARGE), str(tmp_path / "file"))
 
 
 def test_existing_file_keeps_its_mode(agent: SocketAgent, tmp_path: Path) -> None:
@@ -86,10 +144,10 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 
 
 @pytest.fixture
-def packing(monkeypatch: pytest.MonkeyPatch) -> None:
+def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be compressed, is so in small pieces."""
-    monkeypatch.setattr(_transfer, "_LEAST", 1000)
-    monkeypatch.setattr(_transfer, "_PIECE", 4000)
+    for name, size in {"CHUNK": 300, "_SMALL": 200, "_LEAST": 1000, "_PIECE": 4000}.items():
+        monkeypatch.setattr(_transfer, name, size)
     monkeypatch.setattr(_files, "CHUNK", 300)
 
 
@@ -129,10 +187,6 @@ def test_put_where_unpacking_fails(agent: SocketAgent, guest: Guest, tmp_path: P
     (guest.tools / "gzip").chmod(0o755)
     source = io.BytesIO(b"skipped" + TEXT)
     source.seek(7)
-    if script == WRONG:
-        with pytest.raises(TransferError, match="not what was written"):
-            put(agent, source, str(tmp_path / "file"))
-        return
     put(agent, source, str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
     assert not list(tmp_path.glob("spool.*"))

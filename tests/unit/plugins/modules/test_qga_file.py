@@ -421,6 +421,9 @@ def test_directory_that_does_not_exist(agent: SocketAgent, home: Path) -> None:
         run(agent, home / "nope" / "file", content="x")
 
 
+LONG = "new\n" * 30_000  # more than a program is given to write
+
+
 @pytest.mark.parametrize(
     ("command", "step", "error"),
     [
@@ -433,7 +436,8 @@ def test_file_is_replaced_whole_or_not_at_all(
     agent: SocketAgent, server: Scripted, home: Path, command: str, step: Any, error: type[Exception]
 ) -> None:
     (home / "file").write_text("old")
-    planned = plan(qga_file.read(agent, options(path=str(home / "file"), content="new")), options(content="new"))
+    wanted = options(path=str(home / "file"), content=LONG)
+    planned = plan(qga_file.read(agent, wanted), wanted)
     server.then(command, step)
     with pytest.raises(error):
         qga_file.apply(agent, planned)
@@ -448,7 +452,7 @@ def test_file_on_its_way_is_open_to_nobody(agent: SocketAgent, server: Scripted,
         return guest.write(arguments)
 
     server.answers["guest-file-write"] = watched
-    run(agent, home / "file", content="secret", mode="0640")
+    run(agent, home / "file", content=LONG, mode="0640")
     assert modes == [0o600]
 
 
