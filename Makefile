@@ -41,8 +41,8 @@ guests:  ## integration tests of the connection against booted guests
 guests-all:  ## everything that wants a booted guest; takes an hour where they are emulated
 	$(RUN) guests-all
 
-bench:  ## seconds per task and MB/s, beside ssh, on one guest
-	@tests/tools/with core-2.21 python -m lab.bench
+bench:  ## seconds of plays and MB/s, beside ssh, mitogen and libvirt_qemu, on one guest
+	@tests/tools/with bench python -m lab.bench
 
 docs:  ## the plugins' documentation as HTML, in the cache
 	@tests/tools/docs

@@ -37,7 +37,10 @@ NAMESPACES = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 LEASH = '"$@"; exec >&-; while read -r _; do :; done; rm -rf "$0"'
 START_SECONDS = 60.0  # it asks QEMU what that can do first
 
-AGENT = "org.qemu.guest_agent.0"
+AGENT, SECOND_AGENT = "org.qemu.guest_agent.0", "org.qemu.guest_agent.1"
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+# An agent beside the one that the daemon has.
+START_SECOND_AGENT = f"systemd-run -q --unit second-agent qemu-ga -m virtio-serial -p /dev/virtio-ports/{SECOND_AGENT}"
 
 
 class Daemon:
@@ -114,7 +117,9 @@ class Daemon:
         kind = "kvm" if accel.accelerator() == "kvm" else "qemu"
         number = str(uuid.uuid4())
         path = self.directory / f"{number}.xml"
-        text = f"<domain type='{kind}'><name>{escape(name)}</name><uuid>{number}</uuid>{rest}</domain>"
+        text = (
+            f"<domain type='{kind}' xmlns:qemu='{QEMU}'><name>{escape(name)}</name><uuid>{number}</uuid>{rest}</domain>"
+        )
         path.write_text(text, encoding="utf-8")
         self.virsh(how, str(path), *options)
         return number
@@ -149,10 +154,13 @@ class Daemon:
 
 
 class Domain(Guest):
-    """A guest that a libvirt daemon runs. The daemon, and nobody else, has the agent's socket."""
+    """A guest that a libvirt daemon runs. The daemon, and nobody else, has the agent's socket.
 
-    def __init__(self, daemon: Daemon, release: str, name: str) -> None:
-        super().__init__(release)
+    `agent_socket` is that of a second agent, which start_second_agent() starts in the guest.
+    """
+
+    def __init__(self, daemon: Daemon, release: str, name: str, nic: str = "none") -> None:
+        super().__init__(release, nic)
         self.daemon = daemon
         self.name = name
         self.uuid = ""
@@ -172,6 +180,11 @@ class Domain(Guest):
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory = Path()
 
+    def start_second_agent(self) -> None:
+        """Start another agent in the guest, and return when it has opened its port."""
+        self.run(START_SECOND_AGENT)
+        self._until(lambda: self._opened("charchannel1"), 60, "the second agent has not opened its port")
+
     def qmp(self, command: str, **arguments: Any) -> Any:
         request = json.dumps({"execute": command, "arguments": arguments})
         reply = json.loads(self.daemon.virsh("qemu-monitor-command", self.uuid, request))
@@ -183,11 +196,14 @@ class Domain(Guest):
         del outlive  # it never does
         self.uuid = self.daemon.add("create", self.name, self._xml(source))
         # QEMU is root's here, whoever runs this.
-        subprocess.run(host.as_root(["chmod", "0666", str(self.console), str(self.boot_log)]), check=True)
+        sockets = [str(path) for path in (self.console, self.boot_log, self.agent_socket)]
+        subprocess.run(host.as_root(["chmod", "0666", *sockets]), check=True)
 
     def _agent_listens(self) -> bool:
-        # The daemon numbers the ports.
-        return any(c["frontend-open"] for c in self.qmp("query-chardev") if c["label"] == "charchannel0")
+        return self._opened("charchannel0")  # the daemon numbers them
+
+    def _opened(self, port: str) -> bool:
+        return any(c["frontend-open"] for c in self.qmp("query-chardev") if c["label"] == port)
 
     def _xml(self, source: image.Image) -> str:
         if accel.accelerator() == "kvm":
@@ -199,6 +215,7 @@ class Domain(Guest):
             f"<source file={quoteattr(str(path))}/><target dev='{target}' bus='virtio'/></disk>"
             for path, kind, target in ((self._disk, "qcow2", "vda"), (self._small, "raw", "vdb"))
         )
+        arguments = "".join(f"<qemu:arg value={quoteattr(argument)}/>" for argument in self._nic_arguments())
         return (
             f"<memory unit='MiB'>{self.memory_mib}</memory><vcpu>{self.cpus}</vcpu>"
             "<os><type arch='x86_64' machine='pc'>hvm</type>"
@@ -208,6 +225,8 @@ class Domain(Guest):
             f"<serial type='unix'><source mode='bind' path={quoteattr(str(self.console))}/><target port='0'/></serial>"
             f"<serial type='file'><source path={quoteattr(str(self.boot_log))}/><target port='1'/></serial>"
             f"<channel type='unix'><target type='virtio' name='{AGENT}'/></channel>"
+            f"<channel type='unix'><source mode='bind' path={quoteattr(str(self.agent_socket))}/>"
+            f"<target type='virtio' name='{SECOND_AGENT}'/></channel>"
             "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
-            "<memballoon model='none'/></devices>"
+            f"<memballoon model='none'/></devices><qemu:commandline>{arguments}</qemu:commandline>"
         )

@@ -216,11 +216,14 @@ class Guest:
         argv += ["-chardev", f"socket,id=console,path={self.console},server=on,wait=off", "-serial", "chardev:console"]
         argv += ["-serial", f"file:{self.boot_log}"]
         argv += ["-chardev", f"socket,id=qmp,path={self.qmp_socket},server=on,wait=off", "-mon", "qmp,mode=control"]
-        if self.nic == "user":
-            # No boot ROM: nothing boots from the network. Port 0 lets the kernel choose one that is free.
-            argv += ["-netdev", "user,id=nic,hostfwd=tcp:127.0.0.1:0-:22"]
-            argv += ["-device", "virtio-net-pci,netdev=nic,romfile="]
-        return argv + self.extra_args
+        return argv + self._nic_arguments() + self.extra_args
+
+    def _nic_arguments(self) -> list[str]:
+        if self.nic == "none":
+            return []
+        # No boot ROM: nothing boots from the network. Port 0 lets the kernel choose one that is free.
+        forwarded = "user,id=nic,hostfwd=tcp:127.0.0.1:0-:22"
+        return ["-netdev", forwarded, "-device", "virtio-net-pci,netdev=nic,romfile=,addr=0x1e"]
 
     def _until(self, condition: Callable[[], bool], timeout: float, complaint: str) -> None:
         deadline = time.monotonic() + timeout

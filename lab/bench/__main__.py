@@ -1,0 +1,69 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make bench`. Rounds alternate between the contenders, so that what else the machine does hurts all alike.
+
+With --write, the tables go into docs/benchmarks.md, and the picture beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from lab.bench import report
+from lab.bench.growth import growth
+from lab.bench.guest import Bench
+from lab.host import LabError
+from lab.libvirt import Daemon, Domain
+
+RELEASE = "bookworm"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m lab.bench", description="Seconds of plays and MB/s, compared.")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default: 3)")
+    parser.add_argument("--write", action="store_true", help="put tables and picture into docs/")
+    parser.add_argument("--date", default=datetime.date.today().isoformat(), help="the date to write there")
+    options = parser.parse_args()
+    try:
+        _measure(options.rounds, options.date, options.write)
+    except LabError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measure(rounds: int, date: str, write: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        scratch = Path(name)
+        with Daemon() as daemon, Domain(daemon, RELEASE, "bench", "user") as domain:
+            bench = Bench(domain, scratch)
+            bench.prepare()
+            loads = [os.getloadavg()[0]]
+            for number in range(rounds):
+                bench.round(number)
+            loads.append(os.getloadavg()[0])
+            counts = bench.count()
+            lines = [
+                *report.plays_table(bench.contenders),
+                "",
+                *report.rates_table(bench.contenders[0], bench.contenders[-1], bench.bare),
+                "",
+                *report.counts_table(counts),
+            ]
+            conditions = report.conditions(domain, rounds, date, loads)
+        grown = growth(scratch, RELEASE)
+        text = "\n".join([*lines, "", *report.growth_table(grown), "", *conditions])
+        print(f"\n{text}")
+        if write:
+            report.write(text)
+            report.draw(bench.contenders, grown)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ways to the guest that are compared, and how a playbook is run over one of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import ssh
+from lab.host import LabError
+from lab.libvirt import Domain
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}
+Task = dict[str, Any]
+
+
+@dataclass
+class Contender:
+    """A way to the guest, by host variables and environment, and what was measured over it, round by round, by title.
+
+    ``slow``: it takes part in the first round only, and with fewer files in a tree.
+    """
+
+    name: str
+    variables: Mapping[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    slow: bool = False
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+def contenders(domain: Domain) -> list[Contender]:
+    """Return those that there are: this collection as it comes is the first, ssh the last."""
+    qga = {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(domain.agent_socket)}
+    over_ssh = {**PYTHON, **ssh.variables(domain), "ansible_ssh_pipelining": True}
+    libvirt_qemu = {
+        **PYTHON,
+        "ansible_connection": "community.libvirt.libvirt_qemu",
+        "ansible_libvirt_uri": domain.daemon.uri,
+        "ansible_host": domain.name,
+    }
+    found = [
+        Contender("qga", qga),
+        Contender("qga, no warm Python", {**qga, "ansible_qga_warm_python": False}, slow=True),
+        Contender("qga, guest-exec", {**qga, "ansible_qga_exec_method": "guest-exec"}, slow=True),
+    ]
+    strategies = _strategies()
+    if strategies:
+        mitogen = {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(strategies)}
+        found.append(Contender("mitogen over ssh", over_ssh, mitogen))
+    if importlib.util.find_spec("ansible_collections.community.libvirt"):
+        found.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
+    return [*found, Contender("ssh", over_ssh)]
+
+
+def _strategies() -> Path | None:
+    spec = importlib.util.find_spec("ansible_mitogen")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "plugins" / "strategy"
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """Return an environment with nothing of the user's ansible settings in it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    own = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(scratch / "ansible")}
+    return {**kept, **own, "ANSIBLE_LOCALHOST_WARNING": "false", "LC_ALL": "C.UTF-8"}
+
+
+def seconds_of(
+    scratch: Path,
+    hosts: Mapping[str, Mapping[str, Any]],
+    tasks: list[Task],
+    extra: Mapping[str, str] | None = None,
+    *,
+    anew: bool = False,
+    forks: int = 5,
+) -> float:
+    """Run tasks on ``hosts``; return the seconds they took, without Ansible's start.
+
+    ``anew`` ends what others have left in the guest and here; otherwise there is a connection already.
+    """
+    before: Task = {"ansible.builtin.meta": "reset_connection"} if anew else {"ansible.builtin.raw": "true"}
+    started = {"ansible.builtin.set_fact": {"started": "{{ lookup('pipe', 'date +%s.%N') }}"}, "run_once": True}
+    ended = {"ansible.builtin.debug": {"msg": "ended={{ lookup('pipe', 'date +%s.%N') }} started={{ started }}"}}
+    output = run(scratch, hosts, [before, started, *tasks, {**ended, "run_once": True}], extra, forks)
+    match = re.search(r"ended=([0-9.]+) started=([0-9.]+)", output)
+    if match is None:
+        raise LabError(f"the playbook printed no time: {output}")
+    return float(match.group(1)) - float(match.group(2))
+
+
+def run(
+    scratch: Path,
+    hosts: Mapping[str, Mapping[str, Any]],
+    tasks: list[Task],
+    extra: Mapping[str, str] | None = None,
+    forks: int = 5,
+) -> str:
+    """Run tasks on ``hosts`` and return what ansible-playbook printed."""
+    inventory, playbook = scratch / "inventory.json", scratch / "playbook.json"
+    inventory.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(inventory), "--forks", str(forks), str(playbook)],
+        cwd=ROOT,
+        env={**environment(scratch), **(extra or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    if done.returncode != 0:
+        raise LabError(f"a playbook failed over {', '.join(hosts)}: {done.stdout}")
+    return done.stdout

@@ -1,0 +1,203 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One guest and all the ways to it: seconds of plays, MB/s of files, requests and bytes of a task."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.bench.contenders import ROOT, Contender, Task, contenders, environment, run, seconds_of
+from lab.bench.plays import FEWER_FILES, FILES, GONE, LOOP, LOOPED, ONE, PLAYS, TREE, TRUE, tree
+from lab.host import LabError
+from lab.libvirt import Domain
+from lab.tally import Tally
+
+COUNTED = 10  # tasks
+MEGABYTE = 1_000_000
+FILE_SIZE = 16 * MEGABYTE
+CHUNKS = (256 << 10, 1 << 20, 3 << 20)  # of a bare loop; base64 makes 4 MiB of the last
+IN_GUEST = "/root/bench.bin"
+KINDS = ("random", "text")
+
+
+def progress(text: str) -> None:
+    print(f"bench: {text}", flush=True)
+
+
+class Bench:
+    """A guest, the ways to it, and what was measured."""
+
+    def __init__(self, domain: Domain, scratch: Path) -> None:
+        self._domain = domain
+        self._scratch = scratch
+        self.contenders: list[Contender] = []
+        self.bare: dict[str, list[float]] = defaultdict(list)
+
+    def prepare(self) -> None:
+        """Wait for the guest, and write what the measurements need."""
+        started = time.monotonic()
+        progress("booting a guest with a NIC, for ssh")
+        self._domain.wait_booted()
+        self._domain.wait_agent()
+        self._domain.start_second_agent()
+        progress(f"booted in {time.monotonic() - started:.0f} s")
+        self.contenders = contenders(self._domain)
+        (self._scratch / "bench.j2").write_text("a template of {{ inventory_hostname }}\n", encoding="utf-8")
+        # Random: nothing compresses that, neither this collection nor ssh, which Ansible tells to.
+        self._content("random").write_bytes(os.urandom(FILE_SIZE))
+        self._content("text").write_bytes(_text(FILE_SIZE))
+        _load_plugins(environment(self._scratch))
+
+    def round(self, number: int) -> None:
+        """Measure everything once; who is first alternates."""
+        taking_part = [one for one in self.contenders if not (one.slow and number)][:: -1 if number % 2 else 1]
+        for title, tasks in PLAYS.items():
+            for one in taking_part:
+                if not one.seconds[title]:  # warms the guest's caches, and makes what the play makes
+                    self._seconds_of(one, [TRUE] if title == LOOPED else tasks)
+                self._note(number, one, title, self._seconds_of(one, tasks) / (LOOP if title == LOOPED else 1))
+        for one in taking_part:
+            if one.name.startswith("qga"):
+                self._note(number, one, ONE, self._seconds_of(one, [TRUE], anew=True))
+        for one in taking_part:
+            files = FILES if one.name == "qga" else FEWER_FILES
+            self._run(one, [GONE])
+            self._note(number, one, TREE, self._seconds_of(one, tree(self._scratch, files)) / files)
+        self._round_of_files(number)
+
+    def _round_of_files(self, number: int) -> None:
+        compared = (self.contenders[0], self.contenders[-1])  # files do not depend on the rest
+        for kind in KINDS:
+            for one in compared:
+                put, fetch = self._transfers(one, kind)
+                one.rates[f"put, {kind}"].append(put)
+                one.rates[f"fetch, {kind}"].append(fetch)
+                progress(f"round {number + 1}: {one.name}: {kind}: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
+        put, fetch = self._bare_loop()
+        for kind in KINDS:
+            self.bare[f"put, {kind}"].append(put)
+            self.bare[f"fetch, {kind}"].append(fetch)
+        progress(f"round {number + 1}: bare loop: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
+
+    def count(self) -> dict[str, tuple[float, float, float]]:
+        """Return what one task makes travel, by agent command: requests, bytes out and bytes back.
+
+        That is the difference between a loop of 1 + COUNTED tasks and one of 1, divided.
+        """
+        progress("counting requests and bytes")
+        few, many = self._tally(1), self._tally(1 + COUNTED)
+        none = (0, 0, 0)
+        counts = {}
+        for command in sorted(many):
+            requests, out, back = (
+                (more - less) / COUNTED for more, less in zip(many[command], few.get(command, none), strict=True)
+            )
+            counts[command] = (requests, out, back)
+        return counts
+
+    # Inside
+
+    def _note(self, number: int, one: Contender, title: str, seconds: float) -> None:
+        one.seconds[title].append(seconds)
+        progress(f"round {number + 1}: {title}: {one.name}: {seconds:.2f} s")
+
+    def _seconds_of(self, one: Contender, tasks: list[Task], anew: bool = False) -> float:
+        return seconds_of(self._scratch, {"guest": one.variables}, tasks, one.environment, anew=anew)
+
+    def _run(self, one: Contender, tasks: list[Task]) -> None:
+        run(self._scratch, {"guest": one.variables}, tasks, one.environment)
+
+    def _content(self, kind: str) -> Path:
+        return self._scratch / f"{kind}.bin"
+
+    def _transfers(self, one: Contender, kind: str) -> tuple[float, float]:
+        """Put a file and fetch it back by the connection plugin; return MB/s of both. The content is compared."""
+        connection = _connection(one.variables)
+        source, back = self._content(kind), self._scratch / "back"
+        put = _seconds(lambda: connection.put_file(str(source), IN_GUEST))
+        there = self._sum_and_remove(False)
+        fetch = _seconds(lambda: connection.fetch_file(IN_GUEST, str(back)))
+        connection.close()
+        self._sum_and_remove(True)
+        if not _sha256(source) == there == _sha256(back):
+            raise LabError(f"{one.name}: the file arrived differently")
+        return FILE_SIZE / MEGABYTE / put, FILE_SIZE / MEGABYTE / fetch
+
+    def _sum_and_remove(self, remove: bool) -> str:
+        return self._domain.run(f"sha256sum <{IN_GUEST}{f'; rm {IN_GUEST}' if remove else ''}")[1].split()[0]
+
+    def _bare_loop(self) -> tuple[float, float]:
+        """Return the MB/s that writing and reading reach with the best chunk size, without any verification."""
+        # By name, because it is found only where Ansible's plugins are.
+        library = "ansible_collections.qemu.guest.plugins.module_utils"
+        open_agent = importlib.import_module(f"{library}._agent").open_agent
+        open_file = importlib.import_module(f"{library}._files").GuestFile
+        data = self._content("random").read_bytes()
+        puts, fetches = [], []
+        for chunk in CHUNKS:
+            with open_agent(str(self._domain.agent_socket), 120) as agent:
+
+                def write(agent: Any = agent, chunk: int = chunk) -> None:
+                    with open_file(agent, IN_GUEST, "w") as file:
+                        for start in range(0, len(data), chunk):
+                            file.write(data[start : start + chunk])
+
+                def read(agent: Any = agent, chunk: int = chunk) -> None:
+                    with open_file(agent, IN_GUEST) as file:
+                        while file.read(chunk):
+                            pass
+
+                puts.append(_seconds(write))
+                fetches.append(_seconds(read))
+        self._sum_and_remove(True)
+        return FILE_SIZE / MEGABYTE / min(puts), FILE_SIZE / MEGABYTE / min(fetches)
+
+    def _tally(self, count: int) -> dict[str, tuple[int, int, int]]:
+        with Tally(self._scratch / f"tally-{count}.sock", self._domain.agent_socket) as tally:
+            # Its keeper would keep others from the agent.
+            own = {"ansible_qga_address": str(tally.path), "ansible_qga_persist": 0}
+            run(self._scratch, {"guest": {**self.contenders[0].variables, **own}}, [{**TRUE, "loop": [*range(count)]}])
+            return {name: (one.requests, one.sent, one.received) for name, one in tally.counts.items()}
+
+
+def _text(size: int) -> bytes:
+    """Return text: this project's own documents and programs, again and again."""
+    paths = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "plugins").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
+    once = b"".join(path.read_bytes() for path in paths)
+    # Further apart than gzip looks back, so repeating gains nothing.
+    return (once * (size // len(once) + 1))[:size]
+
+
+def _load_plugins(variables: Mapping[str, str]) -> None:
+    """Make Ansible's plugins usable in this process. It reads its settings when it is imported, so not before."""
+    os.environ.update(variables)
+    from ansible.plugins.loader import init_plugin_loader
+
+    init_plugin_loader([str(ROOT / ".dev" / "collections")])
+
+
+def _connection(variables: Mapping[str, Any]) -> Any:
+    from ansible.playbook.play_context import PlayContext
+    from ansible.plugins.loader import connection_loader
+
+    connection = connection_loader.get(variables["ansible_connection"], PlayContext())
+    connection.set_options(var_options=dict(variables))
+    return connection
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

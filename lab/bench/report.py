@@ -1,0 +1,142 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tables and the picture of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from lab import accel, image
+from lab.bench.contenders import ROOT, Contender
+from lab.bench.growth import TASKS
+from lab.bench.plays import LOOPED, MIXED, ONE, PLAYS, SETUP, TREE
+from lab.libvirt import Domain
+
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+PICTURE = ROOT / "docs" / "benchmarks.svg"
+MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+
+
+def plays_table(contenders: Sequence[Contender]) -> list[str]:
+    lines = [
+        f"| seconds | {' | '.join(one.name for one in contenders)} | ssh / qga |",
+        "|---" * (len(contenders) + 2) + "|",
+    ]
+    for title in [*PLAYS, TREE, ONE]:
+        figures = [one.seconds.get(title, []) for one in contenders]
+        ratio = f"{median(figures[-1]) / median(figures[0]):.1f}" if figures[-1] and figures[0] else ""
+        lines.append(f"| {title} | {' | '.join(map(_spread, figures))} | {ratio} |")
+    return lines
+
+
+def rates_table(qga: Contender, ssh: Contender, bare: Mapping[str, list[float]]) -> list[str]:
+    lines = ["| MB/s | qga | ssh | bare loop | qga / bare loop |", "|---|---|---|---|---|"]
+    for title, ours in qga.rates.items():
+        ratio = f"{median(ours) / median(bare[title]):.2f}"
+        lines.append(f"| {title} | {_spread(ours)} | {_spread(ssh.rates[title])} | {_spread(bare[title])} | {ratio} |")
+    return lines
+
+
+def counts_table(counts: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    lines = ["| agent command, per task | requests | bytes out | bytes back |", "|---|---|---|---|"]
+    for command, numbers in counts.items():
+        lines.append(_row(f"`{command}`", *numbers))
+    return [*lines, _row("all", *(sum(column) for column in zip(*counts.values(), strict=True)))]
+
+
+def growth_table(growth: Mapping[str, Mapping[int, float]]) -> list[str]:
+    numbers = list(growth["qga"])
+    lines = [
+        f"| seconds of {TASKS} tasks on so many guests at once | {' | '.join(map(str, numbers))} |",
+        "|---" * (len(numbers) + 1) + "|",
+    ]
+    for name, seconds in growth.items():
+        lines.append(f"| {name} | {' | '.join(f'{seconds[number]:.1f}' for number in numbers)} |")
+    return lines
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return "".join(f"{value:.2f}" for value in values)
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _row(title: str, *numbers: float) -> str:
+    return f"| {title} | {numbers[0]:.1f} | {numbers[1]:.0f} | {numbers[2]:.0f} |"
+
+
+def conditions(domain: Domain, rounds: int, date: str, loads: Sequence[float]) -> list[str]:
+    """Return how the figures were taken."""
+    how = "KVM" if accel.accelerator() == "kvm" else "emulation (TCG), no KVM"
+    return [
+        f"Taken on {date}, {rounds} rounds; medians, with the least and the greatest in parentheses. Who has a single "
+        "figure took part in the first round only.",
+        "",
+        f"- host: {os.cpu_count()} processors ({platform.machine()}), load average {loads[0]:.1f} before the rounds "
+        f"and {loads[1]:.1f} after them; the guest itself makes up to {domain.cpus} of it",
+        f"- guest: {_said('qemu-system-x86_64', '--version')}, {how}, {domain.cpus} processors, "
+        f"{domain.memory_mib} MiB; Debian {domain.release}, agent {image.build(domain.release).agent_version} on "
+        f"virtio-serial; ssh through QEMU's user network; libvirt {_said('virsh', '--version')}",
+        f"- controller: {_versions()}, Python {platform.python_version()}, {_said('ssh', '-V')}",
+    ]
+
+
+def _versions() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("ansible-core", "mitogen", "ansible"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _said(*argv: str) -> str:
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    return done.stdout.splitlines()[0].partition(" (")[0].partition(",")[0].replace("emulator version ", "")
+
+
+def write(text: str) -> None:
+    """Put the tables into the document."""
+    before, _begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKERS[0])
+    _old, end, after = rest.partition(MARKERS[1])
+    if not end:
+        raise SystemExit(f"bench: {DOCUMENT} does not have the lines {MARKERS[0]} and {MARKERS[1]}")
+    DOCUMENT.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", encoding="utf-8")
+    print(f"bench: written to {DOCUMENT}")
+
+
+def draw(contenders: Sequence[Contender], growth: Mapping[str, Mapping[int, float]], path: Path = PICTURE) -> None:
+    """Draw seconds by contender, and how they grow with guests; an SVG that differs only if the figures do."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "qemu.guest", "font.size": 9})
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 5, figsize=(14, 3.2), layout="constrained")
+    titles = {LOOPED: "command: true, per item", MIXED: "12 modules", SETUP: "setup", TREE: "copy, per small file"}
+    for panel, (title, shown) in zip(panels, titles.items(), strict=False):
+        measured = [one for one in contenders if one.seconds.get(title)][::-1]
+        seconds = [median(one.seconds[title]) for one in measured]
+        colours = ["tab:blue" if one.name == "qga" else "silver" for one in measured]
+        bars = panel.barh([one.name for one in measured], seconds, color=colours)
+        panel.bar_label(bars, fmt="%.2f", padding=2)
+        panel.set_title(f"{shown}, s")
+        panel.margins(x=0.2)
+        panel.xaxis.set_visible(False)
+        panel.spines[["top", "right", "bottom"]].set_visible(False)
+    for name, by_guests in growth.items():
+        panels[-1].plot(list(by_guests), list(by_guests.values()), marker="o", label=name)
+    panels[-1].set_title(f"{TASKS} tasks by guests, s")
+    panels[-1].legend()
+    figure.savefig(path, metadata={"Date": None})
+    print(f"bench: drawn to {path}")
