@@ -206,11 +206,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs, finish
 from ansible_collections.qemu.guest.plugins.module_utils._files import Progress
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
@@ -396,22 +396,25 @@ class Connection(ConnectionBase):
                 raise AnsibleError(f"{word} {self.become.name} password")
 
     def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
-        result = self._run(command, stdin)
-        if self._warm:
-            self._warm.settle()
-        return result
-
-    def _run(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent
         if self._runner:
             try:
-                return run_shell(self._runner, command, stdin)
+                return self._run_by_runner(self._runner, command, stdin)
             except (CommandUnavailable, NoRunnerError) as exc:
                 if not can_run_programs(agent) or self.get_option("exec_method") == "runner":
                     raise
                 display.vvv(f"{exc} Using guest-exec.", host=self._name)
                 self._runner = None
         return run_shell(agent, command, stdin)
+
+    def _run_by_runner(self, runner: Agent, command: bytes, stdin: bytes) -> ExecResult:
+        pid = start_shell(runner, command, stdin)
+        if self._warm:
+            self._warm.begin()
+        result = finish(runner, pid)
+        if self._warm:
+            self._warm.settle()
+        return result
 
     def _end_warm(self) -> None:
         if self.agent and self._runner and self._warm:

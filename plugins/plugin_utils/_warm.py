@@ -100,7 +100,8 @@ class WarmPython:
         self._agent = agent
         self._log = log
         self._spool = Spool(agent, _SPOOL)
-        self._starter = 0  # the program that starts a server, if there is one
+        self._wanted: Callable[[], None] | None = None  # starts the server that was missed
+        self._starter = 0  # the program that does so
         self._fetched = 0  # a result that is still there, if there is one
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
@@ -122,23 +123,30 @@ class WarmPython:
         if len(command) > _LONGEST_COMMAND or b"\0" in command:
             return None
         # Never what a server is started for: it may be there to install Python.
-        line = self._handled(_request("", "", command, stdin), lambda: None)
+        line = self._handled(_request("", "", command, stdin))
         return line if isinstance(line, ExecResult) else None
 
     def _run_module(
         self, command: str, python: str, archive: _Archive, before: bytes, after: bytes
     ) -> ExecResult | None:
         request = _request(command, archive.digest, before, after)
-        start = functools.partial(self._start, python, request, archive)
-        line = self._handled(request, start)
+        line = self._handled(request)
         if line == "blob":
             # Whole under its name or not: the server looks whether its checksum is right.
             self._spool.write(f"{archive.digest}.blob", archive.blob)
-            line = self._handled(request, start)
+            line = self._handled(request)
+        if line == "none":
+            self._wanted = functools.partial(self._start, python, request, archive)
         return line if isinstance(line, ExecResult) else None
 
+    def begin(self) -> None:
+        """Start the server that was missed last, if one was, and do not wait for it: a task runs beside it, without."""
+        wanted, self._wanted = self._wanted, None
+        if wanted:
+            wanted()
+
     def settle(self) -> None:
-        """Take the result of what was started beside the last command."""
+        """Take the result of what ``begin`` started."""
         starter, self._starter = self._starter, 0
         if starter:
             finish(self._agent, starter)
@@ -154,12 +162,14 @@ class WarmPython:
         self.forget()
         self._spool.ring("quit")
 
-    def _handled(self, request: bytes, start: Callable[[], None]) -> ExecResult | str:
-        """Return the result of a request, or the word that tells why it has none; it was not run then."""
+    def _handled(self, request: bytes) -> ExecResult | str:
+        """Return the result of a request, or the word that tells why it has none; it was not run then.
+
+        C(none) is the word if there is no server; see _warm_server.py for others.
+        """
         number = new_number()
         if not self._hand_over(number, request):
-            start()
-            return "plain"
+            return "none"
         looked = time.monotonic()
         for pause in pauses():
             content = self._spool.ended(number)
@@ -195,7 +205,7 @@ class WarmPython:
         return self._spool.write(f"{number}.in", request) and self._spool.ring(*lines, str(number))
 
     def _start(self, python: str, request: bytes, archive: _Archive) -> None:
-        """Start a server that gets ready for requests such as this, and do not wait for it."""
+        """Start a server that gets ready for requests such as this."""
         if exists(self._agent, _FAILED):
             return
         self._log("starting warm Python in the guest")

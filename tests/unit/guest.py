@@ -95,7 +95,7 @@ class Guest:
     def close(self) -> None:
         """End what is still running."""
         for pid in self.runner.glob("*/pid"):
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, FileNotFoundError):  # one that is just ending by itself
                 os.kill(int(pid.read_text()), signal.SIGTERM)
         for program in self.programs.values():
             with suppress(ProcessLookupError):

@@ -104,10 +104,17 @@ def warm(agent: RunnerAgent) -> Iterator[WarmPython]:
 COMMAND = sys.executable
 
 
+def attempted(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> ExecResult | None:
+    """Run a program, and start what was missed."""
+    result = warm.run(command, program or module(""))
+    warm.begin()
+    return result
+
+
 def warmed(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> None:
     """Wait until there is an interpreter for the command."""
     end = time.monotonic() + 60
-    while not warm.run(command, program or module("")):
+    while not attempted(warm, command, program):
         assert time.monotonic() < end, "there is no warm interpreter after 60 s"
         time.sleep(0.05)
 
@@ -231,6 +238,7 @@ def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: Warm
 
 def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     assert warm.run("echo", b"") is None
+    warm.begin()
     assert not guest.runner.exists()
 
 
@@ -331,7 +339,7 @@ def test_module_that_alters_its_process_harms_no_other(agent: RunnerAgent, warm:
 def test_what_is_not_understood_is_left_to_the_plain_path(
     warm: WarmPython, guest: Guest, command: str, program: bytes
 ) -> None:
-    assert warm.run(command, program) is None
+    assert attempted(warm, command, program) is None
     assert not guest.runner.exists()
 
 
@@ -340,7 +348,7 @@ def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: Wa
     broken.write_text(f"#!/bin/sh\necho ran >>{guest.tools}/count\nexit 1\n")
     broken.chmod(0o755)
     for _attempt in range(20):
-        assert warm.run(str(broken), module("")) is None
+        assert attempted(warm, str(broken)) is None
         time.sleep(0.05)
     assert (guest.tools / "count").read_text() == "ran\n"
 
@@ -351,7 +359,7 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
     os.kill(pid, signal.SIGKILL)
     while os.path.exists(f"/proc/{pid}"):
         time.sleep(0.01)
-    assert warm.run(COMMAND, module("")) is None
+    assert attempted(warm) is None
     warmed(warm)
 
 
@@ -451,7 +459,7 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
 def test_starter_that_was_killed_is_in_the_way_for_a_while_only(warm: WarmPython, guest: Guest) -> None:
     place = guest.runner / f"{SPOOL}.new"
     place.mkdir(parents=True)
-    assert warm.run(COMMAND, module("")) is None
+    assert attempted(warm) is None
     warm.settle()
     assert list(place.iterdir()) == []
     old = time.time() - 200
