@@ -110,6 +110,32 @@ def test_a_file(connection: Any, method: str, tally: Tally, tmp_path: Path) -> N
         assert size < 2 * 100_000 * 4 / 3 + 6000
 
 
+def test_a_small_file(connection: Any, method: str, tally: Tally, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(3000))
+    requests, size = counted(tally, lambda: connection.put_file(str(tmp_path / "source"), "/srv/counted"))
+    # One program writes it, and says what is there.
+    assert requests == ({"guest-exec": 1} if method == "guest-exec" else files(5, reads=2, writes=3))
+    assert size < 8000
+
+
+def test_a_warm_task(tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
+    variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
+    ansible = make_ansible({"counted": {**variables, "ansible_qga_persist": 0}})
+
+    def loop(items: int) -> Counted:
+        playbook = ansible.directory / f"{items}.json"
+        task = {"name": "Do nothing", "ansible.builtin.command": "true", "loop": list(range(items))}
+        playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task]}]), encoding="utf-8")
+        return counted(tally, partial(ansible.playbook, playbook))
+
+    loop(15)  # until there is an interpreter
+    (few, few_bytes), (many, many_bytes) = loop(1), loop(1 + TASKS)
+    per_task = {name: (many[name] - few.get(name, 0)) / TASKS for name in many}
+    # One on the ring, which lets the last one go, too; and its result.
+    assert {name: count for name, count in per_task.items() if count} == files(2, reads=1, writes=1)
+    assert (many_bytes - few_bytes) / TASKS < 6000, "what the guest has already is not sent again"
+
+
 def plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {*one, *other}}
 

@@ -14,12 +14,18 @@ from ansible_collections.qemu.guest.tests.integration.elsewhere import run_conne
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
 from lab.agent import LooseAgent
 
-
-def test_connection(agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
-    run_connection_tests(make_ansible({name: guest_variables(agent) for name, agent in agents.items()}))
+warm_and_plain = pytest.mark.parametrize("warm", [True, False], ids=["warm", "plain"])
 
 
+@warm_and_plain
+def test_connection(warm: bool, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    own = {"ansible_qga_warm_python": warm}
+    run_connection_tests(make_ansible({name: {**guest_variables(agent), **own} for name, agent in agents.items()}))
+
+
+@warm_and_plain
 @pytest.mark.parametrize("target", ["raw", "script", "slurp"])
-def test_target(target: str, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
-    run = run_target(make_ansible({"bookworm": guest_variables(agents["bookworm"])}), target)
+def test_target(target: str, warm: bool, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    variables = {**guest_variables(agents["bookworm"]), "ansible_qga_warm_python": warm}
+    run = run_target(make_ansible({"bookworm": variables}), target)
     assert run.recap["bookworm"]["ok"] > 20

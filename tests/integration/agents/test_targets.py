@@ -1,8 +1,8 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every target that needs no booted guest, with the agents of all releases at once, both ways: on the guest itself and
-on its hypervisor."""
+"""Every target that needs no booted guest, with the agents of all releases at once: on the guest itself, with warm and
+with plain Python, and on its hypervisor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 
 from ansible_collections.qemu.guest.tests.integration.commands import targets_of_modules
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import PLACES, run_target
+from ansible_collections.qemu.guest.tests.integration.harness import run_target
 from lab.agent import DANGEROUS, LooseAgent
 
+# Where, and whether with warm Python.
+WAYS = {"guest": ("guest", True), "guest-plain": ("guest", False), "hypervisor": ("hypervisor", True)}
 # On the hypervisor, the same operations run in a process of their own each: the oldest and the newest agent will do.
 ENDS = ("bullseye", "sid")
 
@@ -30,10 +32,10 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("target", targets_of_modules(in_guests=False))
-def test_module(
-    target: str, place: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, scratch: Path
-) -> None:
-    subjects = {name: agent for name, agent in agents.items() if place == "guest" or name in ENDS}
-    run_target(make_ansible, target, place, subjects, scratch=str(scratch), disabled_command=DANGEROUS[-1])
+def test_module(target: str, way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, scratch: Path) -> None:
+    place, warm = WAYS[way]
+    subjects = {name: agent for name, agent in agents.items() if way == "guest" or name in ENDS}
+    variables = {"scratch": str(scratch), "disabled_command": DANGEROUS[-1], "ansible_qga_warm_python": warm}
+    run_target(make_ansible, target, place, subjects, **variables)
