@@ -42,6 +42,20 @@ options:
     ini:
       - section: qga_connection
         key: libvirt_uri
+  hypervisor:
+    description:
+      - The machine on which the socket is, as a destination of C(ssh) (V([USER@]HOST), or what the user's C(ssh)
+        configuration knows). The socket is forwarded by OpenSSH, so that machine needs nothing but C(sshd), and the
+        user there permission to use the socket. Nobody is asked for a password.
+      - Without it, the socket is on the machine that runs Ansible. It goes with the path of a socket only.
+    type: str
+    vars:
+      - name: ansible_qga_hypervisor
+    env:
+      - name: ANSIBLE_QGA_HYPERVISOR
+    ini:
+      - section: qga_connection
+        key: hypervisor
   host:
     description:
       - Used in place of O(address) where that is not set and this has one of its forms.
@@ -177,6 +191,16 @@ EXAMPLES = r"""
         content: Managed without a network.
         dest: /etc/motd
         mode: "0644"
+
+- name: Configure a guest of another machine, which needs nothing but an SSH server
+  hosts: vm2
+  vars:
+    ansible_connection: qemu.guest.qga
+    ansible_qga_address: /run/vm2.qga
+    ansible_qga_hypervisor: root@hypervisor.example.com
+  tasks:
+    - name: See that the agent answers
+      qemu.guest.qga_ping:
 """
 
 import contextlib
@@ -196,7 +220,7 @@ from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
-from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, Address, parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
     CommandUnavailable,
@@ -208,6 +232,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs, finish
 from ansible_collections.qemu.guest.plugins.module_utils._files import Progress
+from ansible_collections.qemu.guest.plugins.module_utils._forward import forwarded
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
@@ -322,7 +347,7 @@ class Connection(ConnectionBase):
             self._end_warm()
         self.close()
         with contextlib.suppress(AnsibleError, QgaError):
-            dismiss(parse_address(self._address()))
+            dismiss(self._address())
         self._connect()
 
     def close(self) -> None:
@@ -421,18 +446,24 @@ class Connection(ConnectionBase):
             self._runner.timeout = _RESET_SECONDS
             self._warm.end()
 
-    def _address(self) -> str:
-        address = self.get_option("address")
-        if address:
-            return address
-        host = self.get_option("host") or ""
-        try:
-            parse_address(host)
-        except AddressError:
-            raise AnsibleError(
-                f"{self._name}: where is its guest agent? Set ansible_qga_address for the host, to {FORMS}."
-            ) from None
-        return host
+    def _address(self) -> Address:
+        """Return where the agent is.
+
+        :raise AnsibleError: if nothing says that.
+        :raise AddressError: if what says that is no address.
+        """
+        text = self.get_option("address")
+        if not text:
+            text = self.get_option("host") or ""
+            try:
+                parse_address(text)
+            except AddressError:
+                raise AnsibleError(
+                    f"{self._name}: where is its guest agent? Set ansible_qga_address for the host, to {FORMS}."
+                ) from None
+        address = parse_address(text)
+        hypervisor = self.get_option("hypervisor")
+        return forwarded(address, hypervisor) if hypervisor else address
 
     def _guest_path(self, path: str) -> str:
         """Return ``path`` as an absolute one: the agent's working directory is /, and it knows no ~."""

@@ -434,6 +434,12 @@ class SocketAgent(Agent):
         """Close the channel and return why a sync was not answered. A sync changes nothing: nothing was sent."""
         taken, who = seat_holder(self._address.path, channel.inode) if self._address.kind == "unix" else (False, "")
         self.close()
+        if not deadline.expired and self._address.kind == "ssh":
+            return ConnectError(
+                "the socket there cannot be reached, or was closed.",
+                hint="Is the guest running there, may that user use the socket, and does its sshd allow "
+                "AllowStreamLocalForwarding?",
+            )
         if not deadline.expired:
             return ConnectError(f"{exc.message}.")
         if taken:

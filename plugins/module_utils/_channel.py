@@ -70,7 +70,10 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Address:
-    """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set."""
+    """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
+
+    C(ssh) is a UNIX socket on another machine, see _forward.py.
+    """
 
     kind: str
     path: str = ""
@@ -84,6 +87,8 @@ class Address:
             return f"unix:{self.path}"
         if self.kind == "vsock":
             return f"vsock:{self.cid}:{self.port}"
+        if self.kind == "ssh":
+            return f"unix:{self.path} on {self.host}"
         if self.kind == "libvirt":
             return f"libvirt:{self.domain}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -405,10 +410,18 @@ def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
         raise ConnectError(f"cannot connect: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
+def _connect_ssh(address: Address, deadline: Deadline) -> socket.socket:
+    # Here, because it builds on this module.
+    from ansible_collections.qemu.guest.plugins.module_utils._forward import connect
+
+    return connect(address, deadline)
+
+
 _CONNECTORS: dict[str, Callable[[Address, Deadline], socket.socket]] = {
     "unix": _connect_unix,
     "vsock": _connect_vsock,
     "tcp": _connect_tcp,
+    "ssh": _connect_ssh,
 }
 
 

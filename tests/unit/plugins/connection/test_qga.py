@@ -81,7 +81,7 @@ def test_no_address(connection: Connect, options: dict[str, str]) -> None:
 
 def test_libvirt_uri(connection: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setattr(qga, "open_agent", lambda address, timeout, **how: given.append((address, how["libvirt_uri"])))
+    monkeypatch.setattr(qga, "open_agent", lambda at, timeout, **how: given.append((str(at), how["libvirt_uri"])))
     assert connection(address="libvirt:web", libvirt_uri="qemu:///session").agent is None
     assert connection(host=f"libvirt:{'0' * 8}").agent is None
     assert given == [("libvirt:web", "qemu:///session"), ("libvirt:00000000", None)]
