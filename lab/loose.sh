@@ -62,9 +62,16 @@ start() {
     echo ready
 }
 
-start
-while read -r _; do
-    kill -KILL "$agent"
-    wait "$agent" || true
+serve() {
     start
-done
+    while read -r _; do
+        kill -KILL "$agent"
+        wait "$agent" || true
+        start
+    done
+}
+
+# The first process is the one to bury orphans; the shell does it while it waits.
+exec 3<&0
+serve <&3 3<&- &
+wait
