@@ -22,8 +22,7 @@ MORE = [
     "fetch/run_fetch_tests.yml", "fetch/injection/avoid_slurp_return.yml", "environment/test_environment.yml",
     "remote_tmp/playbook.yml", "interpreter_discovery_python", "wait_for_connection", "template", "unarchive",
     "lineinfile", "file", "copy", "assemble", "blockinfile", "cron", "facts_d", "find", "getent", "group",
-    "package_facts", "replace", "service_facts", "unsafe_writes", "user", "wait_for",
-    "gathering_facts/test_gathering_facts.yml",
+    "package_facts", "replace", "service_facts", "user", "wait_for",
 ]
 # fmt: on
 
