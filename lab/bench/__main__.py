@@ -61,8 +61,8 @@ def _measure(rounds: int, date: str, write: bool) -> None:
         text = "\n".join([*lines, "", *report.growth_table(grown), "", *conditions])
         print(f"\n{text}")
         if write:
-            report.write(text)
             report.draw(bench.contenders, grown)
+            report.write(f"![seconds of plays over each connection]({report.PICTURE.name})\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ Task = dict[str, Any]
 class Contender:
     """A way to the guest, by host variables and environment, and what was measured over it, round by round, by title.
 
-    ``slow``: it takes part in the first round only, and with fewer files in a tree.
+    ``slow``: it takes part in the first round only, with a shorter loop and without the tree.
     """
 
     name: str
@@ -59,7 +59,9 @@ def contenders(domain: Domain) -> list[Contender]:
     strategies = _strategies()
     if strategies:
         mitogen = {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(strategies)}
-        found.append(Contender("mitogen over ssh", over_ssh, mitogen))
+        mitogen["ANSIBLE_HOST_KEY_CHECKING"] = "false"  # it overrides ssh's arguments
+        # It takes the place of connections that it knows, by this name.
+        found.append(Contender("mitogen over ssh", {**over_ssh, "ansible_connection": "ssh"}, mitogen))
     if importlib.util.find_spec("ansible_collections.community.libvirt"):
         found.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
     return [*found, Contender("ssh", over_ssh)]

@@ -10,8 +10,8 @@ from typing import Any
 
 from lab.bench.contenders import Task
 
-LOOP = 20
-# Files of a tree, and of one for those who take minutes for it.
+# Items of a loop and files of a tree; and of shorter ones, for those who take minutes for that.
+LOOP, SHORTER_LOOP = 20, 5
 FILES, FEWER_FILES = 200, 10
 
 # One task of each, as a role has them that sets a service up.
@@ -37,10 +37,13 @@ ONE = "one `command: true` in a guest where nothing is left of others"
 TREE = "a tree of small files by `copy`, per file"
 
 PLAYS: dict[str, list[Task]] = {
-    LOOPED: [{**TRUE, "loop": list(range(LOOP))}],
     MIXED: [{f"ansible.builtin.{name}": options} for name, options in MIX.items()],
     SETUP: [{"ansible.builtin.setup": {}}],
 }
+
+
+def loop(items: int) -> list[Task]:
+    return [{**TRUE, "loop": list(range(items))}]
 
 
 def tree(scratch: Path, files: int) -> list[Task]:

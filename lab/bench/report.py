@@ -28,7 +28,7 @@ def plays_table(contenders: Sequence[Contender]) -> list[str]:
         f"| seconds | {' | '.join(one.name for one in contenders)} | ssh / qga |",
         "|---" * (len(contenders) + 2) + "|",
     ]
-    for title in [*PLAYS, TREE, ONE]:
+    for title in [LOOPED, *PLAYS, TREE, ONE]:
         figures = [one.seconds.get(title, []) for one in contenders]
         ratio = f"{median(figures[-1]) / median(figures[0]):.1f}" if figures[-1] and figures[0] else ""
         lines.append(f"| {title} | {' | '.join(map(_spread, figures))} | {ratio} |")
