@@ -62,16 +62,22 @@ def contenders(domain: Domain) -> list[Contender]:
         mitogen["ANSIBLE_HOST_KEY_CHECKING"] = "false"  # it overrides ssh's arguments
         # It takes the place of connections that it knows, by this name.
         found.append(Contender("mitogen over ssh", {**over_ssh, "ansible_connection": "ssh"}, mitogen))
-    if importlib.util.find_spec("ansible_collections.community.libvirt"):
+    if (_site() / "ansible_collections" / "community" / "libvirt").exists():
         found.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
     return [*found, Contender("ssh", over_ssh)]
 
 
-def _strategies() -> Path | None:
-    spec = importlib.util.find_spec("ansible_mitogen")
+def _site() -> Path:
+    """Return where ansible-core is installed, and what comes with it. Nothing of it is imported here."""
+    spec = importlib.util.find_spec("ansible")
     if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "plugins" / "strategy"
+        raise LabError("there is no ansible here: use tests/tools/with bench python -m lab.bench")
+    return Path(spec.origin).parents[1]
+
+
+def _strategies() -> Path | None:
+    strategies = _site() / "ansible_mitogen" / "plugins" / "strategy"
+    return strategies if strategies.exists() else None
 
 
 def environment(scratch: Path) -> dict[str, str]:

@@ -54,7 +54,7 @@ _GAIN = 0.7
 _LEVEL = 6
 # What is compressed, unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in
 # the guest's memory until they are unpacked.
-_PIECE = 4 * CHUNK
+_PIECE = 8 * CHUNK
 
 _CREATE = "[ -e {name} ] || {{ umask 077; set -C; : >{name} && set +C; }}"
 
