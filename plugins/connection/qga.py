@@ -232,11 +232,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs, finish
 from ansible_collections.qemu.guest.plugins.module_utils._files import Progress
-from ansible_collections.qemu.guest.plugins.module_utils._forward import forwarded
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
 from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 
@@ -274,12 +274,14 @@ class Connection(ConnectionBase):
             persist = self.get_option("persist")
             log = functools.partial(display.vvvvv, host=name)
             try:
+                address = self._address()
                 agent = open_agent(
-                    self._address(),
+                    address,
                     self.get_option("agent_timeout"),
                     log=log,
                     libvirt_uri=self.get_option("libvirt_uri"),
                     share=functools.partial(share, seconds=persist) if persist else None,
+                    connect=connect if address.kind == "ssh" else None,
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc

@@ -25,6 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils import _commands, _erro
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
     Address,
     Channel,
+    Connect,
     Deadline,
     Step,
     open_channel,
@@ -307,8 +308,10 @@ class SocketAgent(Agent):
         log: Log | None = None,
         max_reply: int = _wire.MAX_REPLY,
         share: Share | None = None,
+        connect: Connect | None = None,
     ) -> None:
         super().__init__(str(address), timeout, log)
+        self._connect = connect
         self._address = address
         self._max_reply = max_reply
         self._channel: Channel | None = None
@@ -327,7 +330,7 @@ class SocketAgent(Agent):
         return self._address.identity
 
     def again(self) -> Agent:
-        return SocketAgent(self._address, self.timeout, None, self._max_reply)
+        return SocketAgent(self._address, self.timeout, None, self._max_reply, connect=self._connect)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         channel, step = self._in_step(deadline)
@@ -370,7 +373,7 @@ class SocketAgent(Agent):
         while True:
             fresh = self._channel is None
             channel = self._channel = self._channel or open_channel(
-                self._address, deadline, lambda: join(self._address, deadline)
+                self._address, deadline, lambda: join(self._address, deadline), self._connect
             )
             try:
                 step = self._synced(channel, deadline)
@@ -475,10 +478,11 @@ def open_agent(
     max_reply: int = _wire.MAX_REPLY,
     libvirt_uri: str | None = None,
     share: Share | None = None,
+    connect: Connect | None = None,
 ) -> Agent:
     """Return the Agent at ``address``. Nothing is connected before its first command.
 
-    ``share`` is called with a channel that was opened here; libvirt's is shared anyway.
+    ``share`` is called with a channel that was opened here; libvirt's is shared anyway. ``connect``: see open_channel.
 
     :raise AddressError: if the address has none of the known forms, or needs a library that is missing.
     """
@@ -489,4 +493,4 @@ def open_agent(
         from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
 
         return LibvirtAgent(address, libvirt_uri, timeout, log)
-    return SocketAgent(address, timeout, log, max_reply, share)
+    return SocketAgent(address, timeout, log, max_reply, share, connect)

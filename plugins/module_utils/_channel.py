@@ -37,6 +37,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 __all__ = (
     "Address",
     "Channel",
+    "Connect",
     "Deadline",
     "SeatLock",
     "Step",
@@ -72,7 +73,7 @@ class Deadline:
 class Address:
     """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
 
-    C(ssh) is a UNIX socket on another machine, see _forward.py.
+    C(ssh) is a UNIX socket on another machine, see plugin_utils/_forward.py.
     """
 
     kind: str
@@ -334,8 +335,19 @@ class Channel:
         return not deadline.expired and bool(poller.poll(deadline.left() * 1000))
 
 
-def open_channel(address: Address, deadline: Deadline, join: Callable[[], Channel | None] = lambda: None) -> Channel:
+Connect = Callable[[Address, Deadline], socket.socket]
+"""Returns a socket that leads to an address, or raises ConnectError."""
+
+
+def open_channel(
+    address: Address,
+    deadline: Deadline,
+    join: Callable[[], Channel | None] = lambda: None,
+    connect: Connect | None = None,
+) -> Channel:
     """Return a Channel to ``address``, with the seat's lock held; or what ``join`` returns, where somebody has it.
+
+    ``connect`` takes the place of what the kind of address needs.
 
     :raise ConnectError: with the reason and what to do.
     :raise ChannelBusyError: if one of our own processes keeps the seat until the deadline.
@@ -345,7 +357,7 @@ def open_channel(address: Address, deadline: Deadline, join: Callable[[], Channe
     if joined:
         return joined
     try:
-        return Channel(_CONNECTORS[address.kind](address, deadline), lock)
+        return Channel((connect or _CONNECTORS[address.kind])(address, deadline), lock)
     except BaseException:  # whatever it was, KeyboardInterrupt included: others must not find the seat taken
         lock.release()
         raise
@@ -410,18 +422,10 @@ def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
         raise ConnectError(f"cannot connect: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
-def _connect_ssh(address: Address, deadline: Deadline) -> socket.socket:
-    # Here, because it builds on this module.
-    from ansible_collections.qemu.guest.plugins.module_utils._forward import connect
-
-    return connect(address, deadline)
-
-
-_CONNECTORS: dict[str, Callable[[Address, Deadline], socket.socket]] = {
+_CONNECTORS: dict[str, Connect] = {
     "unix": _connect_unix,
     "vsock": _connect_vsock,
     "tcp": _connect_tcp,
-    "ssh": _connect_ssh,
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils import _channel
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline, parse_address, private_path
 from ansible_collections.qemu.guest.plugins.module_utils._errors import AddressError, ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._forward import connect, forwarded
+from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
 
 ADDRESS = forwarded(parse_address("/run/vm1.qga"), "root@hypervisor")
 
