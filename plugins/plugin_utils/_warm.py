@@ -74,6 +74,8 @@ _FAILED = f"{_SPOOL}.failed"
 
 # Bytes beside a request on the ring: two numbers.
 _ROOM = 64
+# Bytes of output that do not stay in the guest's memory until the next request.
+_FORGOTTEN_AT_ONCE = 64 << 10
 # How often somebody who waits makes sure that the server lives.
 _LOOK_SECONDS = 1.0
 
@@ -181,6 +183,8 @@ class WarmPython:
             if content:
                 rc, out, err = self._spool.result(number, content)
                 self._fetched = number
+                if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
+                    self.forget()
                 return ExecResult(rc, None, out, err)
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
