@@ -338,7 +338,9 @@ class Zygote:
             return None
         self.leave()
         ours.close()
-        request = receive(theirs)
+        # Closed by its name: a socket that is forgotten later would close a number that is somebody else's by then.
+        with theirs:
+            request = receive(theirs)
         if not request:
             os._exit(0)
         return request
