@@ -95,7 +95,7 @@ def run_target(ansible: Ansible, name: str, **options: Any) -> Run:
     if name in CONNECTION:
         paths = {"local_tmp": str(ansible.directory / "local"), "remote_tmp": "/tmp/ansible-remote"}
         variables = {"target_hosts": "all", "action_prefix": "", **paths}
-    return ansible.playbook(playbook, variables=variables, environment=environment, timeout=900, **options)
+    return ansible.playbook(playbook, variables=variables, environment=environment, timeout=3600, **options)
 
 
 def run_connection_tests(ansible: Ansible) -> None:

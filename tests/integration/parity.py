@@ -23,6 +23,19 @@ from lab import ssh
 WHOLE = os.environ.get("QEMU_GUEST_PARITY") == "all"
 """Whether all targets are run that make sense here, which takes an hour: not in `make test`."""
 
+TARGETS = ["async", "raw", "slurp"]
+"""Those of ansible-core's targets that need neither a network nor a kernel of their own; `MORE` take long."""
+
+# fmt: off
+MORE = [
+    "tempfile", "script", "stat", "command_shell", "become", "become_su", "become_sudo", "async_fail",
+    "fetch/run_fetch_tests.yml", "fetch/injection/avoid_slurp_return.yml", "environment/test_environment.yml",
+    "remote_tmp/playbook.yml", "interpreter_discovery_python", "wait_for_connection", "template", "unarchive",
+    "lineinfile", "file", "copy", "assemble", "blockinfile", "cron", "facts_d", "find", "getent", "group",
+    "package_facts", "replace", "service_facts", "user", "wait_for",
+]
+# fmt: on
+
 ABOUT_SSH = {
     "become_su": "become_su : test wrong su prompt expected",  # nobody needs to see the prompt
     "fetch/run_fetch_tests.yml": "fetch_tests : Test unreachable",  # with a wrong ansible_user

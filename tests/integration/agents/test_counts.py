@@ -46,11 +46,12 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def connection(method: str, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The plugin, connected, with its runner if it has one."""
+    """The plugin, connected, with its runner if it has one. Warm interpreters are counted below."""
     # Where the machine is slow, the runner would be looked after.
     monkeypatch.setattr(_runner, "_LOOK_SECONDS", 600)
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
     options = {"address": str(tally.path), "agent_timeout": 60, "exec_method": method, "persist": 0}
+    options["warm_python"] = False  # or one that another test has left would take the commands
     connection.set_options(direct=options)
     assert connection.exec_command("true")[0] == 0
     assert connection.agent.info

@@ -12,19 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ansible_collections.qemu.guest.tests.integration.parity import WAYS, WHOLE, Comparison
+from ansible_collections.qemu.guest.tests.integration.parity import MORE, TARGETS, WAYS, WHOLE, Comparison
 from lab.agent import LooseAgent
-
-TARGETS = ["async", "raw", "slurp"]
-# fmt: off
-MORE = [
-    "tempfile", "script", "stat", "command_shell", "become", "become_su", "become_sudo", "async_fail",
-    "fetch/run_fetch_tests.yml", "fetch/injection/avoid_slurp_return.yml", "environment/test_environment.yml",
-    "remote_tmp/playbook.yml", "interpreter_discovery_python", "wait_for_connection", "template", "unarchive",
-    "lineinfile", "file", "copy", "assemble", "blockinfile", "cron", "facts_d", "find", "getent", "group",
-    "package_facts", "replace", "service_facts", "user", "wait_for",
-]
-# fmt: on
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import secrets
 import signal
 import socket
@@ -209,9 +210,12 @@ def test_programs_are_blocked(fresh: Callable[..., dict[str, LooseAgent]], make_
 def test_files_are_blocked(fresh: Callable[..., dict[str, LooseAgent]], make_ansible: MakeAnsible) -> None:
     agents = fresh(["bullseye", "sid"], block=["guest-file-open"])
     ansible = make_ansible({n: guest_variables(a) for n, a in agents.items()})
-    # Modules are piped to the interpreter, so they need no file.
+    # Modules are piped to the interpreter, so they need no file, and a small file is written by a program.
     said(ansible.adhoc("ansible.builtin.ping"), "pong", by=2)
-    run = ansible.adhoc("ansible.builtin.copy", {"content": "x", "dest": "/srv/x"}, rc=None)
+    said(ansible.adhoc("ansible.builtin.copy", {"content": "x", "dest": "/srv/x"}), "CHANGED", by=2)
+    large = ansible.directory / "large"
+    large.write_bytes(os.urandom(100_000))
+    run = ansible.adhoc("ansible.builtin.copy", {"src": str(large), "dest": "/srv/x"}, rc=None)
     assert run.rc in (2, 4)
     said(run, "guest-file-open", "disabled by the guest's administrator", by=2)
 

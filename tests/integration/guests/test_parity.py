@@ -15,11 +15,11 @@ from ansible_collections.qemu.guest.tests.integration.elsewhere import CONNECTIO
 from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES, blocked
 from ansible_collections.qemu.guest.tests.integration.harness import HERE, Ansible, guest_variables, look
 from ansible_collections.qemu.guest.tests.integration.ordinary import ordinary_variables
-from ansible_collections.qemu.guest.tests.integration.parity import WHOLE, Comparison
+from ansible_collections.qemu.guest.tests.integration.parity import MORE, TARGETS, WHOLE, Comparison
 from lab.vm import Guest
 
 EXEC = "guest-exec,guest-exec-status"
-MORE = ["reboot", "systemd", "service", "hostname", "raw", "script", "slurp"]
+OF_A_GUEST = ["reboot", "systemd", "service", "hostname"]
 
 # Debian's package of what is installed: there is no network to get it from.
 PACK = r"""
@@ -64,7 +64,10 @@ def test_ordinary_play(guest: Guest, ansible: Ansible, tmp_path: Path) -> None:
 
 
 # Those of reset_connection have no task whose end could be compared; that they end well is seen in test_connection.py.
-@pytest.mark.parametrize("target", [*(name for name in CONNECTION if "reset" not in name), *(MORE if WHOLE else [])])
+COMPARED = [name for name in CONNECTION if "reset" not in name]
+
+
+@pytest.mark.parametrize("target", [*COMPARED, *([*OF_A_GUEST, *TARGETS, *MORE] if WHOLE else [])])
 def test_target(target: str, guest: Guest, tmp_path: Path) -> None:
     Comparison(guest, tmp_path).check(target, "runner")
 
