@@ -105,10 +105,15 @@ class Output:
 
 
 class Task:
-    """A task at work: where its output comes from and goes to. ``rc`` is None until its process has ended."""
+    """A task at work: where its output comes from and goes to. ``rc`` is None until its process tells, or has ended.
 
-    def __init__(self, path: str, preamble: bytes, errors: bytes) -> None:
+    It tells by writing to its ``input``, a descriptor of its own here, behind what was there.
+    """
+
+    def __init__(self, path: str, preamble: bytes, errors: bytes, input: int) -> None:
         self.rc: int | None = None
+        self.input = input
+        self.size = os.fstat(input).st_size
         self.outputs = (Output(f"{path}.out", "o", preamble), Output(f"{path}.err", "e", errors))
         self.streams: dict[int, Output] = {}  # where it comes from: where it goes to
         self.theirs = []
@@ -125,12 +130,16 @@ class Task:
         else:
             self.streams.pop(source).close()
             os.close(source)
+            if not self.streams and self.rc is None:
+                word = os.pread(self.input, 5, self.size)
+                self.rc = int(word) if word.endswith(b"\n") else None
 
     @property
     def ended(self) -> bool:
         return self.rc is not None and not self.streams
 
     def result(self) -> bytes:
+        os.close(self.input)
         if self.rc is None or self.rc < 0:
             return b"lost\n"
         out, err = self.outputs
@@ -202,7 +211,9 @@ class Interpreter:
                 task.rc = -1
         elif self.ready:
             ended = json.loads(message.decode("ascii"))
-            self.tasks[ended["number"]].rc = ended["rc"]
+            task = self.tasks.get(ended["number"])
+            if task:  # or it has said so itself, before its process ended
+                task.rc = ended["rc"]
         else:
             before, mark, paths = message.partition(READY)
             self.preamble += before
@@ -218,7 +229,7 @@ class Interpreter:
         self.errors.seek(0)
         was, now = self.marker.encode("ascii"), request.marker.encode("ascii")
         preambles = [text.replace(was, now) if was else text for text in (self.preamble, self.errors.read())]
-        self.tasks[number] = task = Task(path, *preambles)
+        self.tasks[number] = task = Task(path, *preambles, os.dup(request.file.fileno()))
         out, err = task.theirs
         if not self.say(number, request, {"in": request.file.fileno(), "out": out, "err": err}):
             task.rc = -1
@@ -326,11 +337,12 @@ class Server:
             elif line.startswith(b"="):
                 number, _space, packed = line[1:].partition(b" ")
                 header, _newline, rest = zlib.decompress(base64.b64decode(packed)).partition(b"\n")
-                with tempfile.TemporaryFile(dir=self.home, buffering=0) as file:
+                with open(self.path(int(number), "in"), "w+b", buffering=0) as file:
+                    os.unlink(file.name)
                     file.write(rest)
                     self.take(int(number), Request(header, file, 0))
             elif line:
-                with suppress(FileNotFoundError), open(self.path(int(line), "in"), "rb") as file:
+                with suppress(FileNotFoundError), open(self.path(int(line), "in"), "r+b") as file:
                     os.unlink(file.name)  # so it is taken once, if it was rung for twice
                     header = file.readline()
                     self.take(int(line), Request(header, file, len(header)))
