@@ -10,6 +10,7 @@ NUMBER.out and NUMBER.err; C(=N): N bytes behind the line; C(-): there is none),
 C(-NUMBER) on the ring has all of that removed.
 
 A program that takes it finds short requests on the ring itself: C(=NUMBER REQUEST), the latter by zlib and in base64.
+See Line for one that keeps a client's ring and results open.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import errno
 import random
 import re
 import time
+from contextlib import suppress
 from typing import Callable, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -33,7 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
 
-__all__ = ("LONGEST_RING", "Spool", "new_number", "patiently")
+__all__ = ("LONGEST_RING", "Line", "Spool", "new_number", "patiently")
 
 T = TypeVar("T")
 
@@ -46,6 +48,12 @@ _PAUSE = 0.2
 
 LONGEST_RING = 4000
 """Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
+
+
+# Bytes of answers after which a Line begins another file. They are in the guest's memory.
+_LONGEST_FILE = 256 << 10
+# What is read at once: the agent makes room for as much each time that it is asked.
+_ANSWER = 64 << 10
 
 
 def new_number() -> int:
@@ -134,6 +142,113 @@ class Spool:
     def has(self, name: str) -> bool:
         """Return whether there is such a file."""
         return exists(self._agent, f"{self.path}/{name}")
+
+
+class Line:
+    """A client's way to a resident program: the spool's ring, and a file NUMBER.rc, to which answers are added.
+
+    Both are held open. The agent writes each file that it opens to the guest's log, and what is asked again and again
+    whether a file is there makes the guest's journal work harder than its task; reading leaves no trace. An answer is
+    its size in bytes, a newline, and that. There is one request at a time: a line whose request was given up is not to
+    be used again.
+    """
+
+    def __init__(self, agent: Agent, spool: Spool) -> None:
+        self.number = new_number()
+        self._agent = agent
+        self._spool = spool
+        self._ring: GuestFile | None = None
+        self._answers: GuestFile | None = None
+        self._position = 0
+        self._unread = b""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there was somebody the last time."""
+        return self._answers is not None
+
+    def open(self) -> bool:
+        """Return whether somebody is there, as far as can be told; open the files for that if they are not open."""
+        if self._position >= _LONGEST_FILE:
+            self.close()
+        if self.is_open:
+            return True
+        try:
+            self._ring = GuestFile(self._agent, f"{self._spool.path}/ring", "w")
+            self._answers = GuestFile(self._agent, self._path, "w+")
+        except GuestFileError as exc:
+            return self._nobody(exc)
+        return True
+
+    @property
+    def _path(self) -> str:
+        return f"{self._spool.path}/{self.number}.rc"
+
+    def _nobody(self, exc: GuestFileError) -> bool:
+        """Close the files, if ``exc`` says that nobody is there."""
+        if exc.errno not in (errno.ENOENT, errno.ENXIO, errno.EPIPE):
+            raise exc
+        self.close()
+        return False
+
+    def ask(self, *lines: str) -> bool:
+        """Write lines to the ring, at most LONGEST_RING bytes; return whether somebody is there to read them."""
+        try:
+            self._write("".join(f"{line}\n" for line in lines).encode("ascii"))
+        except GuestFileError as exc:
+            return self._nobody(exc)
+        return True
+
+    def _write(self, text: bytes) -> None:
+        ring = self._ring or GuestFile(self._agent, f"{self._spool.path}/ring", "w")
+        try:
+            ring.write(text)
+        except HandleLostError:  # the agent was restarted: nothing was written
+            ring = GuestFile(self._agent, f"{self._spool.path}/ring", "w")
+            ring.write(text)
+        self._ring = ring
+        ring.flush()
+
+    def answer(self) -> bytes:
+        """Return what was answered; nothing as long as that is not there, all of it."""
+        self._unread += self._read()
+        size, newline, rest = self._unread.partition(b"\n")
+        if not newline or len(rest) < int(size):
+            return b""
+        self._unread = b""
+        return rest
+
+    def _read(self) -> bytes:
+        try:
+            data = self._answers.read(_ANSWER) if self._answers else self._read_anew()
+        except (AgentSilentError, ChannelBusyError, ConnectError, HandleLostError, OutcomeUnknownError):
+            data = patiently(self._read_anew)
+        self._position += len(data)
+        return data
+
+    def _read_anew(self) -> bytes:
+        """Read with an agent that was restarted, or that may have read what did not arrive."""
+        try:
+            self._answers = answers = GuestFile(self._agent, self._path)
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOENT:  # it went with the one who answers
+                return b""
+            raise
+        answers.seek(self._position)
+        return answers.read(_ANSWER)
+
+    def close(self) -> None:
+        """Leave nothing in the guest, neither handles nor answers."""
+        if self._ring and self._answers:
+            with suppress(GuestFileError, HandleLostError):
+                self._ring.write(f"-{self.number}\n".encode("ascii"))
+        for file in (self._ring, self._answers):
+            if file:
+                with suppress(GuestFileError, HandleLostError):
+                    file.close()
+        self._ring = self._answers = None
+        self._position, self._unread = 0, b""
+        self.number = new_number()
 
 
 def patiently(action: Callable[[], T]) -> T:

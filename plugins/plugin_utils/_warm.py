@@ -30,7 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Spool, new_number, patiently
+from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
 
 __all__ = ("WarmPython",)
 
@@ -72,10 +72,14 @@ rm all
 """
 _FAILED = f"{_SPOOL}.failed"
 
-# Bytes beside a request on the ring: two numbers.
+# Bytes beside a request on the ring.
 _ROOM = 64
+# Answers that nobody has read for long are swept away, and the file with them.
+_LINE_SECONDS = 60.0
 # Bytes of output that do not stay in the guest's memory until the next request.
 _FORGOTTEN_AT_ONCE = 64 << 10
+# Seconds without a question after a request.
+_LONGEST_SLEEP = 0.1
 # How often somebody who waits makes sure that the server lives.
 _LOOK_SECONDS = 1.0
 
@@ -102,9 +106,11 @@ class WarmPython:
         self._agent = agent
         self._log = log
         self._spool = Spool(agent, _SPOOL)
+        self._line = Line(agent, self._spool)
         self._wanted: Callable[[], None] | None = None  # starts the server that was missed
         self._starter = 0  # the program that does so
-        self._fetched = 0  # a result that is still there, if there is one
+        self._used = 0.0  # when the last request was made
+        self._quick = 0.0  # seconds that it took
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
         """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
@@ -155,9 +161,7 @@ class WarmPython:
 
     def forget(self) -> None:
         """Leave nothing of what was run."""
-        if self._fetched:
-            self._spool.forget(self._fetched)
-            self._fetched = 0
+        self._line.close()
 
     def end(self) -> None:
         """End all warm interpreters, if there are any, when they have nothing to do."""
@@ -169,44 +173,62 @@ class WarmPython:
 
         C(none) is the word if there is no server; see _warm_server.py for others.
         """
-        number = new_number()
-        if not self._hand_over(number, request):
+        # Whatever interrupts this: nobody takes a late answer for that to another request.
+        line, self._line = self._line, Line(self._agent, self._spool)
+        if time.monotonic() - self._used > _LINE_SECONDS:
+            line.close()
+        self._used = time.monotonic()
+        was_open = line.is_open
+        # One that has ended since the last request may have been followed by another.
+        if not (self._asked(line, request) or (was_open and self._asked(line, request))):
             return "none"
-        looked = time.monotonic()
+        content = self._answered(line)
+        self._line = line
+        if content in (b"blob\n", b"plain\n"):
+            return content.decode("ascii").strip()
+        rc, out, err = self._spool.result(line.number, content)
+        if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
+            self.forget()
+        return ExecResult(rc, None, out, err)
+
+    def _asked(self, line: Line, request: bytes) -> bool:
+        """Give a request to the server; return whether there is one."""
+        if not line.open():
+            return False
+        packed = base64.b64encode(zlib.compress(request)).decode("ascii")
+        if len(packed) + _ROOM < LONGEST_RING:
+            return line.ask(f"={line.number} {packed}")
+        return self._spool.write(f"{line.number}.in", request) and line.ask(str(line.number))
+
+    def _answered(self, line: Line) -> bytes:
+        """Wait for the answer to a request.
+
+        :raise OutcomeUnknownError: if there will be none.
+        """
+        looked = asked = time.monotonic()
+        number = line.number
+        # Nobody asks while a task as quick as the last one is at work: that would only delay it.
+        time.sleep(min(self._quick / 2, _LONGEST_SLEEP))
         for pause in pauses():
-            content = self._spool.ended(number)
+            content = line.answer()
             if content == b"lost\n":
                 break
-            if content in (b"blob\n", b"plain\n"):
-                self._fetched = number
-                return content.decode("ascii").strip()
             if content:
-                rc, out, err = self._spool.result(number, content)
-                self._fetched = number
-                if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
-                    self.forget()
-                return ExecResult(rc, None, out, err)
+                self._quick = time.monotonic() - asked
+                return content
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
-                if not patiently(lambda: self._spool.ring("")) and not self._spool.has(f"{number}.rc"):
+                if not patiently(lambda: line.ask("")):
                     if self._spool.has(f"{number}.in"):
-                        return "plain"
+                        return b"plain\n"
                     break
             time.sleep(pause)
+        line.close()
         raise OutcomeUnknownError(
             "the interpreter in the guest ended while the task ran (was the guest rebooted?)",
             command="guest-exec",
             hint="Look at the guest before you repeat it.",
         )
-
-    def _hand_over(self, number: int, request: bytes) -> bool:
-        """Give a request to the server, and let it forget the last one; return whether there is a server."""
-        lines = [f"-{self._fetched}"] if self._fetched else []
-        self._fetched = 0
-        packed = base64.b64encode(zlib.compress(request)).decode("ascii")
-        if len(packed) + _ROOM < LONGEST_RING:
-            return self._spool.ring(*lines, f"={number} {packed}")
-        return self._spool.write(f"{number}.in", request) and self._spool.ring(*lines, str(number))
 
     def _start(self, python: str, request: bytes, archive: _Archive) -> None:
         """Start a server that gets ready for requests such as this."""

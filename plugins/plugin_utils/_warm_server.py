@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For the guest: keep warm interpreters (_warm_zygote.py), one per command line, and hand requests to them.
 
-Like the runner (_runner.py) it has a spool with a ring that only root can enter, and leaves results the same way. A
-result may also be a word: C(plain), the request was not run and is to be run the plain way; C(blob), the module's
-archive is missing here.
+Like the runner (_runner.py) it has a spool with a ring that only root can enter; it answers in the files of its clients
+(see Line in _spool.py). An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain),
+the request was not run and is to be run the plain way; C(blob), the module's archive is missing here.
 
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
 or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
@@ -342,10 +342,11 @@ class Server:
                     file.write(rest)
                     self.take(int(number), Request(header, file, 0))
             elif line:
-                with suppress(FileNotFoundError), open(self.path(int(line), "in"), "r+b") as file:
+                # Not buffered: what is read ahead would be given back, and the offset is the interpreter's by then.
+                with suppress(FileNotFoundError), open(self.path(int(line), "in"), "r+b", buffering=0) as file:
                     os.unlink(file.name)  # so it is taken once, if it was rung for twice
-                    header = file.readline()
-                    self.take(int(line), Request(header, file, len(header)))
+                    header = file.read(LARGEST).partition(b"\n")[0]
+                    self.take(int(line), Request(header, file, len(header) + 1))
 
     def forget(self, number: int) -> None:
         for suffix in ("in", "out", "err", "rc"):
@@ -353,11 +354,14 @@ class Server:
                 os.unlink(self.path(number, suffix))
 
     def sweep(self) -> None:
-        """Remove results that nobody has fetched for long: their client is gone."""
+        """Remove the files of clients that have not been heard of for long and wait for nothing."""
+        at_work = {number for one in [*self.interpreters.values(), *self.leaving] for number in one.tasks}
         for name in os.listdir(self.home):
+            stem, _dot, suffix = name.partition(".")
             with suppress(OSError):
-                if name.endswith(".rc") and time.time() - os.stat(f"{self.home}/{name}").st_mtime > IDLE_SECONDS:
-                    self.forget(int(name[: -len(".rc")]))
+                old = time.time() - os.stat(f"{self.home}/{name}").st_mtime > IDLE_SECONDS
+                if suffix == "rc" and old and int(stem) not in at_work:
+                    self.forget(int(stem))
 
     def take(self, number: int, request: Request) -> None:
         """Hand a request to its interpreter, or say why not."""
@@ -408,9 +412,12 @@ class Server:
         return one if one.ready and not one.dead else None
 
     def say(self, number: int, content: bytes) -> None:
-        with open(self.path(number, "new"), "wb") as file:
-            file.write(content)
-        os.rename(self.path(number, "new"), self.path(number, "rc"))
+        """Add an answer to what its client reads; there is none if the client has gone."""
+        with suppress(FileNotFoundError), open(self.path(number, "rc"), "r+b", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
+            answer = b"%d\n" % len(content) + content
+            if file.write(answer) != len(answer):
+                raise OSError("there is no room for an answer")
 
 
 def free_memory() -> int:

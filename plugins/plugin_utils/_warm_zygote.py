@@ -396,6 +396,7 @@ class Zygote:
         self.spare: tuple[int, socket.socket] | None = None  # a child that waits, and where it does
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.memory = Memory()
+        self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
 
     def serve(self) -> Request:
         """Serve until the server has gone; return in a child only, with what it is to do."""
@@ -415,11 +416,13 @@ class Zygote:
         gc.freeze()
         self.server.sendall(READY + json.dumps(watched).encode("ascii"))
         while True:
-            # While a task is at work, or comes, it has the processor.
-            idle = not self.children and (self.lessons or not self.spare)
-            curious = self.children and self.memory.looks
+            # A task that is at work, or comes, goes before what is done for later ones.
+            to_learn = self.lessons and not self.children
+            to_fork = not self.spare and (self.beside or not self.children)
+            to_look = self.children and self.memory.looks
+            patience = 0 if to_learn or to_fork else Memory.LOOK_SECONDS if to_look else None
             sources: list[socket.socket | int] = [self.server, self.ended]
-            busy = select.select(sources, [], [], 0 if idle else Memory.LOOK_SECONDS if curious else None)[0]
+            busy = select.select(sources, [], [], patience)[0]
             if self.ended in busy:
                 os.read(self.ended, 4096)
                 self.report()
@@ -429,14 +432,16 @@ class Zygote:
                 if not request:
                     os._exit(0)
                 mine = self.hand_over(request)
-            elif not busy and not idle:
-                self.memory.look(max(self.children))
-            elif not busy and self.lessons:
+            elif busy:
+                continue
+            elif to_learn:
                 lesson = self.lessons.pop()
                 self.learn(lesson)
                 lesson.close()
-            elif not busy:
+            elif to_fork:
                 mine = self.fork_spare()
+            else:
+                self.memory.look(max(self.children))
             if mine:
                 return mine
 

@@ -13,12 +13,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeU
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import new_number
+from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -184,6 +186,11 @@ def without_paths(text: bytes) -> bytes:
     return re.sub(rb"/tmp/tmp\w+/", b"/TMP/", text)
 
 
+def assert_given_up(warm: WarmPython) -> None:
+    with pytest.raises(OutcomeUnknownError):
+        warm.run(COMMAND, module("import time; time.sleep(0.5); print('first')"))
+
+
 def shell_warmed(warm: WarmPython) -> None:
     """Wait until shell commands are run beside the interpreters."""
     warmed(warm)
@@ -231,6 +238,48 @@ def test_shell_command_is_as_plain(agent: RunnerAgent, warm: WarmPython, command
         if "kill" in command:  # see test_same_as_plain
             expected = replace(expected, stderr=b"")
         assert result == expected
+
+
+def test_input_that_does_not_fit_on_the_ring(agent: RunnerAgent, warm: WarmPython) -> None:
+    shell_warmed(warm)
+    for size in [9_000, 50_000, 1_000_000] * 4:
+        stdin = os.urandom(size)
+        result = warm.run("cat", stdin)
+        assert result and (result.rc, result.stdout) == (0, stdin)
+
+
+def test_answers_fill_more_than_one_file(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    shell_warmed(warm)
+    for number in range(12):
+        result = warm.run(f"echo {number}; head -c 60000 /dev/zero", b"")
+        assert result and result.stdout == b"%d\n" % number + bytes(60000)
+    time.sleep(0.2)
+    assert len(list((guest.runner / SPOOL).glob("*.rc"))) == 1
+
+
+def test_agent_that_is_restarted_between_and_during_tasks(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    """Its handles are gone, and the answers are read from where they were."""
+    warmed(warm)
+    lost = guest.files.clear
+    for _time in range(2):
+        result = warm.run(COMMAND, module("print('same', end='')"))
+        assert result and result.stdout == b"same"
+        lost()
+    threading.Timer(0.3, lost).start()
+    result = warm.run(COMMAND, module("import time; time.sleep(1); print('late')"))
+    assert result and result.stdout == b"late\n"
+
+
+def test_request_that_was_given_up_is_not_answered_to_the_next(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed(warm)
+    with monkeypatch.context() as patch:
+        patch.setattr(_warm, "pauses", lambda: iter([0.05]))  # and no further
+        assert_given_up(warm)
+    time.sleep(0.7)
+    result = warm.run(COMMAND, module("print('second')"))
+    assert result and result.stdout == b"second\n"
 
 
 def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -423,21 +472,21 @@ def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
 
 def test_end_waits_for_the_task_of_another(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     shell_warmed(warm)
-    another = new_number()
+    another = Line(agent, warm._spool)
     command = f"touch {guest.tools}/on; sleep 0.7; echo x"
-    assert warm._hand_over(another, _warm._request("", "", command.encode(), b""))
+    assert warm._asked(another, _warm._request("", "", command.encode(), b""))
     while not (guest.tools / "on").exists():
         time.sleep(0.01)
     warm.end()
     assert warm.run(COMMAND, module("")) is None, "it takes nothing on any more"
-    assert not warm._spool.ended(another)
+    assert not another.answer()
     end = time.monotonic() + 10
-    while not (content := warm._spool.ended(another)):
+    while not (content := another.answer()):
         assert time.monotonic() < end
         time.sleep(0.02)
-    assert warm._spool.result(another, content) == (0, b"x\n", b"")
+    assert warm._spool.result(another.number, content) == (0, b"x\n", b"")
     warm.forget()
-    warm._spool.forget(another)
+    another.close()
     while (guest.runner / SPOOL).exists():
         assert time.monotonic() < end, "it goes on"
         time.sleep(0.02)
@@ -473,8 +522,9 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     warmed(warm)
     for _time in range(2):
         assert warm.run(COMMAND, module("SECRET = 'hunter2'"))
-    assert len(list((guest.runner / SPOOL).glob("*.rc"))) == 1, "that of the first is gone"
+    handles = len(guest.files)
     warm.forget()
+    assert len(guest.files) == handles - 2, "the ring and the answers"
     time.sleep(0.3)
     left = {path.name for path in (guest.runner / SPOOL).iterdir()}
     assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
@@ -485,13 +535,14 @@ def test_results_that_nobody_fetches_are_swept_away(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     server.home = str(home)
+    server.interpreters, server.leaving = {}, [SimpleNamespace(tasks={3: None})]  # type: ignore[list-item]
     old = time.time() - _warm_server.IDLE_SECONDS - 1
-    for name in ("1.rc", "1.out", "2.rc", "2.err", "pid"):
+    for name in ("1.rc", "1.out", "2.rc", "2.err", "3.rc", "pid"):
         (home / name).touch()
-    for name in ("1.rc", "pid"):
+    for name in ("1.rc", "3.rc", "pid"):
         os.utime(home / name, (old, old))
     server.sweep()
-    assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "pid"}
+    assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "3.rc", "pid"}, "3 is at work"
 
 
 def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
