@@ -211,9 +211,8 @@ class Interpreter:
                 task.rc = -1
         elif self.ready:
             ended = json.loads(message.decode("ascii"))
-            task = self.tasks.get(ended["number"])
-            if task:  # or it has said so itself, before its process ended
-                task.rc = ended["rc"]
+            if ended["number"] in self.tasks:  # or it has told so itself, before its process ended
+                self.tasks[ended["number"]].rc = ended["rc"]
         else:
             before, mark, paths = message.partition(READY)
             self.preamble += before
@@ -228,8 +227,8 @@ class Interpreter:
     def hand_over(self, number: int, request: Request, path: str) -> None:
         self.errors.seek(0)
         was, now = self.marker.encode("ascii"), request.marker.encode("ascii")
-        preambles = [text.replace(was, now) if was else text for text in (self.preamble, self.errors.read())]
-        self.tasks[number] = task = Task(path, *preambles, os.dup(request.file.fileno()))
+        preamble, errors = (text.replace(was, now) if was else text for text in (self.preamble, self.errors.read()))
+        self.tasks[number] = task = Task(path, preamble, errors, os.dup(request.file.fileno()))
         out, err = task.theirs
         if not self.say(number, request, {"in": request.file.fileno(), "out": out, "err": err}):
             task.rc = -1

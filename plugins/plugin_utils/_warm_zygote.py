@@ -42,7 +42,7 @@ from importlib.machinery import ModuleSpec
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     Table = dict[str, tuple[str, bool]]
     """By module's name: the digest of its source, and whether it is a package."""
@@ -58,7 +58,11 @@ LARGEST = 1 << 16
 # The last statement of what ansible-core sends. From 2.19 on, all that differs from task to task is in there.
 CALL = b"\nif __name__ == "
 # What it does first with its archive, in cores 2.16 to 2.21.
-STEPS = b"modlib.write(base64.b64decode(", b"z = zipfile.ZipFile(modlib_path, mode='a')\n", b"z.writestr(zinfo, sitecustom"
+STEPS = (
+    b"modlib.write(base64.b64decode(",
+    b"z = zipfile.ZipFile(modlib_path, mode='a')\n",
+    b"z.writestr(zinfo, sitecustomize)\n",
+)
 FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 # As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
 SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
@@ -236,14 +240,14 @@ class Archive:
         """Have a module's program decode it, and add a file to it, in no time: each once, and as it does first."""
         decode, open_it = base64.b64decode, zipfile.ZipFile
 
-        def decoded(text: str, *more: object) -> bytes:
+        def decoded(text: Any, *more: Any) -> bytes:
             base64.b64decode = decode
             return self.content if text == self.text else decode(text, *more)
 
-        def opened(path: str, mode: str = "r", *more: object) -> object:
+        def opened(path: Any, mode: Any = "r", *more: Any) -> Appending | zipfile.ZipFile:
             zipfile.ZipFile = open_it  # type: ignore[misc]
             ours = mode == "a" and path.endswith(ARCHIVE) and os.path.getsize(path) == len(self.content)
-            return Appending(path, self) if ours else open_it(path, mode, *more)  # type: ignore[call-overload]
+            return Appending(path, self) if ours else open_it(path, mode, *more)
 
         base64.b64decode = decoded  # type: ignore[assignment]
         zipfile.ZipFile = opened  # type: ignore[assignment, misc]
@@ -309,6 +313,7 @@ class Payload:
     def code(self, heads: dict[bytes, types.CodeType]) -> list[types.CodeType]:
         """Return the code of all parts; what is in ``heads`` is compiled already."""
         known = heads.get(self.head)
+        parts: list[types.CodeType]
         try:
             head = known or self.compiled_head()
             flags = head.co_flags & FUTURE
@@ -353,7 +358,7 @@ class Memory:
             import ctypes
 
             self.madvise: Callable[[int, int, int], int] = ctypes.CDLL(None).madvise
-            self.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int  # type: ignore[attr-defined]
+            self.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
         except (ImportError, OSError, AttributeError):
             return
         if self.get(id(self) // self.PAGE * self.PAGE, self.PAGE) == 0:  # it works here
@@ -370,8 +375,8 @@ class Memory:
     def look(self, process: int) -> None:
         """See what a child has written to by now."""
         self.looks -= 1
-        ranges = []
-        with suppress(OSError), open(f"/proc/{process}/maps") as maps, open(f"/proc/{process}/pagemap", "rb") as pagemap:
+        ranges, home = [], f"/proc/{process}"
+        with suppress(OSError), open(f"{home}/maps") as maps, open(f"{home}/pagemap", "rb") as pagemap:
             for span, rights, *_rest in map(str.split, maps):
                 if rights == "rw-p":
                     first, last = (int(address, 16) // self.PAGE for address in span.split("-"))
@@ -416,34 +421,39 @@ class Zygote:
         gc.freeze()
         self.server.sendall(READY + json.dumps(watched).encode("ascii"))
         while True:
-            # A task that is at work, or comes, goes before what is done for later ones.
-            to_learn = self.lessons and not self.children
-            to_fork = not self.spare and (self.beside or not self.children)
-            to_look = self.children and self.memory.looks
-            patience = 0 if to_learn or to_fork else Memory.LOOK_SECONDS if to_look else None
+            patience, chore = self.chore()
             sources: list[socket.socket | int] = [self.server, self.ended]
             busy = select.select(sources, [], [], patience)[0]
             if self.ended in busy:
                 os.read(self.ended, 4096)
                 self.report()
-            mine = None
             if self.server in busy:
                 request = receive(self.server)
                 if not request:
                     os._exit(0)
                 mine = self.hand_over(request)
-            elif busy:
-                continue
-            elif to_learn:
-                lesson = self.lessons.pop()
-                self.learn(lesson)
-                lesson.close()
-            elif to_fork:
-                mine = self.fork_spare()
             else:
-                self.memory.look(max(self.children))
+                mine = None if busy else chore()
             if mine:
                 return mine
+
+    def chore(self) -> tuple[float | None, Callable[[], Request | None]]:
+        """Return what is to be done when nobody asks for anything, and after how many seconds (None: never).
+
+        A task that is at work, or comes, goes before what is done for later ones.
+        """
+        if self.lessons and not self.children:
+            return 0, self.take_lesson
+        if not self.spare and (self.beside or not self.children):
+            return 0, self.fork_spare
+        if self.children and self.memory.looks:
+            return Memory.LOOK_SECONDS, lambda: self.memory.look(max(self.children))
+        return None, lambda: None
+
+    def take_lesson(self) -> None:
+        lesson = self.lessons.pop()
+        self.learn(lesson)
+        lesson.close()
 
     def load_locale(self) -> None:
         """Have the C library read the files of the locale, which modules ask for. It keeps them."""

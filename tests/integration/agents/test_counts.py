@@ -132,8 +132,9 @@ def test_a_warm_task(tally: Tally, make_ansible: MakeAnsible, agents: dict[str, 
     loop(15)  # until there is an interpreter
     (few, few_bytes), (many, many_bytes) = loop(1), loop(1 + TASKS)
     per_task = {name: (many[name] - few.get(name, 0)) / TASKS for name in many}
-    # One on the ring, which lets the last one go, too; and its result.
-    assert {name: count for name, count in per_task.items() if count} == files(2, reads=1, writes=1)
+    assert per_task.pop("guest-file-read") >= 1  # until there is a result
+    # It is put on the ring, and that is all. No file is opened: the guest's journal would tell of each.
+    assert {name: count for name, count in per_task.items() if count} == {"guest-file-write": 1, "guest-file-flush": 1}
     assert (many_bytes - few_bytes) / TASKS < 6000, "what the guest has already is not sent again"
 
 
