@@ -23,16 +23,17 @@ from lab.host import LabError
 MAX_COMMAND = 32 * 1024
 # Everything is in /run, because a test may fill or freeze the root filesystem; `mkdir -p` tries to make /run, and that
 # alone would wait until it is thawed. The inner sh records the exit status, so
-# no record means that timeout killed it. A mark is typed with "" in its middle, so that it appears only where the shell
-# printed it, never where the terminal echoes what was typed.
+# no record means that timeout killed it. A mark is a name typed with "" in its middle, so that it appears only where
+# the shell printed it, never where the terminal echoes what was typed, nor a part of that with a < or > beside it, as
+# the shell's line editor shows long lines.
 TYPED = """
 [ -d /run/lab ] || mkdir /run/lab; cd /run/lab; base64 -d >{name}.in <<'END'
 {encoded}END
 timeout -k 5 {seconds} sh -c 'cd /; sh $1.in >$1.out 2>&1 </dev/null; echo $? >$1.rc' sh /run/lab/{name}
-echo "<""{name} $(cat {name}.rc || echo none)"; base64 {name}.out; echo "{name}"">"; rm -f {name}.*
+echo "<{mark} $(cat {name}.rc || echo none)"; base64 {name}.out; echo "{mark}>"; rm -f {name}.*
 """
 # Typed to see whether the shell is at its prompt. Control-U first removes what an earlier client left of a line.
-PROBE = '\x15echo "<""{name}>"\n'
+PROBE = '\x15echo "<{mark}>"\n'
 INTERRUPT = "\x03"
 # How much longer than the guest's own timeout to wait for the rest of the output.
 SLACK = 15.0
@@ -47,7 +48,7 @@ def run(path: Path, command: str, timeout: float) -> tuple[int, str]:
     script = command.encode("utf-8", "surrogateescape")
     if len(script) > MAX_COMMAND:
         raise LabError(f"a command on the console is limited to {MAX_COMMAND} bytes, this one has {len(script)}")
-    name = secrets.token_hex(8)
+    name, mark = secrets.token_hex(8), secrets.token_hex(8)
     encoded = base64.encodebytes(script).decode("ascii")
     with _Terminal(path) as terminal:
         # A shell that an earlier client left in the middle of something does not answer until it is interrupted.
@@ -55,17 +56,23 @@ def run(path: Path, command: str, timeout: float) -> tuple[int, str]:
             terminal.type(INTERRUPT)
             if not terminal.answers(SLACK):
                 raise LabError(f"no shell answers on the console {path}; it printed {bytes(terminal.printed)!r}")
-        terminal.type(TYPED.format(name=name, encoded=encoded, seconds=max(1, math.ceil(timeout))))
-        if not terminal.wait_for(f"{name}>", timeout + SLACK):
+        seconds = max(1, math.ceil(timeout))
+        terminal.type(TYPED.format(name=name, mark=typed(mark), encoded=encoded, seconds=seconds))
+        if not terminal.wait_for(f"{mark}>", timeout + SLACK):
             raise LabError(f"not finished after {timeout:g} s, and the guest did not end it: {command}")
         printed = bytes(terminal.printed)
-    match = re.search(rf"<{name} (\d+|none)\s(.*){name}>".encode(), printed, re.DOTALL)
+    match = re.search(rf"<{mark} (\d+|none)\s(.*){mark}>".encode(), printed, re.DOTALL)
     if match is None:
         raise LabError(f"the console printed something unexpected: {printed!r}")
     output = base64.b64decode(match.group(2)).decode("utf-8", "surrogateescape")
     if match.group(1) == b"none":
         raise LabError(f"not finished after {timeout:g} s in the guest: {command}\nOutput so far: {output}")
     return int(match.group(1)), output
+
+
+def typed(mark: str) -> str:
+    """Return what is typed within double quotes for the shell to print ``mark``."""
+    return f'{mark[:8]}""{mark[8:]}'
 
 
 def answers(path: Path, timeout: float) -> bool:
@@ -110,11 +117,11 @@ class _Terminal:
 
     def answers(self, timeout: float) -> bool:
         """Ask again and again: a guest that boots drops what is typed before it listens."""
-        name = secrets.token_hex(8)
+        mark = secrets.token_hex(8)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            self.type(PROBE.format(name=name))
-            if self.wait_for(f"<{name}>", 0.5):
+            self.type(PROBE.format(mark=typed(mark)))
+            if self.wait_for(f"<{mark}>", 0.5):
                 return True
         return False
 

@@ -81,8 +81,8 @@ def _strategies() -> Path | None:
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """Return an environment with nothing of the user's ansible settings in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    """Return an environment with nothing of the user's settings of Ansible and Python in it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHON"))}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     own = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(scratch / "ansible")}
     return {**kept, **own, "ANSIBLE_LOCALHOST_WARNING": "false", "LC_ALL": "C.UTF-8"}

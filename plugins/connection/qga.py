@@ -218,6 +218,10 @@ from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
+from ansible_collections.qemu.guest.plugins.plugin_utils import _bytecode  # noqa: F401 - before all others
+
+# isort: split
+
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, Address, parse_address

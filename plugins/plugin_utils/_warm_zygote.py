@@ -6,8 +6,8 @@
 It is started by the very command line that it stands in for, become included, and read from standard input like a
 module. Its standard output is a socket to _warm_server.py; of standard descriptors, that one survives sudo and su. A
 message there is a request (see Request), with the descriptors of its input, output and errors. A child takes these as
-its own and runs the module as the interpreter would have, or becomes the shell that runs a command. There is always a
-child that waits for the next request: forking a process of this size takes a while.
+its own and runs the module as the interpreter would have. There is always a child that waits for the next request:
+forking a process of this size takes a while. A shell command is run by a shell.
 
 What is imported is recognised by content: a child in whose payload a library differs forgets all libraries and imports
 its own.
@@ -32,6 +32,7 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import types
@@ -42,7 +43,7 @@ from importlib.machinery import ModuleSpec
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, NoReturn
+    from typing import Any
 
     Table = dict[str, tuple[str, bool]]
     """By module's name: the digest of its source, and whether it is a package."""
@@ -402,6 +403,10 @@ class Zygote:
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.memory = Memory()
         self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
+        with open("/proc/self/environ", "rb") as file:
+            self.login = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
+        for name in (b"SHLVL", b"_"):  # the shell sets them anew
+            self.login.pop(name, None)
 
     def serve(self) -> Request:
         """Serve until the server has gone; return in a child only, with what it is to do."""
@@ -444,7 +449,7 @@ class Zygote:
         """
         if self.lessons and not self.children:
             return 0, self.take_lesson
-        if not self.spare and (self.beside or not self.children):
+        if self.archives and not self.spare and (self.beside or not self.children):
             return 0, self.fork_spare
         if self.children and self.memory.looks:
             return Memory.LOOK_SECONDS, lambda: self.memory.look(max(self.children))
@@ -478,7 +483,7 @@ class Zygote:
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
         self.note(request)
-        pid = self.give_spare(request)
+        pid = self.give_spare(request) if request.archive else self.start_shell(request)
         if not pid:
             pid = os.fork()
             if not pid:
@@ -494,6 +499,27 @@ class Zygote:
         for descriptor in outputs:
             os.close(descriptor)
         return None
+
+    def start_shell(self, request: Request) -> int:
+        """Start a shell that runs a command, which comes before its input; return its process.
+
+        Nothing of this process is copied for that, from Python 3.10 on.
+        """
+        command = os.pread(request.files[0], request.before, request.start)
+        os.lseek(request.files[0], request.start + request.before, os.SEEK_SET)
+        variables = {**self.login, b"QEMU_GUEST": SHELL.encode("ascii"), b"QEMU_GUEST_COMMAND": command + b"\n"}
+        stdin, stdout, stderr = request.files
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'],
+            env=variables,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            close_fds=False,  # there are none that it would inherit
+        )
+        process.returncode = 0  # as far as that object is concerned: see report
+        return process.pid
 
     def fork_spare(self) -> Request | None:
         """Fork the child that takes the next request, and return that there."""
@@ -577,7 +603,9 @@ class Zygote:
 def receive(connection: socket.socket) -> Request | None:
     """Return the next request; None if there will be none."""
     descriptors: array.array[int] = array.array("i")
-    message, ancillary, _flags, _address = connection.recvmsg(LARGEST, socket.CMSG_LEN(4 * descriptors.itemsize))
+    message, ancillary, _flags, _address = connection.recvmsg(
+        LARGEST, socket.CMSG_LEN(4 * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
@@ -594,8 +622,6 @@ def main() -> None:
         os.dup2(descriptor, number)
     last_word = LastWord(0)
     os.closerange(3, 256)
-    if not request.archive:
-        become_shell(request.before)
     archive = zygote.archives[request.archive]
     zygote.importer.table = archive.table
     zygote.importer.forget_others()
@@ -620,21 +646,6 @@ class LastWord:
                 os.pwrite(self.descriptor, b"%d\n" % code, self.file.st_size)
                 os.close(1)
                 os.close(2)
-
-
-def become_shell(length: int) -> NoReturn:
-    """Run the command of ``length`` bytes, which comes from standard input, before its own."""
-    command = b""
-    while len(command) < length:
-        command += os.read(0, length - len(command))
-    with open("/proc/self/environ", "rb") as file:
-        variables = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
-    for name in (b"SHLVL", b"_"):  # the shell sets them anew
-        variables.pop(name, None)
-    variables.update({b"QEMU_GUEST": SHELL.encode("ascii"), b"QEMU_GUEST_COMMAND": command + b"\n"})
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
-        signal.signal(number, signal.SIG_DFL)
-    os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], variables)
 
 
 def replaced(code: types.CodeType, mark: str, text: str) -> types.CodeType:

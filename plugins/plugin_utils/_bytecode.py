@@ -1,0 +1,35 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""To be imported first: what is imported of this collection after that is compiled once, and kept in __pycache__.
+
+ansible-core loads collections without that, and each task of a playbook has a process of its own, in which compiling
+took longer than all that a quick task does here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
+from types import ModuleType
+
+__all__ = ()
+
+_COLLECTION = __name__.partition(".plugins.")[0]
+_PACKAGES = (f"{_COLLECTION}.plugins.module_utils.", f"{_COLLECTION}.plugins.plugin_utils.")
+
+
+class _Finder:
+    """Finds this collection's own libraries as Python finds modules elsewhere."""
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not path or not fullname.startswith(_PACKAGES):
+            return None
+        return FileFinder(next(iter(path)), (SourceFileLoader, [".py"])).find_spec(fullname)
+
+
+sys.meta_path.insert(0, _Finder)
