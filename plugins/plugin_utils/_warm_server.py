@@ -5,7 +5,8 @@
 
 Like the runner (_runner.py) it has a spool with a ring that only root can enter; it answers in the files of its clients
 (see Line in _spool.py). An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain),
-the request was not run and is to be run the plain way; C(blob), the module's archive is missing here.
+the request was not run and is to be run the plain way; C(blob), the module's archive is missing here; C(full), there
+was no room for the result.
 
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
 or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
@@ -85,16 +86,19 @@ class Output:
         self.letter = letter
         self.kept = text
         self.file: BinaryIO | None = None
+        self.lost = False  # a part of it: there was no room
 
     def write(self, data: bytes) -> None:
         if self.file is None and len(self.kept) + len(data) <= MOST_KEPT:
             self.kept += data
             return
-        if self.file is None:
-            self.file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
-            self.file.write(self.kept)
-            self.kept = b""
-        self.file.write(data)
+        try:
+            if self.file is None:
+                data, self.kept = self.kept + data, b""
+                self.file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
+            self.lost = self.lost or self.file.write(data) != len(data)
+        except OSError:
+            self.lost = True
 
     def close(self) -> None:
         if self.file:
@@ -143,7 +147,8 @@ class Task:
         if self.rc is None or self.rc < 0:
             return b"lost\n"
         out, err = self.outputs
-        return f"{self.rc} {out.where()} {err.where()} .\n".encode("ascii") + out.kept + err.kept
+        whole = "lost" if out.lost or err.lost else "."
+        return f"{self.rc} {out.where()} {err.where()} {whole}\n".encode("ascii") + out.kept + err.kept
 
 
 class Request:
@@ -413,10 +418,16 @@ class Server:
     def say(self, number: int, content: bytes) -> None:
         """Add an answer to what its client reads; there is none if the client has gone."""
         with suppress(FileNotFoundError), open(self.path(number, "rc"), "r+b", buffering=0) as file:
-            file.seek(0, os.SEEK_END)
+            start = file.seek(0, os.SEEK_END)
             answer = b"%d\n" % len(content) + content
-            if file.write(answer) != len(answer):
-                raise OSError("there is no room for an answer")
+            try:
+                whole = file.write(answer) == len(answer)
+            except OSError:
+                whole = False
+            if not whole:
+                file.truncate(start)
+                file.seek(start)
+                file.write(b"5\nfull\n")
 
 
 def free_memory() -> int:

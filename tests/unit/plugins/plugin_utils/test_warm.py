@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
@@ -555,3 +556,31 @@ def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
     assert changed != before
     (tmp_path / "none").touch()
     assert _warm_server.signature([str(path), str(tmp_path / "none")]) != changed
+
+
+def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
+    with open(os.devnull, "rb") as stdin:
+        task = _warm_server.Task(f"{tmp_path}/no such directory/1", b"", b"", os.dup(stdin.fileno()))
+    for output in task.outputs:
+        output.write(bytes(_warm_server.MOST_KEPT))
+    task.rc = 0
+    task.outputs[1].write(b"one more")
+    assert task.result().partition(b"\n")[0] == b"0 =65536 - lost"
+    for descriptor in (*task.streams, *task.theirs):
+        os.close(descriptor)
+
+
+def test_answer_that_there_is_no_room_for_is_told_of(agent: RunnerAgent, tmp_path: Path) -> None:
+    server = _warm_server.Server.__new__(_warm_server.Server)
+    server.home = str(tmp_path)
+    answers = tmp_path / "1.rc"
+    answers.write_bytes(b"5\nfirst")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # Python ignores the signal of that
+    try:
+        server.say(1, b"0 =2000 - .\n" + bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert answers.read_bytes() == b"5\nfirst5\nfull\n"
+    with pytest.raises(TransferError, match="did not fit"):
+        WarmPython(agent, lambda line: None)._spool.result(1, b"full\n")
