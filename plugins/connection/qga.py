@@ -218,31 +218,30 @@ from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _bytecode  # noqa: F401 - before all others
+from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
 
-# isort: split
-
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
-from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, Address, parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
-    AddressError,
-    CommandUnavailable,
-    ConnectError,
-    NoRunnerError,
-    OutcomeUnknownError,
-    ProtocolError,
-    QgaError,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs, finish
-from ansible_collections.qemu.guest.plugins.module_utils._files import Progress
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
-from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
-from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+with kept_bytecode():
+    from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
+    from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
+    from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, Address, parse_address
+    from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+        AddressError,
+        CommandUnavailable,
+        ConnectError,
+        NoRunnerError,
+        OutcomeUnknownError,
+        ProtocolError,
+        QgaError,
+    )
+    from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs, finish
+    from ansible_collections.qemu.guest.plugins.module_utils._files import Progress
+    from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
+    from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
+    from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
+    from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+    from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
+    from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 
 display = Display()
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""To be imported first: what is imported of this collection after that is compiled once, and kept in __pycache__.
+"""Have what is imported of this collection compiled once, and kept in __pycache__.
 
 ansible-core loads collections without that, and each task of a playbook has a process of its own, in which compiling
 took longer than all that a quick task does here.
@@ -10,11 +10,12 @@ took longer than all that a quick task does here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
 
-__all__ = ()
+__all__ = ("kept_bytecode",)
 
 _COLLECTION = __name__.partition(".plugins.")[0]
 _PACKAGES = (f"{_COLLECTION}.plugins.module_utils.", f"{_COLLECTION}.plugins.plugin_utils.")
@@ -32,4 +33,11 @@ class _Finder:
         return FileFinder(next(iter(path)), (SourceFileLoader, [".py"])).find_spec(fullname)
 
 
-sys.meta_path.insert(0, _Finder)
+@contextmanager
+def kept_bytecode() -> Iterator[None]:
+    """Keep the bytecode of this collection's libraries that are imported within this context."""
+    sys.meta_path.insert(0, _Finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(_Finder)
