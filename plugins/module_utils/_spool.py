@@ -49,7 +49,8 @@ _PAUSE = 0.2
 LONGEST_RING = 4000
 """Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
 
-
+# What tells that nobody reads the ring: there is none, it has no reader, or none any more.
+_NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
 # Bytes of answers after which a Line begins another file. They are in the guest's memory.
 _LONGEST_FILE = 256 << 10
 # What is read at once: the agent makes room for as much each time that it is asked.
@@ -68,13 +69,20 @@ class Spool:
         self._agent = agent
         self.path = path
 
-    def ring(self, *lines: str) -> bool:
-        """Write lines to the ring, at most LONGEST_RING bytes; return whether somebody is there to read them."""
+    def bell(self) -> GuestFile:
+        """Return the ring, open for writing.
+
+        :raise GuestFileError: with an errno of `_NOBODY` if nobody is there.
+        """
+        return GuestFile(self._agent, f"{self.path}/ring", "w")
+
+    def ring(self, line: str) -> bool:
+        """Write a line to the ring, at most LONGEST_RING bytes; return whether somebody is there to read it."""
         try:
-            with GuestFile(self._agent, f"{self.path}/ring", "w") as bell:
-                bell.write("".join(f"{line}\n" for line in lines).encode("ascii"))
+            with self.bell() as bell:
+                bell.write(f"{line}\n".encode("ascii"))
         except GuestFileError as exc:
-            if exc.errno in (errno.ENOENT, errno.ENXIO, errno.EPIPE):
+            if exc.errno in _NOBODY:
                 return False
             raise
         return True
@@ -174,7 +182,7 @@ class Line:
         if self.is_open:
             return True
         try:
-            self._ring = GuestFile(self._agent, f"{self._spool.path}/ring", "w")
+            self._ring = self._spool.bell()
             self._answers = GuestFile(self._agent, self._path, "w+")
         except GuestFileError as exc:
             return self._nobody(exc)
@@ -186,25 +194,25 @@ class Line:
 
     def _nobody(self, exc: GuestFileError) -> bool:
         """Close the files, if ``exc`` says that nobody is there."""
-        if exc.errno not in (errno.ENOENT, errno.ENXIO, errno.EPIPE):
+        if exc.errno not in _NOBODY:
             raise exc
         self.close()
         return False
 
-    def ask(self, *lines: str) -> bool:
-        """Write lines to the ring, at most LONGEST_RING bytes; return whether somebody is there to read them."""
+    def ask(self, line: str) -> bool:
+        """Write a line to the ring, at most LONGEST_RING bytes; return whether somebody is there to read it."""
         try:
-            self._write("".join(f"{line}\n" for line in lines).encode("ascii"))
+            self._write(f"{line}\n".encode("ascii"))
         except GuestFileError as exc:
             return self._nobody(exc)
         return True
 
     def _write(self, text: bytes) -> None:
-        ring = self._ring or GuestFile(self._agent, f"{self._spool.path}/ring", "w")
+        ring = self._ring or self._spool.bell()
         try:
             ring.write(text)
         except HandleLostError:  # the agent was restarted: nothing was written
-            ring = GuestFile(self._agent, f"{self._spool.path}/ring", "w")
+            ring = self._spool.bell()
             ring.write(text)
         self._ring = ring
         ring.flush()
