@@ -105,10 +105,12 @@ alarm() {
     } 3>&- >/dev/null 2>&1 &
     a=$!
 }
-# Whether something in the directory $1 waits to be run, or runs.
+# Whether something in the directory $1 waits to be run, or runs. In this order: .taken is there before .in is gone.
 busy() {
-    for f in "$1"/*.in "$1"/*.pid; do
-        [ -f "$f" ] && [ ! -f "${f%.*}.rc" ] && return
+    for k in in taken; do
+        for f in "$1"/*.$k; do
+            [ -f "$f" ] && [ ! -f "${f%.*}.rc" ] && return
+        done
     done
     return 1
 }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
@@ -271,13 +272,35 @@ def test_installed_runner_stays_and_ends_when_told(guest: Guest) -> None:
 def test_busy_runner_stays(
     guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:
-    with runner(guest, 1) as process:
-        eventually((guest.runner / "1" / "pid").exists, "no runner")
-        agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
+    with contextlib.ExitStack() as runners:
+        processes = []
+
+        def begin(below: Agent) -> None:
+            processes.append(runners.enter_context(runner(guest, 1)))
+            eventually((guest.runner / "1" / "pid").exists, "no runner")
+
+        agent = RunnerAgent(connect(scripted(guest.answers())), begin)
         pid = start(agent, "/bin/sh", ["-c", "sleep 4; echo done"])
         assert finish(agent, pid).stdout == b"done\n"
-        assert process.poll() is None
-        assert process.wait(20) == 0
+        assert processes[-1].poll() is None
+        assert processes[-1].wait(20) == 0
+
+
+def test_runner_stays_for_a_request_that_is_just_being_taken(guest: Guest) -> None:
+    """On a busy machine a while may pass before what was taken has a process."""
+    with runner(guest, 20) as process:
+        spool = guest.runner / "1"
+        eventually((spool / "pid").exists, "no runner")
+        taken, result = spool / "7.taken", spool / "8.rc"
+        taken.touch()
+        result.touch()
+        for _tick in range(2):
+            (spool / "ring").write_text("tick\n")
+        eventually(lambda: not result.exists(), "what nobody fetches stays")  # the second tick does that
+        assert taken.exists()
+        taken.unlink()
+        (spool / "ring").write_text("tick\n")
+        assert process.wait(10) == 0
 
 
 def test_one_takes_the_place_of_another(agent: RunnerAgent, guest: Guest) -> None:
