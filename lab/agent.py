@@ -10,15 +10,12 @@ the host's: so the commands that would stop, freeze, suspend or set the clock of
 
 from __future__ import annotations
 
-import os
-import select
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from lab import host, image
 from lab.host import LabError
+from lab.leash import Leashed
 
 # Never allowed, whatever a test asks for: each of these would act on this machine.
 DANGEROUS = (
@@ -34,29 +31,26 @@ DANGEROUS = (
     "guest-suspend-hybrid",
     "guest-suspend-ram",
 )
-SCRIPT = Path(__file__).with_name("loose.sh")
-NAMESPACES = ["--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net", "--cgroup"]
 NAMESPACES_OF = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]
-START_SECONDS = 10.0
 # The privileges that loose.sh takes from the agent.
 BOUNDS = "--bounding-set=-sys_admin,-sys_boot,-sys_time,-sys_module,-sys_rawio,-mknod,-sys_ptrace"
-# Standard input is a pipe that only this process holds. When it ends, however that comes, loose.sh ends, and then what
-# it left behind is removed. Closing standard output tells at once that loose.sh ended early; reading on keeps its log
-# for the error message.
-LEASH = '"$@"; exec >&-; while read -r _; do :; done; rm -rf "$0"'
 
 
-class LooseAgent:
+class LooseAgent(Leashed):
     """A real agent whose socket is `socket`. It serves one client at a time; others wait.
 
     Its files are a private copy of the image's, as if in a guest. `block` adds to the commands that it refuses.
     """
 
+    WHAT = "the agent"
+    SCRIPT = Path(__file__).with_name("loose.sh")
+    NAMESPACES = ("--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net", "--cgroup")
+    START_SECONDS = 10.0
+
     def __init__(self, release: str = "bookworm", block: Sequence[str] = ()) -> None:
+        super().__init__()
         self.release = release
         self.blocked = sorted({*DANGEROUS, *block})
-        self.directory = Path()
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def socket(self) -> Path:
@@ -83,60 +77,12 @@ class LooseAgent:
         source = image.build(self.release)
         self.directory = host.private_directory()
         (self.directory / "root").mkdir()
-        argv = ["sh", "-c", LEASH, str(self.directory), "unshare", *NAMESPACES, "sh", str(SCRIPT)]
-        argv += [str(source.tree), str(self.directory), self.release, ",".join(self.blocked), BOUNDS]
-        with open(self.directory / "log", "wb") as log:
-            self._process = subprocess.Popen(
-                host.as_root(argv),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                bufsize=0,
-                env={**os.environ, "PATH": host.SEARCH_PATH},
-                start_new_session=True,
-            )
-        self._wait_ready()
+        self._launch(str(source.tree), str(self.directory), self.release, ",".join(self.blocked), BOUNDS)
         return self
 
     def restart(self) -> None:
         """Kill the agent and start it again on the same files, as init does in a guest. Open handles are lost."""
-        process = self._running()
-        assert process.stdin is not None
-        process.stdin.write(b"restart\n")
-        self._wait_ready()
-
-    def stop(self) -> None:
-        """End the agent and all that it started, and forget its files. Does nothing if it is not running."""
-        if self._process is None:
-            return
-        with self._process:  # closes the pipes and waits
-            pass
-        self._process = None
-
-    def __enter__(self) -> LooseAgent:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise LabError("the agent is not started")
-        return self._process
-
-    def _wait_ready(self) -> None:
-        stdout = self._running().stdout
-        assert stdout is not None
-        ready = select.select([stdout], [], [], START_SECONDS)[0]
-        if not ready or stdout.readline() != b"ready\n":
-            text = self._log()
-            self.stop()
-            raise LabError(f"the {self.release} agent did not start: {text}")
-
-    def _log(self) -> str:
-        return (self.directory / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
+        self._tell("restart")
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -16,26 +16,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import select
 import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from lab import accel, host, image
 from lab.host import LabError
+from lab.leash import Leashed
 from lab.vm import KERNEL_LINE, Guest
-
-SCRIPT = Path(__file__).with_name("libvirt.sh")
-NAMESPACES = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-# Standard input is a pipe that only the starter holds; libvirt.sh ends when it does. Then what it left is removed.
-LEASH = '"$@"; exec >&-; while read -r _; do :; done; rm -rf "$0"'
-START_SECONDS = 60.0  # it asks QEMU what that can do first
 
 AGENT, SECOND_AGENT = "org.qemu.guest_agent.0", "org.qemu.guest_agent.1"
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -43,12 +35,13 @@ QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 START_SECOND_AGENT = f"systemd-run -q --unit second-agent qemu-ga -m virtio-serial -p /dev/virtio-ports/{SECOND_AGENT}"
 
 
-class Daemon:
+class Daemon(Leashed):
     """A libvirt daemon; `uri` leads to it. It and its domains end with the process that started it."""
 
-    def __init__(self) -> None:
-        self.directory = Path()
-        self._process: subprocess.Popen[bytes] | None = None
+    WHAT = "libvirt's daemon"
+    SCRIPT = Path(__file__).with_name("libvirt.sh")
+    NAMESPACES = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    START_SECONDS = 60.0  # it asks QEMU what that can do first
 
     @property
     def socket(self) -> Path:
@@ -64,18 +57,7 @@ class Daemon:
         """Start the daemon; return when it listens."""
         host.need("libvirtd", "virsh", "unshare", "qemu-system-x86_64", "qemu-img")
         self.directory = host.private_directory()
-        argv = ["sh", "-c", LEASH, str(self.directory), "unshare", *NAMESPACES, "sh", str(SCRIPT), str(self.directory)]
-        with open(self.directory / "log", "wb") as log:
-            self._process = subprocess.Popen(
-                host.as_root(argv),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                bufsize=0,
-                env={**os.environ, "PATH": host.SEARCH_PATH, "LC_ALL": "C.UTF-8"},
-                start_new_session=True,
-            )
-        self._wait_ready()
+        self._launch(str(self.directory))
         return self
 
     def restart(self) -> None:
@@ -90,14 +72,6 @@ class Daemon:
             yield
         finally:
             self._tell("continue")
-
-    def stop(self) -> None:
-        """End the daemon and its domains. Does nothing if it does not run."""
-        if self._process is None:
-            return
-        with self._process:  # closes the pipes and waits
-            pass
-        self._process = None
 
     def virsh(self, *arguments: str, check: bool = True) -> str:
         """Run virsh and return its output."""
@@ -123,34 +97,6 @@ class Daemon:
         path.write_text(text, encoding="utf-8")
         self.virsh(how, str(path), *options)
         return number
-
-    def __enter__(self) -> Daemon:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise LabError("the daemon is not started")
-        return self._process
-
-    def _tell(self, word: str) -> None:
-        process = self._running()
-        assert process.stdin is not None
-        process.stdin.write(f"{word}\n".encode("ascii"))
-        self._wait_ready()
-
-    def _wait_ready(self) -> None:
-        stdout = self._running().stdout
-        assert stdout is not None
-        ready = select.select([stdout], [], [], START_SECONDS)[0]
-        if not ready or stdout.readline() != b"ready\n":
-            text = (self.directory / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
-            self.stop()
-            raise LabError(f"libvirt's daemon did not start: {text}")
 
 
 class Domain(Guest):

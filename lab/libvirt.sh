@@ -11,6 +11,7 @@
 set -eu
 directory=$1
 umask 022
+export LC_ALL=C.UTF-8
 
 for path in /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /run/libvirt; do
     mkdir -p "$path"

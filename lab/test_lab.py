@@ -60,7 +60,11 @@ def gone(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-@pytest.fixture(scope="module", params=list(image.RELEASES))
+# Run by several processes, each boots its own.
+EACH = [pytest.param(release, marks=pytest.mark.xdist_group(release)) for release in image.RELEASES]
+
+
+@pytest.fixture(scope="module", params=EACH)
 def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     with Guest(request.param) as running:
         running.wait_agent()
@@ -68,7 +72,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
         yield running
 
 
-@pytest.fixture(scope="module", params=list(image.RELEASES))
+@pytest.fixture(scope="module", params=EACH)
 def loose(request: pytest.FixtureRequest) -> Iterator[LooseAgent]:
     with LooseAgent(request.param, block=["guest-get-users"]) as running:
         yield running
