@@ -45,15 +45,18 @@ class Copied:
 class GuestFile:
     """An open file in the guest. A context manager: leaving it closes the handle and raises what closing finds.
 
-    ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``.
+    ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``. With a ``handle``, the file is open already.
 
     :raise GuestFileError: with the errno of the cause where the agent names it.
     """
 
-    def __init__(self, agent: Agent, path: str, mode: str = "r") -> None:
+    def __init__(self, agent: Agent, path: str, mode: str = "r", *, handle: int | None = None) -> None:
         self._agent = agent
         self.path = path
-        self._handle: int | None = agent.execute("guest-file-open", {"path": path, "mode": mode})
+        if handle is None:
+            handle = agent.execute("guest-file-open", {"path": path, "mode": mode})
+        self.handle: int | None = handle
+        """Its number; None if it is closed."""
 
     def __enter__(self) -> GuestFile:
         return self
@@ -68,7 +71,7 @@ class GuestFile:
 
     def close(self) -> None:
         """Close the handle. A full disk may be found only here."""
-        handle, self._handle = self._handle, None
+        handle, self.handle = self.handle, None
         if handle is not None:
             self._agent.execute("guest-file-close", {"handle": handle})
 
@@ -100,7 +103,7 @@ class GuestFile:
         return int(_wire.expect(reply.get("position"), int, "position"))
 
     def _execute(self, command: str, **arguments: Any) -> Any:
-        return self._agent.execute(command, {"handle": self._handle, **arguments})
+        return self._agent.execute(command, {"handle": self.handle, **arguments})
 
 
 def _decoded(text: str) -> bytes:

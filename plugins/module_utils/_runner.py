@@ -17,7 +17,7 @@ import re
 import shlex
 import sys
 import time
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -249,6 +249,12 @@ class RunnerAgent(Agent):
     @property
     def identity(self) -> str:
         return self._below.identity
+
+    def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
+        return self._below.leave(name, what, farewell)
+
+    def find(self, name: str) -> Mapping[str, Any] | None:
+        return self._below.find(name)
 
     def again(self) -> Agent:
         """Return another Agent for the same guest: one without a runner."""

@@ -15,12 +15,13 @@ See Line for one that keeps a client's ring and results open.
 
 from __future__ import annotations
 
+import base64
 import errno
 import random
 import re
 import time
 from contextlib import suppress
-from typing import Callable, TypeVar
+from typing import Any, Callable, Mapping, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -163,12 +164,51 @@ class Line:
 
     def __init__(self, agent: Agent, spool: Spool) -> None:
         self.number = new_number()
+        self.used = 0.0
+        """When the last request was made (monotonic)."""
+        self.quick = 0.0
+        """Seconds that it took."""
         self._agent = agent
         self._spool = spool
         self._ring: GuestFile | None = None
         self._answers: GuestFile | None = None
         self._position = 0
         self._unread = b""
+
+    @classmethod
+    def found(cls, agent: Agent, spool: Spool) -> Line:
+        """Return the line that another client has left, or a new one."""
+        line = cls(agent, spool)
+        left = agent.find(spool.path)
+        if left:
+            line.number, line.used, line.quick = left["number"], left["used"], left["quick"]
+            line._ring = GuestFile(agent, f"{spool.path}/ring", handle=left["ring"])
+            line._answers = GuestFile(agent, line._path, handle=left["answers"])
+            line._position = left["position"]
+        return line
+
+    def leave(self) -> bool:
+        """Leave it to another client as it is, open; return False if there can be none."""
+        if not self._ring or not self._answers or self._unread:
+            return False
+        left = {
+            "number": self.number,
+            "used": self.used,
+            "quick": self.quick,
+            "ring": self._ring.handle,
+            "answers": self._answers.handle,
+            "position": self._position,
+        }
+        gone = base64.b64encode(self._gone).decode("ascii")
+        farewell: list[tuple[str, Mapping[str, Any]]] = [
+            ("guest-file-write", {"handle": self._ring.handle, "buf-b64": gone}),
+            ("guest-file-close", {"handle": self._ring.handle}),
+            ("guest-file-close", {"handle": self._answers.handle}),
+        ]
+        if not self._agent.leave(self._spool.path, left, farewell):
+            return False
+        self._begin()
+        return True
 
     @property
     def is_open(self) -> bool:
@@ -249,11 +289,18 @@ class Line:
         """Leave nothing in the guest, neither handles nor answers."""
         if self._ring and self._answers:
             with suppress(GuestFileError, HandleLostError):
-                self._ring.write(f"-{self.number}\n".encode("ascii"))
+                self._ring.write(self._gone)
         for file in (self._ring, self._answers):
             if file:
                 with suppress(GuestFileError, HandleLostError):
                     file.close()
+        self._begin()
+
+    @property
+    def _gone(self) -> bytes:
+        return f"-{self.number}\n".encode("ascii")
+
+    def _begin(self) -> None:
         self._ring = self._answers = None
         self._position, self._unread = 0, b""
         self.number = new_number()

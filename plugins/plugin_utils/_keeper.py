@@ -6,10 +6,14 @@
 It runs in an interpreter of its own, so it imports nothing but the standard library, and has no memory of Ansible's. It
 belongs to no session; it ends when nobody has used the channel for a time, when the channel's other side has gone, or
 when it is told to.
+
+What a client has left in the guest for the next one, it keeps for a moment only: the guest may reboot unseen, and then
+the agent's numbers are somebody else's.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
 _NAME = "qga-keeper"
 _PACKET = 4096
 _LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
+_LEFT_SECONDS = 5.0
+_MOST_LEFT = 8
+# For all replies to a farewell together; who has the keeper end waits twice as long.
+_FAREWELL_SECONDS = 0.5
 
 
 def share(address: Address, channel: Channel, seconds: float) -> Channel:
@@ -81,6 +89,19 @@ class Client:
             self.control.send(packet)
 
 
+class Left:
+    """What a client has left for another: under which name, from when on, and what is told to who finds it."""
+
+    def __init__(self, text: bytes) -> None:
+        self.name, _space, self.text = text.partition(b" ")
+        self.since = time.monotonic()
+
+    @property
+    def farewell(self) -> list[str]:
+        """The requests that undo it."""
+        return list(json.loads(self.text)["farewell"])
+
+
 class Keeper:
     """The channel and its clients, one of whom may have the turn."""
 
@@ -90,6 +111,7 @@ class Keeper:
         self.clients = {first.fileno(): Client(first)}
         self.turn: Client | None = self.clients[first.fileno()]
         self.waiting: deque[Client] = deque()
+        self.left: list[Left] = []
         self.step = b""
         self.ending = False
         # Only one can have the lock, so what is there is of one that was killed.
@@ -106,11 +128,13 @@ class Keeper:
 
     def serve(self) -> None:
         """Serve until there is nobody and nothing to serve."""
+        quiet = time.monotonic()
         while not self.ending or self.turn:
-            idle = time.monotonic()
-            events = self.poller.poll(None if self.clients else self.seconds * 1000)
-            if not events and time.monotonic() - idle >= self.seconds:
-                return
+            events = self.poller.poll(self.patience(quiet))
+            now = time.monotonic()
+            if not events and not self.clients and now - quiet >= self.seconds:
+                break
+            quiet = now if events else quiet
             for descriptor, _event in events:
                 if descriptor == self.descriptors[0]:
                     return
@@ -118,7 +142,16 @@ class Keeper:
                     self.welcome(self.listener.accept()[0])
                 elif descriptor in self.clients:
                     self.listen(self.clients[descriptor])
+            self.clear(now - _LEFT_SECONDS)
             self.pass_on()
+        self.clear(time.monotonic())
+
+    def patience(self, quiet: float) -> float | None:
+        """Return after how many milliseconds something is to be done, if all is quiet since then; None: never."""
+        ends = [] if self.clients else [quiet + self.seconds]
+        if self.left and not self.turn:
+            ends.append(self.left[0].since + _LEFT_SECONDS)
+        return max(0.0, min(ends) - time.monotonic()) * 1000 + 1 if ends else None
 
     def welcome(self, control: socket.socket) -> None:
         client = Client(control)
@@ -136,23 +169,73 @@ class Keeper:
             packet = client.control.recv(_PACKET)
         except OSError:
             packet = b""
-        word, _space, text = packet.partition(b" ")
-        if word == b"take":
-            self.waiting.append(client)
-            if self.turn:
-                client.tell(b"busy " + self.turn.name.encode("utf-8", "replace"))
-        elif word == b"step" and self.turn is client:
-            self.turn, self.step = None, text
-        elif word == b"end":
-            self.ending = True
         if not packet:
-            self.poller.unregister(client.control)
-            del self.clients[client.control.fileno()]
-            client.control.close()
-            if client in self.waiting:
-                self.waiting.remove(client)
-            if self.turn is client:
-                self.turn, self.step = None, b""
+            self.part(client)
+            return
+        word, _space, text = packet.partition(b" ")
+        words = {b"take": self.queue, b"step": self.step_on, b"leave": self.keep, b"find": self.find, b"end": self.end}
+        words[word](client, text)
+
+    def queue(self, client: Client, _text: bytes) -> None:
+        self.waiting.append(client)
+        if self.turn:
+            client.tell(b"busy " + self.turn.name.encode("utf-8", "replace"))
+
+    def step_on(self, client: Client, text: bytes) -> None:
+        if self.turn is client:
+            self.turn, self.step = None, text
+
+    def keep(self, client: Client, text: bytes) -> None:
+        there_is_room = len(self.left) < _MOST_LEFT
+        if there_is_room:
+            self.left.append(Left(text))
+        client.tell(b"left" if there_is_room else b"full")
+
+    def find(self, client: Client, text: bytes) -> None:
+        found = next((one for one in self.left if one.name == text), None)
+        if found:
+            self.left.remove(found)
+        client.tell(b"found " + (found.text if found else b""))
+
+    def end(self, _client: Client, _text: bytes) -> None:
+        self.ending = True
+
+    def part(self, client: Client) -> None:
+        self.poller.unregister(client.control)
+        del self.clients[client.control.fileno()]
+        client.control.close()
+        if client in self.waiting:
+            self.waiting.remove(client)
+        if self.turn is client:
+            self.turn, self.step = None, b""
+
+    def clear(self, before: float) -> None:
+        """Undo what was left until then, if nobody has the turn and nothing of anybody's is in the channel."""
+        old = [] if self.turn else [one for one in self.left if one.since <= before]
+        self.left = [one for one in self.left if one not in old]
+        if old and self.step and json.loads(self.step)[0]:
+            step, self.step = self.step, b""
+            if self.request([request for one in old for request in one.farewell]):
+                self.step = step
+
+    def request(self, requests: list[str]) -> bool:
+        """Have the agent do something, a request at a time; return False if it does not answer."""
+        end = time.monotonic() + _FAREWELL_SECONDS
+        with socket.socket(fileno=os.dup(self.descriptors[0])) as stream:
+            for request in requests:
+                reply = b""
+                try:
+                    stream.sendall(request.encode("ascii"))
+                    while not reply.endswith(b"\n"):
+                        if not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
+                            return False
+                        data = stream.recv(_PACKET)
+                        if not data:
+                            return False
+                        reply += data
+                except OSError:
+                    return False
+        return True
 
     def pass_on(self) -> None:
         """Give the turn to who has waited longest."""

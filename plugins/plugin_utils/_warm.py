@@ -109,8 +109,6 @@ class WarmPython:
         self._line = Line(agent, self._spool)
         self._wanted: Callable[[], None] | None = None  # starts the server that was missed
         self._starter = 0  # the program that does so
-        self._used = 0.0  # when the last request was made
-        self._quick = 0.0  # seconds that it took
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
         """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
@@ -159,6 +157,11 @@ class WarmPython:
         if starter:
             finish(self._agent, starter)
 
+    def rest(self) -> None:
+        """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
+        if not self._line.leave():
+            self.forget()
+
     def forget(self) -> None:
         """Leave nothing of what was run."""
         self._line.close()
@@ -175,9 +178,11 @@ class WarmPython:
         """
         # Whatever interrupts this: nobody takes a late answer for that to another request.
         line, self._line = self._line, Line(self._agent, self._spool)
-        if time.monotonic() - self._used > _LINE_SECONDS:
+        if not line.is_open:
+            line = Line.found(self._agent, self._spool)
+        if time.monotonic() - line.used > _LINE_SECONDS:
             line.close()
-        self._used = time.monotonic()
+        line.used = time.monotonic()
         was_open = line.is_open
         # One that has ended since the last request may have been followed by another.
         if not (self._asked(line, request) or (was_open and self._asked(line, request))):
@@ -208,13 +213,13 @@ class WarmPython:
         looked = asked = time.monotonic()
         number = line.number
         # Nobody asks while a task as quick as the last one is at work: that would only delay it.
-        time.sleep(min(self._quick / 2, _LONGEST_SLEEP))
+        time.sleep(min(line.quick / 2, _LONGEST_SLEEP))
         for pause in pauses():
             content = line.answer()
             if content == b"lost\n":
                 break
             if content:
-                self._quick = time.monotonic() - asked
+                line.quick = time.monotonic() - asked
                 return content
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()

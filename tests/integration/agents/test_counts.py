@@ -20,7 +20,7 @@ from ansible_collections.qemu.guest.plugins.module_utils import _runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
 from lab.agent import LooseAgent
 from lab.host import private_directory
 from lab.tally import Tally
@@ -119,23 +119,36 @@ def test_a_small_file(connection: Any, method: str, tally: Tally, tmp_path: Path
     assert size < 8000
 
 
-def test_a_warm_task(tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
+@pytest.mark.parametrize("loop", [True, False])
+def test_a_warm_task(loop: bool, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
+    """Each of them, in a loop or not, is put on the ring, and that is all until its result is read."""
     variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
-    ansible = make_ansible({"counted": {**variables, "ansible_qga_persist": 0}})
+    # In a loop, there is one connection for all.
+    ansible = make_ansible({"counted": {**variables, "ansible_qga_persist": 0 if loop else 60}})
 
-    def loop(items: int) -> Counted:
-        playbook = ansible.directory / f"{items}.json"
-        task = {"name": "Do nothing", "ansible.builtin.command": "true", "loop": list(range(items))}
-        playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task]}]), encoding="utf-8")
-        return counted(tally, partial(ansible.playbook, playbook))
+    def run(count: int) -> Counted:
+        playbook = ansible.directory / f"{count}.json"
+        task = {"name": "Do nothing", "ansible.builtin.command": "true"}
+        tasks = [{**task, "loop": list(range(count))}] if loop else [task] * count
+        playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
 
-    loop(15)  # until there is an interpreter
-    (few, few_bytes), (many, many_bytes) = loop(1), loop(1 + TASKS)
+        def play() -> None:
+            ansible.playbook(playbook)
+            dismiss(parse_address(str(tally.path)))  # and what it does at its end
+
+        return counted(tally, play)
+
+    run(15)  # until there is an interpreter
+    (few, few_bytes), (many, many_bytes) = run(1), run(1 + TASKS)
     per_task = {name: (many[name] - few.get(name, 0)) / TASKS for name in many}
     assert per_task.pop("guest-file-read") >= 1  # until there is a result
-    # It is put on the ring, and that is all. No file is opened: the guest's journal would tell of each.
+    if not loop:
+        assert per_task.pop("guest-sync-delimited", 0) <= 1, "none, but where the machine is slow"
+    # No file is opened: the guest's journal would tell of each.
     assert {name: count for name, count in per_task.items() if count} == {"guest-file-write": 1, "guest-file-flush": 1}
     assert (many_bytes - few_bytes) / TASKS < 6000, "what the guest has already is not sent again"
+    assert many["guest-file-open"] == many["guest-file-close"], "nothing stays open"
+    assert look(agents["bookworm"], f"ls {_runner.HOME}/warm-*/ | grep -c '[.]rc$' || :") == "0\n"
 
 
 def plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
