@@ -19,6 +19,7 @@ import array
 import base64
 import functools
 import hashlib
+import itertools
 import json
 import os
 import select
@@ -111,10 +112,13 @@ class Output:
 class Task:
     """A task at work: where its output comes from and goes to. ``rc`` is None until its process tells, or has ended.
 
+    ``number`` is its client's, who has one for one task after another.
+
     It tells by writing to its ``input``, a descriptor of its own here, behind what was there.
     """
 
-    def __init__(self, path: str, preamble: bytes, errors: bytes, input: int) -> None:
+    def __init__(self, number: int, path: str, preamble: bytes, errors: bytes, input: int) -> None:
+        self.number = number
         self.rc: int | None = None
         self.input = input
         self.size = os.fstat(input).st_size
@@ -175,7 +179,9 @@ class Interpreter:
         self.ready = False
         self.dead = False
         self.failed = False  # it has never been ready, and is not to be tried again
+        # By a number of each one's own: of one that has told its status, the end of the process is heard of later.
         self.tasks: dict[int, Task] = {}
+        self.serials = itertools.count(1)
         self.known: list[str] = []  # archives that it has
         self.marker = request.marker
         self.used = time.monotonic()
@@ -216,7 +222,7 @@ class Interpreter:
                 task.rc = -1
         elif self.ready:
             ended = json.loads(message.decode("ascii"))
-            if ended["number"] in self.tasks:  # or it has told so itself, before its process ended
+            if ended["number"] in self.tasks:
                 self.tasks[ended["number"]].rc = ended["rc"]
         else:
             before, mark, paths = message.partition(READY)
@@ -233,15 +239,16 @@ class Interpreter:
         self.errors.seek(0)
         was, now = self.marker.encode("ascii"), request.marker.encode("ascii")
         preamble, errors = (text.replace(was, now) if was else text for text in (self.preamble, self.errors.read()))
-        self.tasks[number] = task = Task(path, preamble, errors, os.dup(request.file.fileno()))
+        serial = next(self.serials)
+        self.tasks[serial] = task = Task(number, path, preamble, errors, os.dup(request.file.fileno()))
         out, err = task.theirs
-        if not self.say(number, request, {"in": request.file.fileno(), "out": out, "err": err}):
+        if not self.say(serial, request, {"in": request.file.fileno(), "out": out, "err": err}):
             task.rc = -1
         os.close(out)
         os.close(err)
         self.used = time.monotonic()
 
-    def say(self, number: int, request: Request, files: dict[str, int]) -> bool:
+    def say(self, serial: int, request: Request, files: dict[str, int]) -> bool:
         """Hand a request over; return False if nobody is there: then ``listen`` will hear of its end."""
         forget: list[str] = []
         if request.content and request.archive not in self.known:
@@ -249,7 +256,7 @@ class Interpreter:
             self.known, forget = self.known[-MOST_BLOBS:], self.known[:-MOST_BLOBS]
             files["content"] = request.content.fileno()
         message = {
-            "number": number,
+            "number": serial,
             "archive": request.archive,
             "start": request.start,
             "before": request.before,
@@ -321,8 +328,9 @@ class Server:
     def settle(self, everyone: Sequence[Interpreter]) -> None:
         """Give results out, and let those go that nobody needs."""
         for one in everyone:
-            for number in [number for number, task in one.tasks.items() if task.ended]:
-                self.say(number, one.tasks.pop(number).result())
+            for serial in [serial for serial, task in one.tasks.items() if task.ended]:
+                task = one.tasks.pop(serial)
+                self.say(task.number, task.result())
         for one in [one for one in self.leaving if one.dead or not one.tasks]:
             self.leaving.remove(one)
             one.socket.close()
@@ -359,7 +367,8 @@ class Server:
 
     def sweep(self) -> None:
         """Remove the files of clients that have not been heard of for long and wait for nothing."""
-        at_work = {number for one in [*self.interpreters.values(), *self.leaving] for number in one.tasks}
+        everyone = [*self.interpreters.values(), *self.leaving]
+        at_work = {task.number for one in everyone for task in one.tasks.values()}
         for name in os.listdir(self.home):
             stem, _dot, suffix = name.partition(".")
             with suppress(OSError):

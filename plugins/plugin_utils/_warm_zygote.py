@@ -7,7 +7,8 @@ It is started by the very command line that it stands in for, become included, a
 module. Its standard output is a socket to _warm_server.py; of standard descriptors, that one survives sudo and su. A
 message there is a request (see Request), with the descriptors of its input, output and errors. A child takes these as
 its own and runs the module as the interpreter would have. There is always a child that waits for the next request:
-forking a process of this size takes a while. A shell command is run by a shell.
+forking a process of this size takes a while. A child that is given a shell command becomes a shell, or does what the
+shell would do, where it is one of the few that ansible-core needs around its modules.
 
 What is imported is recognised by content: a child in whose payload a library differs forgets all libraries and imports
 its own.
@@ -26,13 +27,14 @@ import io
 import json
 import locale
 import os
+import pwd
 import re
 import select
+import shutil
 import signal
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import types
@@ -65,6 +67,15 @@ STEPS = (
     b"z.writestr(zinfo, sitecustomize)\n",
 )
 FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+# Words that are themselves to a shell.
+PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
+# What ansible-core, 2.16 to 2.21, has a shell do before and after it copies something.
+HOME_OF = re.compile(rb"echo ~([a-z_][a-z0-9_-]*)?")
+MAKE = re.compile(
+    rb'\( umask 77 && mkdir -p "` echo (%b) `"&& mkdir "` echo (%b) `" && echo (ansible-tmp-[0-9.-]+)="` echo \2 `" \)'
+    % (PLAIN, PLAIN)
+)
+REMOVE = re.compile(rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN)
 # As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
 SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
 eval "unset c; $c"
@@ -348,7 +359,7 @@ class Memory:
 
     POPULATE_WRITE = 23  # for madvise(), since Linux 5.14
     PAGE = os.sysconf("SC_PAGE_SIZE")
-    GAP = 4 * PAGE
+    GAP = PAGE
     LOOK_SECONDS = 0.03
     LOOKS = 8
 
@@ -403,10 +414,6 @@ class Zygote:
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.memory = Memory()
         self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
-        with open("/proc/self/environ", "rb") as file:
-            self.login = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
-        for name in (b"SHLVL", b"_"):  # the shell sets them anew
-            self.login.pop(name, None)
 
     def serve(self) -> Request:
         """Serve until the server has gone; return in a child only, with what it is to do."""
@@ -449,9 +456,9 @@ class Zygote:
         """
         if self.lessons and not self.children:
             return 0, self.take_lesson
-        if self.archives and not self.spare and (self.beside or not self.children):
+        if not self.spare and (self.beside or not self.children):
             return 0, self.fork_spare
-        if self.children and self.memory.looks:
+        if self.children and self.memory.looks and self.archives:
             return Memory.LOOK_SECONDS, lambda: self.memory.look(max(self.children))
         return None, lambda: None
 
@@ -483,7 +490,7 @@ class Zygote:
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
         self.note(request)
-        pid = self.give_spare(request) if request.archive else self.start_shell(request)
+        pid = self.give_spare(request)
         if not pid:
             pid = os.fork()
             if not pid:
@@ -499,27 +506,6 @@ class Zygote:
         for descriptor in outputs:
             os.close(descriptor)
         return None
-
-    def start_shell(self, request: Request) -> int:
-        """Start a shell that runs a command, which comes before its input; return its process.
-
-        Nothing of this process is copied for that, from Python 3.10 on.
-        """
-        command = os.pread(request.files[0], request.before, request.start)
-        os.lseek(request.files[0], request.start + request.before, os.SEEK_SET)
-        variables = {**self.login, b"QEMU_GUEST": SHELL.encode("ascii"), b"QEMU_GUEST_COMMAND": command + b"\n"}
-        stdin, stdout, stderr = request.files
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'],
-            env=variables,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            close_fds=False,  # there are none that it would inherit
-        )
-        process.returncode = 0  # as far as that object is concerned: see report
-        return process.pid
 
     def fork_spare(self) -> Request | None:
         """Fork the child that takes the next request, and return that there."""
@@ -622,6 +608,8 @@ def main() -> None:
         os.dup2(descriptor, number)
     last_word = LastWord(0)
     os.closerange(3, 256)
+    if not request.archive:
+        run_command(request, last_word)
     archive = zygote.archives[request.archive]
     zygote.importer.table = archive.table
     zygote.importer.forget_others()
@@ -630,6 +618,54 @@ def main() -> None:
     if archive.content and all(step in payload.head for step in STEPS):
         archive.expect()
     run(payload, zygote.heads, last_word)
+
+
+def run_command(request: Request, last_word: LastWord) -> None:
+    """Run a shell command, which comes before its input, and end. Its environment is that of a login."""
+    command = os.pread(0, request.before, request.start)
+    with suppress(OSError, KeyError):  # then the shell will say what is wrong
+        output = done_here(command)
+        if output is not None:
+            os.write(1, output)
+            last_word.say(0)
+            os._exit(0)
+    os.lseek(0, request.start + request.before, os.SEEK_SET)
+    with open("/proc/self/environ", "rb") as file:
+        variables = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
+    for name in (b"SHLVL", b"_"):  # the shell sets them anew
+        variables.pop(name, None)
+    variables.update({b"QEMU_GUEST": SHELL.encode("ascii"), b"QEMU_GUEST_COMMAND": command + b"\n"})
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        signal.signal(number, signal.SIG_DFL)
+    os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], variables)
+
+
+def done_here(command: bytes) -> bytes | None:
+    """Do what a shell would do and return what it would print; None if it takes a shell.
+
+    :raise OSError: if that cannot be done, after nothing that a shell would not do again.
+    :raise KeyError: if there is no such user.
+    """
+    home = HOME_OF.fullmatch(command)
+    if home:
+        user = home.group(1)
+        path = os.fsencode(pwd.getpwnam(user.decode("ascii")).pw_dir) if user else os.environb[b"HOME"]
+        return path + b"\n" if re.fullmatch(PLAIN, path) else None
+    make = MAKE.fullmatch(command)
+    if make:
+        parents, path, name = make.groups()
+        before = os.umask(0o077)
+        try:
+            os.makedirs(parents, exist_ok=True)
+            os.mkdir(path)
+        finally:
+            os.umask(before)
+        return name + b"=" + path + b"\n"
+    remove = REMOVE.fullmatch(command)
+    if remove:
+        shutil.rmtree(remove.group(1))
+        return b""
+    return None
 
 
 class LastWord:

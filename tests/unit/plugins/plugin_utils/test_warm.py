@@ -8,10 +8,14 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
+import json
 import os
 import re
 import resource
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -32,7 +36,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server, _warm_zygote
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
@@ -283,6 +287,63 @@ def test_request_that_was_given_up_is_not_answered_to_the_next(
     assert result and result.stdout == b"second\n"
 
 
+NAME = "ansible-tmp-1700000000.5-12-345"
+MAKE = (
+    f'( umask 77 && mkdir -p "` echo {{0}} `"&& mkdir "` echo {{0}}/{NAME} `" && echo {NAME}="` echo {{0}}/{NAME} `" )'
+)
+REMOVE = f"rm -f -r {{0}}/{NAME}/ > /dev/null 2>&1"
+
+
+def around_modules(base: Path) -> Iterator[str]:
+    """What ansible-core has a shell do around its modules, here below a directory, and what shows what was done."""
+    yield from ["echo ~", "echo ~root", "echo ~nobody_of_this_name"]
+    for parent in (f"{base}/a/b", f"{base}/file", f"{base}/link/c", f"{base}/with space", f"{base}/it's"):
+        yield MAKE.format(parent)
+        yield MAKE.format(parent)  # which finds it there
+        yield f"touch {parent}/{NAME}/x"
+        yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
+        yield REMOVE.format(parent)
+        yield REMOVE.format(parent)
+    yield f"mkdir {base}/kept; touch {base}/kept/x; ln -s {base}/kept {base}/{NAME}"
+    yield REMOVE.format(base)
+    yield f"cd {base}; find . | sort"
+    yield f"rm -f -r {base}/{NAME} > /dev/null 2>&1"
+    yield f"cd {base}; find . | sort"
+
+
+def test_commands_around_modules_are_as_plain(agent: RunnerAgent, warm: WarmPython, tmp_path: Path) -> None:
+    shell_warmed(warm)
+    results = []
+    for name, run in (("warm", warm.run), ("plain", lambda command, _stdin: run_shell(agent, command.encode()))):
+        base = tmp_path / name
+        base.mkdir()
+        (base / "file").touch()
+        (base / "link").symlink_to(base)
+        lines = []
+        for command in around_modules(base):
+            result = run(command, b"")
+            assert result is not None
+            texts = [text.decode().replace(str(base), "BASE") for text in (result.stdout, result.stderr)]
+            lines.append([command.replace(str(base), "BASE"), result.rc, *texts])
+        results.append(lines)
+    assert results[0] == results[1]
+
+
+def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/one")
+    assert _warm_zygote.done_here(b"echo ~") == b"/home/one\n"
+    assert _warm_zygote.done_here(b"echo ~root") == b"/root\n"
+    parent = tmp_path / "a" / "b"
+    made = parent / NAME
+    assert _warm_zygote.done_here(MAKE.format(parent).encode()) == f"{NAME}={made}\n".encode()
+    assert stat.S_IMODE(made.stat().st_mode) == stat.S_IMODE(parent.stat().st_mode) == 0o700
+    (made / "file").touch()
+    assert _warm_zygote.done_here(REMOVE.format(parent).encode()) == b""
+    assert not made.exists()
+    for command in (f"rm -f -r {parent} > /dev/null 2>&1", "echo ~; id", MAKE.format("/a$(id)"), REMOVE.format("a")):
+        assert _warm_zygote.done_here(command.encode()) is None
+
+
 def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: WarmPython) -> None:
     shell_warmed(warm)
     assert warm.run(":" + " " * _warm._LONGEST_COMMAND, b"") is None
@@ -531,12 +592,46 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
 
 
+def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> None:
+    """A task tells its status before its process ends, and the next one may have begun when that is heard of."""
+    one = _warm_server.Interpreter.__new__(_warm_server.Interpreter)
+    one.socket, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.ready, one.dead, one.marker, one.preamble, one.known = True, False, "", b"", []
+    one.tasks, one.serials = {}, itertools.count(1)
+    told = []
+    with one.socket, zygote, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
+        for _task in range(2):
+            header = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0}
+            one.hand_over(7, _warm_server.Request(json.dumps(header).encode(), file, 0), str(tmp_path / "7"))
+            told.append(json.loads(zygote.recv(4096))["number"])
+            assert [task.number for task in one.tasks.values()] == [7]
+            if len(told) == 1:
+                one.tasks.clear()  # it has told its status
+        zygote.send(json.dumps({"number": told[0], "rc": 3}).encode())
+        one.listen()
+        assert one.tasks[told[1]].rc is None
+        zygote.send(json.dumps({"number": told[1], "rc": 4}).encode())
+        one.listen()
+        assert one.tasks[told[1]].rc == 4
+
+
+def test_each_task_has_its_own_status(warm: WarmPython) -> None:
+    warmed(warm)
+    programs = [module(f"raise SystemExit({status})") for status in (0, 5)]
+    for program in programs:
+        warmed(warm, program=program)
+    for _time in range(20):
+        for status, program in zip((0, 5), programs, strict=True):
+            result = warm.run(COMMAND, program)
+            assert result and result.rc == status
+
+
 def test_results_that_nobody_fetches_are_swept_away(tmp_path: Path) -> None:
     server = _warm_server.Server.__new__(_warm_server.Server)
     home = tmp_path / "home"
     home.mkdir()
     server.home = str(home)
-    server.interpreters, server.leaving = {}, [SimpleNamespace(tasks={3: None})]  # type: ignore[list-item]
+    server.interpreters, server.leaving = {}, [SimpleNamespace(tasks={1: SimpleNamespace(number=3)})]  # type: ignore[list-item]
     old = time.time() - _warm_server.IDLE_SECONDS - 1
     for name in ("1.rc", "1.out", "2.rc", "2.err", "3.rc", "pid"):
         (home / name).touch()
@@ -560,7 +655,7 @@ def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
 
 def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
     with open(os.devnull, "rb") as stdin:
-        task = _warm_server.Task(f"{tmp_path}/no such directory/1", b"", b"", os.dup(stdin.fileno()))
+        task = _warm_server.Task(1, f"{tmp_path}/no such directory/1", b"", b"", os.dup(stdin.fileno()))
     for output in task.outputs:
         output.write(bytes(_warm_server.MOST_KEPT))
     task.rc = 0
