@@ -322,6 +322,7 @@ class Server:
         if select.select([self.ring], [], [], 0)[0] and not os.path.exists(self.home):
             os.rename(gone, self.home)
             return False
+        os.close(self.ring)  # at once: who holds it open is told that nobody is there
         shutil.rmtree(gone)
         return True
 

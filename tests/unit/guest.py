@@ -76,7 +76,8 @@ class Guest:
         self.capture = CAPTURE
         self.started: list[Mapping[str, Any]] = []
         self.programs: dict[int, Program] = {}
-        self._next_handle = 1000
+        self.handle = 1000
+        """The number of the next file."""
 
     def answers(self, *without: str) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Return the commands of a guest, but for those named."""
@@ -114,9 +115,9 @@ class Guest:
             raise AgentError(text) from exc
         if new:
             os.fchmod(descriptor, 0o666)
-        self._next_handle += 1
-        self.files[self._next_handle] = descriptor
-        return self._next_handle
+        self.handle += 1
+        self.files[self.handle] = descriptor
+        return self.handle
 
     def _file(self, arguments: Mapping[str, Any]) -> int:
         handle = arguments["handle"]

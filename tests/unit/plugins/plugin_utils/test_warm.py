@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -273,6 +274,46 @@ def test_agent_that_is_restarted_between_and_during_tasks(agent: RunnerAgent, wa
     threading.Timer(0.3, lost).start()
     result = warm.run(COMMAND, module("import time; time.sleep(1); print('late')"))
     assert result and result.stdout == b"late\n"
+
+
+def test_task_goes_on_where_another_stopped(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: dict[str, Any] = {}
+    monkeypatch.setattr(agent, "leave", lambda name, what, farewell: left.update({name: what}) is None)
+    monkeypatch.setattr(agent, "find", lambda name: left.pop(name, None))
+    warmed(warm)
+    warm.rest()
+    opened = guest.handle
+    for number in range(3):
+        task = WarmPython(agent, lambda line: None)
+        assert len(left) == 1
+        result = task.run(COMMAND, module(f"print({number})"))
+        assert result and result.stdout == b"%d\n" % number
+        assert not left, "nobody else has it meanwhile"
+        task.rest()
+    # Each archive that is new here takes a file; the next task of the kind opens none.
+    assert guest.handle - opened == 3
+    task = WarmPython(agent, lambda line: None)
+    assert task.run(COMMAND, module("print(2)"))
+    assert guest.handle - opened == 3
+    task.rest()
+
+    guest.files.clear()  # the agent is restarted
+    task = WarmPython(agent, lambda line: None)
+    result = task.run(COMMAND, module("print(2)"))
+    assert result and result.stdout == b"2\n"
+    task.rest()
+
+    warm.end()  # and its interpreters too
+    end = time.monotonic() + 10
+    while (guest.runner / SPOOL).exists():
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.02)
+    task = WarmPython(agent, lambda line: None)
+    assert task.run(COMMAND, module("print(2)")) is None, "the plain path is left"
+    task.rest()
+    assert not left
 
 
 def test_request_that_was_given_up_is_not_answered_to_the_next(
@@ -564,9 +605,12 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     assert not server.vanish()
     assert os.path.exists(f"{server.home}/ring")
     os.read(server.ring, 100)
+    holder = os.open(f"{server.home}/ring", os.O_WRONLY)
     assert server.vanish()
     assert list(tmp_path.glob("home*")) == []
-    os.close(server.ring)
+    with pytest.raises(BrokenPipeError):
+        os.write(holder, b"=2 x\n")
+    os.close(holder)
 
 
 def test_starter_that_was_killed_is_in_the_way_for_a_while_only(warm: WarmPython, guest: Guest) -> None:
