@@ -143,9 +143,12 @@ class Agent(ABC):
         del name, what, farewell
         return False
 
-    def find(self, name: str) -> Mapping[str, Any] | None:
-        """Return what another has left under ``name``: it is the caller's now. None if there is nothing."""
-        del name
+    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
+        """Return what another has left under ``name``: it is the caller's now. None if there is nothing.
+
+        :raise ConnectError: if there is no channel. It names ``before``, the command that was to come next.
+        """
+        del name, before
         return None
 
     def again(self) -> Agent:
@@ -353,9 +356,12 @@ class SocketAgent(Agent):
             self.close()
             return False
 
-    def find(self, name: str) -> Mapping[str, Any] | None:
+    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
         deadline = Deadline(self.timeout)
-        channel, step = self._in_step(deadline)
+        try:
+            channel, step = self._in_step(deadline)
+        except QgaError as exc:
+            raise self._told(exc, before) from None
         channel.give(step)
         try:
             return channel.find(name, deadline)

@@ -253,8 +253,8 @@ class RunnerAgent(Agent):
     def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
         return self._below.leave(name, what, farewell)
 
-    def find(self, name: str) -> Mapping[str, Any] | None:
-        return self._below.find(name)
+    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
+        return self._below.find(name, before)
 
     def again(self) -> Agent:
         """Return another Agent for the same guest: one without a runner."""

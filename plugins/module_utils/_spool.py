@@ -179,7 +179,7 @@ class Line:
     def found(cls, agent: Agent, spool: Spool) -> Line:
         """Return the line that another client has left, or a new one."""
         line = cls(agent, spool)
-        left = agent.find(spool.path)
+        left = agent.find(spool.path, "guest-file-open")
         if left:
             line.number, line.used, line.quick = left["number"], left["used"], left["quick"]
             line._ring = GuestFile(agent, f"{spool.path}/ring", handle=left["ring"])

@@ -258,13 +258,13 @@ FAREWELL: list[tuple[str, dict[str, Any]]] = [("guest-info", {}), ("guest-ping",
 
 
 def test_what_is_left_is_found_once(first: SocketAgent, server: Scripted, address: Address, connect: Connect) -> None:
-    assert first.find("/a") is None
+    assert first.find("/a", "guest-ping") is None
     assert first.leave("/a", {"number": 1}, FAREWELL)
     other = connect(server)
-    assert other.find("/b") is None
-    found = other.find("/a")
+    assert other.find("/b", "guest-ping") is None
+    found = other.find("/a", "guest-ping")
     assert found and found["number"] == 1
-    assert first.find("/a") is None
+    assert first.find("/a", "guest-ping") is None
     first.close()
     other.close()
     dismiss(address)
@@ -288,7 +288,7 @@ def test_what_nobody_finds_is_undone_soon(first: SocketAgent, server: Scripted) 
     first.execute("guest-ping")
     until(lambda: server.work == ["guest-ping", "guest-ping", "guest-info", "guest-ping"])
     assert time.monotonic() - started >= _keeper._LEFT_SECONDS
-    assert first.find("/a") is None
+    assert first.find("/a", "guest-ping") is None
     first.execute("guest-ping")
 
 
@@ -321,7 +321,7 @@ def test_nobody_else_is_there_to_find_anything(server: Scripted, connect: Connec
     agent = connect(server)
     agent.execute("guest-ping")
     assert not agent.leave("/a", {}, FAREWELL)
-    assert agent.find("/a") is None
+    assert agent.find("/a", "guest-ping") is None
 
 
 def test_other_side_has_gone(first: SocketAgent, server: Scripted, address: Address, scripted: Start) -> None:
@@ -421,3 +421,10 @@ def test_connection_keeps_its_channel(scripted: Start, guest: Guest) -> None:
     assert other.exec_command("echo c")[1] == b"c\n"
     other.close()
     assert not joins(address) and free(address)
+
+
+def test_who_looks_where_nobody_is_is_told_what_was_not_sent(tmp_path: Path) -> None:
+    agent = SocketAgent(Address("unix", path=str(tmp_path / "none")), 1)
+    with pytest.raises(ConnectError, match="none: guest-file-open was not sent: ") as caught:
+        agent.find("/a", "guest-file-open")
+    assert caught.value.executed == "no"

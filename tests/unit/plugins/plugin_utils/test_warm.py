@@ -281,7 +281,7 @@ def test_task_goes_on_where_another_stopped(
 ) -> None:
     left: dict[str, Any] = {}
     monkeypatch.setattr(agent, "leave", lambda name, what, farewell: left.update({name: what}) is None)
-    monkeypatch.setattr(agent, "find", lambda name: left.pop(name, None))
+    monkeypatch.setattr(agent, "find", lambda name, before: left.pop(name, None))
     warmed(warm)
     warm.rest()
     opened = guest.handle
