@@ -168,6 +168,8 @@ class Line:
         """When the last request was made (monotonic)."""
         self.quick = 0.0
         """Seconds that it took."""
+        self.is_lost = False
+        """Whether the answers have vanished: with who answers, or the guest is as it was before they were there."""
         self._agent = agent
         self._spool = spool
         self._ring: GuestFile | None = None
@@ -279,9 +281,10 @@ class Line:
         try:
             self._answers = answers = GuestFile(self._agent, self._path)
         except GuestFileError as exc:
-            if exc.errno == errno.ENOENT:  # it went with the one who answers
-                return b""
-            raise
+            if exc.errno != errno.ENOENT:
+                raise
+            self.is_lost = True
+            return b""
         answers.seek(self._position)
         return answers.read(_ANSWER)
 

@@ -227,6 +227,8 @@ class WarmPython:
                     if self._spool.has(f"{number}.in"):
                         return b"plain\n"
                     break
+                if line.is_lost:
+                    break
             time.sleep(pause)
         line.close()
         raise OutcomeUnknownError(

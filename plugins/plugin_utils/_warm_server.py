@@ -378,7 +378,9 @@ class Server:
                     self.forget(int(stem))
 
     def take(self, number: int, request: Request) -> None:
-        """Hand a request to its interpreter, or say why not."""
+        """Hand a request to its interpreter, or say why not, if somebody waits for the answer."""
+        if not os.path.exists(self.path(number, "rc")):
+            return
         if not self.complete(request):
             self.say(number, b"blob\n")
             return

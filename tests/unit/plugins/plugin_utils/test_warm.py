@@ -316,6 +316,19 @@ def test_task_goes_on_where_another_stopped(
     assert not left
 
 
+def test_guest_that_is_as_it_was_before(agent: RunnerAgent, warm: WarmPython, guest: Guest, tmp_path: Path) -> None:
+    """A snapshot was reverted, say: the agent does not know the handles, nor has the server the answers."""
+    warmed(warm)
+    guest.files.clear()
+    for path in (guest.runner / SPOOL).glob("*.rc"):
+        path.unlink()
+    began = tmp_path / "began"
+    with pytest.raises(OutcomeUnknownError, match="Look at the guest before you repeat it"):
+        warm.run(COMMAND, module(f"open({str(began)!r}, 'w')"))
+    assert not began.exists(), "nobody could be told how that ended"
+    warmed(warm)
+
+
 def test_request_that_was_given_up_is_not_answered_to_the_next(
     agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:
