@@ -141,7 +141,8 @@ def test_a_warm_task(loop: bool, tally: Tally, make_ansible: MakeAnsible, agents
     run(15)  # until there is an interpreter
     (few, few_bytes), (many, many_bytes) = run(1), run(1 + TASKS)
     per_task = {name: (many[name] - few.get(name, 0)) / TASKS for name in many}
-    assert per_task.pop("guest-file-read") >= 1  # until there is a result
+    del per_task["guest-file-read"]  # until there is a result: how often depends on how long it takes
+    assert many["guest-file-read"] >= 1 + TASKS
     if not loop:
         assert per_task.pop("guest-sync-delimited", 0) <= 1, "none, but where the machine is slow"
     # No file is opened: the guest's journal would tell of each.
