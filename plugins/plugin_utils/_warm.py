@@ -212,6 +212,7 @@ class WarmPython:
         """
         looked = asked = time.monotonic()
         number = line.number
+        what = "the interpreter in the guest ended"
         # Nobody asks while a task as quick as the last one is at work: that would only delay it.
         time.sleep(min(line.quick / 2, _LONGEST_SLEEP))
         for pause in pauses():
@@ -226,13 +227,15 @@ class WarmPython:
                 if not patiently(lambda: line.ask("")):
                     if self._spool.has(f"{number}.in"):
                         return b"plain\n"
+                    what = "what serves the interpreters in the guest ended"
                     break
                 if line.is_lost:
+                    what = "the file for the answer vanished"
                     break
             time.sleep(pause)
         line.close()
         raise OutcomeUnknownError(
-            "the interpreter in the guest ended while the task ran (was the guest rebooted?)",
+            f"{what} while the task ran (was the guest rebooted?)",
             command="guest-exec",
             hint="Look at the guest before you repeat it.",
         )

@@ -146,6 +146,12 @@ class Task:
     def ended(self) -> bool:
         return self.rc is not None and not self.streams
 
+    def drop(self) -> None:
+        """Forget a task that nobody has begun."""
+        os.close(self.input)
+        for source in self.streams:
+            os.close(source)
+
     def result(self) -> bytes:
         os.close(self.input)
         if self.rc is None or self.rc < 0:
@@ -235,18 +241,23 @@ class Interpreter:
                 self.watched = WATCHED + [path for path in paths if path not in WATCHED]
                 self.seen = signature(self.watched)
 
-    def hand_over(self, number: int, request: Request, path: str) -> None:
+    def hand_over(self, number: int, request: Request, path: str) -> bool:
+        """Give a request to the interpreter; return False if it has ended, unheard of yet: then nothing was run."""
         self.errors.seek(0)
         was, now = self.marker.encode("ascii"), request.marker.encode("ascii")
         preamble, errors = (text.replace(was, now) if was else text for text in (self.preamble, self.errors.read()))
         serial = next(self.serials)
-        self.tasks[serial] = task = Task(number, path, preamble, errors, os.dup(request.file.fileno()))
+        task = Task(number, path, preamble, errors, os.dup(request.file.fileno()))
         out, err = task.theirs
-        if not self.say(serial, request, {"in": request.file.fileno(), "out": out, "err": err}):
-            task.rc = -1
+        given = self.say(serial, request, {"in": request.file.fileno(), "out": out, "err": err})
         os.close(out)
         os.close(err)
         self.used = time.monotonic()
+        if given:
+            self.tasks[serial] = task
+        else:
+            task.drop()
+        return given
 
     def say(self, serial: int, request: Request, files: dict[str, int]) -> bool:
         """Hand a request over; return False if nobody is there: then ``listen`` will hear of its end."""
@@ -385,9 +396,7 @@ class Server:
             self.say(number, b"blob\n")
             return
         one = None if self.ending else self.interpreter(request)
-        if one:
-            one.hand_over(number, request, f"{self.home}/{number}")
-        else:
+        if one is None or not one.hand_over(number, request, f"{self.home}/{number}"):
             self.say(number, b"plain\n")
 
     def complete(self, request: Request) -> bool:

@@ -672,6 +672,20 @@ def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> N
         assert one.tasks[told[1]].rc == 4
 
 
+def test_interpreter_that_has_ended_unheard_of_is_given_nothing(tmp_path: Path) -> None:
+    one = _warm_server.Interpreter.__new__(_warm_server.Interpreter)
+    one.socket, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.ready, one.dead, one.marker, one.preamble, one.known = True, False, "", b"", []
+    one.tasks, one.serials = {}, itertools.count(1)
+    zygote.close()
+    before = len(os.listdir("/proc/self/fd"))
+    with one.socket, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
+        header = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0}
+        assert not one.hand_over(7, _warm_server.Request(json.dumps(header).encode(), file, 0), str(tmp_path / "7"))
+        assert not one.tasks
+    assert len(os.listdir("/proc/self/fd")) == before - 1, "nothing stays open"
+
+
 def test_each_task_has_its_own_status(warm: WarmPython) -> None:
     warmed(warm)
     programs = [module(f"raise SystemExit({status})") for status in (0, 5)]
