@@ -14,7 +14,7 @@ import io
 import shlex
 import zlib
 from contextlib import suppress
-from typing import BinaryIO, Callable, Iterator, TypeVar
+from typing import BinaryIO, Callable, Iterator
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
@@ -44,9 +44,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._shell import (
 )
 
 __all__ = ("create_private", "digest", "fetch", "put")
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 # Up to this, one program in the guest takes the content, and compares it, faster than files are opened and closed.
 _SMALL = 64 * 1024
@@ -116,10 +113,10 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
     spool = new_spool()
     try:
         check_shell(agent, f"umask 077; set -C; : >{spool}.0; : >{spool}.1", "keep compressed pieces")
-        for number, (piece, packed) in enumerate(_ahead(_packed, pieces.of(source))):
+        for number, piece in enumerate(pieces.of(source)):
             # One is written while the guest unpacks the other.
             part = f"{spool}.{number % 2}"
-            copy_in(agent, io.BytesIO(packed), part)
+            copy_in(agent, io.BytesIO(gzip.compress(piece, _LEVEL)), part)
             unpack = f"gzip -dc <{part} {'>>' if number else '>'}{name}"
             pieces.compare(piece, f"{unpack} && tail -c {len(piece)} {name} | sha256sum")
             progress(pieces.size)
@@ -134,26 +131,6 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
             pieces.wait()
         with suppress(QgaError):
             run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
-
-
-def _packed(piece: bytes) -> tuple[bytes, bytes]:
-    return piece, gzip.compress(piece, _LEVEL)
-
-
-def _ahead(function: Callable[[T], U], items: Iterator[T]) -> Iterator[U]:
-    """Apply ``function`` to each of ``items``, one ahead of who takes the results: beside what that does."""
-    # Here, because hardly any task needs it, and each would take the time to import it.
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as thread:
-        last = None
-        for item in items:
-            coming = thread.submit(function, item)
-            if last:
-                yield last.result()
-            last = coming
-        if last:
-            yield last.result()
 
 
 def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> Copied:
