@@ -649,17 +649,25 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
 
 
-def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> None:
-    """A task tells its status before its process ends, and the next one may have begun when that is heard of."""
+HEADER = json.dumps({"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0}).encode()
+
+
+def an_interpreter() -> tuple[_warm_server.Interpreter, socket.socket]:
+    """Return one that is ready and at work at nothing, and the zygote's end of its socket."""
     one = _warm_server.Interpreter.__new__(_warm_server.Interpreter)
     one.socket, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     one.ready, one.dead, one.marker, one.preamble, one.known = True, False, "", b"", []
     one.tasks, one.serials = {}, itertools.count(1)
+    return one, zygote
+
+
+def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> None:
+    """A task tells its status before its process ends, and the next one may have begun when that is heard of."""
+    one, zygote = an_interpreter()
     told = []
     with one.socket, zygote, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
         for _task in range(2):
-            header = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0}
-            one.hand_over(7, _warm_server.Request(json.dumps(header).encode(), file, 0), str(tmp_path / "7"))
+            one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
             told.append(json.loads(zygote.recv(4096))["number"])
             assert [task.number for task in one.tasks.values()] == [7]
             if len(told) == 1:
@@ -673,15 +681,11 @@ def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> N
 
 
 def test_interpreter_that_has_ended_unheard_of_is_given_nothing(tmp_path: Path) -> None:
-    one = _warm_server.Interpreter.__new__(_warm_server.Interpreter)
-    one.socket, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    one.ready, one.dead, one.marker, one.preamble, one.known = True, False, "", b"", []
-    one.tasks, one.serials = {}, itertools.count(1)
+    one, zygote = an_interpreter()
     zygote.close()
     before = len(os.listdir("/proc/self/fd"))
     with one.socket, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
-        header = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0}
-        assert not one.hand_over(7, _warm_server.Request(json.dumps(header).encode(), file, 0), str(tmp_path / "7"))
+        assert not one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
         assert not one.tasks
     assert len(os.listdir("/proc/self/fd")) == before - 1, "nothing stays open"
 
