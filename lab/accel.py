@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Find out whether KVM really runs guests here.
 
-/dev/kvm proves little: inside a virtual machine it may exist, create a VM and then never run it. So run something: a
-ROM of one instruction that matters, which writes to the port of QEMU's isa-debug-exit device and so ends QEMU with an
-exit status that nothing else produces.
+/dev/kvm proves little: inside a virtual machine it may exist, create a VM and then never run it, or emulate each
+instruction at a ten-thousandth of the processor's speed. So run something, and enough of it: a ROM that counts down from
+COUNT, which takes a processor less than a tenth of a second, and then writes to the port of QEMU's isa-debug-exit device
+and so ends QEMU with an exit status that nothing else produces.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from lab import host
 PROBE_SECONDS = 5.0
 ROM_SIZE = 64 * 1024
 RESET_VECTOR = ROM_SIZE - 16  # where an x86 processor starts, as seen from the end of its ROM
-CODE = bytes.fromhex("b010 e6f4 f4 ebfd")  # mov al, 0x10; out 0xf4, al; hlt; jmp to hlt
+COUNT = 50_000_000
+# mov ecx, COUNT; again: dec ecx; jnz again; mov al, 0x10; out 0xf4, al; jmp to itself
+CODE = bytes.fromhex(f"66b9 {COUNT.to_bytes(4, 'little').hex()} 6649 75fc b010 e6f4 ebfe")
 EXIT_STATUS = 0x10 << 1 | 1  # how isa-debug-exit turns a value into an exit status
 
 KVM = ["-accel", "kvm", "-cpu", "host"]
@@ -43,7 +46,7 @@ def runs(accelerator_options: list[str]) -> bool:
     """Say whether a guest runs with these options. Takes at most PROBE_SECONDS."""
     host.need("qemu-system-x86_64")
     with tempfile.NamedTemporaryFile(prefix="lab-probe-") as rom:
-        rom.write(bytes(RESET_VECTOR) + CODE.ljust(16, b"\xf4"))
+        rom.write(bytes(RESET_VECTOR) + CODE)
         rom.flush()
         argv = ["qemu-system-x86_64", *accelerator_options, "-no-user-config", "-nodefaults", "-display", "none"]
         argv += ["-m", "16", "-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
