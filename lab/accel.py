@@ -4,9 +4,9 @@
 """Find out whether KVM really runs guests here.
 
 /dev/kvm proves little: inside a virtual machine it may exist, create a VM and then never run it, or emulate each
-instruction at a ten-thousandth of the processor's speed. So run something, and enough of it: a ROM that counts down from
-COUNT, which takes a processor less than a tenth of a second, and then writes to the port of QEMU's isa-debug-exit device
-and so ends QEMU with an exit status that nothing else produces.
+instruction at a ten-thousandth of the processor's speed. So run something, and enough of it: a ROM that counts down
+from COUNT, which takes a processor less than a tenth of a second, and then writes to the port of QEMU's isa-debug-exit
+device and so ends QEMU with an exit status that nothing else produces.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ its own.
 from __future__ import annotations
 import __future__
 
+import _posixsubprocess
 import array
 import atexit
 import base64
@@ -35,6 +36,7 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import types
@@ -82,6 +84,8 @@ eval "unset c; $c"
 """
 # What a module imports in any case, for it is not indented.
 IMPORT = re.compile(rb"^(?:import|from) +([A-Za-z_][\w.]*)", re.MULTILINE)
+# What a module has Python do between fork() and exec().
+BETWEEN = "AnsibleModule.run_command.<locals>.preexec"
 STANDARD = frozenset(getattr(sys, "stdlib_module_names", ()))  # Python 3.10
 
 
@@ -617,7 +621,36 @@ def main() -> None:
         payload = Payload(program.read(), request.before, archive.text)
     if archive.content and all(step in payload.head for step in STEPS):
         archive.expect()
+    start_programs_at_once()
     run(payload, zygote.heads, last_word)
+
+
+def start_programs_at_once() -> None:
+    """Have programs started without a copy of this process, where AnsibleModule.run_command asks for one for nothing.
+
+    It gives Python a function to call in between, which sets the umask, if there is one to set. For that, Python makes
+    a copy of the process, with each page that either writes to, where it would otherwise use vfork(): in an emulated
+    guest, a fifth of the time of a module that starts a program.
+    """
+    fork_exec = _posixsubprocess.fork_exec
+
+    def start(*arguments: Any) -> int:
+        return fork_exec(*[None if does_nothing(one) else one for one in arguments])
+
+    _posixsubprocess.fork_exec = start  # type: ignore[assignment]
+    if hasattr(subprocess, "_fork_exec"):  # Python 3.11
+        subprocess._fork_exec = start
+
+
+def does_nothing(function: object) -> bool:
+    """Return whether this is the function of run_command, in cores 2.16 to 2.21, without a umask to set."""
+    if not isinstance(function, types.FunctionType) or function.__qualname__ != BETWEEN:
+        return False
+    code = function.__code__
+    kept = dict(zip(code.co_freevars, function.__closure__ or ()))  # noqa: B905 - Python 3.10
+    # What the first one does, it does in Python 2.
+    known = code.co_names in (("os", "umask"), ("_restore_signal_handlers", "os", "umask"))
+    return known and "umask" in kept and not kept["umask"].cell_contents
 
 
 def run_command(request: Request, last_word: LastWord) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import _posixsubprocess
 import base64
 import functools
 import io
@@ -29,6 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
@@ -163,6 +165,7 @@ PROGRAMS = {
     "no such library": "import ansible.module_utils.nothing",
     "child": "import subprocess; print(subprocess.run(['sh', '-c', 'echo $PPID >/dev/null; echo c'], "
     "stdout=subprocess.PIPE).stdout)",
+    "program that is not there": "import subprocess; subprocess.run(['/nothing'], preexec_fn=print)",
     "buffered output": "import sys\nfor n in range(3000): print(n)\nprint('e', file=sys.stderr)",
     "long output": "import sys; sys.stdout.write('o' * 200000); sys.stderr.write('e' * 70000)",
     "as much as is kept": "import os; os.write(1, b'o' * 65536); os.write(2, b'e' * 65536)",
@@ -396,6 +399,53 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
     assert not made.exists()
     for command in (f"rm -f -r {parent} > /dev/null 2>&1", "echo ~; id", MAKE.format("/a$(id)"), REMOVE.format("a")):
         assert _warm_zygote.done_here(command.encode()) is None
+
+
+@pytest.mark.parametrize(("umask", "nothing"), [(None, True), (0, True), (0o77, False)])
+def test_function_that_sets_no_umask_is_known(
+    umask: int | None, nothing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function is that of the core at hand."""
+    given = []
+    popen = subprocess.Popen
+
+    def start(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        given.append(kwargs["preexec_fn"])
+        return popen(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    module = AnsibleModule.__new__(AnsibleModule)
+    module.run_command_environ_update, module._debug, module.no_log_values = {}, False, set()
+    rc, out, _err = module.run_command(["sh", "-c", "umask"], umask=umask)
+    assert (rc, out) == (0, "0077\n" if umask else f"{current_umask():04o}\n")
+    assert [_warm_zygote.does_nothing(function) for function in given] == [nothing]
+
+
+def test_programs_are_started_without_what_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    for where, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
+        monkeypatch.setattr(where, name, lambda *arguments: given.extend(arguments[-2:]), raising=False)
+    _warm_zygote.start_programs_at_once()
+    monkeypatch.setattr(_warm_zygote, "BETWEEN", preexec(None).__qualname__)
+    for umask in (0, 0o77):
+        function = preexec(umask)
+        _posixsubprocess.fork_exec(function, True)
+        assert given == [function if umask else None, True]
+        given.clear()
+
+
+def preexec(umask: int | None) -> Callable[[], None]:
+    def between() -> None:
+        if umask:
+            os.umask(umask)
+
+    return between
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: WarmPython) -> None:
