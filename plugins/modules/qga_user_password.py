@@ -52,6 +52,8 @@ options:
     type: bool
     default: false
 notes:
+  - The agent has at least 60 seconds for this, whatever O(agent_timeout) says. The guest hashes slowly on purpose, and
+    waits while somebody else changes passwords.
   - A plain password reaches the guest unencrypted, through the hypervisor's socket. A hash does not tell it.
   - To set a password once, let a task before this find out whether it was set, and put a C(when) on this one.
 seealso:
@@ -106,6 +108,9 @@ SPEC: dict[str, dict[str, Any]] = {
 }
 
 COMMAND = "guest-set-user-password"
+# The agent answers when chpasswd has ended, which waits up to 15 seconds for whoever else changes passwords, and hashes
+# as slowly as the guest wants it.
+_SECONDS_TO_SET = 60.0
 
 # crypt(5), without the methods that have no $: what DES makes looks like any word of 13 letters. The shortest hashes,
 # those of MD5, end in 22 characters.
@@ -145,7 +150,7 @@ def plan(current: None, params: Params) -> Plan:
 
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     try:
-        agent.execute(COMMAND, plan.todo)
+        agent.execute(COMMAND, plan.todo, timeout=max(agent.timeout, _SECONDS_TO_SET))
     except CommandError as exc:
         exc.hint = exc.hint or "Does the user exist in the guest, and do the guest's rules allow this password?"
         raise
