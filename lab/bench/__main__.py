@@ -18,6 +18,7 @@ from pathlib import Path
 from lab.bench import report
 from lab.bench.growth import growth
 from lab.bench.guest import Bench
+from lab.bench.native import native
 from lab.host import LabError
 from lab.libvirt import Daemon, Domain
 
@@ -57,8 +58,9 @@ def _measure(rounds: int, date: str, write: bool) -> None:
                 *report.counts_table(counts),
             ]
             conditions = report.conditions(domain, rounds, date, loads)
+        unemulated = report.plays_table(native(scratch, RELEASE, rounds), "seconds, not emulated")
         grown = growth(scratch, RELEASE)
-        text = "\n".join([*lines, "", *report.growth_table(grown), "", *conditions])
+        text = "\n".join([*lines, "", *unemulated, "", *report.growth_table(grown), "", *conditions])
         print(f"\n{text}")
         if write:
             report.draw(bench.contenders, grown)

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from lab import ssh
+from lab.agent import LooseAgent
 from lab.host import LabError
 from lab.libvirt import Domain
+from lab.vm import Guest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}
@@ -43,27 +45,33 @@ class Contender:
 
 def contenders(domain: Domain) -> list[Contender]:
     """Return those that there are: this collection as it comes is the first, ssh the last."""
-    qga = {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(domain.agent_socket)}
-    over_ssh = {**PYTHON, **ssh.variables(domain), "ansible_ssh_pipelining": True}
+    first, *others = quick_ones(domain.agent_socket, domain)
+    qga = first.variables
     libvirt_qemu = {
         **PYTHON,
         "ansible_connection": "community.libvirt.libvirt_qemu",
         "ansible_libvirt_uri": domain.daemon.uri,
         "ansible_host": domain.name,
     }
-    found = [
-        Contender("qga", qga),
+    slow = [
         Contender("qga, no warm Python", {**qga, "ansible_qga_warm_python": False}, slow=True),
         Contender("qga, guest-exec", {**qga, "ansible_qga_exec_method": "guest-exec"}, slow=True),
     ]
+    if (_site() / "ansible_collections" / "community" / "libvirt").exists():
+        slow.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
+    return [first, *slow, *others]
+
+
+def quick_ones(agent: Path, subject: Guest | LooseAgent) -> list[Contender]:
+    """Return those that take seconds at most: this collection, mitogen if it is there, and ssh."""
+    over_ssh = {**PYTHON, **ssh.variables(subject), "ansible_ssh_pipelining": True}
+    found = [Contender("qga", {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(agent)})]
     strategies = _strategies()
     if strategies:
         mitogen = {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(strategies)}
         mitogen["ANSIBLE_HOST_KEY_CHECKING"] = "false"  # it overrides ssh's arguments
         # It takes the place of connections that it knows, by this name.
         found.append(Contender("mitogen over ssh", {**over_ssh, "ansible_connection": "ssh"}, mitogen))
-    if (_site() / "ansible_collections" / "community" / "libvirt").exists():
-        found.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
     return [*found, Contender("ssh", over_ssh)]
 
 

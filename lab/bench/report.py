@@ -23,16 +23,25 @@ PICTURE = ROOT / "docs" / "benchmarks.svg"
 MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
 
-def plays_table(contenders: Sequence[Contender]) -> list[str]:
+def plays_table(contenders: Sequence[Contender], what: str = "seconds") -> list[str]:
+    """Return a table of what was measured, and how often this collection's time, the first, the others' are."""
+    compared = [one for one in contenders[1:] if not one.slow]
+    ratios = [f"{one.name.partition(' ')[0]} / qga" for one in compared]
     lines = [
-        f"| seconds | {' | '.join(one.name for one in contenders)} | ssh / qga |",
-        "|---" * (len(contenders) + 2) + "|",
+        f"| {what} | {' | '.join([one.name for one in contenders] + ratios)} |",
+        "|---" * (len(contenders) + len(ratios) + 1) + "|",
     ]
     for title in [LOOPED, *PLAYS, TREE, ONE]:
-        figures = [one.seconds.get(title, []) for one in contenders]
-        ratio = f"{median(figures[-1]) / median(figures[0]):.1f}" if figures[-1] and figures[0] else ""
-        lines.append(f"| {title} | {' | '.join(map(_spread, figures))} | {ratio} |")
+        if not any(one.seconds.get(title) for one in contenders):
+            continue
+        figures = [_spread(one.seconds.get(title, [])) for one in contenders]
+        lines.append(f"| {title} | {' | '.join(figures + [_ratio(one, contenders[0], title) for one in compared])} |")
     return lines
+
+
+def _ratio(one: Contender, other: Contender, title: str) -> str:
+    figures = [who.seconds.get(title) for who in (one, other)]
+    return f"{median(figures[0]) / median(figures[1]):.1f}" if figures[0] and figures[1] else ""
 
 
 def rates_table(qga: Contender, ssh: Contender, bare: Mapping[str, list[float]]) -> list[str]:
