@@ -27,6 +27,7 @@ from lab.bench.plays import (
     TREE,
     TRUE,
     loop,
+    prepare,
     tree,
 )
 from lab.host import LabError
@@ -63,7 +64,7 @@ class Bench:
         self._domain.start_second_agent()
         progress(f"booted in {time.monotonic() - started:.0f} s")
         self.contenders = contenders(self._domain)
-        (self._scratch / "bench.j2").write_text("a template of {{ inventory_hostname }}\n", encoding="utf-8")
+        prepare(self._scratch)
         # Random: nothing compresses that, neither this collection nor ssh, which Ansible tells to.
         self._content("random").write_bytes(os.urandom(FILE_SIZE))
         self._content("text").write_bytes(_text(FILE_SIZE))

@@ -10,13 +10,14 @@ from pathlib import Path
 from lab.agent import LooseAgent
 from lab.bench.contenders import Contender, quick_ones, run, seconds_of
 from lab.bench.guest import progress
-from lab.bench.plays import LOOP, LOOPED, PLAYS, Task, loop
+from lab.bench.plays import LOOP, LOOPED, PLAYS, Task, loop, prepare
 
 
 def native(scratch: Path, release: str, rounds: int) -> list[Contender]:
     """Return who took part, and the seconds that each took, round by round; who is first alternates."""
     plays: dict[str, tuple[list[Task], int]] = {LOOPED: (loop(LOOP), LOOP)}
     plays.update({title: (tasks, 1) for title, tasks in PLAYS.items()})
+    prepare(scratch)
     with LooseAgent(release) as agent:
         contenders = quick_ones(agent.socket, agent)
         for title, (tasks, items) in plays.items():

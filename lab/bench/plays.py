@@ -42,6 +42,11 @@ PLAYS: dict[str, list[Task]] = {
 }
 
 
+def prepare(scratch: Path) -> None:
+    """Write what PLAYS need beside the playbook."""
+    (scratch / "bench.j2").write_text("a template of {{ inventory_hostname }}\n", encoding="utf-8")
+
+
 def loop(items: int) -> list[Task]:
     return [{**TRUE, "loop": list(range(items))}]
 
