@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from ansible.release import __version__ as core_version
 
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
 from lab import image
+from lab.host import LabError
 from lab.vm import Guest
 
 # Every agent with one core, the older two with the older: two guests at a time are what two processors can run.
@@ -47,6 +48,23 @@ def guest(guests: Mapping[str, Guest]) -> Guest:
 def hosts(guests: Mapping[str, Guest]) -> dict[str, dict[str, Any]]:
     """The variables of all guests as hosts."""
     return {name: guest_variables(guest) for name, guest in guests.items()}
+
+
+LOOK = "uptime; head -3 /proc/meminfo; ps -eo pcpu,etimes,stat,args --sort=-pcpu | head -8; dmesg | tail -15"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the guests are at: an emulated one may be late for reasons of its own."""
+    report = yield
+    found = getattr(item, "funcargs", {})
+    for guest in {*found.get("guests", {}).values(), *filter(None, [found.get("guest")])} if report.failed else ():
+        try:
+            text = guest.run(LOOK)[1]
+        except LabError as error:
+            text = str(error)
+        report.sections.append((f"{guest.release}, after the failure", text))
+    return report
 
 
 @contextmanager
