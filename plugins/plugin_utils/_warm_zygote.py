@@ -632,12 +632,12 @@ def start_programs_at_once() -> None:
     a copy of the process, with each page that either writes to, where it would otherwise use vfork(): in an emulated
     guest, a fifth of the time of a module that starts a program.
     """
-    fork_exec = _posixsubprocess.fork_exec
+    fork_exec: Any = _posixsubprocess.fork_exec
 
-    def start(*arguments: Any) -> int:
+    def start(*arguments: Any) -> Any:
         return fork_exec(*[None if does_nothing(one) else one for one in arguments])
 
-    _posixsubprocess.fork_exec = start  # type: ignore[assignment]
+    _posixsubprocess.fork_exec = start
     if hasattr(subprocess, "_fork_exec"):  # Python 3.11
         subprocess._fork_exec = start
 

@@ -427,9 +427,10 @@ def test_programs_are_started_without_what_does_nothing(monkeypatch: pytest.Monk
         monkeypatch.setattr(where, name, lambda *arguments: given.extend(arguments[-2:]), raising=False)
     _warm_zygote.start_programs_at_once()
     monkeypatch.setattr(_warm_zygote, "BETWEEN", preexec(None).__qualname__)
+    start: Any = _posixsubprocess.fork_exec
     for umask in (0, 0o77):
         function = preexec(umask)
-        _posixsubprocess.fork_exec(function, True)
+        start(function, True)
         assert given == [function if umask else None, True]
         given.clear()
 
