@@ -370,6 +370,9 @@ class Memory:
     def __init__(self) -> None:
         self.written: list[Range] = []
         self.looks = 0  # that are left
+
+    def begin(self) -> None:
+        """Begin to look, if that is of any use here. Not for shells: they drop what they have at once."""
         try:
             import ctypes
 
@@ -428,6 +431,7 @@ class Zygote:
         sys.meta_path.insert(0, self.importer)
         if first.archive:
             self.learn(first)
+            self.memory.begin()
         first.close()
         self.load_locale()
         watched = [sys.executable, os.path.realpath(sys.executable), *sys.path[1:]]

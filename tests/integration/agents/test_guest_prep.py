@@ -42,6 +42,8 @@ def boolean(agent: LooseAgent) -> str:
     return look(agent, f"cat /srv/boolean; ls {SAVED} 2>/dev/null || :")
 
 
+# What is there of SELinux is made here, and the same in each release.
+@pytest.mark.parametrize("release", ["bookworm"], indirect=True)
 def test_selinux(selinux: LooseAgent, make_ansible: MakeAnsible) -> None:
     ansible = make_ansible({"guest": guest_variables(selinux)})
 
