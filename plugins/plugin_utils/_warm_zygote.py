@@ -432,6 +432,7 @@ class Zygote:
         if first.archive:
             self.learn(first)
             self.memory.begin()
+            start_programs_at_once()  # in all children
         first.close()
         self.load_locale()
         watched = [sys.executable, os.path.realpath(sys.executable), *sys.path[1:]]
@@ -625,7 +626,6 @@ def main() -> None:
         payload = Payload(program.read(), request.before, archive.text)
     if archive.content and all(step in payload.head for step in STEPS):
         archive.expect()
-    start_programs_at_once()
     run(payload, zygote.heads, last_word)
 
 

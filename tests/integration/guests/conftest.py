@@ -50,20 +50,22 @@ def hosts(guests: Mapping[str, Guest]) -> dict[str, dict[str, Any]]:
     return {name: guest_variables(guest) for name, guest in guests.items()}
 
 
-LOOK = "uptime; head -3 /proc/meminfo; ps -eo pcpu,etimes,stat,args --sort=-pcpu | head -8; dmesg | tail -15"
+AT = "uptime; head -3 /proc/meminfo; ps -eo pcpu,etimes,stat,args --sort=-pcpu | head -8; dmesg | tail -15"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show with a failure what the guests are at: an emulated one may be late for reasons of its own."""
     report = yield
-    found = getattr(item, "funcargs", {})
-    for guest in {*found.get("guests", {}).values(), *filter(None, [found.get("guest")])} if report.failed else ():
-        try:
-            text = guest.run(LOOK)[1]
-        except LabError as error:
-            text = str(error)
-        report.sections.append((f"{guest.release}, after the failure", text))
+    if report.failed:
+        used = getattr(item, "funcargs", {})
+        guests = {*used.get("guests", {}).values()} | ({used["guest"]} if "guest" in used else set())
+        for guest in guests:
+            try:
+                text = guest.run(AT)[1]
+            except LabError as error:
+                text = str(error)
+            report.sections.append((f"{guest.release}, after the failure", text))
     return report
 
 

@@ -435,6 +435,13 @@ def test_programs_are_started_without_what_does_nothing(monkeypatch: pytest.Monk
         given.clear()
 
 
+def test_modules_start_programs_so(warm: WarmPython) -> None:
+    warmed(warm)
+    result = warm.run(COMMAND, module("import _posixsubprocess; print(_posixsubprocess.fork_exec.__qualname__)"))
+    assert result is not None
+    assert result.stdout == b"start_programs_at_once.<locals>.start\n"
+
+
 def preexec(umask: int | None) -> Callable[[], None]:
     def between() -> None:
         if umask:
