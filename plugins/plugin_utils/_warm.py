@@ -139,7 +139,7 @@ class WarmPython:
         line = self._handled(request)
         if line == "blob":
             # Whole under its name or not: the server looks whether its checksum is right.
-            self._spool.write(f"{archive.digest}.blob", archive.blob)
+            self._spool.write(f"{self._line.number}.blob", archive.blob)
             line = self._handled(request)
         if line == "none":
             self._wanted = functools.partial(self._start, python, request, archive)
@@ -212,12 +212,13 @@ class WarmPython:
         """
         looked = asked = time.monotonic()
         number = line.number
-        what = "the interpreter in the guest ended"
+        what, why = "the interpreter in the guest ended", "was the guest rebooted?"
         # Nobody asks while a task as quick as the last one is at work: that would only delay it.
         time.sleep(min(line.quick / 2, _LONGEST_SLEEP))
         for pause in pauses():
             content = line.answer()
-            if content == b"lost\n":
+            if content.startswith(b"lost\n"):
+                why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
                 break
             if content:
                 line.quick = time.monotonic() - asked
@@ -235,7 +236,7 @@ class WarmPython:
             time.sleep(pause)
         line.close()
         raise OutcomeUnknownError(
-            f"{what} while the task ran (was the guest rebooted?)",
+            f"{what} while the task ran ({why})",
             command="guest-exec",
             hint="Look at the guest before you repeat it.",
         )
@@ -254,7 +255,7 @@ def _starting(spool: str, python: str, request: bytes, archive: _Archive) -> tup
         **_PROGRAMS,
         "prologue": login_program().encode("utf-8"),
         # What is to be got ready at once.
-        f"{archive.digest}.blob": archive.blob,
+        "0.blob": archive.blob,
         "first": request,
     }
     sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
@@ -294,5 +295,6 @@ def _archive(encoded: bytes) -> _Archive | None:
     except (ValueError, zipfile.BadZipFile):
         return None
     text = json.dumps(table).encode("ascii") + b"\n" + encoded
-    blob = hashlib.sha256(text).hexdigest().encode("ascii") + b"\n" + text
-    return _Archive(content.hexdigest(), blob)
+    digest = content.hexdigest()
+    checksum = hashlib.sha256(digest.encode("ascii") + text).hexdigest()
+    return _Archive(digest, checksum.encode("ascii") + b"\n" + text)

@@ -6,7 +6,7 @@
 Like the runner (_runner.py) it has a spool with a ring that only root can enter; it answers in the files of its clients
 (see Line in _spool.py). An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain),
 the request was not run and is to be run the plain way; C(blob), the module's archive is missing here; C(full), there
-was no room for the result.
+was no room for the result; C(lost), its interpreter ended, and on the next line may be why.
 
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
 or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import array
 import base64
+import errno
 import functools
 import hashlib
 import itertools
@@ -48,6 +49,9 @@ MOST_BLOBS = 32
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
+# In place of an exit status: the interpreter has ended, or had no room for a child.
+LOST = -1
+NOT_RUN = -2
 # What a new process would look at, and one that runs has looked at already.
 WATCHED = [
     "/etc/environment",
@@ -139,8 +143,11 @@ class Task:
             self.streams.pop(source).close()
             os.close(source)
             if not self.streams and self.rc is None:
-                word = os.pread(self.input, 5, self.size)
-                self.rc = int(word) if word.endswith(b"\n") else None
+                self.rc = self.told()
+
+    def told(self) -> int | None:
+        word = os.pread(self.input, 5, self.size)
+        return int(word) if word.endswith(b"\n") else None
 
     @property
     def ended(self) -> bool:
@@ -153,12 +160,16 @@ class Task:
             os.close(source)
 
     def result(self) -> bytes:
+        """Return the answer; nothing if its interpreter has ended and it did not tell its status itself."""
+        rc = self.told() if self.rc == LOST else self.rc
         os.close(self.input)
-        if self.rc is None or self.rc < 0:
-            return b"lost\n"
+        if rc is None:
+            return b""
+        if rc == NOT_RUN:
+            return b"plain\n"
         out, err = self.outputs
         whole = "lost" if out.lost or err.lost else "."
-        return f"{self.rc} {out.where()} {err.where()} {whole}\n".encode("ascii") + out.kept + err.kept
+        return f"{rc} {out.where()} {err.where()} {whole}\n".encode("ascii") + out.kept + err.kept
 
 
 class Request:
@@ -225,7 +236,7 @@ class Interpreter:
             self.dead = True
             self.failed = not self.ready
             for task in self.tasks.values():
-                task.rc = -1
+                task.rc = LOST
         elif self.ready:
             ended = json.loads(message.decode("ascii"))
             if ended["number"] in self.tasks:
@@ -240,6 +251,11 @@ class Interpreter:
                 paths = json.loads(paths.decode("ascii"))
                 self.watched = WATCHED + [path for path in paths if path not in WATCHED]
                 self.seen = signature(self.watched)
+
+    def last_words(self) -> bytes:
+        """Return the last line of what it has said as it ended."""
+        self.errors.seek(0)
+        return self.errors.read().strip().rpartition(b"\n")[2][:200]
 
     def hand_over(self, number: int, request: Request, path: str) -> bool:
         """Give a request to the interpreter; return False if it has ended, unheard of yet: then nothing was run."""
@@ -342,8 +358,8 @@ class Server:
         for one in everyone:
             for serial in [serial for serial, task in one.tasks.items() if task.ended]:
                 task = one.tasks.pop(serial)
-                self.say(task.number, task.result())
-        for one in [one for one in self.leaving if one.dead or not one.tasks]:
+                self.say(task.number, task.result() or b"lost\n" + one.last_words())
+        for one in [one for one in self.leaving if not one.tasks]:
             self.leaving.remove(one)
             one.socket.close()
             one.errors.close()
@@ -358,22 +374,35 @@ class Server:
                 self.ending = time.monotonic()
             elif line.startswith(b"-"):
                 self.forget(int(line[1:]))
-            elif line.startswith(b"="):
-                number, _space, packed = line[1:].partition(b" ")
-                header, _newline, rest = zlib.decompress(base64.b64decode(packed)).partition(b"\n")
-                with open(self.path(int(number), "in"), "w+b", buffering=0) as file:
-                    os.unlink(file.name)
-                    file.write(rest)
-                    self.take(int(number), Request(header, file, 0))
             elif line:
-                # Not buffered: what is read ahead would be given back, and the offset is the interpreter's by then.
-                with suppress(FileNotFoundError), open(self.path(int(line), "in"), "r+b", buffering=0) as file:
-                    os.unlink(file.name)  # so it is taken once, if it was rung for twice
-                    header = file.read(LARGEST).partition(b"\n")[0]
-                    self.take(int(line), Request(header, file, len(header) + 1))
+                number, _space, packed = line.lstrip(b"=").partition(b" ")
+                try:
+                    self.receive(int(number), packed)
+                except FileNotFoundError:  # rung for twice: it is taken once
+                    pass
+                except OSError:  # there is no room for it
+                    self.say(int(number), b"plain\n")
+
+    def receive(self, number: int, packed: bytes) -> None:
+        """Take a request, which is ``packed`` or in a file.
+
+        :raise OSError: if that is missing, or there is no room for what it takes; then nothing was run.
+        """
+        path = self.path(number, "in")
+        # Not buffered: what is read ahead would be given back, and the offset is the interpreter's by then.
+        with open(path, "w+b" if packed else "r+b", buffering=0) as file:
+            os.unlink(path)
+            if packed:
+                header, _newline, rest = zlib.decompress(base64.b64decode(packed)).partition(b"\n")
+                if file.write(rest) != len(rest):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.take(number, Request(header, file, 0))
+            else:
+                header = file.read(LARGEST).partition(b"\n")[0]
+                self.take(number, Request(header, file, len(header) + 1))
 
     def forget(self, number: int) -> None:
-        for suffix in ("in", "out", "err", "rc"):
+        for suffix in ("in", "blob", "out", "err", "rc"):
             with suppress(OSError):
                 os.unlink(self.path(number, suffix))
 
@@ -392,24 +421,29 @@ class Server:
         """Hand a request to its interpreter, or say why not, if somebody waits for the answer."""
         if not os.path.exists(self.path(number, "rc")):
             return
-        if not self.complete(request):
+        if not self.complete(number, request):
             self.say(number, b"blob\n")
             return
         one = None if self.ending else self.interpreter(request)
         if one is None or not one.hand_over(number, request, f"{self.home}/{number}"):
             self.say(number, b"plain\n")
 
-    def complete(self, request: Request) -> bool:
-        """Return whether the archive that a module needs is here."""
+    def complete(self, number: int, request: Request) -> bool:
+        """Return whether the archive that a module needs is here.
+
+        Each client brings its own: who found that it is missing may write it while another's is in use already, and
+        the archive of another run, with the same in it, is another file.
+        """
         digest = request.archive
         if digest and digest not in self.blobs:
-            path = f"{self.home}/{digest}.blob"
+            path = self.path(number, "blob")
             try:
                 file = open(path, "rb")  # noqa: SIM115 - it is kept
             except FileNotFoundError:
                 return False
             checksum = file.readline().decode("ascii").strip()
-            if hashlib.sha256(file.read()).hexdigest() != checksum:  # it is not whole
+            # It is not whole, or another, that was brought when it was not missing any more.
+            if hashlib.sha256(digest.encode("ascii") + file.read()).hexdigest() != checksum:
                 file.close()
                 return False
             os.unlink(path)
@@ -474,7 +508,7 @@ def main(home: str) -> None:
             os.unlink("first")
             header = file.readline()
             request = Request(header, file, len(header))
-            if server.complete(request):
+            if server.complete(0, request):
                 server.interpreter(request)
         server.serve()
     finally:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     """Of addresses: start and end."""
 
 READY = b"\0qemu.guest ready\n"
+NOT_RUN = -2  # in place of an exit status
 # Only these are imported before a task needs them; of others, the compiled code is kept.
 LIBRARIES = "ansible.module_utils"
 # What is in there acts when it is imported.
@@ -395,10 +396,10 @@ class Memory:
         """See what a child has written to by now."""
         self.looks -= 1
         ranges, home = [], f"/proc/{process}"
-        with suppress(OSError), open(f"{home}/maps") as maps, open(f"{home}/pagemap", "rb") as pagemap:
-            for span, rights, *_rest in map(str.split, maps):
-                if rights == "rw-p":
-                    first, last = (int(address, 16) // self.PAGE for address in span.split("-"))
+        with suppress(OSError), open(f"{home}/maps", "rb") as maps, open(f"{home}/pagemap", "rb") as pagemap:
+            for span, rights, *_rest in map(bytes.split, maps):
+                if rights == b"rw-p":
+                    first, last = (int(address, 16) // self.PAGE for address in span.split(b"-"))
                     entries = array.array("Q", os.pread(pagemap.fileno(), (last - first) * 8, first * 8))
                     # It is present, and no other process has the same.
                     own = (number for number, entry in enumerate(entries, first) if entry >> 63 and entry >> 56 & 1)
@@ -421,6 +422,7 @@ class Zygote:
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.memory = Memory()
         self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
+        self.crowded = False  # there was no room for a child
 
     def serve(self) -> Request:
         """Serve until the server has gone; return in a child only, with what it is to do."""
@@ -465,7 +467,7 @@ class Zygote:
         """
         if self.lessons and not self.children:
             return 0, self.take_lesson
-        if not self.spare and (self.beside or not self.children):
+        if not self.spare and not self.crowded and (self.beside or not self.children):
             return 0, self.fork_spare
         if self.children and self.memory.looks and self.archives:
             return Memory.LOOK_SECONDS, lambda: self.memory.look(max(self.children))
@@ -499,12 +501,14 @@ class Zygote:
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
         self.note(request)
-        pid = self.give_spare(request)
-        if not pid:
-            pid = os.fork()
-            if not pid:
-                self.leave()
-                return request
+        pid = self.give_spare(request) or self.fork()
+        if pid == 0:
+            self.leave()
+            return request
+        if pid is None:
+            self.tell(request.number, NOT_RUN)
+            request.close()
+            return None
         self.children[pid] = request.number
         if request.archive and request.archive not in self.learnt:
             lesson, *outputs = request.files
@@ -516,13 +520,23 @@ class Zygote:
             os.close(descriptor)
         return None
 
+    def fork(self) -> int | None:
+        """Fork a child and return its process, 0 in there; None if there is no room for one."""
+        try:
+            pid = os.fork()
+        except OSError:
+            self.crowded = True
+            return None
+        self.crowded = False
+        return pid
+
     def fork_spare(self) -> Request | None:
         """Fork the child that takes the next request, and return that there."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid:
+        pid = self.fork()
+        if pid != 0:
             theirs.close()
-            self.spare = pid, ours
+            self.spare = (pid, ours) if pid else None
             return None
         self.leave()
         ours.close()
@@ -573,7 +587,10 @@ class Zygote:
                 return
             if pid in self.children:  # not a spare one
                 code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-                self.server.sendall(json.dumps({"number": self.children.pop(pid), "rc": code}).encode("ascii"))
+                self.tell(self.children.pop(pid), code)
+
+    def tell(self, number: int, code: int) -> None:
+        self.server.sendall(json.dumps({"number": number, "rc": code}).encode("ascii"))
 
     def learn(self, request: Request) -> None:
         """Get ready for the next module like this one."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _posixsubprocess
 import base64
+import errno
 import functools
 import io
 import itertools
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -496,6 +498,38 @@ def test_archive_that_was_packed_anew_is_not_sent_again(
     assert [name.partition(".")[2] for name in sent] == ["blob"], "that of the changed module"
 
 
+def test_each_brings_its_own_archive(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who is told that it is missing may open the file when another's is checked; to write begins with nothing."""
+    warmed(warm)
+    names: set[str] = set()
+    another = WarmPython(agent, lambda line: None)
+    first, second = warm._spool.write, another._spool.write
+
+    def written(name: str, data: bytes) -> bool:
+        names.add(name)
+        return first(name, data)
+
+    def written_late(name: str, data: bytes) -> bool:
+        names.add(name)
+        assert warm.run(COMMAND, module("import json"))
+        return second(name, data)
+
+    monkeypatch.setattr(warm._spool, "write", written)
+    with monkeypatch.context() as late:
+        late.setattr(another._spool, "write", written_late)
+        assert another.run(COMMAND, module("import json")), "it runs with what the first has brought"
+    result = another.run(COMMAND, module("print('other')"))
+    assert result, "and not with what is left of that"
+    assert b"other" in result.stdout
+    another.forget()
+    warm.forget()
+    time.sleep(0.3)
+    assert len(names) == 2
+    assert not list((guest.runner / SPOOL).glob("*.blob"))
+
+
 def test_environment_of_the_command(agent: RunnerAgent, warm: WarmPython) -> None:
     command = f"A='1 2' {COMMAND}"
     program = module("import os; print(os.environ['A'])")
@@ -626,11 +660,46 @@ def server_pid(guest: Guest) -> int:
     return int((guest.runner / SPOOL / "pid").read_text())
 
 
-def test_interpreter_that_is_killed_with_its_task(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+END_IT = "import os; os.kill(os.getppid(), 9); import time; time.sleep(0.5); "
+
+
+def test_interpreter_that_is_killed_with_its_task(warm: WarmPython) -> None:
     warmed(warm)
-    with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
-        warm.run(COMMAND, module("import os; os.kill(os.getppid(), 9); import time; time.sleep(1)"))
+    said = r"the interpreter in the guest ended while the task ran \((was the guest rebooted\?|.*Killed.*)\)"
+    with pytest.raises(OutcomeUnknownError, match=said):
+        warm.run(COMMAND, module(END_IT + "os.kill(os.getpid(), 9)"))
     warmed(warm)
+
+
+def test_task_outlives_its_interpreter(agent: RunnerAgent, warm: WarmPython) -> None:
+    """It tells its status itself, whatever comes for the next interpreter meanwhile."""
+    warmed(warm)
+    another = Line(agent, warm._spool)
+    program = module(END_IT + "print('done'); raise SystemExit(3)")
+    payload = _warm._ARCHIVE.search(program)
+    assert payload
+    archive = _warm._archive(payload.group(1))
+    assert archive
+    assert warm._spool.write(f"{another.number}.blob", archive.blob)
+    around = program[: payload.start(1)], program[payload.end(1) :]
+    assert warm._asked(another, _warm._request(COMMAND, archive.digest, *around))
+    time.sleep(0.25)
+    assert warm.run(COMMAND, module("")) is None
+    end = time.monotonic() + 10
+    while not (content := another.answer()):
+        assert time.monotonic() < end, "there is no answer"
+        time.sleep(0.02)
+    rc, out, err = warm._spool.result(another.number, content)
+    assert (rc, out.split(), err) == (3, [b"done"], b"")
+    another.close()
+
+
+def test_why_an_interpreter_ended_is_told(warm: WarmPython) -> None:
+    warmed(warm)
+    zygote = "import os; error = os.open(f'/proc/{os.getppid()}/fd/2', os.O_WRONLY | os.O_APPEND); "
+    with pytest.raises(OutcomeUnknownError, match=r"while the task ran \(ValueError: for a test\)"):
+        program = zygote + "os.write(error, b'Traceback\\nValueError: for a test\\n'); "
+        warm.run(COMMAND, module(program + END_IT + "os.kill(os.getpid(), 9)"))
 
 
 def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
@@ -746,6 +815,50 @@ def test_interpreter_that_has_ended_unheard_of_is_given_nothing(tmp_path: Path) 
         assert not one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
         assert not one.tasks
     assert len(os.listdir("/proc/self/fd")) == before - 1, "nothing stays open"
+
+
+def full(*_arguments: object) -> int:
+    raise OSError(errno.ENOSPC, "there is no room")
+
+
+def test_request_that_there_is_no_room_for_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = _warm_server.Server.__new__(_warm_server.Server)
+    server.home, server.ending, server.rung = str(tmp_path), 0.0, b""
+    server.interpreters, server.leaving, server.blobs = {}, [], {}
+    server.ring, ring = os.pipe()
+    request = _warm._request("", "", b"true", b"")
+    answers = tmp_path / "7.rc"
+    answers.touch()
+    (tmp_path / "7.in").write_bytes(request)
+    os.write(ring, b"7\n=7 " + base64.b64encode(zlib.compress(request)) + b"\n7\n")
+    monkeypatch.setattr(_warm_server, "Interpreter", full)
+    server.answer_ring()
+    assert answers.read_bytes() == b"6\nplain\n" * 2, "the third was taken already"
+    os.close(ring)
+    os.close(server.ring)
+
+
+def test_interpreter_without_room_for_a_child_lives_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one, theirs = an_interpreter()
+    zygote = _warm_zygote.Zygote(theirs)
+    with one.socket, theirs, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
+        assert one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
+        request = _warm_zygote.receive(theirs)
+        assert request
+        monkeypatch.setattr(os, "fork", full)
+        assert zygote.fork_spare() is None
+        assert zygote.hand_over(request) is None
+        assert zygote.chore()[0] is None, "it does not try again and again"
+        one.listen()
+        (task,) = one.tasks.values()
+        for stream in list(task.streams):
+            task.copy(stream)
+        assert task.ended
+        assert task.result() == b"plain\n"
+    os.close(zygote.ended)
+    os.close(zygote.wake)
 
 
 def test_each_task_has_its_own_status(warm: WarmPython) -> None:
