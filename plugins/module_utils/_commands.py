@@ -23,7 +23,8 @@ class Command:
 
     ``since`` is the QEMU version that brought it; ``returns`` the Python type of its return value; ``read_only`` tells
     that asking twice is the same as asking once, and that it counts as no change; ``answers`` is False for a command
-    that answers only when it fails; ``while_frozen`` tells that a frozen guest still takes it.
+    that answers only when it fails; ``while_frozen`` tells that a frozen guest still takes it; ``least_seconds`` is the
+    time that it may well take, which is given to it however short a client's timeout is.
     """
 
     since: str
@@ -31,6 +32,7 @@ class Command:
     read_only: bool = False
     answers: bool = True
     while_frozen: bool = False
+    least_seconds: float = 0.0
 
 
 def _reads(since: str, returns: type, while_frozen: bool = False) -> Command:
@@ -43,7 +45,8 @@ COMMANDS: dict[str, Command] = {
     "guest-ping": _reads("0.15", _NOTHING, while_frozen=True),
     "guest-info": _reads("0.15", dict, while_frozen=True),
     "guest-get-time": _reads("1.5", int),
-    "guest-set-time": Command("1.5"),
+    # It ends with hwclock, which waits up to 10 seconds for the RTC's tick.
+    "guest-set-time": Command("1.5", least_seconds=30.0),
     "guest-shutdown": Command("0.15", answers=False),
     "guest-file-open": Command("0.15", (int,)),
     "guest-file-close": Command("0.15"),
@@ -52,9 +55,10 @@ COMMANDS: dict[str, Command] = {
     "guest-file-seek": Command("0.15", (dict,)),
     "guest-file-flush": Command("0.15"),
     "guest-fsfreeze-status": _reads("0.15", str, while_frozen=True),
-    "guest-fsfreeze-freeze": Command("0.15", (int,)),
-    "guest-fsfreeze-freeze-list": Command("2.2", (int,)),
-    "guest-fsfreeze-thaw": Command("0.15", (int,), while_frozen=True),
+    # They end with the guest's hooks, which have databases write all they have.
+    "guest-fsfreeze-freeze": Command("0.15", (int,), least_seconds=60.0),
+    "guest-fsfreeze-freeze-list": Command("2.2", (int,), least_seconds=60.0),
+    "guest-fsfreeze-thaw": Command("0.15", (int,), while_frozen=True, least_seconds=60.0),
     # Agents before 2.4 return nothing.
     "guest-fstrim": Command("1.2", (dict,)),
     "guest-suspend-disk": Command("1.1", answers=False),
@@ -77,7 +81,9 @@ COMMANDS: dict[str, Command] = {
     "guest-get-users": _reads("2.10", list),
     "guest-get-timezone": _reads("2.10", dict),
     "guest-get-osinfo": _reads("2.10", dict),
-    "guest-set-user-password": Command("2.3"),
+    # It ends with chpasswd, which waits up to 15 seconds for whoever else changes passwords, and hashes as slowly as the
+    # guest wants it.
+    "guest-set-user-password": Command("2.3", least_seconds=60.0),
     "guest-ssh-get-authorized-keys": _reads("5.2", dict),
     "guest-ssh-add-authorized-keys": Command("5.2"),
     "guest-ssh-remove-authorized-keys": Command("5.2"),

@@ -162,9 +162,6 @@ SPEC: dict[str, dict[str, Any]] = {
     "timeout": {"type": "float", "default": 300},
 }
 
-# Seconds that thawing may take after a freeze that failed: the agent may not have ended what is to be undone.
-_PATIENCE = 60
-
 _BY_HAND = (
     "By hand: ansible HOST -m qemu.guest.qga_fsfreeze -a state=thawed (on a hypervisor with address=… too); or on the "
     "guest's console, fsfreeze --unfreeze with each mount point."
@@ -265,7 +262,7 @@ def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
     # Where nothing was frozen nothing is thawed: that would thaw what others froze by other means than the agent.
     if not isinstance(exc, OperationError) or _status_if_told(agent) != "thawed":
         with suppress(QgaError):  # the status tells
-            agent.execute("guest-fsfreeze-thaw", timeout=max(agent.timeout, _PATIENCE))
+            agent.execute("guest-fsfreeze-thaw")
     status = _status_if_told(agent)
     result = {"status_before": "thawed", "status_after": status, **exc.as_result()}
     if status == "thawed":

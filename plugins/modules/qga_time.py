@@ -141,8 +141,6 @@ _SECOND = 1_000_000_000
 _SAMPLES = 5
 # The first time, parts of the agent must be read from the guest's disk; the second is as precise as it gets.
 _ATTEMPTS = 2
-# The agent answers when hwclock has ended, which waits up to 10 seconds for the RTC's tick.
-_SECONDS_TO_SET = 30.0
 
 _HWCLOCK = (
     "The agent needs /sbin/hwclock in the guest: package util-linux-extra in Debian 13 and later, else util-linux. "
@@ -299,7 +297,7 @@ def _set_from_rtc(agent: Agent, current: Current, tolerance: float) -> Mapping[s
 def _set_time(agent: Agent, arguments: Mapping[str, Any] | None) -> CommandError | None:
     """Ask the agent to set the time; return what it reports, which does not mean that the clock was not set."""
     try:
-        agent.execute("guest-set-time", arguments, timeout=max(agent.timeout, _SECONDS_TO_SET))
+        agent.execute("guest-set-time", arguments)
     except CommandUnavailable:
         raise
     except CommandError as exc:

@@ -294,6 +294,14 @@ def test_timeout_of_one_command(scripted: Start, connect: Connect) -> None:
         connect(server, timeout=20).execute(OPEN, {"path": "1"}, timeout=7.5)
 
 
+@pytest.mark.parametrize(("usual", "seconds"), [(20, 60), (90, 90)])
+def test_command_that_may_well_take_longer(scripted: Start, connect: Connect, usual: float, seconds: float) -> None:
+    server = scripted({"guest-set-user-password": {}})
+    server.then("guest-set-user-password", swallows)
+    with pytest.raises(OutcomeUnknownError, match=f"within {seconds} s"):
+        connect(server, timeout=usual).execute("guest-set-user-password", {})
+
+
 @pytest.fixture
 def _no_sync_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests in real time, on machines that are slow at times."""
