@@ -125,7 +125,7 @@ def _agent(options: argparse.Namespace) -> int:
     # A signal to end is the normal way to end, so turn it into the same exception as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with LooseAgent(options.release) as agent:
-        print(f"address: {agent.socket}", flush=True)
+        print(f"address: {agent.agent_socket}", flush=True)
         try:
             signal.pause()
         except KeyboardInterrupt:

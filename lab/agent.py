@@ -10,6 +10,7 @@ the host's: so the commands that would stop, freeze, suspend or set the clock of
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,13 +32,14 @@ DANGEROUS = (
     "guest-suspend-hybrid",
     "guest-suspend-ram",
 )
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES_OF = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]
 # The privileges that loose.sh takes from the agent.
 BOUNDS = "--bounding-set=-sys_admin,-sys_boot,-sys_time,-sys_module,-sys_rawio,-mknod,-sys_ptrace"
 
 
 class LooseAgent(Leashed):
-    """A real agent whose socket is `socket`. It serves one client at a time; others wait.
+    """A real agent whose socket is `agent_socket`. It serves one client at a time; others wait.
 
     Its files are a private copy of the image's, as if in a guest. `block` adds to the commands that it refuses.
     """
@@ -53,7 +55,7 @@ class LooseAgent(Leashed):
         self.blocked = sorted({*DANGEROUS, *block})
 
     @property
-    def socket(self) -> Path:
+    def agent_socket(self) -> Path:
         """Where the agent listens."""
         return self.directory / "agent.sock"
 
@@ -64,6 +66,20 @@ class LooseAgent(Leashed):
             if _proc(pid, "comm") == "qemu-ga\n":
                 return pid
         raise LabError(f"no agent runs: {self._log()}")
+
+    @property
+    def shell(self) -> list[str]:
+        """The beginning of a command line that runs a shell command among the agent's files, without the agent."""
+        clean = [host.find("env") or "env", "-i", f"PATH={_PATH}", "LC_ALL=C.UTF-8"]
+        return host.as_root([*clean, host.find("chroot") or "chroot", f"/proc/{self.pid}/root", "/bin/sh", "-c"])
+
+    def run(self, command: str, timeout: float = 120.0, check: bool = True) -> tuple[int, str]:
+        """Run a shell command so; return its exit status and its exact output."""
+        done = subprocess.run([*self.shell, command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)
+        output = done.stdout.decode("utf-8", "surrogateescape")
+        if check and done.returncode != 0:
+            raise LabError(f"exit status {done.returncode} beside the agent: {command}\nOutput: {output}")
+        return done.returncode, output
 
     @property
     def sshd(self) -> list[str]:

@@ -190,7 +190,7 @@ def running(words: str) -> int:
 
 def test_loose_agent_refuses_what_would_act_on_the_host(loose: LooseAgent) -> None:
     # Asked by name in the agent's own list, not by trying: a try that succeeded would stop this machine.
-    commands = ask(loose.socket, "guest-info")["return"]["supported_commands"]
+    commands = ask(loose.agent_socket, "guest-info")["return"]["supported_commands"]
     enabled = {command["name"] for command in commands if command["enabled"]}
     assert "guest-exec" in enabled
     assert not enabled & {*DANGEROUS, "guest-get-users"}
@@ -202,7 +202,7 @@ def test_loose_agent_lacks_the_privileges_too(loose: LooseAgent) -> None:
     for capability in (16, 17, 19, 21, 22, 25, 27):  # module, rawio, ptrace, admin, boot, time, mknod
         assert not bounding & 1 << capability
     writable = "for file in /sys/power/state /proc/sys/kernel/hostname; do test ! -w $file || echo $file; done"
-    assert shell(loose.socket, writable) == ""
+    assert shell(loose.agent_socket, writable) == ""
 
 
 def test_loose_agent_leaves_the_image_alone(loose: LooseAgent) -> None:
@@ -210,20 +210,20 @@ def test_loose_agent_leaves_the_image_alone(loose: LooseAgent) -> None:
     places = [tree / place for place in ("", "etc", "root", "run", "tmp", "usr/bin", "var")]
     before = [place.stat().st_mtime_ns for place in places]
     change = "touch /x /etc/x /root/x /run/x /tmp/x /usr/bin/x /var/x && rm /usr/bin/less; ls /root/x"
-    assert shell(loose.socket, change) == "/root/x\n"
+    assert shell(loose.agent_socket, change) == "/root/x\n"
     loose.restart()
-    assert shell(loose.socket, "ls /root/x") == "/root/x\n", "a restart keeps the files"
+    assert shell(loose.agent_socket, "ls /root/x") == "/root/x\n", "a restart keeps the files"
     assert [place.stat().st_mtime_ns for place in places] == before
     assert (tree / "usr/bin/less").exists()
 
 
 def test_restart_forgets_handles_and_is_quick(loose: LooseAgent) -> None:
-    handle = ask(loose.socket, "guest-file-open", path="/etc/hostname")["return"]
+    handle = ask(loose.agent_socket, "guest-file-open", path="/etc/hostname")["return"]
     pid, started = loose.pid, time.monotonic()
     loose.restart()
     assert time.monotonic() - started < 1
     assert loose.pid != pid
-    assert "has not been found" in ask(loose.socket, "guest-file-close", handle=handle)["error"]["desc"]
+    assert "has not been found" in ask(loose.agent_socket, "guest-file-close", handle=handle)["error"]["desc"]
 
 
 def test_accelerator_probe_is_exact_and_bounded() -> None:

@@ -21,7 +21,6 @@ from lab import ssh
 from lab.agent import LooseAgent
 from lab.host import LabError
 from lab.libvirt import Domain
-from lab.vm import Guest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}
@@ -43,29 +42,25 @@ class Contender:
     rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def contenders(domain: Domain) -> list[Contender]:
+def contenders(subject: Domain | LooseAgent) -> list[Contender]:
     """Return those that there are: this collection as it comes is the first, ssh the last."""
-    first, *others = quick_ones(domain.agent_socket, domain)
-    qga = first.variables
-    libvirt_qemu = {
-        **PYTHON,
-        "ansible_connection": "community.libvirt.libvirt_qemu",
-        "ansible_libvirt_uri": domain.daemon.uri,
-        "ansible_host": domain.name,
-    }
-    slow = [
-        Contender("qga, no warm Python", {**qga, "ansible_qga_warm_python": False}, slow=True),
-        Contender("qga, guest-exec", {**qga, "ansible_qga_exec_method": "guest-exec"}, slow=True),
-    ]
-    if (_site() / "ansible_collections" / "community" / "libvirt").exists():
-        slow.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
-    return [first, *slow, *others]
-
-
-def quick_ones(agent: Path, subject: Guest | LooseAgent) -> list[Contender]:
-    """Return those that take seconds at most: this collection, mitogen if it is there, and ssh."""
+    address = str(subject.agent_socket)
+    qga = {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": address}
     over_ssh = {**PYTHON, **ssh.variables(subject), "ansible_ssh_pipelining": True}
-    found = [Contender("qga", {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(agent)})]
+    emulated = isinstance(subject, Domain)
+    found = [
+        Contender("qga", qga),
+        Contender("qga, no warm Python", {**qga, "ansible_qga_warm_python": False}, slow=emulated),
+        Contender("qga, guest-exec", {**qga, "ansible_qga_exec_method": "guest-exec"}, slow=emulated),
+    ]
+    if isinstance(subject, Domain) and (_site() / "ansible_collections" / "community" / "libvirt").exists():
+        libvirt_qemu = {
+            **PYTHON,
+            "ansible_connection": "community.libvirt.libvirt_qemu",
+            "ansible_libvirt_uri": subject.daemon.uri,
+            "ansible_host": subject.name,
+        }
+        found.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
     strategies = _strategies()
     if strategies:
         mitogen = {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(strategies)}

@@ -38,4 +38,4 @@ def growth(scratch: Path, release: str) -> dict[str, dict[int, float]]:
 def _variables(name: str, agent: LooseAgent) -> dict[str, Any]:
     if name == "ssh":
         return {**PYTHON, **ssh.variables(agent), "ansible_ssh_pipelining": True}
-    return {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(agent.socket)}
+    return {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(agent.agent_socket)}

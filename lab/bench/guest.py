@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lab.agent import LooseAgent
 from lab.bench.contenders import ROOT, Contender, Task, contenders, environment, run, seconds_of
 from lab.bench.plays import (
     FEWER_FILES,
@@ -46,24 +47,24 @@ def progress(text: str) -> None:
     print(f"bench: {text}", flush=True)
 
 
+def boot(domain: Domain) -> None:
+    """Wait for a guest and both its agents."""
+    started = time.monotonic()
+    progress("booting a guest with a NIC, for ssh")
+    domain.wait_booted()
+    domain.wait_agent()
+    domain.start_second_agent()
+    progress(f"booted in {time.monotonic() - started:.0f} s")
+
+
 class Bench:
-    """A guest, the ways to it, and what was measured."""
+    """A guest, or an agent without one, the ways to it, and what was measured."""
 
-    def __init__(self, domain: Domain, scratch: Path) -> None:
-        self._domain = domain
+    def __init__(self, subject: Domain | LooseAgent, scratch: Path) -> None:
+        self._subject = subject
         self._scratch = scratch
-        self.contenders: list[Contender] = []
+        self.contenders = contenders(subject)
         self.bare: dict[str, list[float]] = defaultdict(list)
-
-    def prepare(self) -> None:
-        """Wait for the guest, and write what the measurements need."""
-        started = time.monotonic()
-        progress("booting a guest with a NIC, for ssh")
-        self._domain.wait_booted()
-        self._domain.wait_agent()
-        self._domain.start_second_agent()
-        progress(f"booted in {time.monotonic() - started:.0f} s")
-        self.contenders = contenders(self._domain)
         prepare(self._scratch)
         # Random: nothing compresses that, neither this collection nor ssh, which Ansible tells to.
         self._content("random").write_bytes(os.urandom(FILE_SIZE))
@@ -151,7 +152,7 @@ class Bench:
         return FILE_SIZE / MEGABYTE / put, FILE_SIZE / MEGABYTE / fetch
 
     def _sum_and_remove(self, remove: bool) -> str:
-        return self._domain.run(f"sha256sum <{IN_GUEST}{f'; rm {IN_GUEST}' if remove else ''}")[1].split()[0]
+        return self._subject.run(f"sha256sum <{IN_GUEST}{f'; rm {IN_GUEST}' if remove else ''}")[1].split()[0]
 
     def _bare_loop(self) -> tuple[float, float]:
         """Return the MB/s that writing and reading reach with the best chunk size, without any verification."""
@@ -162,7 +163,7 @@ class Bench:
         data = self._content("random").read_bytes()
         puts, fetches = [], []
         for chunk in CHUNKS:
-            with open_agent(str(self._domain.agent_socket), 120) as agent:
+            with open_agent(str(self._subject.agent_socket), 120) as agent:
 
                 def write(agent: Any = agent, chunk: int = chunk) -> None:
                     with open_file(agent, IN_GUEST, "w") as file:
@@ -180,7 +181,7 @@ class Bench:
         return FILE_SIZE / MEGABYTE / min(puts), FILE_SIZE / MEGABYTE / min(fetches)
 
     def _tally(self, count: int) -> dict[str, tuple[int, int, int]]:
-        with Tally(self._scratch / f"tally-{count}.sock", self._domain.agent_socket) as tally:
+        with Tally(self._scratch / f"tally-{count}.sock", self._subject.agent_socket) as tally:
             # Its keeper would keep others from the agent.
             own = {"ansible_qga_address": str(tally.path), "ansible_qga_persist": 0}
             run(self._scratch, {"guest": {**self.contenders[0].variables, **own}}, [{**TRUE, "loop": [*range(count)]}])

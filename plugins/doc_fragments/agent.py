@@ -23,8 +23,8 @@ options:
     description:
       - Seconds that one command of the agent may take, waiting for the channel included.
       - The default is 20, or what the connection says.
-      - A few commands may well take longer and have more, at least 30 seconds to set the time, and 60 to freeze, to thaw
-        and to set a password.
+      - A few commands may well take longer and have more, at least 30 seconds to set the time, and 60 to freeze, to
+        thaw and to set a password.
     type: float
   libvirt_uri:
     description:

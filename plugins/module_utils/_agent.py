@@ -170,8 +170,8 @@ class Agent(ABC):
         """Run the schema command ``command`` and return its return value.
 
         The value is of the type that the schema names; None for commands that answer only when they fail (shutdown,
-        suspend) and did not. A command that only reads is repeated once when its reply got lost. Without a ``timeout`` in
-        seconds it has the agent's, or the least that _commands.py knows for it.
+        suspend) and did not. A command that only reads is repeated once when its reply got lost. Without a ``timeout``
+        in seconds it has the agent's, or the least that _commands.py knows for it.
 
         :raise QgaError: one of the tree in _errors.py.
         """

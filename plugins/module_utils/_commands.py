@@ -81,8 +81,8 @@ COMMANDS: dict[str, Command] = {
     "guest-get-users": _reads("2.10", list),
     "guest-get-timezone": _reads("2.10", dict),
     "guest-get-osinfo": _reads("2.10", dict),
-    # It ends with chpasswd, which waits up to 15 seconds for whoever else changes passwords, and hashes as slowly as the
-    # guest wants it.
+    # It ends with chpasswd, which waits up to 15 seconds for whoever else changes passwords, and hashes as slowly as
+    # the guest wants it.
     "guest-set-user-password": Command("2.3", least_seconds=60.0),
     "guest-ssh-get-authorized-keys": _reads("5.2", dict),
     "guest-ssh-add-authorized-keys": Command("5.2"),

@@ -24,7 +24,7 @@ from typing import Any
 from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._commands import command as schema
 from ansible_collections.qemu.guest.tests.integration.commands import COVERED
-from lab import host, image
+from lab import image
 from lab.agent import LooseAgent
 from lab.tally import Count, Tally
 from lab.vm import Guest
@@ -35,7 +35,6 @@ WITNESS = HERE / "witness.py"
 COMMANDS = Path(sys.executable).parent
 """Where this environment has ansible-playbook and its siblings."""
 
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 Subject = LooseAgent | Guest
 """What is configured: a real agent, with a guest around it or without."""
@@ -159,16 +158,11 @@ def _output(process: subprocess.Popen[str], timeout: float) -> str:
 # Where things are
 
 
-def address(subject: Subject) -> Path:
-    """Return the socket of the subject's agent."""
-    return subject.agent_socket if isinstance(subject, Guest) else subject.socket
-
-
 def guest_variables(subject: Subject, socket: Path | None = None) -> dict[str, Any]:
     """Return the variables of a host that is the guest itself, connected to through its agent (or that `socket`)."""
     return {
         "ansible_connection": "qemu.guest.qga",
-        "ansible_qga_address": str(socket or address(subject)),
+        "ansible_qga_address": str(socket or subject.agent_socket),
         "ansible_python_interpreter": "/usr/bin/python3",
         "witness": witness(subject),
     }
@@ -179,7 +173,7 @@ def hypervisor_variables(subject: Subject, socket: Path | None = None) -> dict[s
     return {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
-        "qga_address": str(socket or address(subject)),
+        "qga_address": str(socket or subject.agent_socket),
         "witness": witness(subject),
     }
 
@@ -188,19 +182,12 @@ def witness(subject: Subject) -> list[str]:
     """Return the beginning of a command line that runs a shell command in the guest without its agent."""
     if isinstance(subject, Guest):
         return [sys.executable, str(WITNESS), str(subject.console)]
-    clean = [host.find("env") or "env", "-i", f"PATH={_PATH}", "LC_ALL=C.UTF-8"]
-    return host.as_root([*clean, host.find("chroot") or "chroot", f"/proc/{subject.pid}/root", "/bin/sh", "-c"])
+    return subject.shell
 
 
 def look(subject: Subject, command: str, check: bool = True) -> str:
     """Run a shell command as root in the guest by another path than its agent; return what it printed."""
-    if isinstance(subject, Guest):
-        return subject.run(command, check=check)[1]
-    argv = [*witness(subject), command]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
-    output = done.stdout.decode("utf-8", "surrogateescape")
-    assert not check or done.returncode == 0, f"exit status {done.returncode} of {command}:\n{output}"
-    return output
+    return subject.run(command, check=check)[1]
 
 
 # Targets
@@ -222,7 +209,7 @@ def run_target(
     table = {command: covered.refused for covered in COVERED if covered.target == target for command in covered}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory()))
-        relays = {name: stack.enter_context(Tally(directory / name, address(of))) for name, of in subjects.items()}
+        relays = {name: stack.enter_context(Tally(directory / name, of.agent_socket)) for name, of in subjects.items()}
         known = {command for subject in subjects.values() for command in _enabled_commands(subject)}
         hosts = {
             name: {
@@ -239,7 +226,7 @@ def run_target(
 
 
 def _enabled_commands(subject: Subject) -> list[str]:
-    with open_agent(str(address(subject))) as agent:
+    with open_agent(str(subject.agent_socket)) as agent:
         return [name for name, enabled in agent.info.commands.items() if enabled]
 
 

@@ -5,20 +5,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.release import __version__ as core_version
 
 from ansible_collections.qemu.guest.tests.integration.elsewhere import run_target, targets
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, Subject, guest_variables
-from lab import ssh
+from lab import host, image, ssh
 
 WHOLE = os.environ.get("QEMU_GUEST_PARITY") == "all"
 """Whether all targets are run that make sense here, which takes an hour: not in `make test`."""
@@ -98,32 +100,52 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Comparison:
-    """One machine, and how the targets ended on it over ssh."""
+    """One machine, and how the targets ended over ssh there, or on another of the same image with the same core.
+
+    The latter is kept in the cache: over ssh, a target takes an emulated guest many minutes.
+    """
 
     def __init__(self, subject: Subject, directory: Path) -> None:
         self._directory = directory
+        of_image = image.build(subject.release).tree.parent.name
+        self._endings = host.cache_root() / "parity" / f"ansible-core-{core_version}" / of_image
+        self._kind = type(subject).__name__
         self._qga = guest_variables(subject)
         python = {"ansible_python_interpreter": self._qga["ansible_python_interpreter"]}
         self._ssh = Way("ssh", {**python, **ssh.variables(subject)})
-        self._known: dict[str, Ending] = {}
 
     def check(self, target: str, way: str) -> None:
         """Run a target over ssh and by another way (see WAYS), and check that it ends alike.
 
-        A target that has been run leaves its traces, so where the two differ, both are run again.
+        A target that has been run leaves its traces, so where it ends otherwise than is known, both are run again.
         """
         if not (targets() / (target if target.endswith(".yml") else f"{target}/tasks/main.yml")).exists():
             pytest.skip("this ansible-core does not have it, or not as a play")
         other = Way(way, {**self._qga, **WAYS[way]})
         seen, output = self._run(target, other)
         assert seen.good > 1, f"nothing to compare:\n{output}"
-        if target in self._known and seen.same(self._known[target]):
+        if any(seen.same(ending) for ending in self._known(target)):
             return
-        self._known[target], _output = self._run(target, self._ssh)
-        if not seen.same(self._known[target]):
+        expected, _output = self._run(target, self._ssh)
+        self._keep(target, expected)
+        if not seen.same(expected):
             seen, output = self._run(target, other)
-        expected = self._known[target]
         assert seen.same(expected), _difference(target, other, expected, seen, output)
+
+    def _path(self, target: str, kind: str) -> Path:
+        return self._endings / f"{target.replace('/', '-')}.{kind}.json"
+
+    def _known(self, target: str) -> Iterator[Ending]:
+        for path in self._endings.glob(self._path(target, "*").name):
+            known = json.loads(path.read_text(encoding="utf-8"))
+            yield Ending([(task, word) for task, word in known["steps"]], known["recap"], known["seconds"])
+
+    def _keep(self, target: str, ending: Ending) -> None:
+        path = self._path(target, self._kind)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(asdict(ending)), encoding="utf-8")
+        partial.replace(path)
 
     def _run(self, target: str, way: Way) -> tuple[Ending, str]:
         scratch = Path(tempfile.mkdtemp(dir=self._directory))

@@ -29,7 +29,7 @@ def test_guest(name: str, agents: Mapping[str, LooseAgent], make_ansible: MakeAn
 def test_hypervisor(form: str, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
     agent = agents["bookworm"]
     ansible = make_ansible({"hypervisor": hypervisor_variables(agent)})
-    run = ansible.adhoc("qga_ping", {"address": form.format(agent.socket)})
+    run = ansible.adhoc("qga_ping", {"address": form.format(agent.agent_socket)})
     assert "hypervisor | SUCCESS" in run.output
     assert '"ping": "pong"' in run.output
 
@@ -44,7 +44,7 @@ def test_address_is_needed_where_the_connection_is_another(
 
 def test_host_is_an_address(agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
     agent = agents["sid"]
-    variables = {**guest_variables(agent), "ansible_host": f"unix:{agent.socket}"}
+    variables = {**guest_variables(agent), "ansible_host": f"unix:{agent.agent_socket}"}
     del variables["ansible_qga_address"]
     assert "pong" in make_ansible({"sid": variables}).adhoc("ansible.builtin.ping").output
 

@@ -16,7 +16,7 @@ NEWEST = list(image.RELEASES)[-1]
 
 
 def commands_of(agent: LooseAgent) -> dict[str, bool]:
-    with open_agent(str(agent.socket)) as opened:
+    with open_agent(str(agent.agent_socket)) as opened:
         return dict(opened.info.commands)
 
 

@@ -45,7 +45,7 @@ def test_ordinary_play(way: str, tmp_path: Path) -> None:
 def connection(agent: LooseAgent) -> Iterator[Any]:
     """The plugin itself, as ansible-core would call it."""
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
-    connection.set_options(direct={"address": str(agent.socket), "agent_timeout": 20})
+    connection.set_options(direct={"address": str(agent.agent_socket), "agent_timeout": 20})
     yield connection
     connection.close()
 

@@ -34,7 +34,7 @@ Counted = tuple[dict[str, int], int]
 @pytest.fixture
 def tally(agents: dict[str, LooseAgent]) -> Iterator[Tally]:
     directory = private_directory()
-    with Tally(directory / "tally.sock", agents["bookworm"].socket) as tally:
+    with Tally(directory / "tally.sock", agents["bookworm"].agent_socket) as tally:
         yield tally
     directory.rmdir()
 

@@ -3,11 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """ansible-core's own integration targets end over the agent as they end over ssh, on the same files.
 
-QEMU_GUEST_PARITY=all runs all that need neither a network nor a kernel of their own.
+QEMU_GUEST_PARITY=all runs all that need neither a network nor a kernel of their own, QEMU_GUEST_RELEASES on another
+release than bookworm.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,11 +17,13 @@ import pytest
 from ansible_collections.qemu.guest.tests.integration.parity import MORE, TARGETS, WAYS, WHOLE, Comparison
 from lab.agent import LooseAgent
 
+RELEASE = (os.environ.get("QEMU_GUEST_RELEASES") or "bookworm").split()[-1]
+
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
     """A machine that the targets may leave their traces on."""
-    with LooseAgent("bookworm") as agent:
+    with LooseAgent(RELEASE) as agent:
         yield Comparison(agent, tmp_path_factory.mktemp("parity"))
 
 

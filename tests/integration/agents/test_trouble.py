@@ -253,7 +253,7 @@ def test_runs_take_turns(ansible: Ansible, agents: Mapping[str, LooseAgent]) -> 
 def test_runs_wait_for_each_other(ansible: Ansible, agents: Mapping[str, LooseAgent]) -> None:
     """Where one has its channel to itself."""
     for agent in agents.values():  # a test before this one may have had it kept
-        dismiss(parse_address(str(agent.socket)))
+        dismiss(parse_address(str(agent.agent_socket)))
     with long_run(ansible, agents, ansible_qga_persist=0) as first:
         run = ansible.adhoc("qga_ping", rc=2)
         said(run, "another task uses the channel (pid ", f"did not leave it within {TIMEOUT} s", "ChannelBusyError")
@@ -278,7 +278,7 @@ def test_secrets_are_not_printed(
     secret = secrets.token_hex(16)
     variables = ansible.directory / "variables.json"
     variables.write_text(json.dumps({"secret": secret}), encoding="utf-8")
-    address = {"address": str(agent.socket)} if place == "hypervisor" else {}
+    address = {"address": str(agent.agent_socket)} if place == "hypervisor" else {}
     tasks = [
         {f"qemu.guest.{module}": {**address, **arguments}, "name": "Use it", **more}
         for module, arguments, more in (
