@@ -116,6 +116,11 @@ class Agent(ABC):
         return self.largest_payload
 
     @property
+    def pipes_input(self) -> bool:
+        """Whether a program's standard input is a pipe, which the agent fills while the program reads it."""
+        return True
+
+    @property
     def passes_long_replies(self) -> bool:
         """Whether all that the agent may keep of a program's output can be had in one reply."""
         return True

@@ -198,6 +198,10 @@ class RunnerAgent(Agent):
         return not self._left_below()
 
     @property
+    def pipes_input(self) -> bool:
+        return self._left_below()
+
+    @property
     def passes_long_replies(self) -> bool:
         return self._below.passes_long_replies or not self._left_below()
 

@@ -245,6 +245,37 @@ def long_run(ansible: Ansible, agents: Mapping[str, LooseAgent], **variables: An
         ansible.adhoc("ansible.builtin.raw", "rm /srv/first; pkill -f '[s]leep 601'")
 
 
+# An agent that has written as much as a pipe holds, to a program that ends, polls that pipe for ever.
+UNREAD = {
+    "a module without its interpreter": {"ansible_python_interpreter": "/usr/bin/no-python"},
+    "a module whose user may not": {"ansible_become": True, "ansible_become_user": "nobody-there"},
+}
+
+
+@pytest.mark.parametrize("method", ["auto", "guest-exec"])
+def test_agent_is_at_rest_after_input_that_nobody_read(
+    method: str, fresh: Callable[..., dict[str, LooseAgent]], make_ansible: MakeAnsible
+) -> None:
+    agents = fresh()
+    for variables in UNREAD.values():
+        hosts = {name: {**guest_variables(agent), **variables} for name, agent in agents.items()}
+        make_ansible(hosts).adhoc("ansible.builtin.ping", variables={"ansible_qga_exec_method": method}, rc=None)
+    unread = {"argv": ["/bin/false"], "stdin": "{{ 'x' * 200000 }}"}
+    for agent in agents.values():
+        make_ansible({"here": hypervisor_variables(agent)}).adhoc(
+            "qemu.guest.qga_exec", {"address": str(agent.agent_socket), **unread}, rc=2
+        )
+    before = {name: seconds_of_processor(agent) for name, agent in agents.items()}
+    time.sleep(2)
+    used = {name: seconds_of_processor(agent) - before[name] for name, agent in agents.items()}
+    assert max(used.values()) < 0.2, used
+
+
+def seconds_of_processor(agent: LooseAgent) -> float:
+    user, system = Path(f"/proc/{agent.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def test_runs_take_turns(ansible: Ansible, agents: Mapping[str, LooseAgent]) -> None:
     with long_run(ansible, agents):
         said(ansible.adhoc("qga_ping"), "pong")

@@ -424,6 +424,39 @@ def test_input_in_a_file_that_has_gone(agent: SocketAgent, server: Scripted, gue
     assert result.rc != 0 and not (tmp_path / "done").exists()
 
 
+LONG = pattern(300_000, 1)
+WHAT_INPUT = b"[ -p /dev/stdin ] && echo pipe || echo file; echo ${QEMU_GUEST_KEEP-unset} ${QEMU_GUEST_INPUT-unset}; "
+
+
+@pytest.mark.parametrize(("size", "what"), [(60_000, b"pipe"), (300_000, b"file")])
+def test_input_that_a_pipe_cannot_hold(
+    agent: SocketAgent, guest: Guest, whole: bool, size: int, what: bytes
+) -> None:
+    """The agent is to be rid of it before the program is there that might not want it."""
+    before = os.umask(0o022)
+    try:
+        result = run_shell(agent, WHAT_INPUT + b"umask; cat", LONG[:size], whole=whole)
+    finally:
+        os.umask(before)
+    assert (result.rc, result.stdout) == (0, what + b"\nunset unset\n0022\n" + LONG[:size])
+    assert left_over(guest) == []
+
+
+def test_there_is_no_place_for_long_input(agent: SocketAgent, guest: Guest) -> None:
+    guest.spool = f"{guest.tools}/no such directory/"
+    result = run_shell(agent, WHAT_INPUT + b"cat", LONG, whole=False)
+    assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\n" + LONG)
+
+
+def test_there_is_no_room_for_long_input(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+    tool(guest, "cat", f"[ -e {tmp_path}/tried ] || {{ >{tmp_path}/tried; exit 1; }}; exec /bin/cat")
+    result = run_shell(agent, b"touch %b/done" % str(tmp_path).encode(), LONG, whole=False)
+    assert result.rc == 1
+    assert b"did not fit in the guest's /run; it was not run" in result.stderr
+    assert not (tmp_path / "done").exists()
+    assert left_over(guest) == []
+
+
 def tool(guest: Guest, name: str, script: str) -> None:
     """Put a program in the place of the guest's own."""
     path = guest.tools / name
