@@ -48,8 +48,8 @@ _ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
 # variable (the environment is not logged) and the same for every command. It reads the command, a count of lines and
 # then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin. What is
 # more than one request can carry is put into a file first, which the program takes for its stdin and removes. What is
-# more than a pipe holds it puts into such a file itself, if there can be one: an agent whose program ends while the pipe
-# is full polls that for ever, and takes all of a processor (5.2 to 11.1 do).
+# more than a pipe holds it puts into such a file itself, if there can be one: an agent whose program ends while the
+# pipe is full polls that for ever, and takes all of a processor (5.2 to 11.1 do).
 _PROLOGUE = r"""
 unset QEMU_GUEST
 if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then

@@ -429,9 +429,7 @@ WHAT_INPUT = b"[ -p /dev/stdin ] && echo pipe || echo file; echo ${QEMU_GUEST_KE
 
 
 @pytest.mark.parametrize(("size", "what"), [(60_000, b"pipe"), (300_000, b"file")])
-def test_input_that_a_pipe_cannot_hold(
-    agent: SocketAgent, guest: Guest, whole: bool, size: int, what: bytes
-) -> None:
+def test_input_that_a_pipe_cannot_hold(agent: SocketAgent, guest: Guest, whole: bool, size: int, what: bytes) -> None:
     """The agent is to be rid of it before the program is there that might not want it."""
     before = os.umask(0o022)
     try:
