@@ -246,7 +246,7 @@ def long_run(ansible: Ansible, agents: Mapping[str, LooseAgent], **variables: An
 
 
 # An agent that has written as much as a pipe holds, to a program that ends, polls that pipe for ever.
-UNREAD = {
+UNREAD: dict[str, dict[str, Any]] = {
     "a module without its interpreter": {"ansible_python_interpreter": "/usr/bin/no-python"},
     "a module whose user may not": {"ansible_become": True, "ansible_become_user": "nobody-there"},
 }
