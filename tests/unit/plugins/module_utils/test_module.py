@@ -164,7 +164,8 @@ def test_error_of_the_operation_carries_its_result(run: Run, server: Scripted) -
 
 @pytest.mark.parametrize(("given", "seconds"), [({}, 20), ({"agent_timeout": 7.5}, 7.5)])
 def test_timeout(run: Run, server: Scripted, given: dict[str, float], seconds: float) -> None:
-    server.then("guest-set-time", swallows)
+    for _attempt in range(2):  # what only reads is repeated once
+        server.then("guest-get-time", swallows)
     assert f"within {seconds:g} s" in run(address=str(server.path), time=5, **given)["msg"]
 
 
