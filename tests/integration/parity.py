@@ -138,7 +138,7 @@ class Comparison:
     def _known(self, target: str) -> Iterator[Ending]:
         for path in self._endings.glob(self._path(target, "*").name):
             known = json.loads(path.read_text(encoding="utf-8"))
-            yield Ending([(task, word) for task, word in known["steps"]], known["recap"], known["seconds"])
+            yield Ending([tuple(step) for step in known["steps"]], known["recap"], known["seconds"])
 
     def _keep(self, target: str, ending: Ending) -> None:
         path = self._path(target, self._kind)
