@@ -536,7 +536,10 @@ class Zygote:
         pid = self.fork()
         if pid != 0:
             theirs.close()
-            self.spare = (pid, ours) if pid else None
+            if pid:
+                self.spare = pid, ours
+            else:
+                ours.close()
             return None
         self.leave()
         ours.close()
