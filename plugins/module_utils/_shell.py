@@ -47,21 +47,9 @@ _ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
 # The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
 # variable (the environment is not logged) and the same for every command. It reads the command, a count of lines and
 # then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin. What is
-# more than one request can carry is put into a file first, which the program takes for its stdin and removes. What is
-# more than a pipe holds it puts into such a file itself, if there can be one: an agent whose program ends while the
-# pipe is full polls that for ever, and takes all of a processor (5.2 to 11.1 do).
+# more than one request can carry is put into a file first, which the program takes for its stdin and removes.
 _PROLOGUE = r"""
 unset QEMU_GUEST
-if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
-    QEMU_GUEST_INPUT=$QEMU_GUEST_KEEP
-    if ! cat >"$QEMU_GUEST_INPUT"; then
-        cat >/dev/null
-        rm -f "$QEMU_GUEST_INPUT"
-        echo "the program's input did not fit in the guest's /run; it was not run" >&2
-        exit 1
-    fi
-fi
-unset QEMU_GUEST_KEEP
 if [ "${QEMU_GUEST_INPUT:-}" ]; then
     exec <"$QEMU_GUEST_INPUT" || exit 1
     rm -f "$QEMU_GUEST_INPUT"
@@ -102,6 +90,20 @@ unset OLDPWD
 """
 # The command takes the shell's place: what ends it, a signal included, is what the agent tells.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
+# Comes before that: what is more than a pipe holds is put into such a file, if there can be one. An agent whose program
+# ends while the pipe is full polls that for ever, and takes all of a processor (5.2 to 11.1 do).
+_KEEP = r"""
+if (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
+    QEMU_GUEST_INPUT=$QEMU_GUEST_KEEP
+    if ! cat >"$QEMU_GUEST_INPUT"; then
+        cat >/dev/null
+        rm -f "$QEMU_GUEST_INPUT"
+        echo "the program's input did not fit in the guest's /run; it was not run" >&2
+        exit 1
+    fi
+fi
+unset QEMU_GUEST_KEEP
+"""
 # Each stream passes through dd, which hands the agent _KEPT bytes; what comes after them goes to a file in /run that
 # only root can read. A guest whose dd lacks fullblock has no more than what the agent captures.
 _SPOOL = r"""
@@ -168,13 +170,14 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
 
     ``spool`` is the path that the files for long output begin with; without it there are none.
     """
-    env = [f"PATH={PATH}", "QEMU_GUEST=" + (_PROLOGUE + _SPOOL if spool else login_program())]
+    data = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+    keep = _KEEP if _PIPE < len(data) <= agent.largest_input and agent.pipes_input else ""
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + keep + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
-    data = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+    if keep:
+        env.append(f"QEMU_GUEST_KEEP={new_spool()}.in")
     if len(data) <= agent.largest_input:
-        if len(data) > _PIPE and agent.pipes_input:
-            env.append(f"QEMU_GUEST_KEEP={new_spool()}.in")
         return start(agent, "/bin/sh", _ARGUMENTS, env=env, stdin=data)
     path = f"{new_spool()}.in"
     check_shell(agent, f"umask 077; set -C; : >{path}", "keep a program's input")
