@@ -46,36 +46,29 @@ def _measure(rounds: int, date: str, write: bool) -> None:
             boot(domain)
             bench = Bench(domain, scratch)
             loads = [os.getloadavg()[0]]
-            for number in range(rounds):
-                bench.round(number)
+            tables = _tables(bench, rounds)
             loads.append(os.getloadavg()[0])
             counts = bench.count()
-            lines = [
-                *report.plays_table(bench.contenders),
-                "",
-                *report.rates_table(bench.contenders[0], bench.contenders[-1], bench.bare),
-                "",
-                *report.counts_table(counts),
-            ]
+            lines = [*tables, "", *report.counts_table(counts)]
             conditions = report.conditions(domain, rounds, date, loads)
         # The same where nothing is emulated: an agent and an SSH server on the same files, on this processor.
         with LooseAgent(RELEASE) as agent:
             progress("once more, not emulated")
-            native = Bench(agent, scratch)
-            for number in range(rounds):
-                native.round(number)
-        lines += [
-            "",
-            *report.plays_table(native.contenders, "seconds, not emulated"),
-            "",
-            *report.rates_table(native.contenders[0], native.contenders[-1], native.bare, "MB/s, not emulated"),
-        ]
+            lines += ["", *_tables(Bench(agent, scratch), rounds, ", not emulated")]
         grown = growth(scratch, RELEASE)
         text = "\n".join([*lines, "", *report.growth_table(grown), "", *conditions])
         print(f"\n{text}")
         if write:
             report.draw(bench.contenders, grown)
             report.write(f"![seconds of plays over each connection]({report.PICTURE.name})\n\n{text}")
+
+
+def _tables(bench: Bench, rounds: int, where: str = "") -> list[str]:
+    """Measure, and return the tables of plays and of files."""
+    for number in range(rounds):
+        bench.round(number)
+    plays = report.plays_table(bench.contenders, f"seconds{where}")
+    return [*plays, "", *report.rates_table(bench.contenders[0], bench.contenders[-1], bench.bare, f"MB/s{where}")]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ PICTURE = ROOT / "docs" / "benchmarks.svg"
 MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
 
-def plays_table(contenders: Sequence[Contender], what: str = "seconds") -> list[str]:
+def plays_table(contenders: Sequence[Contender], what: str) -> list[str]:
     """Return a table of what was measured, and how often this collection's time, the first, the others' are."""
     compared = [one for one in contenders if not one.name.startswith("qga") and not one.slow]
     ratios = [f"{one.name.partition(' ')[0]} / qga" for one in compared]
@@ -44,7 +44,7 @@ def _ratio(one: Contender, other: Contender, title: str) -> str:
     return f"{median(figures[0]) / median(figures[1]):.1f}" if figures[0] and figures[1] else ""
 
 
-def rates_table(qga: Contender, ssh: Contender, bare: Mapping[str, list[float]], what: str = "MB/s") -> list[str]:
+def rates_table(qga: Contender, ssh: Contender, bare: Mapping[str, list[float]], what: str) -> list[str]:
     lines = [f"| {what} | qga | ssh | bare loop | qga / bare loop |", "|---|---|---|---|---|"]
     for title, ours in qga.rates.items():
         ratio = f"{median(ours) / median(bare[title]):.2f}"

@@ -181,8 +181,7 @@ class Agent(ABC):
         :raise QgaError: one of the tree in _errors.py.
         """
         known = _commands.command(command)
-        usual = max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
-        seconds = usual if timeout is None else timeout
+        seconds = self.patience(command) if timeout is None else timeout
         started = time.monotonic()
         try:
             reply = self._request_reading_twice(command, arguments, seconds)
@@ -196,6 +195,11 @@ class Agent(ABC):
         if self._log:
             self._log(f"{command} took {(time.monotonic() - started) * 1000:.1f} ms")
         return value
+
+    def patience(self, command: str) -> float:
+        """Return how many seconds ``command`` has, where nobody says."""
+        known = _commands.command(command)
+        return max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
 
     def _request_reading_twice(
         self, command: str, arguments: Mapping[str, Any] | None, seconds: float

@@ -213,7 +213,7 @@ class RunnerAgent(Agent):
         if command in _EXEC and not self._left_below():
             given = arguments or {}
             return self._exec(given) if command == "guest-exec" else self._status(int(given["pid"]))
-        return self._below.execute(command, arguments, timeout=self.timeout if timeout is None else timeout)
+        return self._below.execute(command, arguments, timeout=self.patience(command) if timeout is None else timeout)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         raise NotImplementedError("execute does not come here")

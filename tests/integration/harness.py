@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,6 @@ ROOT = HERE.parents[1]
 WITNESS = HERE / "witness.py"
 COMMANDS = Path(sys.executable).parent
 """Where this environment has ansible-playbook and its siblings."""
-
 
 Subject = LooseAgent | Guest
 """What is configured: a real agent, with a guest around it or without."""
@@ -156,6 +155,11 @@ def _output(process: subprocess.Popen[str], timeout: float) -> str:
 
 
 # Where things are
+
+
+def releases(*usual: str) -> Sequence[str]:
+    """Return the Debian releases that QEMU_GUEST_RELEASES names; `usual` where it names none."""
+    return os.environ.get("QEMU_GUEST_RELEASES", "").split() or usual
 
 
 def guest_variables(subject: Subject, socket: Path | None = None) -> dict[str, Any]:

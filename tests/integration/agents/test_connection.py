@@ -17,7 +17,7 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.tests.integration.harness import look, until
+from ansible_collections.qemu.guest.tests.integration.harness import look, releases, until
 from ansible_collections.qemu.guest.tests.integration.ordinary import check_ordinary_play
 from lab import image
 from lab.agent import LooseAgent
@@ -35,10 +35,9 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_ordinary_play(way: str, tmp_path: Path) -> None:
     # Agents of its own: each begins with nothing. The oldest and the newest will do for all ways but the usual one.
-    usual = image.RELEASES if way == "warm" else ["bullseye", "sid"]
+    chosen = releases(*(image.RELEASES if way == "warm" else ("bullseye", "sid")))
     with ExitStack() as stack:
-        releases = os.environ.get("QEMU_GUEST_RELEASES", "").split() or usual
-        agents = {release: stack.enter_context(LooseAgent(release)) for release in releases}
+        agents = {release: stack.enter_context(LooseAgent(release)) for release in chosen}
         check_ordinary_play(tmp_path, agents, **WAYS[way])
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.release import __version__ as core_version
 
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look, releases
 from lab import image
 from lab.host import LabError
 from lab.vm import Guest
@@ -21,7 +20,7 @@ from lab.vm import Guest
 # Every agent with one core, the older two with the older: two guests at a time are what two processors can run.
 ALL = list(image.RELEASES)
 USUAL = ALL[:2] if core_version.startswith("2.16") else ALL[2:]
-RELEASES = os.environ.get("QEMU_GUEST_RELEASES", "").split() or USUAL
+RELEASES = releases(*USUAL)
 # libvirt is another way to the agent, which no core sees: once is enough.
 collect_ignore = ["test_libvirt.py"] if core_version.startswith("2.16") else []
 

@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils import _agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent import (
     DEFAULT_TIMEOUT,
+    Agent,
     AgentInfo,
     SocketAgent,
     open_agent,
@@ -35,6 +36,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._wire import SENTINEL, encode_request
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     RELEASES,
@@ -294,12 +296,18 @@ def test_timeout_of_one_command(scripted: Start, connect: Connect) -> None:
         connect(server, timeout=20).execute(OPEN, {"path": "1"}, timeout=7.5)
 
 
+@pytest.mark.parametrize("runner", [False, True])
 @pytest.mark.parametrize(("usual", "seconds"), [(20, 60), (90, 90)])
-def test_command_that_may_well_take_longer(scripted: Start, connect: Connect, usual: float, seconds: float) -> None:
+def test_command_that_may_well_take_longer(
+    scripted: Start, connect: Connect, usual: float, seconds: float, runner: bool
+) -> None:
     server = scripted({"guest-set-user-password": {}})
     server.then("guest-set-user-password", swallows)
+    agent: Agent = connect(server, timeout=usual)
+    if runner:
+        agent = RunnerAgent(agent, lambda _agent: None)
     with pytest.raises(OutcomeUnknownError, match=f"within {seconds} s"):
-        connect(server, timeout=usual).execute("guest-set-user-password", {})
+        agent.execute("guest-set-user-password", {})
 
 
 @pytest.fixture
