@@ -144,6 +144,7 @@ class Bench:
         source, back = self._content(kind), self._scratch / "back"
         put = _seconds(lambda: connection.put_file(str(source), IN_GUEST))
         there = self._sum_and_remove(False)
+        back.unlink(missing_ok=True)  # some filesystems write what was there to the disk before it is overwritten
         fetch = _seconds(lambda: connection.fetch_file(IN_GUEST, str(back)))
         connection.close()
         self._sum_and_remove(True)

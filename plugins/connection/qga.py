@@ -331,20 +331,20 @@ class Connection(ConnectionBase):
             raise AnsibleFileNotFound(f"there is no file {to_text(in_path)} to copy to the guest")
         with open(local, "rb") as source:
             started = time.monotonic()
-            copied = self._guarded(
+            size = self._guarded(
                 lambda: put(self.agent, source, self._guest_path(out_path), self._progress("PUT", out_path))
             )
-        self._show_transfer("PUT", out_path, copied.size, started)
+        self._show_transfer("PUT", out_path, size, started)
 
     def fetch_file(self, in_path: str, out_path: str) -> None:
         """Copy the guest's file ``in_path`` to the controller's ``out_path``."""
         super().fetch_file(in_path, out_path)
-        with open(to_bytes(out_path, errors="surrogate_or_strict"), "wb") as sink:
+        with open(to_bytes(out_path, errors="surrogate_or_strict"), "w+b") as sink:
             started = time.monotonic()
-            copied = self._guarded(
-                lambda: fetch(self.agent, self._guest_path(in_path), sink.write, self._progress("FETCH", in_path))
+            size = self._guarded(
+                lambda: fetch(self.agent, self._guest_path(in_path), sink, self._progress("FETCH", in_path))
             )
-        self._show_transfer("FETCH", in_path, copied.size, started)
+        self._show_transfer("FETCH", in_path, size, started)
 
     def reset(self) -> None:
         """Give the channel up and start anew: the guest may have rebooted, the agent may have been restarted."""

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import base64
 import errno
-import hashlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     GuestFileError,
     ProtocolError,
@@ -35,10 +35,9 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Copied:
-    """What was copied: its ``size`` in bytes, its SHA-256 in hex, and whether both ends were compared already."""
+    """What was copied: its ``size`` in bytes, and whether both ends were compared already."""
 
     size: int
-    sha256: str
     checked: bool
 
 
@@ -147,29 +146,33 @@ def copy_out(
 
     Reads until the end is reached, so files whose size is not known (/proc, /sys) come whole. ``checked`` is True if
     the content was one chunk, and a second look found the same. ``at_second`` is called before a second chunk is read.
+    ``write`` is called by another thread while the next chunk is read.
     """
-    digest = hashlib.sha256()
     size = 0
-    with GuestFile(agent, path) as guest_file:
+    start = b""  # what is compared if there is no more than that
+    beside: Beside[object] = Beside()
+    with GuestFile(agent, path) as guest_file, beside:
         while True:
             data = guest_file.read()
             if not data:
                 break
-            write(data)
-            digest.update(data)
+            beside.do(write, data)
+            if size < CHUNK:
+                start += data
             if not size and len(data) == CHUNK:
                 at_second()
             size += len(data)
             progress(size)
-        checked = size <= CHUNK and _reads_again(guest_file, 0, size, digest.digest())
-    return Copied(size, digest.hexdigest(), checked)
+        beside.wait()
+        checked = size <= CHUNK and _reads_again(guest_file, 0, start)
+    return Copied(size, checked)
 
 
-def _reads_again(guest_file: GuestFile, position: int, size: int, digest: bytes) -> bool:
-    if not size:
+def _reads_again(guest_file: GuestFile, position: int, content: bytes) -> bool:
+    if not content:
         return True
     guest_file.seek(position)
-    return hashlib.sha256(guest_file.read(size)).digest() == digest
+    return guest_file.read(len(content)) == content
 
 
 def copy_in(
@@ -183,23 +186,24 @@ def copy_in(
     :raise TransferError: if the guest has something else than what was sent.
     :raise GuestFileError: among others with errno ENOSPC; a part of the content may be in the file then.
     """
-    digest = hashlib.sha256()
+    sent = 0
+    start = b""  # what is compared if there is no more than that
     with GuestFile(agent, path, "a+" if append else "w+") as guest_file:
-        start = guest_file.seek(0, 2) if append else 0
-        sent = 0
+        position = guest_file.seek(0, 2) if append else 0
         while True:
             data = source.read(min(CHUNK, agent.largest_payload))
             if not data:
                 break
             guest_file.write(data)
-            digest.update(data)
+            if sent < CHUNK:
+                start += data
             sent += len(data)
             progress(sent)
         guest_file.flush()
-        arrived = guest_file.seek(0, 1) - start
+        arrived = guest_file.seek(0, 1) - position
         if arrived != sent:
             raise TransferError(f"{sent} bytes were sent to {path}, and {arrived} are there")
         checked = sent <= CHUNK
-        if checked and not _reads_again(guest_file, start, sent, digest.digest()):
+        if checked and not _reads_again(guest_file, position, start):
             raise TransferError(f"{path} reads back differently from what was written")
-    return Copied(sent, digest.hexdigest(), checked)
+    return Copied(sent, checked)

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import io
 import secrets
-import shlex
 from contextlib import suppress
 from dataclasses import replace
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
-    CommandError,
     OperationError,
     QgaError,
     TransferError,
@@ -29,13 +27,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, 
 __all__ = (
     "PATH",
     "check_shell",
-    "finished_sha256",
     "kill",
     "login_program",
     "new_spool",
     "run_shell",
-    "sha256",
-    "start_sha256",
     "start_shell",
     "with_spooled",
 )
@@ -260,29 +255,3 @@ done
 def kill(agent: Agent, pid: int, grace: int = 5) -> None:
     """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL."""
     run_shell(agent, (_KILL % {"pid": agent.process_id(pid), "grace": grace}).encode("ascii"), whole=False)
-
-
-def sha256(agent: Agent, path: str, size: int | None = None) -> str | None:
-    """Return the SHA-256, in hex, of a regular file in the guest or of its first ``size`` bytes, computed there.
-
-    None if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
-    """
-    try:
-        return finished_sha256(agent, start_sha256(agent, path, size))
-    except CommandError:
-        return None
-
-
-def start_sha256(agent: Agent, path: str, size: int | None = None) -> int:
-    """Start to compute what ``sha256`` returns; return the pid for ``finished_sha256``."""
-    name = shlex.quote(path)
-    source = f"cat {name}" if size is None else f"head -c {size} {name}"
-    command = f"[ -f {name} ] && [ -s {name} ] && {source} | sha256sum"
-    return start_shell(agent, command.encode("utf-8", "surrogateescape"))
-
-
-def finished_sha256(agent: Agent, pid: int) -> str | None:
-    """Wait for the SHA-256 that the program ``pid`` computes, and return it; None if it could not."""
-    result = finish(agent, pid)
-    digest = result.stdout.partition(b" ")[0].decode("ascii", "replace")
-    return digest if result.rc == 0 and len(digest) == 64 else None

@@ -3,30 +3,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whole files to and from the guest: never open to others on the way, and the same at both ends.
 
-Stands on _files (the bytes) and, where the agent may run programs, on _exec (who may read, checksums, compression).
+Stands on _files (the bytes) and, where the agent may run programs, on _shell (who may read, compression) and _sums.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import shlex
 import zlib
-from contextlib import suppress
-from typing import BinaryIO, Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import IO, BinaryIO, Callable, Generator, Iterator
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     CommandError,
     OperationError,
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs, finish
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._files import (
     CHUNK,
-    Copied,
     GuestFile,
     Progress,
     copy_in,
@@ -35,12 +35,19 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     check_shell,
-    finished_sha256,
     new_spool,
     run_shell,
-    sha256,
-    start_sha256,
     start_shell,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._sums import (
+    SUM,
+    Sum,
+    agrees,
+    finished_sum,
+    sha256,
+    sha256_of,
+    start_sum,
+    sum_in,
 )
 
 __all__ = ("create_private", "digest", "fetch", "put")
@@ -51,16 +58,18 @@ _SMALL = 64 * 1024
 _LEAST = 256 * 1024
 # What a sample must shrink to.
 _GAIN = 0.7
-_LEVEL = 6
-# What is compressed, unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in
-# the guest's memory until they are unpacked.
+# The quickest: others save less of the channel's time than they take.
+_LEVEL = 1
+# What is unpacked and compared at once, while the next is on its way: the first piece, each other twice its last, up to
+# this. Such a piece, and another one, are in the guest's memory, compressed, until they are unpacked.
+_FIRST_PIECE = 2 * CHUNK
 _PIECE = 8 * CHUNK
 
 _CREATE = "[ -e {name} ] || {{ umask 077; set -C; : >{name} && set +C; }}"
 
 
-def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progress) -> Copied:
-    """Write ``source``, which is seekable, to the guest's file ``path`` and make sure that it arrived.
+def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progress) -> int:
+    """Write ``source``, which is seekable, to the guest's file ``path``; make sure that it arrived and return its size.
 
     A new file has mode 0600 where the agent may run programs; an existing one keeps its mode. What shrinks travels
     compressed, if the guest has gzip.
@@ -68,25 +77,35 @@ def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progr
     :raise TransferError: if what is in the guest is not what was sent.
     :raise OperationError: if the file cannot be created; its text is the guest's own.
     """
-    copied = _put(agent, source, path, progress)
-    if not copied.checked and digest(agent, path, copied.size) != copied.sha256:
+    start = source.tell()
+    compared = _put(agent, source, path, progress)
+    size = source.tell() - start
+    if not compared and digest(agent, path, size) != sha256_of(_from(source, start)):
         raise TransferError(f"{path} is not what was written to it")
-    return copied
+    return size
 
 
-def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> Copied:
+def _from(file: IO[bytes], start: int) -> Iterator[bytes]:
+    """Yield what is in ``file`` from there."""
+    file.seek(start)
+    yield from iter(lambda: file.read(CHUNK), b"")
+
+
+def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+    """Write ``source`` to its end; return whether what arrived was compared with it."""
     if not can_run_programs(agent):
-        return copy_in(agent, source, path, progress=progress)
+        return copy_in(agent, source, path, progress=progress).checked
     start = source.tell()
     sample = source.read(_LEAST)
     source.seek(start)
     # What did not work the one way is tried the plain way, which can tell why.
     if len(sample) <= _SMALL and _put_small(agent, sample, path):
+        source.seek(start + len(sample))
         progress(len(sample))
-        return Copied(len(sample), hashlib.sha256(sample).hexdigest(), True)
+        return True
     create_private(agent, path)
     if len(sample) < _LEAST:
-        return copy_in(agent, source, path, progress=progress)
+        return copy_in(agent, source, path, progress=progress).checked
     if len(zlib.compress(sample, 1)) < _GAIN * len(sample):
         try:
             return _put_packed(agent, source, path, progress)
@@ -100,32 +119,36 @@ def _put_small(agent: Agent, content: bytes, path: str) -> bool:
     name = shlex.quote(path)
     command = f"{{ {_CREATE.format(name=name)}; }} && cat >{name} && sha256sum <{name}"
     result = run_shell(agent, command.encode("utf-8", "surrogateescape"), content, whole=False)
-    return result.shell_rc == 0 and _sum(result) == hashlib.sha256(content).hexdigest()
+    return sum_in(result) == sha256_of([content])
 
 
-def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> Copied:
+def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
     """Write ``source`` piece by piece into files of root's alone, from where the guest unpacks them into ``path``.
+
+    Returns True: what cannot be compared was not unpacked either.
 
     :raise QgaError: if that does not work; nothing is at work in the guest then.
     """
     name = shlex.quote(path)
-    pieces = _Pieces(agent, path)
+    pieces = _Pieces(agent, path, source, lambda content: gzip.compress(content, _LEVEL))
     spool = new_spool()
     try:
         check_shell(agent, f"umask 077; set -C; : >{spool}.0; : >{spool}.1", "keep compressed pieces")
-        for number, piece in enumerate(pieces.of(source)):
-            # One is written while the guest unpacks the other.
-            part = f"{spool}.{number % 2}"
-            copy_in(agent, io.BytesIO(gzip.compress(piece, _LEVEL)), part)
-            unpack = f"gzip -dc <{part} {'>>' if number else '>'}{name}"
-            pieces.compare(piece, f"{unpack} && tail -c {len(piece)} {name} | sha256sum")
-            progress(pieces.size)
-            if not pieces.comparable:
-                break
+        with closing(pieces.each()) as each:
+            for number, piece in enumerate(each):
+                # One is written while the guest unpacks the other.
+                part = f"{spool}.{number % 2}"
+                with GuestFile(agent, part, "w") as guest_file:
+                    _write(guest_file, piece.sent, agent.largest_payload)
+                unpack = f"gzip -dc <{part} {'>>' if number else '>'}{name}"
+                pieces.compare(piece, f"{unpack} && tail -c {piece.size} {name} | {{ {SUM}; }}")
+                progress(pieces.size)
+                if not pieces.comparable:
+                    break
         pieces.wait()
         if not pieces.comparable:
             raise OperationError("a piece cannot be unpacked and compared in the guest")
-        return pieces.copied()
+        return True
     finally:
         with suppress(QgaError):
             pieces.wait()
@@ -133,74 +156,96 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
             run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
 
 
-def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> Copied:
-    """Write ``source`` piece by piece, while the guest sums up what it has got."""
+def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+    """Write ``source`` piece by piece, while the guest sums up what it has got; return whether it could."""
     name = shlex.quote(path)
-    pieces = _Pieces(agent, path)
-    step = min(CHUNK, agent.largest_payload)
-    with GuestFile(agent, path, "w") as guest_file:
-        for piece in pieces.of(source):
-            for start in range(0, len(piece), step):
-                guest_file.write(piece[start : start + step])
-                progress(pieces.size + min(start + step, len(piece)))
+    pieces = _Pieces(agent, path, source)
+    with GuestFile(agent, path, "w") as guest_file, closing(pieces.each()) as each:
+        for piece in each:
+            _write(guest_file, piece.sent, agent.largest_payload, lambda sent: progress(pieces.size + sent))
             guest_file.flush()
-            pieces.compare(piece, f"tail -c +{pieces.size + 1} {name} | head -c {len(piece)} | sha256sum")
+            pieces.compare(piece, f"tail -c +{pieces.size + 1} {name} | head -c {piece.size} | {{ {SUM}; }}")
     pieces.wait()
-    return pieces.copied()
+    return pieces.comparable
+
+
+def _write(guest_file: GuestFile, content: bytes, largest: int, progress: Progress = no_progress) -> None:
+    step = min(CHUNK, largest)
+    for start in range(0, len(content), step):
+        guest_file.write(content[start : start + step])
+        progress(min(start + step, len(content)))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of what is copied: its content, its Sum in hex, and what is sent of it."""
+
+    content: bytes
+    checksum: str
+    sent: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
 
 
 class _Pieces:
-    """What is copied into the file ``path``: each piece is compared in the guest while the next is on its way.
+    """What is copied from ``source`` into the file ``path``, sent as ``pack`` returns it.
 
-    ``comparable`` is True as long as the guest can do that.
+    While a piece is on its way, the guest compares the last and this machine prepares the next. ``size`` bytes are in
+    the guest, and ``comparable`` is True as long as the guest can compare.
     """
 
-    def __init__(self, agent: Agent, path: str) -> None:
+    def __init__(
+        self, agent: Agent, path: str, source: BinaryIO, pack: Callable[[bytes], bytes] = lambda content: content
+    ) -> None:
         self.size = 0
         self.comparable = True
         self._agent = agent
         self._path = path
-        self._digest = hashlib.sha256()
+        self._source = source
+        self._pack = pack
         self._comparing = 0
-        self._expected = ""
+        self._expected: _Piece | None = None
 
-    def of(self, source: BinaryIO) -> Iterator[bytes]:
-        while True:
-            piece = source.read(_PIECE)
-            if not piece:
-                return
-            yield piece
+    def each(self) -> Generator[_Piece, None, None]:
+        """Yield the pieces. Who is at the end, or closes this, has ``source`` alone again."""
+        size = _FIRST_PIECE
+        beside: Beside[_Piece] = Beside()
+        with beside:
+            beside.do(self._read, size)
+            while True:
+                piece = beside.wait()
+                if not piece or not piece.size:
+                    return
+                size = min(2 * size, _PIECE)
+                beside.do(self._read, size)
+                yield piece
 
-    def compare(self, piece: bytes, command: str) -> None:
-        """Note that ``piece`` is there; the shell ``command`` prints its SHA-256 in the guest. See ``wait``."""
+    def _read(self, size: int) -> _Piece:
+        content = self._source.read(size)
+        return _Piece(content, Sum(content).hexdigest(), self._pack(content))
+
+    def compare(self, piece: _Piece, command: str) -> None:
+        """Note that ``piece`` is there; the shell ``command`` prints its SUM in the guest. See ``wait``."""
         self.wait()
         if self.comparable:
-            self._expected = hashlib.sha256(piece).hexdigest()
+            self._expected = piece
             self._comparing = start_shell(self._agent, command.encode("utf-8", "surrogateescape"))
-        self._digest.update(piece)
-        self.size += len(piece)
+        self.size += piece.size
 
     def wait(self) -> None:
         """Wait for the comparison that is at work, if one is.
 
         :raise TransferError: if the piece is not what it was.
         """
-        pid, self._comparing = self._comparing, 0
-        if not pid:
+        piece, self._expected = self._expected, None
+        if not piece:
             return
-        result = finish(self._agent, pid)
-        if result.shell_rc or not _sum(result):
-            self.comparable = False
-        elif _sum(result) != self._expected:
+        there = finished_sum(self._agent, self._comparing)
+        self.comparable = bool(there)
+        if there and not agrees(there, piece.checksum, [piece.content]):
             raise TransferError(f"{self._path} is not what was written to it")
-
-    def copied(self) -> Copied:
-        return Copied(self.size, self._digest.hexdigest(), self.comparable)
-
-
-def _sum(result: ExecResult) -> str:
-    """Return what sha256sum printed; empty if it is not there."""
-    return result.stdout.partition(b" ")[0].decode("ascii", "replace")
 
 
 def create_private(agent: Agent, path: str) -> None:
@@ -211,26 +256,31 @@ def create_private(agent: Agent, path: str) -> None:
     check_shell(agent, _CREATE.format(name=shlex.quote(path)), f"create {path}")
 
 
-def fetch(agent: Agent, path: str, write: Callable[[bytes], object], progress: Progress = no_progress) -> Copied:
-    """Hand the content of the guest's file ``path`` to ``write`` and make sure that it is what the guest has.
+def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_progress) -> int:
+    """Write the content of the guest's file ``path`` to ``sink``, make sure that it is what the guest has, and return
+    its size.
 
-    A file that grew meanwhile is right as far as it was read.
+    A file that grew meanwhile is right as far as it was read. ``sink`` is empty, and can be read.
 
     :raise TransferError: if it is not.
     """
     programs = can_run_programs(agent)
     # The guest computes while the agent reads.
     summing: list[int] = []
-    copied = copy_out(
-        agent, path, write, progress, lambda: summing.append(start_sha256(agent, path)) if programs else None
-    )
-    if copied.checked or (summing and finished_sha256(agent, summing[0]) == copied.sha256):
-        return copied
+    here = Sum()
+
+    def take(data: bytes) -> None:
+        sink.write(data)
+        here.update(data)
+
+    copied = copy_out(agent, path, take, progress, lambda: summing.append(start_sum(agent, path)) if programs else None)
+    if copied.checked or (summing and agrees(finished_sum(agent, summing[0]), here.hexdigest(), _from(sink, 0))):
+        return copied.size
     # Nobody can tell what a file without a size (/proc) holds a moment later.
     there = sha256(agent, path, copied.size) if programs else digest(agent, path)
-    if there is not None and there != copied.sha256:
+    if there and there != sha256_of(_from(sink, 0)):
         raise TransferError(f"{path} changed while it was read, or was damaged on the way")
-    return copied
+    return copied.size
 
 
 def digest(agent: Agent, path: str, size: int | None = None) -> str:
@@ -238,5 +288,9 @@ def digest(agent: Agent, path: str, size: int | None = None) -> str:
 
     Computed in the guest where that is possible, else by reading the whole file.
     """
-    there = sha256(agent, path, size) if can_run_programs(agent) else None
-    return there or copy_out(agent, path, len).sha256
+    there = sha256(agent, path, size) if can_run_programs(agent) else ""
+    if there:
+        return there
+    summed = hashlib.sha256()
+    copy_out(agent, path, summed.update)
+    return summed.hexdigest()

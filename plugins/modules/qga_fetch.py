@@ -127,8 +127,9 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
         os.makedirs(directory, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory, prefix=f".{os.path.basename(dest)}.", delete=False) as sink:
             try:
-                copied = fetch(agent, src, sink.write)
+                size = fetch(agent, src, sink)
                 sink.flush()
+                sha256 = _digest_here(sink.name)
                 if os.path.exists(dest):
                     os.chmod(sink.name, os.stat(dest).st_mode & 0o7777)
                 os.replace(sink.name, dest)
@@ -137,7 +138,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
                 raise
     except OSError as exc:
         raise OperationError(f"cannot write {dest} here: {exc.strerror}") from exc
-    return {"sha256": copied.sha256, "size": copied.size}
+    return {"sha256": sha256, "size": size}
 
 
 OPERATION = Operation(SPEC, read, plan, apply)

@@ -156,10 +156,12 @@ def test_output_and_files(agent: Agent, domain: Domain, tmp_path: Path) -> None:
     content = os.urandom(5_000_000)
     (tmp_path / "there").write_bytes(content)
     with (tmp_path / "there").open("rb") as source:
-        digest = put(agent, source, "/var/tmp/five ä").sha256
+        assert put(agent, source, "/var/tmp/five ä") == len(content)
+    digest = hashlib.sha256(content).hexdigest()
     assert look(domain, "sha256sum <'/var/tmp/five ä'") == f"{digest}  -\n"
-    with (tmp_path / "back").open("wb") as sink:
-        assert fetch(agent, "/var/tmp/five ä", sink.write).sha256 == digest
+    with (tmp_path / "back").open("w+b") as sink:
+        assert fetch(agent, "/var/tmp/five ä", sink) == len(content)
+    assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest() == digest
     # All that a read can return gets through; what could not is refused before.
     with GuestFile(agent, "/var/tmp/five ä", "r") as file:
         assert file.read(3_000_000) == content[:3_000_000]

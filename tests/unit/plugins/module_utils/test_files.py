@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, copy_in, copy_out, exists
+from ansible_collections.qemu.guest.plugins.module_utils._files import (
+    CHUNK,
+    Copied,
+    GuestFile,
+    copy_in,
+    copy_out,
+    exists,
+)
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     Request,
@@ -62,10 +68,6 @@ def data_reply(data: bytes, **members: Any) -> Step:
     return returns({"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": False, **members})
 
 
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 EVERY_BYTE = bytes(range(256)) * 3
 
 # Into the guest
@@ -77,7 +79,7 @@ def test_copy_in(agent: SocketAgent, guest: Guest, tmp_path: Path, data: bytes) 
     path.write_bytes(b"what was there before")
     copied = copy_in(agent, io.BytesIO(data), str(path))
     assert path.read_bytes() == data
-    assert (copied.size, copied.sha256, copied.checked) == (len(data), sha256(data), True)
+    assert copied == Copied(len(data), True)
     assert guest.files == {}
 
 
@@ -87,8 +89,7 @@ def test_copy_in_by_chunks(agent: SocketAgent, server: Scripted, tmp_path: Path,
     data = EVERY_BYTE[:length]
     copied = copy_in(agent, io.BytesIO(data), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == data
-    assert copied.checked == (length <= 10), "what was more than a chunk is yet to be compared"
-    assert copied.sha256 == sha256(data)
+    assert copied == Copied(length, length <= 10), "what was more than a chunk is yet to be compared"
     assert server.work.count("guest-file-write") == -(-length // 10)
     assert server.work[-1] == "guest-file-close"
     assert "guest-file-flush" in server.work
@@ -117,7 +118,7 @@ def test_append(agent: SocketAgent, tmp_path: Path, there: bytes | None, data: b
         path.write_bytes(there)
     copied = copy_in(agent, io.BytesIO(data), str(path), append=True)
     assert path.read_bytes() == (there or b"") + data
-    assert (copied.size, copied.sha256, copied.checked) == (len(data), sha256(data), True)
+    assert copied == Copied(len(data), True)
 
 
 def test_short_write(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_copy_out(agent: SocketAgent, guest: Guest, tmp_path: Path, data: bytes)
     sink = io.BytesIO()
     copied = copy_out(agent, str(path), sink.write)
     assert sink.getvalue() == data
-    assert (copied.size, copied.sha256, copied.checked) == (len(data), sha256(data), True)
+    assert copied == Copied(len(data), True)
     assert guest.files == {}
 
 
@@ -239,8 +240,7 @@ def test_copy_out_by_chunks(agent: SocketAgent, tmp_path: Path, length: int) -> 
     sink = io.BytesIO()
     copied = copy_out(agent, str(tmp_path / "file"), sink.write)
     assert sink.getvalue() == data
-    assert copied.checked == (length <= 10)
-    assert copied.sha256 == sha256(data)
+    assert copied == Copied(length, length <= 10)
 
 
 @pytest.mark.parametrize(

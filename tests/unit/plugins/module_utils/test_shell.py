@@ -31,9 +31,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     check_shell,
     kill,
     run_shell,
-    sha256,
     start_shell,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._sums import agrees, finished_sum, sha256, start_sum
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
 
@@ -607,7 +607,7 @@ def test_kill_what_is_gone(agent: SocketAgent) -> None:
     kill(agent, gone.pid, grace=5)
 
 
-# sha256
+# Checksums: here, because all these shells compute them.
 
 
 @pytest.mark.parametrize("name", ["file", "a file", 'it\'s $HOME `id` "ü"', "-n"])
@@ -618,6 +618,22 @@ def test_sha256(agent: SocketAgent, tmp_path: Path, name: str) -> None:
     assert sha256(agent, str(tmp_path / name), 70_000) == hashlib.sha256(data[:70_000]).hexdigest()
 
 
+@pytest.mark.parametrize("data", [b"x", pattern(100_000, 4)])
+def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "it's $HOME"
+    path.write_bytes(data)
+    there = finished_sum(agent, start_sum(agent, str(path)))
+    here = hashlib.blake2b(data).hexdigest()
+    assert there in (here, hashlib.sha256(data).hexdigest())
+    assert agrees(there, here, [data])
+    assert not agrees(there, hashlib.blake2b(data + b"y").hexdigest(), [data, b"y"])
+    assert not agrees("", here, [data])
+
+
+def test_sum_of_what_has_none(agent: SocketAgent) -> None:
+    assert finished_sum(agent, start_sum(agent, "/proc/version")) == ""
+
+
 def test_sha256_of_a_name_that_is_not_utf8(agent: SocketAgent, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff"
     Path(os.fsdecode(path)).write_bytes(b"x")
@@ -626,17 +642,17 @@ def test_sha256_of_a_name_that_is_not_utf8(agent: SocketAgent, tmp_path: Path) -
 
 @pytest.mark.parametrize("path", ["/proc/version", "/dev/null", "/", "/nonexistent"])
 def test_sha256_of_what_has_none(agent: SocketAgent, path: str) -> None:
-    assert sha256(agent, path) is None
+    assert sha256(agent, path) == ""
 
 
 def test_sha256_without_the_tool(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
     tool(guest, "sha256sum", "echo 'sha256sum: not found' >&2; exit 127")
     (tmp_path / "file").write_bytes(b"x")
-    assert sha256(agent, str(tmp_path / "file")) is None
+    assert sha256(agent, str(tmp_path / "file")) == ""
 
 
 def test_sha256_where_programs_are_blocked(
     scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], tmp_path: Path
 ) -> None:
     server = scripted(path=tmp_path / "blocked.sock", blocked={"guest-exec": "Command guest-exec has been disabled"})
-    assert sha256(connect(server), "/etc/passwd") is None
+    assert sha256(connect(server), "/etc/passwd") == ""

@@ -38,16 +38,16 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
 @pytest.fixture
 def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
     monkeypatch.setattr(_files, "CHUNK", 10)
-    for name, size in {"CHUNK": 10, "_SMALL": len(SMALL), "_LEAST": 12, "_PIECE": 20}.items():
+    for name, size in {"CHUNK": 10, "_SMALL": len(SMALL), "_LEAST": 12, "_FIRST_PIECE": 10, "_PIECE": 20}.items():
         monkeypatch.setattr(_transfer, name, size)
     return connect(server)
 
 
 @pytest.mark.parametrize("data", [b"", SMALL, MIDDLE, LARGE, 10 * LARGE], ids=len)
 def test_put(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
-    copied = put(agent, io.BytesIO(data), str(tmp_path / "it's a file"))
+    size = put(agent, io.BytesIO(data), str(tmp_path / "it's a file"))
     assert (tmp_path / "it's a file").read_bytes() == data
-    assert (copied.size, copied.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert size == len(data)
 
 
 def test_new_file_is_open_to_nobody_else_at_any_time(
@@ -94,8 +94,9 @@ def test_small_file_that_a_program_cannot_write_is_written_the_plain_way(
 def test_put_where_nothing_can_sum(
     agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, data: bytes
 ) -> None:
-    (guest.tools / "sha256sum").write_text("#!/bin/sh\nexit 127\n")
-    (guest.tools / "sha256sum").chmod(0o755)
+    for name in ("b2sum", "sha256sum"):
+        (guest.tools / name).write_text("#!/bin/sh\nexit 127\n")
+        (guest.tools / name).chmod(0o755)
     put(agent, io.BytesIO(data), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == data
     assert "guest-file-read" in {request.command for request in server.requests}, "it was compared by reading"
@@ -103,9 +104,13 @@ def test_put_where_nothing_can_sum(
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("where", [0, 25, 185])
+@pytest.mark.parametrize("b2sum", [True, False])
 def test_put_of_pieces_of_which_one_arrives_differently(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, where: int
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, where: int, b2sum: bool
 ) -> None:
+    if not b2sum:
+        lacks_b2sum(guest)
+
     def spoils(arguments: Mapping[str, Any]) -> Any:
         reply = guest.flush(arguments)
         path = tmp_path / "file"
@@ -146,7 +151,7 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 @pytest.fixture
 def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be compressed, is so in small pieces."""
-    for name, size in {"CHUNK": 300, "_SMALL": 200, "_LEAST": 1000, "_PIECE": 4000}.items():
+    for name, size in {"CHUNK": 300, "_SMALL": 200, "_LEAST": 1000, "_FIRST_PIECE": 1000, "_PIECE": 4000}.items():
         monkeypatch.setattr(_transfer, name, size)
     monkeypatch.setattr(_files, "CHUNK", 300)
 
@@ -165,9 +170,9 @@ def test_put_of_what_may_shrink(
         path.write_bytes(b"before" * 9000)
         path.chmod(0o640)
     seen: list[int] = []
-    copied = put(agent, io.BytesIO(data), str(path), seen.append)
+    size = put(agent, io.BytesIO(data), str(path), seen.append)
     assert path.read_bytes() == data
-    assert (copied.size, copied.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert size == len(data)
     assert seen[-1] == len(data) and seen == sorted(seen)
     assert path.stat().st_mode & 0o777 == (0o640 if there else 0o600 if programs else path.stat().st_mode & 0o777)
     assert not list(tmp_path.glob("spool.*")), "nothing stays"
@@ -237,9 +242,33 @@ def test_create_private_follows_no_link_that_leads_nowhere(agent: SocketAgent, t
 def test_fetch(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "it's a file").write_bytes(data)
     sink = io.BytesIO()
-    copied = fetch(agent, str(tmp_path / "it's a file"), sink.write)
+    size = fetch(agent, str(tmp_path / "it's a file"), sink)
     assert sink.getvalue() == data
-    assert (copied.size, copied.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert size == len(data)
+
+
+def lacks_b2sum(guest: Guest) -> None:
+    (guest.tools / "b2sum").write_text("#!/bin/sh\nexec sha256sum\n")
+    (guest.tools / "b2sum").chmod(0o755)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_nothing_is_read_twice_where_there_is_no_b2sum(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    data = 10 * LARGE
+    requests = []
+    for _time in range(2):
+        before = len(server.requests)
+        assert put(agent, io.BytesIO(b"skipped" + data), str(path)) == len(data) + 7
+        sink = io.BytesIO()
+        assert fetch(agent, str(path), sink) == len(data) + 7
+        assert path.read_bytes() == sink.getvalue() == b"skipped" + data
+        work = [one.command for one in server.requests[before:]]
+        requests.append([one for one in work if one.startswith("guest-file") or one == "guest-exec"])
+        lacks_b2sum(guest)
+    assert requests[0] == requests[1]
 
 
 def changes(path: Path, guest: Guest, data: bytes) -> Callable[[Mapping[str, Any]], Any]:
@@ -257,7 +286,7 @@ def test_fetch_of_a_file_that_changes(agent: SocketAgent, server: Scripted, gues
     path.write_bytes(LARGE)
     server.answers["guest-file-close"] = changes(path, guest, LARGE.upper())
     with pytest.raises(TransferError, match="changed while it was read"):
-        fetch(agent, str(path), len)
+        fetch(agent, str(path), io.BytesIO())
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
@@ -265,13 +294,13 @@ def test_fetch_of_a_log_that_grows(agent: SocketAgent, server: Scripted, guest: 
     path = tmp_path / "file"
     path.write_bytes(LARGE)
     server.answers["guest-file-close"] = changes(path, guest, LARGE + b" and more")
-    assert fetch(agent, str(path), len).size == len(LARGE)
+    assert fetch(agent, str(path), io.BytesIO()) == len(LARGE)
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_fetch_of_what_has_no_size(agent: SocketAgent) -> None:
     sink = io.BytesIO()
-    fetch(agent, "/proc/version", sink.write)
+    fetch(agent, "/proc/version", sink)
     assert sink.getvalue() == Path("/proc/version").read_bytes()
 
 
