@@ -60,10 +60,10 @@ _LEAST = 256 * 1024
 _GAIN = 0.7
 # The quickest: others save less of the channel's time than they take.
 _LEVEL = 1
-# What is unpacked and compared at once, while the next is on its way: the first piece, each other twice its last, up to
-# this. Such a piece, and another one, are in the guest's memory, compressed, until they are unpacked.
+# What is unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in the guest's
+# memory, compressed, until they are unpacked. The first is waited for until it is prepared, so it is smaller.
 _FIRST_PIECE = 2 * CHUNK
-_PIECE = 8 * CHUNK
+_PIECE = 4 * CHUNK
 
 _CREATE = "[ -e {name} ] || {{ umask 077; set -C; : >{name} && set +C; }}"
 
@@ -210,16 +210,14 @@ class _Pieces:
 
     def each(self) -> Generator[_Piece, None, None]:
         """Yield the pieces. Who is at the end, or closes this, has ``source`` alone again."""
-        size = _FIRST_PIECE
         beside: Beside[_Piece] = Beside()
         with beside:
-            beside.do(self._read, size)
+            beside.do(self._read, _FIRST_PIECE)
             while True:
                 piece = beside.wait()
                 if not piece or not piece.size:
                     return
-                size = min(2 * size, _PIECE)
-                beside.do(self._read, size)
+                beside.do(self._read, _PIECE)
                 yield piece
 
     def _read(self, size: int) -> _Piece:
