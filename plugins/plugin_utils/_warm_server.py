@@ -45,6 +45,7 @@ IDLE_SECONDS = 600
 END_SECONDS = 5.0  # how long results are kept for those who wait, when it is told to end
 TICK_SECONDS = 60
 MOST_INTERPRETERS = 6
+LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
 MOST_BLOBS = 32
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 16
@@ -464,6 +465,8 @@ class Server:
             if free_memory() > LEAST_FREE:
                 if len(self.interpreters) >= MOST_INTERPRETERS:
                     oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
+                    if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
+                        return None
                     self.leaving.append(self.interpreters.pop(oldest))
                 command = request.command if key else shlex.quote(sys.executable)
                 self.interpreters[key] = Interpreter(self.home, command, request)

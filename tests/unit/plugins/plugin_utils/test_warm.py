@@ -817,6 +817,29 @@ def test_interpreter_that_has_ended_unheard_of_is_given_nothing(tmp_path: Path) 
     assert len(os.listdir("/proc/self/fd")) == before - 1, "nothing stays open"
 
 
+def test_interpreter_that_is_of_use_is_ended_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a play with one command line too many would start one anew for each task, and none would be ready."""
+
+    def started(*_arguments: object) -> Any:
+        return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, fresh=lambda: True)
+
+    monkeypatch.setattr(_warm_server, "Interpreter", started)
+    server = _warm_server.Server.__new__(_warm_server.Server)
+    server.home, server.interpreters, server.leaving = "", {}, []
+
+    def use(key: str) -> bool:
+        request: Any = SimpleNamespace(key=key, command="python3")
+        return server.interpreter(request) is not None
+
+    most = [f"A={number}" for number in range(_warm_server.MOST_INTERPRETERS)]
+    assert not any(use(key) for key in most), "they are started"
+    assert not use("one more") and all(use(key) for key in most)
+    assert not use("one more") and not server.leaving
+    server.interpreters[most[2]].used -= _warm_server.LEAST_SECONDS
+    assert not use("one more") and use("one more")
+    assert most[2] not in server.interpreters and len(server.leaving) == 1
+
+
 def full(*_arguments: object) -> int:
     raise OSError(errno.ENOSPC, "there is no room")
 
