@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OperationError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, start, wait
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, pauses, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, IDLE_SECONDS, PROGRAM, SPOOL
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH
@@ -73,7 +73,6 @@ _UDEV_SECONDS = 30.0
 _AGAIN_SECONDS = 3.0
 _CRON_SECONDS = 75.0
 _READY_SECONDS = 20.0
-_PAUSE = 0.1
 
 
 def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
@@ -105,10 +104,12 @@ def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
 
 def _until(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
     deadline = Deadline(seconds)
-    while not condition():
+    for pause in pauses():
+        if condition():
+            return
         if deadline.expired:
             raise OperationError(f"{complaint} (waited {seconds:g} s)")
-        time.sleep(_PAUSE)
+        time.sleep(pause)
 
 
 def _new() -> str:
