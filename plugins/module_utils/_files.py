@@ -151,7 +151,7 @@ def copy_out(
     size = 0
     start = b""  # what is compared if there is no more than that
     beside: Beside[object] = Beside()
-    with GuestFile(agent, path) as guest_file, beside:
+    with beside, GuestFile(agent, path) as guest_file:
         while True:
             data = guest_file.read()
             if not data:
