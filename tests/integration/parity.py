@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The same playbook over ssh and over the agent, on the same machine: it ends the same way, task by task."""
+"""The same playbook over ssh and over the agent, on two machines in the same state: it ends alike, task by task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,60 +99,52 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Comparison:
-    """One machine, and how the targets ended over ssh there, or on another of the same image with the same core.
+def compare(target: str, way: str, subject: Subject, over_ssh: Callable[[], Subject], directory: Path) -> None:
+    """Run a target by a way (see WAYS), and check that it ends as over ssh, on another machine in the same state.
 
-    The latter is kept in the cache: over ssh, a target takes an emulated guest many minutes.
+    How it ends over ssh, on such a machine with the same core, is kept in the cache: it takes an emulated guest many
+    minutes. ``over_ssh`` is called where that is not known.
     """
+    if not (targets() / (target if target.endswith(".yml") else f"{target}/tasks/main.yml")).exists():
+        pytest.skip("this ansible-core does not have it, or not as a play")
+    other = Way(way, {**guest_variables(subject), **WAYS[way]})
+    seen, output = _run(target, other, directory)
+    assert seen.good > 1, f"nothing to compare:\n{output}"
+    if any(seen.same(ending) for ending in _known(subject, target)):
+        return
+    twin = over_ssh()
+    python = {"ansible_python_interpreter": guest_variables(twin)["ansible_python_interpreter"]}
+    expected, _output = _run(target, Way("ssh", {**python, **ssh.variables(twin)}), directory)
+    _keep(twin, target, expected)
+    assert seen.same(expected), _difference(target, other, expected, seen, output)
 
-    def __init__(self, subject: Subject, directory: Path) -> None:
-        self._directory = directory
-        of_image = image.build(subject.release).tree.parent.name
-        self._endings = host.cache_root() / "parity" / f"ansible-core-{core_version}" / of_image
-        self._kind = type(subject).__name__
-        self._qga = guest_variables(subject)
-        python = {"ansible_python_interpreter": self._qga["ansible_python_interpreter"]}
-        self._ssh = Way("ssh", {**python, **ssh.variables(subject)})
 
-    def check(self, target: str, way: str) -> None:
-        """Run a target over ssh and by another way (see WAYS), and check that it ends alike.
+def _endings(subject: Subject) -> Path:
+    of_image = image.build(subject.release).tree.parent.name
+    return host.cache_root() / "parity" / f"ansible-core-{core_version}" / of_image
 
-        A target that has been run leaves its traces, so where it ends otherwise than is known, both are run again.
-        """
-        if not (targets() / (target if target.endswith(".yml") else f"{target}/tasks/main.yml")).exists():
-            pytest.skip("this ansible-core does not have it, or not as a play")
-        other = Way(way, {**self._qga, **WAYS[way]})
-        seen, output = self._run(target, other)
-        assert seen.good > 1, f"nothing to compare:\n{output}"
-        if any(seen.same(ending) for ending in self._known(target)):
-            return
-        expected, _output = self._run(target, self._ssh)
-        self._keep(target, expected)
-        if not seen.same(expected):
-            seen, output = self._run(target, other)
-        assert seen.same(expected), _difference(target, other, expected, seen, output)
 
-    def _path(self, target: str, kind: str) -> Path:
-        return self._endings / f"{target.replace('/', '-')}.{kind}.json"
+def _known(subject: Subject, target: str) -> Iterator[Ending]:
+    """Yield how the target ended over ssh, in a guest or without one."""
+    for path in _endings(subject).glob(f"{target.replace('/', '-')}.*.json"):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        yield Ending([tuple(step) for step in known["steps"]], known["recap"], known["seconds"])
 
-    def _known(self, target: str) -> Iterator[Ending]:
-        for path in self._endings.glob(self._path(target, "*").name):
-            known = json.loads(path.read_text(encoding="utf-8"))
-            yield Ending([tuple(step) for step in known["steps"]], known["recap"], known["seconds"])
 
-    def _keep(self, target: str, ending: Ending) -> None:
-        path = self._path(target, self._kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(asdict(ending)), encoding="utf-8")
-        partial.replace(path)
+def _keep(subject: Subject, target: str, ending: Ending) -> None:
+    path = _endings(subject) / f"{target.replace('/', '-')}.{type(subject).__name__}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(asdict(ending)), encoding="utf-8")
+    partial.replace(path)
 
-    def _run(self, target: str, way: Way) -> tuple[Ending, str]:
-        scratch = Path(tempfile.mkdtemp(dir=self._directory))
-        run = run_target(Ansible(scratch, {HOST: way.variables}), target, rc=None)
-        ending = Ending(list(_steps(run)), run.recap.get(HOST, {}), run.seconds)
-        print(f"{target} by {way.name}: {ending}", flush=True)
-        return ending.until(ABOUT_SSH.get(target)), run.output
+
+def _run(target: str, way: Way, directory: Path) -> tuple[Ending, str]:
+    scratch = Path(tempfile.mkdtemp(dir=directory))
+    run = run_target(Ansible(scratch, {HOST: way.variables}), target, rc=None)
+    ending = Ending(list(_steps(run)), run.recap.get(HOST, {}), run.seconds)
+    print(f"{target} by {way.name}: {ending}", flush=True)
+    return ending.until(ABOUT_SSH.get(target)), run.output
 
 
 def _steps(run: Run) -> Iterator[tuple[str, str]]:

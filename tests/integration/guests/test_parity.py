@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from ansible_collections.qemu.guest.tests.integration.elsewhere import CONNECTIO
 from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES, blocked
 from ansible_collections.qemu.guest.tests.integration.harness import HERE, Ansible, guest_variables, look
 from ansible_collections.qemu.guest.tests.integration.ordinary import ordinary_variables
-from ansible_collections.qemu.guest.tests.integration.parity import MORE, TARGETS, WHOLE, Comparison
+from ansible_collections.qemu.guest.tests.integration.parity import MORE, TARGETS, WHOLE, compare
 from lab.vm import Guest
 
 EXEC = "guest-exec,guest-exec-status"
@@ -43,6 +45,21 @@ def guest() -> Iterator[Guest]:
             yield guest
 
 
+@pytest.fixture(scope="module")
+def over_ssh() -> Iterator[Callable[[], Guest]]:
+    """Returns a guest that is as the other was, and has seen the same targets since, those whose end is known aside."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def twin() -> Guest:
+            guest = stack.enter_context(Guest(RELEASES[-1], nic="user"))
+            guest.wait_booted()
+            guest.wait_agent()
+            return guest
+
+        yield twin
+
+
 @pytest.fixture
 def ansible(guest: Guest, make_ansible: MakeAnsible) -> Ansible:
     return make_ansible({guest.release: {**guest_variables(guest), "ansible_qga_timeout": 60}})
@@ -68,8 +85,8 @@ COMPARED = [name for name in CONNECTION if "reset" not in name]
 
 
 @pytest.mark.parametrize("target", [*COMPARED, *([*TARGETS, *MORE, *OF_A_GUEST] if WHOLE else [])])
-def test_target(target: str, guest: Guest, tmp_path: Path) -> None:
-    Comparison(guest, tmp_path).check(target, "runner")
+def test_target(target: str, guest: Guest, over_ssh: Callable[[], Guest], tmp_path: Path) -> None:
+    compare(target, "runner", guest, over_ssh, tmp_path)
     guest.wait_agent()  # the last task of a target may have rebooted it
 
 
