@@ -13,6 +13,8 @@ from lab.agent import LooseAgent
 from lab.vm import Guest
 
 _OPTIONS = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+# QEMU's user network does not tell the client that a guest was reset: it would wait for hours.
+_OPTIONS += " -o ServerAliveInterval=10 -o ServerAliveCountMax=6"
 
 
 def variables(subject: Guest | LooseAgent) -> dict[str, Any]:
