@@ -67,6 +67,8 @@ def _tables(bench: Bench, rounds: int, where: str = "") -> list[str]:
     """Measure, and return the tables of plays and of files."""
     for number in range(rounds):
         bench.round(number)
+    for number in range(rounds):
+        bench.cold(number)
     plays = report.plays_table(bench.contenders, f"seconds{where}")
     return [*plays, "", *report.rates_table(bench.contenders[0], bench.contenders[-1], bench.bare, f"MB/s{where}")]
 

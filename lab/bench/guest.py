@@ -85,13 +85,16 @@ class Bench:
                     self._run(one, tasks)
                 self._note(number, one, title, self._seconds_of(one, tasks))
         for one in taking_part:
-            if one.name.startswith("qga"):
-                self._note(number, one, ONE, self._seconds_of(one, [TRUE], anew=True))
             if not one.slow:
                 files = FILES if one.name == "qga" else FEWER_FILES
                 self._run(one, [GONE])
                 self._note(number, one, TREE, self._seconds_of(one, tree(self._scratch, files)) / files)
         self._round_of_files(number)
+
+    def cold(self, number: int) -> None:
+        """Measure what a single task takes. It ends what is kept between plays, so this comes after all rounds."""
+        for one in [one for one in self.contenders if one.name.startswith("qga")][:: -1 if number % 2 else 1]:
+            self._note(number, one, ONE, self._seconds_of(one, [TRUE], anew=True))
 
     def _round_of_files(self, number: int) -> None:
         compared = (self.contenders[0], self.contenders[-1])  # files do not depend on the rest
