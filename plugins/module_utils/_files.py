@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import errno
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable
+from typing import IO, Any, BinaryIO, Callable, Iterator
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     TransferError,
 )
 
-__all__ = ("CHUNK", "Copied", "GuestFile", "Progress", "copy_in", "copy_out", "exists", "no_progress")
+__all__ = ("CHUNK", "Copied", "GuestFile", "Progress", "chunks", "copy_in", "copy_out", "exists", "no_progress")
 
 CHUNK = 1024 * 1024
 """Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
@@ -110,6 +110,11 @@ def _decoded(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as exc:  # binascii.Error, or text that is not ASCII
         raise ProtocolError(f"the agent sent invalid base64: {exc}") from exc
+
+
+def chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield what is left in a file that is here."""
+    return iter(lambda: file.read(CHUNK), b"")
 
 
 def exists(agent: Agent, path: str) -> bool:

@@ -38,9 +38,11 @@ def sha256_of(content: Iterable[bytes]) -> str:
 def agrees(there: str, here: str, content: Iterable[bytes]) -> bool:
     """Return whether what SUM printed ``there`` belongs to the content whose Sum, in hex, is ``here``.
 
-    ``content`` is looked at if the guest could compute a SHA-256 only.
+    ``content`` is looked at if the guest could compute a SHA-256 only. Nothing agrees if it could compute nothing.
     """
-    return there == (here if len(there) == len(here) else sha256_of(content))
+    if len(there) == len(here):
+        return there == here
+    return bool(there) and there == sha256_of(content)
 
 
 def sha256(agent: Agent, path: str, size: int | None = None) -> str:
@@ -48,21 +50,22 @@ def sha256(agent: Agent, path: str, size: int | None = None) -> str:
 
     Empty if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
     """
-    source = "cat" if size is None else f"head -c {size}"
+    command = "sha256sum" if size is None else f"head -c {size} | sha256sum"
     try:
-        return finished_sum(agent, _start(agent, path, f"{source} {shlex.quote(path)} | sha256sum"))
+        return finished_sum(agent, _start(agent, path, command))
     except CommandError:
         return ""
 
 
 def start_sum(agent: Agent, path: str) -> int:
     """Start to compute SUM of a regular file in the guest that has a size; return the pid for ``finished_sum``."""
-    return _start(agent, path, f"cat {shlex.quote(path)} | {{ {SUM}; }}")
+    return _start(agent, path, SUM)
 
 
 def _start(agent: Agent, path: str, command: str) -> int:
     name = shlex.quote(path)
-    return start_shell(agent, f"[ -f {name} ] && [ -s {name} ] && {command}".encode("utf-8", "surrogateescape"))
+    whole = f"[ -f {name} ] && [ -s {name} ] && {{ {command}; }} <{name}"
+    return start_shell(agent, whole.encode("utf-8", "surrogateescape"))
 
 
 def finished_sum(agent: Agent, pid: int) -> str:

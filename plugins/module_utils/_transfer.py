@@ -29,6 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import (
     CHUNK,
     GuestFile,
     Progress,
+    chunks,
     copy_in,
     copy_out,
     no_progress,
@@ -88,7 +89,7 @@ def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progr
 def _from(file: IO[bytes], start: int) -> Iterator[bytes]:
     """Yield what is in ``file`` from there."""
     file.seek(start)
-    yield from iter(lambda: file.read(CHUNK), b"")
+    yield from chunks(file)
 
 
 def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -106,7 +107,7 @@ def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
     create_private(agent, path)
     if len(sample) < _LEAST:
         return copy_in(agent, source, path, progress=progress).checked
-    if len(zlib.compress(sample, 1)) < _GAIN * len(sample):
+    if len(zlib.compress(sample, _LEVEL)) < _GAIN * len(sample):
         try:
             return _put_packed(agent, source, path, progress)
         except (CommandError, OperationError, TransferError):

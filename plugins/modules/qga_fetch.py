@@ -73,15 +73,16 @@ size:
   sample: 0
 """
 
-import hashlib
 import os
 import tempfile
 from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._files import chunks
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._sums import sha256_of
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, fetch
 
 SPEC: dict[str, dict[str, Any]] = {
@@ -98,16 +99,13 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
 
 
 def _digest_here(path: str) -> str:
-    sha256 = hashlib.sha256()
     try:
         with open(path, "rb") as local:
-            for piece in iter(lambda: local.read(1024 * 1024), b""):
-                sha256.update(piece)
+            return sha256_of(chunks(local))
     except FileNotFoundError:
         return ""
     except OSError as exc:
         raise OperationError(f"cannot read {path} here: {exc.strerror}") from exc
-    return sha256.hexdigest()
 
 
 def plan(current: dict[str, Any], params: Params) -> Plan:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,28 +36,25 @@ dpkg-query -W -f "$f" $p >deb/DEBIAN/control && dpkg-deb -b deb agent.deb
 """
 
 
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
+@contextmanager
+def booted() -> Iterator[Guest]:
     with Guest(RELEASES[-1], nic="user") as guest:
         guest.wait_booted()
         guest.wait_agent()
-        with blocked(guest, EXEC):
-            yield guest
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with booted() as guest, blocked(guest, EXEC):
+        yield guest
 
 
 @pytest.fixture(scope="module")
 def over_ssh() -> Iterator[Callable[[], Guest]]:
     """Returns a guest that is as the other was, and has seen the same targets since, those whose end is known aside."""
     with ExitStack() as stack:
-
-        @functools.cache
-        def twin() -> Guest:
-            guest = stack.enter_context(Guest(RELEASES[-1], nic="user"))
-            guest.wait_booted()
-            guest.wait_agent()
-            return guest
-
-        yield twin
+        yield functools.cache(lambda: stack.enter_context(booted()))
 
 
 @pytest.fixture
