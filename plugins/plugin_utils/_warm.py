@@ -59,14 +59,10 @@ fi
 rm -rf {spool}
 cd {spool}.new || exit
 cat >all || exit
-for part in {parts}; do
-    head -c "${{part#*:}}" all >"${{part%%:*}}"
-    tail -c "+$((${{part#*:}} + 1))" all >rest
-    mv rest all
-done
-rm all
+head -c {size} all >server.py
+echo {parts} >parts
 {{
-    {python} server.py {spool}
+    {python} -IS server.py {spool}
     case $(pwd -P) in *.new) mv {spool}.new {spool}.failed ;; esac
 }} </dev/null >/dev/null 2>log &
 """
@@ -251,16 +247,17 @@ class WarmPython:
 
 def _starting(spool: str, python: str, request: bytes, archive: _Archive) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server, and its standard input."""
+    server = _PROGRAMS["server.py"]
     parts = {
-        **_PROGRAMS,
+        "zygote.py": _PROGRAMS["zygote.py"],
         "prologue": login_program().encode("utf-8"),
         # What is to be got ready at once.
         "0.blob": archive.blob,
         "first": request,
     }
     sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
-    command = _START.format(spool=spool, python=shlex.quote(python), parts=sizes)
-    return command.encode("utf-8"), b"".join(parts.values())
+    command = _START.format(spool=spool, python=shlex.quote(python), size=len(server), parts=sizes)
+    return command.encode("utf-8"), b"".join([server, *parts.values()])
 
 
 def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
@@ -296,5 +293,6 @@ def _archive(encoded: bytes) -> _Archive | None:
         return None
     text = json.dumps(table).encode("ascii") + b"\n" + encoded
     digest = content.hexdigest()
-    checksum = hashlib.sha256(digest.encode("ascii") + text).hexdigest()
-    return _Archive(digest, checksum.encode("ascii") + b"\n" + text)
+    # Against a file that is not whole; what is in it is known by its digest.
+    checksum = zlib.crc32(digest.encode("ascii") + text)
+    return _Archive(digest, b"%08x\n%b" % (checksum, text))

@@ -11,26 +11,24 @@ was no room for the result; C(lost), its interpreter ended, and on the next line
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
 or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
 forked in no time, and what it becomes then has the environment of a login already.
+
+This starts beside somebody's first task, so it imports what it cannot do without: of all that a start of this takes
+from a slow guest, half was importing.
 """
 
 from __future__ import annotations
 
 import array
-import base64
+import binascii
 import errno
 import functools
-import hashlib
 import itertools
 import json
 import os
 import select
-import shlex
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from contextlib import suppress
@@ -70,6 +68,14 @@ WATCHED = [
     "/etc/login.defs",
     "/etc/hostname",
 ]
+
+
+def scratch(home: str) -> BinaryIO:
+    """Return a file that nobody finds, open for reading and writing."""
+    path = f"{home}/scratch"
+    file = open(path, "x+b")  # noqa: SIM115 - it is for whoever asks
+    os.unlink(path)
+    return file
 
 
 def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -190,6 +196,23 @@ class Request:
         self.content: BinaryIO | None = None
 
 
+def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> int:
+    """Start what _shell.py has in its program, with these as its standard descriptors; return its process."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setsid()
+            os.chdir("/")
+            for number, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, number)
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # by Python and by us
+                signal.signal(ignored, signal.SIG_DFL)
+            os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
+        finally:
+            os._exit(127)
+    return pid
+
+
 class Interpreter:
     """A warm interpreter: from its start until it is dropped. The first request is what it gets ready for."""
 
@@ -207,21 +230,14 @@ class Interpreter:
         self.watched = WATCHED
         self.seen = signature(self.watched)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - it is read as long as this lives
+        self.errors = scratch(home)
         with theirs, open(home + "/zygote.py") as program, open(home + "/prologue") as prologue:
             text = f"{command.count(chr(10)) + 1}\n{command}\n{program.read()}\nmain()\n"
-            with tempfile.TemporaryFile(dir=home) as stdin:
+            with scratch(home) as stdin:
                 stdin.write(text.encode("utf-8", "surrogateescape"))
                 stdin.seek(0)
-                self.process = subprocess.Popen(
-                    ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'],
-                    env={"PATH": request.path, "QEMU_GUEST": prologue.read()},
-                    cwd="/",
-                    stdin=stdin,
-                    stdout=theirs.fileno(),
-                    stderr=self.errors,
-                    start_new_session=True,
-                )
+                environment = {"PATH": request.path, "QEMU_GUEST": prologue.read()}
+                self.pid = start_shell(environment, [stdin.fileno(), theirs.fileno(), self.errors.fileno()])
         self.say(0, request, {"in": request.file.fileno()})
 
     def fresh(self) -> bool:
@@ -351,7 +367,9 @@ class Server:
             os.rename(gone, self.home)
             return False
         os.close(self.ring)  # at once: who holds it open is told that nobody is there
-        shutil.rmtree(gone)
+        for name in os.listdir(gone):
+            os.unlink(f"{gone}/{name}")
+        os.rmdir(gone)
         return True
 
     def settle(self, everyone: Sequence[Interpreter]) -> None:
@@ -364,7 +382,6 @@ class Server:
             self.leaving.remove(one)
             one.socket.close()
             one.errors.close()
-            one.process.poll()
 
     def answer_ring(self) -> None:
         """Do what was rung for."""
@@ -394,7 +411,7 @@ class Server:
         with open(path, "w+b" if packed else "r+b", buffering=0) as file:
             os.unlink(path)
             if packed:
-                header, _newline, rest = zlib.decompress(base64.b64decode(packed)).partition(b"\n")
+                header, _newline, rest = zlib.decompress(binascii.a2b_base64(packed)).partition(b"\n")
                 if file.write(rest) != len(rest):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self.take(number, Request(header, file, 0))
@@ -444,7 +461,7 @@ class Server:
                 return False
             checksum = file.readline().decode("ascii").strip()
             # It is not whole, or another, that was brought when it was not missing any more.
-            if hashlib.sha256(digest.encode("ascii") + file.read()).hexdigest() != checksum:
+            if f"{zlib.crc32(digest.encode('ascii') + file.read()):08x}" != checksum:
                 file.close()
                 return False
             os.unlink(path)
@@ -468,7 +485,7 @@ class Server:
                     if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
                         return None
                     self.leaving.append(self.interpreters.pop(oldest))
-                command = request.command if key else shlex.quote(sys.executable)
+                command = request.command if key else f"'{sys.executable}'"
                 self.interpreters[key] = Interpreter(self.home, command, request)
             return None
         return one if one.ready and not one.dead else None
@@ -496,10 +513,24 @@ def free_memory() -> int:
     return 0
 
 
+def unpack() -> None:
+    """Take what this was brought with apart: it comes behind this program, and its names and sizes are told."""
+    with open("all", "rb") as file, open("parts") as parts:
+        file.seek(os.path.getsize("server.py"))
+        for part in parts.read().split():
+            name, size = part.split(":")
+            with open(name, "wb") as one:
+                one.write(file.read(int(size)))
+    os.unlink("all")
+    os.unlink("parts")
+
+
 def main(home: str) -> None:
     """Serve in the spool ``home``, and remove it at the end. The working directory is that, under another name."""
     os.umask(0o077)
+    unpack()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
     os.mkfifo("ring")
     with open("pid", "w") as file:
         file.write(f"{os.getpid()}\n")
