@@ -440,7 +440,7 @@ class Connection(ConnectionBase):
     def _run_by_runner(self, runner: Agent, command: bytes, stdin: bytes) -> ExecResult:
         pid = start_shell(runner, command, stdin)
         if self._warm:
-            self._warm.begin()
+            self._warm.begin(pid)
         result = finish(runner, pid)
         if self._warm:
             self._warm.settle()

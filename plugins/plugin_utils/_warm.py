@@ -28,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
-from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME
+from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, SPOOL
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
 
@@ -62,7 +62,7 @@ cat >all || exit
 head -c {size} all >server.py
 echo {parts} >parts
 {{
-    {python} -IS server.py {spool}
+    {python} -IS server.py {spool} {task}
     case $(pwd -P) in *.new) mv {spool}.new {spool}.failed ;; esac
 }} </dev/null >/dev/null 2>log &
 """
@@ -103,7 +103,7 @@ class WarmPython:
         self._log = log
         self._spool = Spool(agent, _SPOOL)
         self._line = Line(agent, self._spool)
-        self._wanted: Callable[[], None] | None = None  # starts the server that was missed
+        self._wanted: Callable[[str], None] | None = None  # starts the server that was missed
         self._starter = 0  # the program that does so
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
@@ -141,11 +141,15 @@ class WarmPython:
             self._wanted = functools.partial(self._start, python, request, archive)
         return line if isinstance(line, ExecResult) else None
 
-    def begin(self) -> None:
-        """Start the server that was missed last, if one was, and do not wait for it: a task runs beside it, without."""
+    def begin(self, pid: int) -> None:
+        """Start the server that was missed last, if one was, and do not wait for it.
+
+        The task runs beside it, as the runner's program ``pid``; an interpreter is started when that has ended, or
+        takes long: it would only slow it down.
+        """
         wanted, self._wanted = self._wanted, None
         if wanted:
-            wanted()
+            wanted(f"{SPOOL}/{pid}")
 
     def settle(self) -> None:
         """Take the result of what ``begin`` started."""
@@ -237,15 +241,15 @@ class WarmPython:
             hint="Look at the guest before you repeat it.",
         )
 
-    def _start(self, python: str, request: bytes, archive: _Archive) -> None:
-        """Start a server that gets ready for requests such as this."""
+    def _start(self, python: str, request: bytes, archive: _Archive, task: str) -> None:
+        """Start a server that gets ready for requests such as this; the paths of the task at work begin with ``task``."""
         if exists(self._agent, _FAILED):
             return
         self._log("starting warm Python in the guest")
-        self._starter = start_shell(self._agent, *_starting(_SPOOL, python, request, archive))
+        self._starter = start_shell(self._agent, *_starting(_SPOOL, python, request, archive, task))
 
 
-def _starting(spool: str, python: str, request: bytes, archive: _Archive) -> tuple[bytes, bytes]:
+def _starting(spool: str, python: str, request: bytes, archive: _Archive, task: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server, and its standard input."""
     server = _PROGRAMS["server.py"]
     parts = {
@@ -256,7 +260,7 @@ def _starting(spool: str, python: str, request: bytes, archive: _Archive) -> tup
         "first": request,
     }
     sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
-    command = _START.format(spool=spool, python=shlex.quote(python), size=len(server), parts=sizes)
+    command = _START.format(spool=spool, python=shlex.quote(python), task=task, size=len(server), parts=sizes)
     return command.encode("utf-8"), b"".join([server, *parts.values()])
 
 

@@ -45,6 +45,11 @@ TICK_SECONDS = 60
 MOST_INTERPRETERS = 6
 LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
 MOST_BLOBS = 32
+# How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
+START_SECONDS = 10.0
+# How long the first interpreter waits for the task beside which this was started, which it would slow down, to end.
+BESIDE_SECONDS = 5.0
+LOOK_SECONDS = 0.05
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
@@ -225,7 +230,7 @@ class Interpreter:
         self.serials = itertools.count(1)
         self.known: list[str] = []  # archives that it has
         self.marker = request.marker
-        self.used = time.monotonic()
+        self.began = self.used = time.monotonic()
         self.preamble = b""
         self.watched = WATCHED
         self.seen = signature(self.watched)
@@ -239,6 +244,11 @@ class Interpreter:
                 environment = {"PATH": request.path, "QEMU_GUEST": prologue.read()}
                 self.pid = start_shell(environment, [stdin.fileno(), theirs.fileno(), self.errors.fileno()])
         self.say(0, request, {"in": request.file.fileno()})
+
+    @property
+    def starts(self) -> bool:
+        """Whether it is worth while to wait for it."""
+        return not self.ready and not self.dead and time.monotonic() - self.began < START_SECONDS
 
     def fresh(self) -> bool:
         return signature(self.watched) == self.seen
@@ -316,19 +326,33 @@ class Interpreter:
 
 
 class Server:
-    """The spool, the interpreters, and what goes on between them."""
+    """The spool ``home``, the interpreters, and what goes on between them.
 
-    def __init__(self, home: str) -> None:
+    The paths of the task beside which this was started, in the runner's spool, begin with ``task``.
+    """
+
+    def __init__(self, home: str, task: str) -> None:
         self.home = home
+        self.task = task
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those that have no key any more, but tasks
         self.blobs: dict[str, BinaryIO] = {}  # by what is told of them, checked
         self.ring = os.open(home + "/ring", os.O_RDWR)
         self.rung = b""
         self.ending = 0.0  # since when it is to end
+        self.waiting: list[tuple[int, Request]] = []  # for an interpreter that starts
+        self.first: Request | None = None  # for which there is to be an interpreter, without a task
+        self.began = time.monotonic()
 
     def path(self, number: int, suffix: str) -> str:
         return f"{self.home}/{number}.{suffix}"
+
+    def prepare(self) -> None:
+        """Take note of what is to be got ready without anybody's asking."""
+        file = open("first", "rb")  # noqa: SIM115 - the request keeps it
+        header = file.readline()
+        self.first = Request(header, file, len(header))
+        os.unlink("first")
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
@@ -337,6 +361,7 @@ class Server:
             if time.monotonic() - swept > IDLE_SECONDS:
                 swept = time.monotonic()
                 self.sweep()
+            self.get_ready()
             everyone = [*self.interpreters.values(), *self.leaving]
             sources: dict[int, Callable[[], None]] = {self.ring: self.answer_ring}
             for one in everyone:
@@ -344,7 +369,7 @@ class Server:
                     sources[one.socket.fileno()] = one.listen
                 for task in one.tasks.values():
                     sources.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
-            ready = select.select(list(sources), [], [], END_SECONDS / 50 if self.ending else TICK_SECONDS)[0]
+            ready = select.select(list(sources), [], [], self.patience())[0]
             for source in ready:
                 sources[source]()
             self.settle(everyone)
@@ -353,6 +378,25 @@ class Server:
             over = self.fetched() if self.ending else not ready and time.monotonic() - last > IDLE_SECONDS
             if over and not any(one.tasks for one in everyone) and self.vanish():
                 return
+
+    def patience(self) -> float:
+        """Return after how many seconds there is something to do, whoever comes."""
+        if self.ending:
+            return END_SECONDS / 50
+        return LOOK_SECONDS if self.first else START_SECONDS / 10 if self.waiting else TICK_SECONDS
+
+    def get_ready(self) -> None:
+        """Start the first interpreter when nobody is in a hurry."""
+        if self.first and (time.monotonic() - self.began > BESIDE_SECONDS or not self.others_work()):
+            first, self.first = self.first, None
+            with first.file, suppress(OSError):  # there is no room
+                if not self.ending and first.key not in self.interpreters and self.complete(0, first):
+                    self.interpreter(first)
+
+    def others_work(self) -> bool:
+        """Return whether the task is at work beside which this was started; see _runner.py for its files."""
+        there = [os.path.exists(f"{self.task}.{suffix}") for suffix in ("in", "taken", "rc")]
+        return any(there[:2]) and not there[2]
 
     def fetched(self) -> bool:
         """Return whether all results were fetched, or are not waited for any longer."""
@@ -373,7 +417,10 @@ class Server:
         return True
 
     def settle(self, everyone: Sequence[Interpreter]) -> None:
-        """Give results out, and let those go that nobody needs."""
+        """Give requests that have waited to who is ready, give results out, and let those go that nobody needs."""
+        waiting, self.waiting = self.waiting, []
+        for number, request in waiting:
+            self.take(number, request)
         for one in everyone:
             for serial in [serial for serial, task in one.tasks.items() if task.ended]:
                 task = one.tasks.pop(serial)
@@ -394,30 +441,29 @@ class Server:
                 self.forget(int(line[1:]))
             elif line:
                 number, _space, packed = line.lstrip(b"=").partition(b" ")
-                try:
-                    self.receive(int(number), packed)
-                except FileNotFoundError:  # rung for twice: it is taken once
-                    pass
-                except OSError:  # there is no room for it
-                    self.say(int(number), b"plain\n")
+                self.receive(int(number), packed)
 
     def receive(self, number: int, packed: bytes) -> None:
-        """Take a request, which is ``packed`` or in a file.
-
-        :raise OSError: if that is missing, or there is no room for what it takes; then nothing was run.
-        """
+        """Take a request, which is ``packed`` or in a file."""
         path = self.path(number, "in")
-        # Not buffered: what is read ahead would be given back, and the offset is the interpreter's by then.
-        with open(path, "w+b" if packed else "r+b", buffering=0) as file:
+        try:
+            # Not buffered: what is read ahead would be given back, and the offset is the interpreter's by then.
+            file = open(path, "w+b" if packed else "r+b", buffering=0)  # noqa: SIM115 - the request keeps it
             os.unlink(path)
             if packed:
                 header, _newline, rest = zlib.decompress(binascii.a2b_base64(packed)).partition(b"\n")
+                start = 0
                 if file.write(rest) != len(rest):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self.take(number, Request(header, file, 0))
             else:
                 header = file.read(LARGEST).partition(b"\n")[0]
-                self.take(number, Request(header, file, len(header) + 1))
+                start = len(header) + 1
+        except FileNotFoundError:  # rung for twice: it is taken once
+            return
+        except OSError:  # there is no room for it
+            self.say(number, b"plain\n")
+            return
+        self.take(number, Request(header, file, start))
 
     def forget(self, number: int) -> None:
         for suffix in ("in", "blob", "out", "err", "rc"):
@@ -436,15 +482,35 @@ class Server:
                     self.forget(int(stem))
 
     def take(self, number: int, request: Request) -> None:
-        """Hand a request to its interpreter, or say why not, if somebody waits for the answer."""
-        if not os.path.exists(self.path(number, "rc")):
-            return
-        if not self.complete(number, request):
-            self.say(number, b"blob\n")
-            return
+        """Hand a request to its interpreter, or say why not, if somebody waits for the answer.
+
+        It waits itself for an interpreter that starts; not so a shell command, which takes less time the plain way.
+        """
+        answer = b""
+        if os.path.exists(self.path(number, "rc")):
+            try:
+                if not self.complete(number, request):
+                    answer = b"blob\n"
+                elif self.starts(request):
+                    self.waiting.append((number, request))
+                    return
+                elif not self.handed_over(number, request):
+                    answer = b"plain\n"
+            except OSError:  # there is no room for what it takes
+                answer = b"plain\n"
+        request.file.close()
+        if answer:
+            self.say(number, answer)
+
+    def starts(self, request: Request) -> bool:
+        """Return whether the interpreter for a request will be ready soon."""
+        one = self.interpreters.get(request.key)
+        return one is not None and one.starts and not self.ending and request.key != ""
+
+    def handed_over(self, number: int, request: Request) -> bool:
+        """Give a request to its interpreter; return False if it has none."""
         one = None if self.ending else self.interpreter(request)
-        if one is None or not one.hand_over(number, request, f"{self.home}/{number}"):
-            self.say(number, b"plain\n")
+        return one is not None and one.hand_over(number, request, f"{self.home}/{number}")
 
     def complete(self, number: int, request: Request) -> bool:
         """Return whether the archive that a module needs is here.
@@ -525,8 +591,8 @@ def unpack() -> None:
     os.unlink("parts")
 
 
-def main(home: str) -> None:
-    """Serve in the spool ``home``, and remove it at the end. The working directory is that, under another name."""
+def main(home: str, task: str) -> None:
+    """Serve in the spool ``home``, and remove it at the end: see Server for ``task``. The working directory is that, under another name."""
     os.umask(0o077)
     unpack()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -535,15 +601,10 @@ def main(home: str) -> None:
     with open("pid", "w") as file:
         file.write(f"{os.getpid()}\n")
     os.rename(os.getcwd(), home)
-    server = Server(home)
+    server = Server(home, task)
     try:
         os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
-        with open("first", "rb") as file:
-            os.unlink("first")
-            header = file.readline()
-            request = Request(header, file, len(header))
-            if server.complete(0, request):
-                server.interpreter(request)
+        server.prepare()
         server.serve()
     finally:
         with suppress(OSError):
@@ -552,4 +613,4 @@ def main(home: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -37,9 +37,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError, TransferError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server, _warm_zygote
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
@@ -119,7 +119,7 @@ COMMAND = sys.executable
 def attempted(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> ExecResult | None:
     """Run a program, and start what was missed."""
     result = warm.run(command, program or module(""))
-    warm.begin()
+    warm.begin(0)
     return result
 
 
@@ -465,7 +465,7 @@ def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: Warm
 
 def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     assert warm.run("echo", b"") is None
-    warm.begin()
+    warm.begin(0)
     assert not guest.runner.exists()
 
 
@@ -630,7 +630,7 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
     for number in range(5):
         spool = tmp_path / f"warm{number}"
         command, data = _warm._starting(
-            str(spool), sys.executable, _warm._request(COMMAND, archive.digest, b"", b""), archive
+            str(spool), sys.executable, _warm._request(COMMAND, archive.digest, b"", b""), archive, "/none"
         )
         starters = []
         for _number in range(60):  # from before the first has begun until after its server has
@@ -647,7 +647,7 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.01)
         time.sleep(0.2)
-        servers = subprocess.run(["pgrep", "-f", f"server.py {spool}$"], stdout=subprocess.PIPE, text=True, check=True)
+        servers = subprocess.run(["pgrep", "-f", f"server.py {spool} /none$"], stdout=subprocess.PIPE, text=True, check=True)
         assert servers.stdout == (spool / "pid").read_text(), "one, and it is the one there"
         assert {path.name for path in tmp_path.glob("warm*")} == {spool.name}
         (spool / "ring").write_text("quit\n")
@@ -658,6 +658,78 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
 
 def server_pid(guest: Guest) -> int:
     return int((guest.runner / SPOOL / "pid").read_text())
+
+
+def children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
+@pytest.mark.parametrize("longest", [5.0, 0.3])
+def test_interpreter_does_not_start_beside_the_first_task(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, longest: float
+) -> None:
+    """But for one that takes long."""
+    program = _warm._PROGRAMS["server.py"]
+    changed = program.replace(b"BESIDE_SECONDS = 5.0", b"BESIDE_SECONDS = %.1f" % longest)
+    assert longest == 5.0 or changed != program
+    monkeypatch.setitem(_warm._PROGRAMS, "server.py", changed)
+    assert warm.run(COMMAND, module("")) is None
+    done = guest.tools / "done"
+    task = start_shell(agent, f"until [ -e {done} ]; do sleep 0.02; done".encode())
+    warm.begin(task)
+    warm.settle()
+    end = time.monotonic() + 30
+    while not (guest.runner / SPOOL / "ring").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.6)
+    assert bool(children(server_pid(guest))) == (longest < 5.0)
+    done.touch()
+    finish(agent, task)
+    while not children(server_pid(guest)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
+    warmed(warm)
+    command = f"sleep 0.7; {COMMAND}"
+    assert warm.run(command, module("")) is None, "there was none"
+    result = warm.run(command, module("print('warm')"))
+    assert result and result.stdout == b"warm\n"
+
+
+def test_task_waits_in_vain_for_an_interpreter_that_fails(agent: RunnerAgent, warm: WarmPython) -> None:
+    warmed(warm)
+    command = f"sleep 0.7; exit 1; {COMMAND}"
+    for _time in range(3):
+        assert warm.run(command, module("")) is None
+
+
+def test_task_does_not_wait_for_an_interpreter_that_takes_long(tmp_path: Path) -> None:
+    """Somebody may have put a question before it that nobody answers."""
+    one, zygote = an_interpreter()
+    one.ready = False
+    server = a_server(tmp_path)
+    server.interpreters["k"] = one
+    one.fresh = lambda: True  # type: ignore[method-assign]
+    answers = tmp_path / "7.rc"
+    answers.touch()
+    with one.socket, zygote:
+        for started, answer in ((0.0, b""), (_warm_server.START_SECONDS, b"6\nplain\n")):
+            one.began = time.monotonic() - started
+            with open(tmp_path / "in", "w+b") as file:
+                server.take(7, _warm_server.Request(HEADER, file, 0))
+                assert file.closed == bool(answer)
+            assert answers.read_bytes() == answer
+            assert len(server.waiting) == 1
+
+
+def a_server(home: Path) -> _warm_server.Server:
+    server = _warm_server.Server.__new__(_warm_server.Server)
+    server.home, server.ending, server.rung = str(home), 0.0, b""
+    server.interpreters, server.leaving, server.blobs, server.waiting = {}, [], {}, []
+    return server
 
 
 END_IT = "import os; os.kill(os.getppid(), 9); import time; time.sleep(0.5); "
@@ -845,9 +917,7 @@ def full(*_arguments: object) -> int:
 
 
 def test_request_that_there_is_no_room_for_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    server = _warm_server.Server.__new__(_warm_server.Server)
-    server.home, server.ending, server.rung = str(tmp_path), 0.0, b""
-    server.interpreters, server.leaving, server.blobs = {}, [], {}
+    server = a_server(tmp_path)
     server.ring, ring = os.pipe()
     request = _warm._request("", "", b"true", b"")
     answers = tmp_path / "7.rc"
