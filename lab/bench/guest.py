@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lab.agent import LooseAgent
@@ -64,7 +65,7 @@ class Bench:
         self._subject = subject
         self._scratch = scratch
         self.contenders = contenders(subject)
-        self.bare: dict[str, list[float]] = defaultdict(list)
+        self._bare: dict[str, dict[int, list[float]]] = {way: defaultdict(list) for way in ("put", "fetch")}
         prepare(self._scratch)
         # Random: nothing compresses that, neither this collection nor ssh, which Ansible tells to.
         self._content("random").write_bytes(os.urandom(FILE_SIZE))
@@ -104,11 +105,17 @@ class Bench:
                 one.rates[f"put, {kind}"].append(put)
                 one.rates[f"fetch, {kind}"].append(fetch)
                 progress(f"round {number + 1}: {one.name}: {kind}: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
-        put, fetch = self._bare_loop()
-        for kind in KINDS:
-            self.bare[f"put, {kind}"].append(put)
-            self.bare[f"fetch, {kind}"].append(fetch)
-        progress(f"round {number + 1}: bare loop: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
+        for chunk in CHUNKS:
+            put, fetch = self._bare_loop(chunk)
+            self._bare["put"][chunk].append(put)
+            self._bare["fetch"][chunk].append(fetch)
+            progress(f"round {number + 1}: bare loop: {chunk >> 10} KiB: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
+
+    @property
+    def bare(self) -> dict[str, list[float]]:
+        """The MB/s of the bare loop with the chunk size that was best over all rounds, not in one by chance."""
+        best = {way: max(by_chunk.values(), key=median) for way, by_chunk in self._bare.items()}
+        return {f"{way}, {kind}": rates for way, rates in best.items() for kind in KINDS}
 
     def count(self) -> dict[str, tuple[float, float, float]]:
         """Return what one task makes travel, by agent command: requests, bytes out and bytes back.
@@ -158,31 +165,28 @@ class Bench:
     def _sum_and_remove(self, remove: bool) -> str:
         return self._subject.run(f"sha256sum <{IN_GUEST}{f'; rm {IN_GUEST}' if remove else ''}")[1].split()[0]
 
-    def _bare_loop(self) -> tuple[float, float]:
-        """Return the MB/s that writing and reading reach with the best chunk size, without any verification."""
+    def _bare_loop(self, chunk: int) -> tuple[float, float]:
+        """Return the MB/s that writing and reading reach with this chunk size, without any verification."""
         # By name, because it is found only where Ansible's plugins are.
         library = "ansible_collections.qemu.guest.plugins.module_utils"
         open_agent = importlib.import_module(f"{library}._agent").open_agent
         open_file = importlib.import_module(f"{library}._files").GuestFile
         data = self._content("random").read_bytes()
-        puts, fetches = [], []
-        for chunk in CHUNKS:
-            with open_agent(str(self._subject.agent_socket), 120) as agent:
+        with open_agent(str(self._subject.agent_socket), 120) as agent:
 
-                def write(agent: Any = agent, chunk: int = chunk) -> None:
-                    with open_file(agent, IN_GUEST, "w") as file:
-                        for start in range(0, len(data), chunk):
-                            file.write(data[start : start + chunk])
+            def write() -> None:
+                with open_file(agent, IN_GUEST, "w") as file:
+                    for start in range(0, len(data), chunk):
+                        file.write(data[start : start + chunk])
 
-                def read(agent: Any = agent, chunk: int = chunk) -> None:
-                    with open_file(agent, IN_GUEST) as file:
-                        while file.read(chunk):
-                            pass
+            def read() -> None:
+                with open_file(agent, IN_GUEST) as file:
+                    while file.read(chunk):
+                        pass
 
-                puts.append(_seconds(write))
-                fetches.append(_seconds(read))
+            rates = FILE_SIZE / MEGABYTE / _seconds(write), FILE_SIZE / MEGABYTE / _seconds(read)
         self._sum_and_remove(True)
-        return FILE_SIZE / MEGABYTE / min(puts), FILE_SIZE / MEGABYTE / min(fetches)
+        return rates
 
     def _tally(self, count: int) -> dict[str, tuple[int, int, int]]:
         with Tally(self._scratch / f"tally-{count}.sock", self._subject.agent_socket) as tally:

@@ -242,7 +242,7 @@ class WarmPython:
         )
 
     def _start(self, python: str, request: bytes, archive: _Archive, task: str) -> None:
-        """Start a server that gets ready for requests such as this; the paths of the task at work begin with ``task``."""
+        """Start a server that gets ready for requests such as this, beside ``task`` (see its Server)."""
         if exists(self._agent, _FAILED):
             return
         self._log("starting warm Python in the guest")

@@ -592,7 +592,10 @@ def unpack() -> None:
 
 
 def main(home: str, task: str) -> None:
-    """Serve in the spool ``home``, and remove it at the end: see Server for ``task``. The working directory is that, under another name."""
+    """Serve in the spool ``home``, and remove it at the end; see Server for ``task``.
+
+    The working directory is that, under another name.
+    """
     os.umask(0o077)
     unpack()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

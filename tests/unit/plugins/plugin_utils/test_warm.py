@@ -647,7 +647,8 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.01)
         time.sleep(0.2)
-        servers = subprocess.run(["pgrep", "-f", f"server.py {spool} /none$"], stdout=subprocess.PIPE, text=True, check=True)
+        pgrep = ["pgrep", "-f", f"server.py {spool} /none$"]
+        servers = subprocess.run(pgrep, stdout=subprocess.PIPE, text=True, check=True)
         assert servers.stdout == (spool / "pid").read_text(), "one, and it is the one there"
         assert {path.name for path in tmp_path.glob("warm*")} == {spool.name}
         (spool / "ring").write_text("quit\n")
