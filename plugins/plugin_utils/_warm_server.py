@@ -348,11 +348,12 @@ class Server:
         return f"{self.home}/{number}.{suffix}"
 
     def prepare(self) -> None:
-        """Take note of what is to be got ready without anybody's asking."""
+        """Begin to get ready what nobody has asked for yet."""
         file = open("first", "rb")  # noqa: SIM115 - the request keeps it
         header = file.readline()
         self.first = Request(header, file, len(header))
         os.unlink("first")
+        self.get_ready()
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
@@ -361,7 +362,6 @@ class Server:
             if time.monotonic() - swept > IDLE_SECONDS:
                 swept = time.monotonic()
                 self.sweep()
-            self.get_ready()
             everyone = [*self.interpreters.values(), *self.leaving]
             sources: dict[int, Callable[[], None]] = {self.ring: self.answer_ring}
             for one in everyone:
@@ -370,6 +370,7 @@ class Server:
                 for task in one.tasks.values():
                     sources.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
             ready = select.select(list(sources), [], [], self.patience())[0]
+            self.get_ready()  # the next task may be here already
             for source in ready:
                 sources[source]()
             self.settle(everyone)
