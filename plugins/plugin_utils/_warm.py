@@ -43,6 +43,8 @@ _SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join(_PROGRAMS.values())).hexdigest()
 _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
 # The interpreter at the end of a command line, whatever become puts around it.
 _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
+# What may remove or change a user. That fails as long as the user has processes, and an interpreter is one.
+_USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|deluser|usermod)\b")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
 # One server at a time, and one that starts; one that was killed is replaced, as is a starter after a while. The spool
@@ -275,6 +277,7 @@ def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
         "path": PATH,
         "archive": archive,
         "before": len(before),
+        "users": bool(_USERS.search(before) or _USERS.search(after)),
     }
     return json.dumps(header).encode("ascii") + b"\n" + before + after
 

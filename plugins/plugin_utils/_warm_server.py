@@ -198,6 +198,7 @@ class Request:
         self.path: str = header["path"]
         self.archive: str = header["archive"]
         self.before: int = header["before"]
+        self.users: bool = header["users"]  # whether it may remove a user, who must not have processes then
         self.content: BinaryIO | None = None
 
 
@@ -229,7 +230,8 @@ class Interpreter:
         self.tasks: dict[int, Task] = {}
         self.serials = itertools.count(1)
         self.known: list[str] = []  # archives that it has
-        self.marker = request.marker
+        self.marker = request.marker  # empty without become
+        self.leaves = 0.0  # since when it is to end
         self.began = self.used = time.monotonic()
         self.preamble = b""
         self.watched = WATCHED
@@ -249,6 +251,16 @@ class Interpreter:
     def starts(self) -> bool:
         """Whether it is worth while to wait for it."""
         return not self.ready and not self.dead and time.monotonic() - self.began < START_SECONDS
+
+    def leave(self) -> bool:
+        """Have it end, if it is not at work; return whether it has, or has taken too long for that."""
+        if self.tasks:
+            return False
+        if not self.leaves:
+            self.leaves = time.monotonic()
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
+        return self.dead or time.monotonic() - self.leaves > END_SECONDS
 
     def fresh(self) -> bool:
         return signature(self.watched) == self.seen
@@ -384,7 +396,7 @@ class Server:
         """Return after how many seconds there is something to do, whoever comes."""
         if self.ending:
             return END_SECONDS / 50
-        return LOOK_SECONDS if self.first else START_SECONDS / 10 if self.waiting else TICK_SECONDS
+        return LOOK_SECONDS if self.first else START_SECONDS / 10 if self.waiting or self.leaving else TICK_SECONDS
 
     def get_ready(self) -> None:
         """Start the first interpreter when nobody is in a hurry."""
@@ -426,7 +438,7 @@ class Server:
             for serial in [serial for serial, task in one.tasks.items() if task.ended]:
                 task = one.tasks.pop(serial)
                 self.say(task.number, task.result() or b"lost\n" + one.last_words())
-        for one in [one for one in self.leaving if not one.tasks]:
+        for one in [one for one in self.leaving if one.leave()]:
             self.leaving.remove(one)
             one.socket.close()
             one.errors.close()
@@ -485,14 +497,15 @@ class Server:
     def take(self, number: int, request: Request) -> None:
         """Hand a request to its interpreter, or say why not, if somebody waits for the answer.
 
-        It waits itself for an interpreter that starts; not so a shell command, which takes less time the plain way.
+        It waits itself for an interpreter that starts; not so a shell command, which takes less time the plain way. And
+        what may remove a user waits for those interpreters to end that may be such a user's.
         """
         answer = b""
         if os.path.exists(self.path(number, "rc")):
             try:
                 if not self.complete(number, request):
                     answer = b"blob\n"
-                elif self.starts(request):
+                elif self.starts(request) or (request.users and self.others_leave(request)):
                     self.waiting.append((number, request))
                     return
                 elif not self.handed_over(number, request):
@@ -507,6 +520,12 @@ class Server:
         """Return whether the interpreter for a request will be ready soon."""
         one = self.interpreters.get(request.key)
         return one is not None and one.starts and not self.ending and request.key != ""
+
+    def others_leave(self, request: Request) -> bool:
+        """End what become has started, but for the request's own; return whether some of that is about to end."""
+        for key in [key for key, one in self.interpreters.items() if one.marker and key != request.key]:
+            self.leaving.append(self.interpreters.pop(key))
+        return any(one.marker and not one.tasks and not one.dead for one in self.leaving)
 
     def handed_over(self, number: int, request: Request) -> bool:
         """Give a request to its interpreter; return False if it has none."""

@@ -463,6 +463,39 @@ def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: Warm
     assert warm.run(":" + " " * _warm._LONGEST_COMMAND, b"") is None
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_who_is_removed_has_no_interpreter(agent: RunnerAgent, warm: WarmPython, plain: bool) -> None:
+    """userdel would refuse: the user is in use."""
+    command = f"/bin/sh -c 'echo BECOME-SUCCESS-{'a' * 32} ; {COMMAND}'"
+    warmed(warm, command)
+    if not plain:
+        shell_warmed(warm)
+    seen = warm.run(command, module("import os; print(os.getppid())"))
+    assert seen
+    process = seen.stdout.split()[-1].decode()
+    for what, there in (("touch", True), ("userdel", False)):
+        look = f": {what}; if kill -0 {process} 2>/dev/null; then echo there; fi"
+        result = warm.run(look, b"") or run_shell(agent, look.encode())
+        assert (result.stdout == b"there\n") == there
+    assert warm.run(command, module("")) is None, "the next task has another one started"
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        (b"    module_fqn='ansible.modules.user',", True),
+        (b"runpy.run_module(mod_name='ansible.modules.user', init_globals", True),
+        (b"/usr/bin/python3 /root/.ansible/tmp/x/AnsiballZ_user.py", True),
+        (b'{"_raw_params": "userdel -r one"}', True),
+        (b"module_fqn='ansible.modules.user_things', # and userdeleted", False),
+    ],
+)
+def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
+    for before, after in ((text, b""), (b"", text)):
+        header = _warm._request("", "", before, after).partition(b"\n")[0]
+        assert json.loads(header)["users"] is may
+
+
 def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     assert warm.run("echo", b"") is None
     warm.begin(0)
@@ -849,7 +882,7 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
 
 
-HEADER = json.dumps({"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0}).encode()
+HEADER = json.dumps({"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}).encode()
 
 
 def an_interpreter() -> tuple[_warm_server.Interpreter, socket.socket]:
@@ -857,7 +890,7 @@ def an_interpreter() -> tuple[_warm_server.Interpreter, socket.socket]:
     one = _warm_server.Interpreter.__new__(_warm_server.Interpreter)
     one.socket, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     one.ready, one.dead, one.marker, one.preamble, one.known = True, False, "", b"", []
-    one.tasks, one.serials = {}, itertools.count(1)
+    one.tasks, one.serials, one.leaves = {}, itertools.count(1), 0.0
     return one, zygote
 
 
