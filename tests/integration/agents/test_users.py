@@ -1,17 +1,30 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A key that a module authorizes lets in, by the word of the release's own sshd."""
+"""Users of the guest: who has a key is let in, and who has become somebody does not stay."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, witness
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look, witness
 from lab import host, image
 from lab.agent import LooseAgent
+
+
+def test_user_is_removed(agent: LooseAgent, make_ansible: MakeAnsible) -> None:
+    """userdel refuses as long as a user has processes, and warm interpreters would be such."""
+    ansible = make_ansible({"vm": {**guest_variables(agent), "ansible_become": True}})
+    user = {"ansible.builtin.user": {"name": "qgagone"}}
+    work = {"ansible.builtin.command": "id -un", "become_user": "qgagone"}
+    tasks = [user, *[work] * 4, {"ansible.builtin.user": {"name": "qgagone", "state": "absent", "remove": True}}]
+    playbook = ansible.directory / "users.json"
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    assert ansible.playbook(playbook).recap["vm"]["ok"] == len(tasks)
+    assert look(agent, "id qgagone 2>/dev/null || echo gone") == "gone\n"
 
 
 def lets_in(agent: LooseAgent) -> bool:
