@@ -34,8 +34,8 @@ DANGEROUS = (
 )
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES_OF = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]
-# The privileges that loose.sh takes from the agent. It keeps sys_ptrace, which reaches no further than its processes do:
-# without it, userdel does not see whose they are.
+# The privileges that loose.sh takes from the agent. It keeps sys_ptrace, which reaches no further than the processes
+# there: without it, userdel does not see whose they are.
 BOUNDS = "--bounding-set=-sys_admin,-sys_boot,-sys_time,-sys_module,-sys_rawio,-mknod"
 
 

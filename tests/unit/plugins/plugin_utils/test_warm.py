@@ -882,7 +882,8 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     assert left == {"ring", "pid", "log", "server.py", "zygote.py", "prologue"}, left
 
 
-HEADER = json.dumps({"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}).encode()
+SAID = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
+HEADER = json.dumps(SAID).encode()
 
 
 def an_interpreter() -> tuple[_warm_server.Interpreter, socket.socket]:
