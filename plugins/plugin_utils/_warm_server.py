@@ -396,7 +396,8 @@ class Server:
         """Return after how many seconds there is something to do, whoever comes."""
         if self.ending:
             return END_SECONDS / 50
-        return LOOK_SECONDS if self.first else START_SECONDS / 10 if self.waiting or self.leaving else TICK_SECONDS
+        soon = self.waiting or any(one.leaves for one in self.leaving)
+        return LOOK_SECONDS if self.first else START_SECONDS / 10 if soon else TICK_SECONDS
 
     def get_ready(self) -> None:
         """Start the first interpreter when nobody is in a hurry."""
