@@ -709,7 +709,7 @@ def test_interpreter_does_not_start_beside_the_first_task(
     monkeypatch.setitem(_warm._PROGRAMS, "server.py", changed)
     assert warm.run(COMMAND, module("")) is None
     done = guest.tools / "done"
-    task = start_shell(agent, f"until [ -e {done} ]; do sleep 0.02; done".encode())
+    task = start_shell(agent, f"i=0; until [ -e {done} ] || [ $((i += 1)) -gt 1000 ]; do sleep 0.02; done".encode())
     warm.begin(task)
     warm.settle()
     end = time.monotonic() + 30
