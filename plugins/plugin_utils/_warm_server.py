@@ -202,10 +202,9 @@ class Request:
         self.content: BinaryIO | None = None
 
 
-def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> int:
-    """Start what _shell.py has in its program, with these as its standard descriptors; return its process."""
-    pid = os.fork()
-    if not pid:
+def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
+    """Start what _shell.py has in its program, with these as its standard descriptors."""
+    if not os.fork():
         try:
             os.setsid()
             os.chdir("/")
@@ -216,7 +215,6 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> int:
             os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
         finally:
             os._exit(127)
-    return pid
 
 
 class Interpreter:
@@ -244,7 +242,7 @@ class Interpreter:
                 stdin.write(text.encode("utf-8", "surrogateescape"))
                 stdin.seek(0)
                 environment = {"PATH": request.path, "QEMU_GUEST": prologue.read()}
-                self.pid = start_shell(environment, [stdin.fileno(), theirs.fileno(), self.errors.fileno()])
+                start_shell(environment, [stdin.fileno(), theirs.fileno(), self.errors.fileno()])
         self.say(0, request, {"in": request.file.fileno()})
 
     @property
@@ -347,7 +345,7 @@ class Server:
         self.home = home
         self.task = task
         self.interpreters: dict[str, Interpreter] = {}
-        self.leaving: list[Interpreter] = []  # those that have no key any more, but tasks
+        self.leaving: list[Interpreter] = []  # those that have no key any more: at work still, or ending
         self.blobs: dict[str, BinaryIO] = {}  # by what is told of them, checked
         self.ring = os.open(home + "/ring", os.O_RDWR)
         self.rung = b""
@@ -389,7 +387,8 @@ class Server:
             if ready:
                 last = time.monotonic()
             over = self.fetched() if self.ending else not ready and time.monotonic() - last > IDLE_SECONDS
-            if over and not any(one.tasks for one in everyone) and self.vanish():
+            busy = self.waiting or any(one.tasks for one in everyone)
+            if over and not busy and self.vanish():
                 return
 
     def patience(self) -> float:
