@@ -262,7 +262,7 @@ class Connection(ConnectionBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._agent: Agent | None = None
-        self._runner: Agent | None = None
+        self._runner: RunnerAgent | None = None
         self._warm: WarmPython | None = None
 
     @property
@@ -437,14 +437,11 @@ class Connection(ConnectionBase):
                 self._runner = None
         return run_shell(agent, command, stdin)
 
-    def _run_by_runner(self, runner: Agent, command: bytes, stdin: bytes) -> ExecResult:
+    def _run_by_runner(self, runner: RunnerAgent, command: bytes, stdin: bytes) -> ExecResult:
         pid = start_shell(runner, command, stdin)
         if self._warm:
             self._warm.begin(pid)
-        result = finish(runner, pid)
-        if self._warm:
-            self._warm.settle()
-        return result
+        return finish(runner, pid)
 
     def _end_warm(self) -> None:
         if self.agent and self._runner and self._warm:

@@ -192,6 +192,7 @@ class RunnerAgent(Agent):
         # What was handed over and not seen taken yet, and when each program was looked after last.
         self._untaken: dict[int, bytes] = {}
         self._looked: dict[int, float] = {}
+        self._parted: list[int] = []
 
     @property
     def captures_all(self) -> bool:
@@ -271,6 +272,10 @@ class RunnerAgent(Agent):
         text = self._spool.read(f"{pid}.pid") or b""
         return int(text) if re.fullmatch(rb"\d{1,9}\n", text) else 0
 
+    def part_with(self, pid: int) -> None:
+        """Leave the program ``pid`` to itself: nobody asks how it ends. It is forgotten with the next one."""
+        self._parted.append(pid)
+
     def _left_below(self) -> bool:
         return self._only_if_needed and can_run_programs(self._below)
 
@@ -305,7 +310,8 @@ class RunnerAgent(Agent):
             self._look_after(number)
             return {"exited": False}
         rc, out, err = self._spool.result(number, content)
-        self._spool.forget(number)
+        self._spool.forget(number, *self._parted)
+        self._parted.clear()
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}

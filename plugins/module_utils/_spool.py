@@ -54,6 +54,7 @@ LONGEST_RING = 4000
 _NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
 # Bytes of answers after which a Line begins another file. They are in the guest's memory.
 _LONGEST_FILE = 256 << 10
+_BEGUN = b"0\n"
 # What is read at once: the agent makes room for as much each time that it is asked.
 _ANSWER = 64 << 10
 
@@ -138,9 +139,9 @@ class Spool:
                 streams.append(b"" if where == b"-" else self._output(f"{number}.{suffix}"))
         return int(match.group(1)), streams[0], streams[1]
 
-    def forget(self, number: int) -> None:
-        """Have all that there is of a request removed."""
-        self.ring(f"-{number}")
+    def forget(self, *numbers: int) -> None:
+        """Have all that there is of some requests removed."""
+        self.ring("\n".join(f"-{number}" for number in numbers))
 
     def _output(self, name: str) -> bytes:
         output = patiently(lambda: self.read(name))
@@ -158,7 +159,7 @@ class Line:
 
     Both are held open. The agent writes each file that it opens to the guest's log, and what is asked again and again
     whether a file is there makes the guest's journal work harder than its task; reading leaves no trace. An answer is
-    its size in bytes, a newline, and that. There is one request at a time: a line whose request was given up is not to
+    its size in bytes, a newline, and that; an empty one tells that a request is at work. There is one request at a time: a line whose request was given up is not to
     be used again.
     """
 
@@ -168,6 +169,8 @@ class Line:
         """When the last request was made (monotonic)."""
         self.quick = 0.0
         """Seconds that it took."""
+        self.is_begun = False
+        """Whether the last request is at work, or was."""
         self.is_lost = False
         """Whether the answers have vanished: with who answers, or the guest is as it was before they were there."""
         self._agent = agent
@@ -249,6 +252,16 @@ class Line:
             return self._nobody(exc)
         return True
 
+    def is_heard(self) -> bool:
+        """Return whether somebody is there, and leave everything as it is."""
+        try:
+            self._write(b"\n")
+        except GuestFileError as exc:
+            if exc.errno not in _NOBODY:
+                raise
+            return False
+        return True
+
     def _write(self, text: bytes) -> None:
         ring = self._ring or self._spool.bell()
         try:
@@ -262,6 +275,9 @@ class Line:
     def answer(self) -> bytes:
         """Return what was answered; nothing as long as that is not there, all of it."""
         self._unread += self._read()
+        if self._unread.startswith(_BEGUN):
+            self.is_begun = True
+            self._unread = self._unread[len(_BEGUN) :]
         size, newline, rest = self._unread.partition(b"\n")
         if not newline or len(rest) < int(size):
             return b""

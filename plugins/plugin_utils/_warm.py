@@ -24,18 +24,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
-from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, SPOOL
+from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, SPOOL, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
 
 __all__ = ("WarmPython",)
 
 # Read, not imported: they are for the guest, and a connection is made anew for each task.
-_PROGRAMS = {f"{name}.py": Path(__file__).with_name(f"_warm_{name}.py").read_bytes() for name in ("server", "zygote")}
+_PROGRAMS = {
+    f"{name}.py": Path(__file__).with_name(f"_warm_{name}.py").read_bytes() for name in ("start", "server", "zygote")
+}
 # Another version of them has a spool of its own.
 _SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join(_PROGRAMS.values())).hexdigest()[:16]}"
 
@@ -47,26 +48,13 @@ _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|deluser|usermod)\b")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# One server at a time, and one that starts; one that was killed is replaced, as is a starter after a while. The spool
-# appears whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A server that cannot
-# run at all, whose directory has kept its first name, is not tried again until a reboot.
+# What cannot run at all tells why in a file, and is not tried again until a reboot.
 _START = """
-umask 077
-[ ! "$(find {spool}.new -prune -mmin +2 2>/dev/null)" ] || rm -rf {spool}.new
-mkdir {spool}.new 2>/dev/null || exit 0
-if [ -e {spool}.failed ] || {{ read -r p <{spool}/pid && kill -0 "$p"; }} 2>/dev/null; then
-    rmdir {spool}.new
-    exit
-fi
-rm -rf {spool}
-cd {spool}.new || exit
-cat >all || exit
-head -c {size} all >server.py
-echo {parts} >parts
+exec 3<&0
 {{
-    {python} -IS server.py {spool} {task}
-    case $(pwd -P) in *.new) mv {spool}.new {spool}.failed ;; esac
-}} </dev/null >/dev/null 2>log &
+    e=$({python} -IS -c 'import os; exec(os.read(0, {size}))' {arguments} 2>&1 >/dev/null <&3 3<&-) ||
+        [ $? -gt 128 ] || (umask 077 && printf '%s\\n' "$e" >{spool}.failed)
+}} </dev/null >/dev/null 2>&1 &
 """
 _FAILED = f"{_SPOOL}.failed"
 
@@ -88,25 +76,25 @@ _LONGEST_COMMAND = 100_000
 
 @dataclass(frozen=True)
 class _Archive:
-    """The archive of a module: ``digest`` of what is in it, and the ``blob`` that is sent for it.
+    """The archive of a module: ``digest`` of what is in it, the ``text`` in base64, and what is told of it before that.
 
     The same files packed at another time are the same to a module; ansible-core packs them anew in each run.
     """
 
     digest: str
-    blob: bytes
+    head: bytes
+    text: bytes
 
 
 class WarmPython:
-    """Warm interpreters in the guest of ``agent``, which is one that runs programs by a runner."""
+    """Warm interpreters in the guest of ``agent``."""
 
-    def __init__(self, agent: Agent, log: Callable[[str], None]) -> None:
+    def __init__(self, agent: RunnerAgent, log: Callable[[str], None]) -> None:
         self._agent = agent
         self._log = log
         self._spool = Spool(agent, _SPOOL)
         self._line = Line(agent, self._spool)
         self._wanted: Callable[[str], None] | None = None  # starts the server that was missed
-        self._starter = 0  # the program that does so
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
         """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
@@ -137,10 +125,10 @@ class WarmPython:
         line = self._handled(request)
         if line == "blob":
             # Whole under its name or not: the server looks whether its checksum is right.
-            self._spool.write(f"{self._line.number}.blob", archive.blob)
+            self._spool.write(f"{self._line.number}.blob", archive.head + archive.text)
             line = self._handled(request)
         if line == "none":
-            self._wanted = functools.partial(self._start, python, request, archive)
+            self._wanted = functools.partial(self._start, python, request, len(before), archive)
         return line if isinstance(line, ExecResult) else None
 
     def begin(self, pid: int) -> None:
@@ -152,12 +140,6 @@ class WarmPython:
         wanted, self._wanted = self._wanted, None
         if wanted:
             wanted(f"{SPOOL}/{pid}")
-
-    def settle(self) -> None:
-        """Take the result of what ``begin`` started."""
-        starter, self._starter = self._starter, 0
-        if starter:
-            finish(self._agent, starter)
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
@@ -202,6 +184,7 @@ class WarmPython:
         """Give a request to the server; return whether there is one."""
         if not line.open():
             return False
+        line.is_begun = False
         packed = base64.b64encode(zlib.compress(request)).decode("ascii")
         if len(packed) + _ROOM < LONGEST_RING:
             return line.ask(f"={line.number} {packed}")
@@ -213,7 +196,7 @@ class WarmPython:
         :raise OutcomeUnknownError: if there will be none.
         """
         looked = asked = time.monotonic()
-        number = line.number
+        alone = False  # nobody will answer any more
         what, why = "the interpreter in the guest ended", "was the guest rebooted?"
         # Nobody asks while a task as quick as the last one is at work: that would only delay it.
         time.sleep(min(line.quick / 2, _LONGEST_SLEEP))
@@ -225,13 +208,17 @@ class WarmPython:
             if content:
                 line.quick = time.monotonic() - asked
                 return content
+            if alone and not (line.is_begun or line.is_lost):
+                line.close()
+                return b"plain\n"
+            if alone:
+                what = "what serves the interpreters in the guest ended"
+                break
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
-                if not patiently(lambda: line.ask("")):
-                    if self._spool.has(f"{number}.in"):
-                        return b"plain\n"
-                    what = "what serves the interpreters in the guest ended"
-                    break
+                alone = not patiently(line.is_heard)
+                if alone:
+                    continue  # it may have answered since
                 if line.is_lost:
                     what = "the file for the answer vanished"
                     break
@@ -243,27 +230,38 @@ class WarmPython:
             hint="Look at the guest before you repeat it.",
         )
 
-    def _start(self, python: str, request: bytes, archive: _Archive, task: str) -> None:
-        """Start a server that gets ready for requests such as this, beside ``task`` (see its Server)."""
+    def _start(self, python: str, request: bytes, before: int, archive: _Archive, task: str) -> None:
+        """Start a server that gets ready for requests such as this, beside ``task`` (see _warm_start.py)."""
         if exists(self._agent, _FAILED):
             return
         self._log("starting warm Python in the guest")
-        self._starter = start_shell(self._agent, *_starting(_SPOOL, python, request, archive, task))
+        started = start_shell(self._agent, *_starting(_SPOOL, python, request, before, archive, task))
+        self._agent.part_with(started)
 
 
-def _starting(spool: str, python: str, request: bytes, archive: _Archive, task: str) -> tuple[bytes, bytes]:
+def _starting(
+    spool: str, python: str, request: bytes, before: int, archive: _Archive, task: str
+) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server, and its standard input."""
-    server = _PROGRAMS["server.py"]
+    header, _newline, around = request.partition(b"\n")
     parts = {
+        "server.py": _PROGRAMS["server.py"],
         "zygote.py": _PROGRAMS["zygote.py"],
         "prologue": login_program().encode("utf-8"),
-        # What is to be got ready at once.
-        "0.blob": archive.blob,
-        "first": request,
+        # What the first interpreter gets ready for, as far as it is not in the task's input.
+        "0.blob": archive.head,
+        "first": header + b"\n",
     }
-    sizes = " ".join(f"{name}:{len(content)}" for name, content in parts.items())
-    command = _START.format(spool=spool, python=shlex.quote(python), task=task, size=len(server), parts=sizes)
-    return command.encode("utf-8"), b"".join([server, *parts.values()])
+    sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
+    place = (len(around) + len(archive.text), before, len(archive.text))
+    program = _PROGRAMS["start.py"]
+    command = _START.format(
+        python=shlex.quote(python),
+        size=len(program),
+        arguments=" ".join([spool, task, sizes, *map(str, place)]),
+        spool=spool,
+    )
+    return command.encode("utf-8"), program + zlib.compress(b"".join(parts.values()))
 
 
 def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
@@ -298,8 +296,7 @@ def _archive(encoded: bytes) -> _Archive | None:
                     table[name] = (digest, package)
     except (ValueError, zipfile.BadZipFile):
         return None
-    text = json.dumps(table).encode("ascii") + b"\n" + encoded
+    names = json.dumps(table).encode("ascii") + b"\n"
     digest = content.hexdigest()
-    # Against a file that is not whole; what is in it is known by its digest.
-    checksum = zlib.crc32(digest.encode("ascii") + text)
-    return _Archive(digest, b"%08x\n%b" % (checksum, text))
+    checksum = hashlib.sha256(digest.encode("ascii") + names + encoded).hexdigest()
+    return _Archive(digest, checksum.encode("ascii") + b"\n" + names, encoded)

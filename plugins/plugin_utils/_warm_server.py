@@ -6,14 +6,15 @@
 Like the runner (_runner.py) it has a spool with a ring that only root can enter; it answers in the files of its clients
 (see Line in _spool.py). An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain),
 the request was not run and is to be run the plain way; C(blob), the module's archive is missing here; C(full), there
-was no room for the result; C(lost), its interpreter ended, and on the next line may be why.
+was no room for the result; C(lost), its interpreter ended, and on the next line may be why. Nothing comes before that
+when the request is handed to an interpreter: should this end, whoever waits knows whether it may have been run.
 
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
 or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
 forked in no time, and what it becomes then has the environment of a login already.
 
-This starts beside somebody's first task, so it imports what it cannot do without: of all that a start of this takes
-from a slow guest, half was importing.
+The first task that is to have an interpreter waits for the start of this (see _warm_start.py), so it imports what it
+cannot do without: of all that a start of this takes from a slow guest, half was importing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ import time
 import zlib
 from contextlib import suppress
 
+try:  # what hashlib would take, without the time that importing that takes
+    from _sha2 import sha256  # type: ignore[import-not-found]
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
+    except ImportError:
+        from hashlib import sha256
+
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,9 +56,6 @@ LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is 
 MOST_BLOBS = 32
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
-# How long the first interpreter waits for the task beside which this was started, which it would slow down, to end.
-BESIDE_SECONDS = 5.0
-LOOK_SECONDS = 0.05
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
@@ -336,34 +342,31 @@ class Interpreter:
 
 
 class Server:
-    """The spool ``home``, the interpreters, and what goes on between them.
+    """The spool ``home``, with its ``ring`` open, the interpreters, and what goes on between them."""
 
-    The paths of the task beside which this was started, in the runner's spool, begin with ``task``.
-    """
-
-    def __init__(self, home: str, task: str) -> None:
+    def __init__(self, home: str, ring: int) -> None:
         self.home = home
-        self.task = task
+        self.ring = ring
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those that have no key any more: at work still, or ending
         self.blobs: dict[str, BinaryIO] = {}  # by what is told of them, checked
-        self.ring = os.open(home + "/ring", os.O_RDWR)
         self.rung = b""
         self.ending = 0.0  # since when it is to end
         self.waiting: list[tuple[int, Request]] = []  # for an interpreter that starts
-        self.first: Request | None = None  # for which there is to be an interpreter, without a task
-        self.began = time.monotonic()
 
     def path(self, number: int, suffix: str) -> str:
         return f"{self.home}/{number}.{suffix}"
 
     def prepare(self) -> None:
-        """Begin to get ready what nobody has asked for yet."""
-        file = open("first", "rb")  # noqa: SIM115 - the request keeps it
-        header = file.readline()
-        self.first = Request(header, file, len(header))
-        os.unlink("first")
-        self.get_ready()
+        """Start an interpreter for what follows a task like the first one, if what that was given is here."""
+        with suppress(FileNotFoundError, ValueError), open("first", "rb") as file:
+            header = file.readline()
+            first = Request(header, file, len(header))
+            os.unlink("first")
+            with suppress(OSError):  # there is no room
+                if self.complete(0, first):
+                    self.interpreter(first)
+        self.forget(0)
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
@@ -380,7 +383,6 @@ class Server:
                 for task in one.tasks.values():
                     sources.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
             ready = select.select(list(sources), [], [], self.patience())[0]
-            self.get_ready()  # the next task may be here already
             for source in ready:
                 sources[source]()
             self.settle(everyone)
@@ -396,20 +398,7 @@ class Server:
         if self.ending:
             return END_SECONDS / 50
         soon = self.waiting or any(one.leaves for one in self.leaving)
-        return LOOK_SECONDS if self.first else START_SECONDS / 10 if soon else TICK_SECONDS
-
-    def get_ready(self) -> None:
-        """Start the first interpreter when nobody is in a hurry."""
-        if self.first and (time.monotonic() - self.began > BESIDE_SECONDS or not self.others_work()):
-            first, self.first = self.first, None
-            with first.file, suppress(OSError):  # there is no room
-                if not self.ending and first.key not in self.interpreters and self.complete(0, first):
-                    self.interpreter(first)
-
-    def others_work(self) -> bool:
-        """Return whether the task is at work beside which this was started; see _runner.py for its files."""
-        there = [os.path.exists(f"{self.task}.{suffix}") for suffix in ("in", "taken", "rc")]
-        return any(there[:2]) and not there[2]
+        return START_SECONDS / 10 if soon else TICK_SECONDS
 
     def fetched(self) -> bool:
         """Return whether all results were fetched, or are not waited for any longer."""
@@ -530,7 +519,10 @@ class Server:
     def handed_over(self, number: int, request: Request) -> bool:
         """Give a request to its interpreter; return False if it has none."""
         one = None if self.ending else self.interpreter(request)
-        return one is not None and one.hand_over(number, request, f"{self.home}/{number}")
+        if one is None:
+            return False
+        self.say(number, b"")
+        return one.hand_over(number, request, f"{self.home}/{number}")
 
     def complete(self, number: int, request: Request) -> bool:
         """Return whether the archive that a module needs is here.
@@ -547,7 +539,7 @@ class Server:
                 return False
             checksum = file.readline().decode("ascii").strip()
             # It is not whole, or another, that was brought when it was not missing any more.
-            if f"{zlib.crc32(digest.encode('ascii') + file.read()):08x}" != checksum:
+            if sha256(digest.encode("ascii") + file.read()).hexdigest() != checksum:
                 file.close()
                 return False
             os.unlink(path)
@@ -599,41 +591,11 @@ def free_memory() -> int:
     return 0
 
 
-def unpack() -> None:
-    """Take what this was brought with apart: it comes behind this program, and its names and sizes are told."""
-    with open("all", "rb") as file, open("parts") as parts:
-        file.seek(os.path.getsize("server.py"))
-        for part in parts.read().split():
-            name, size = part.split(":")
-            with open(name, "wb") as one:
-                one.write(file.read(int(size)))
-    os.unlink("all")
-    os.unlink("parts")
-
-
-def main(home: str, task: str) -> None:
-    """Serve in the spool ``home``, and remove it at the end; see Server for ``task``.
-
-    The working directory is that, under another name.
-    """
-    os.umask(0o077)
-    unpack()
+def main(home: str, ring: int) -> None:
+    """Serve in the spool ``home``, which is the working directory, and remove it at the end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
-    os.mkfifo("ring")
-    with open("pid", "w") as file:
-        file.write(f"{os.getpid()}\n")
-    os.rename(os.getcwd(), home)
-    server = Server(home, task)
-    try:
-        os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
-        server.prepare()
-        server.serve()
-    finally:
-        with suppress(OSError):
-            if os.path.samefile(home, "."):  # not what another has put there
-                server.vanish()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
+    server = Server(home, ring)
+    server.prepare()
+    server.serve()
