@@ -159,8 +159,8 @@ class Line:
 
     Both are held open. The agent writes each file that it opens to the guest's log, and what is asked again and again
     whether a file is there makes the guest's journal work harder than its task; reading leaves no trace. An answer is
-    its size in bytes, a newline, and that; an empty one tells that a request is at work. There is one request at a time: a line whose request was given up is not to
-    be used again.
+    its size in bytes, a newline, and that; an empty one tells that a request is at work. There is one request at a
+    time: a line whose request was given up is not to be used again.
     """
 
     def __init__(self, agent: Agent, spool: Spool) -> None:

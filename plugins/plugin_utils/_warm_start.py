@@ -55,7 +55,7 @@ def begun(home: str) -> bool:
         pass
     try:
         os.mkdir(new)
-    except FileExistsError:
+    except OSError:  # another has, or there is no room
         return False
     if serves(home):
         os.rmdir(new)
