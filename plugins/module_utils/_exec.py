@@ -91,7 +91,7 @@ def start(
     if env is not None:
         request["env"] = list(env)
     if stdin:
-        request["input-data"] = base64.b64encode(stdin).decode("ascii")
+        request["input-data"] = _wire.Base64(base64.b64encode(stdin).decode("ascii"))
     # A slow guest takes a megabyte per second; what takes longer for its size is not to be taken for a dead one.
     reply = agent.execute("guest-exec", request, timeout=agent.timeout + len(stdin) // 1_000_000)
     return int(_wire.expect(reply.get("pid"), int, "pid"))

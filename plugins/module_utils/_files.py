@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import errno
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, Callable, Iterator
+from typing import IO, Any, BinaryIO, Callable, Iterator, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -27,7 +27,18 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     TransferError,
 )
 
-__all__ = ("CHUNK", "Copied", "GuestFile", "Progress", "chunks", "copy_in", "copy_out", "exists", "no_progress")
+__all__ = (
+    "CHUNK",
+    "Copied",
+    "Encoded",
+    "GuestFile",
+    "Progress",
+    "chunks",
+    "copy_in",
+    "copy_out",
+    "exists",
+    "no_progress",
+)
 
 CHUNK = 1024 * 1024
 """Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
@@ -39,6 +50,31 @@ class Copied:
 
     size: int
     checked: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Content as it travels: ``size`` bytes, in base64. Coding takes a while that can pass beside a request."""
+
+    size: int
+    text: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Encoded:
+        return cls(len(data), _wire.Base64(base64.b64encode(data).decode("ascii")))
+
+    def decoded(self) -> bytes:
+        """Return the content.
+
+        :raise ProtocolError: if it is not what was said of it.
+        """
+        try:
+            data = base64.b64decode(self.text, validate=True)
+        except ValueError as exc:  # binascii.Error, or text that is not ASCII
+            raise ProtocolError(f"the agent sent invalid base64: {exc}") from exc
+        if len(data) != self.size:
+            raise ProtocolError("guest-file-read returned a count that is not the size of its data")
+        return data
 
 
 class GuestFile:
@@ -76,21 +112,29 @@ class GuestFile:
 
     def read(self, count: int = CHUNK) -> bytes:
         """Return up to ``count`` bytes from the current position; none at the end of the file."""
+        return self.receive(count).decoded()
+
+    def receive(self, count: int = CHUNK) -> Encoded:
+        """Do what ``read`` does, and leave the decoding to the caller."""
         reply = self._execute("guest-file-read", count=count)
-        data = _decoded(_wire.expect(reply.get("buf-b64"), str, "buf-b64"))
-        if len(data) != _wire.expect(reply.get("count"), int, "count") or len(data) > count:
-            raise ProtocolError("guest-file-read returned a count that is not the size of its data")
-        return data
+        size = _wire.expect(reply.get("count"), int, "count")
+        if size > count:
+            raise ProtocolError(f"guest-file-read returned {size} bytes for {count}")
+        return Encoded(size, _wire.expect(reply.get("buf-b64"), str, "buf-b64"))
 
     def write(self, data: bytes) -> None:
         """Write all of ``data``.
 
         :raise TransferError: if the agent took only a part.
         """
-        reply = self._execute("guest-file-write", **{"buf-b64": base64.b64encode(data).decode("ascii")})
+        self.send(Encoded.of(data))
+
+    def send(self, piece: Encoded) -> None:
+        """Do what ``write`` does with what is encoded already."""
+        reply = self._execute("guest-file-write", **{"buf-b64": piece.text})
         count = _wire.expect(reply.get("count"), int, "count")
-        if count != len(data):
-            raise TransferError(f"the agent wrote {count} of {len(data)} bytes to {self.path}")
+        if count != piece.size:
+            raise TransferError(f"the agent wrote {count} of {piece.size} bytes to {self.path}")
 
     def flush(self) -> None:
         """Hand what was written to the guest's kernel: only then do others see it."""
@@ -103,13 +147,6 @@ class GuestFile:
 
     def _execute(self, command: str, **arguments: Any) -> Any:
         return self._agent.execute(command, {"handle": self.handle, **arguments})
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as exc:  # binascii.Error, or text that is not ASCII
-        raise ProtocolError(f"the agent sent invalid base64: {exc}") from exc
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:
@@ -154,26 +191,27 @@ def copy_out(
     ``write`` is called by another thread while the next chunk is read.
     """
     size = 0
-    start = b""  # what is compared if there is no more than that
+    start = []  # what is compared if there is no more than that
     beside: Beside[object] = Beside()
     with beside, GuestFile(agent, path) as guest_file:
         while True:
-            data = guest_file.read()
-            if not data:
+            piece = guest_file.receive()
+            if not piece.size:
                 break
-            beside.do(write, data)
+            beside.do(lambda piece: write(piece.decoded()), piece)
             if size < CHUNK:
-                start += data
-            if not size and len(data) == CHUNK:
+                start.append(piece)
+            if not size and piece.size == CHUNK:
                 at_second()
-            size += len(data)
+            size += piece.size
             progress(size)
         beside.wait()
         checked = size <= CHUNK and _reads_again(guest_file, 0, start)
     return Copied(size, checked)
 
 
-def _reads_again(guest_file: GuestFile, position: int, content: bytes) -> bool:
+def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded]) -> bool:
+    content = b"".join(piece.decoded() for piece in pieces)
     if not content:
         return True
     guest_file.seek(position)
@@ -192,18 +230,20 @@ def copy_in(
     :raise GuestFileError: among others with errno ENOSPC; a part of the content may be in the file then.
     """
     sent = 0
-    start = b""  # what is compared if there is no more than that
-    with GuestFile(agent, path, "a+" if append else "w+") as guest_file:
+    start = []  # what is compared if there is no more than that
+    step = min(CHUNK, agent.largest_payload)
+    beside: Beside[Encoded] = Beside()
+    with beside, GuestFile(agent, path, "a+" if append else "w+") as guest_file:
         position = guest_file.seek(0, 2) if append else 0
-        while True:
-            data = source.read(min(CHUNK, agent.largest_payload))
-            if not data:
-                break
-            guest_file.write(data)
+        piece: Encoded | None = Encoded.of(source.read(step))
+        while piece and piece.size:
+            beside.do(lambda: Encoded.of(source.read(step)))
+            guest_file.send(piece)
             if sent < CHUNK:
-                start += data
-            sent += len(data)
+                start.append(piece)
+            sent += piece.size
             progress(sent)
+            piece = beside.wait()
         guest_file.flush()
         arrived = guest_file.seek(0, 1) - position
         if arrived != sent:

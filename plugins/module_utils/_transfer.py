@@ -14,7 +14,7 @@ import shlex
 import zlib
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import IO, BinaryIO, Callable, Generator, Iterator
+from typing import IO, BinaryIO, Callable, Generator, Iterator, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
@@ -27,6 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._files import (
     CHUNK,
+    Encoded,
     GuestFile,
     Progress,
     chunks,
@@ -140,7 +141,7 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
                 # One is written while the guest unpacks the other.
                 part = f"{spool}.{number % 2}"
                 with GuestFile(agent, part, "w") as guest_file:
-                    _write(guest_file, piece.sent, agent.largest_payload)
+                    _send(guest_file, piece)
                 unpack = f"gzip -dc <{part} {'>>' if number else '>'}{name}"
                 pieces.compare(piece, f"{unpack} && tail -c {piece.size} {name} | {{ {SUM}; }}")
                 progress(pieces.size)
@@ -163,18 +164,19 @@ def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) ->
     pieces = _Pieces(agent, path, source)
     with GuestFile(agent, path, "w") as guest_file, closing(pieces.each()) as each:
         for piece in each:
-            _write(guest_file, piece.sent, agent.largest_payload, lambda sent: progress(pieces.size + sent))
+            _send(guest_file, piece, lambda sent: progress(pieces.size + sent))
             guest_file.flush()
             pieces.compare(piece, f"tail -c +{pieces.size + 1} {name} | head -c {piece.size} | {{ {SUM}; }}")
     pieces.wait()
     return pieces.comparable
 
 
-def _write(guest_file: GuestFile, content: bytes, largest: int, progress: Progress = no_progress) -> None:
-    step = min(CHUNK, largest)
-    for start in range(0, len(content), step):
-        guest_file.write(content[start : start + step])
-        progress(min(start + step, len(content)))
+def _send(guest_file: GuestFile, piece: _Piece, progress: Progress = no_progress) -> None:
+    sent = 0
+    for part in piece.sent:
+        guest_file.send(part)
+        sent += part.size
+        progress(sent)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class _Piece:
 
     content: bytes
     checksum: str
-    sent: bytes
+    sent: Sequence[Encoded]
 
     @property
     def size(self) -> int:
@@ -223,7 +225,10 @@ class _Pieces:
 
     def _read(self, size: int) -> _Piece:
         content = self._source.read(size)
-        return _Piece(content, Sum(content).hexdigest(), self._pack(content))
+        packed = self._pack(content)
+        step = min(CHUNK, self._agent.largest_payload)
+        sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
+        return _Piece(content, Sum(content).hexdigest(), sent)
 
     def compare(self, piece: _Piece, command: str) -> None:
         """Note that ``piece`` is there; the shell ``command`` prints its SUM in the guest. See ``wait``."""

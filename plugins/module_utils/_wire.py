@@ -16,6 +16,7 @@ from typing import Any, Dict, Mapping, NoReturn, Tuple, Union
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
 
 __all__ = (
+    "Base64",
     "MAX_REPLY",
     "SENTINEL",
     "ReplyParser",
@@ -31,20 +32,31 @@ MAX_REPLY = 64 * 1024 * 1024
 # Agents nest their replies four deep (guest-get-fsinfo); a reply far deeper is an attack on the parser.
 _MAX_DEPTH = 64
 
+# Longer replies are looked through for content before they are parsed.
+_LONG = 64 * 1024
+_CONTENT = "buf-b64"
+_BEFORE_CONTENT = b'"buf-b64": "'  # as agents write it
+
 Reply = Dict[str, Any]
 Kind = Union[type, Tuple[type, ...]]
+
+
+class Base64(str):
+    """Text that JSON has nothing to escape in, so that nobody needs to look through it."""
 
 
 def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id: str) -> bytes:
     """Return the request as the agent reads it, newline included.
 
     Non-ASCII text is escaped, so that a line is plain ASCII whatever a name contains. No id is sent if it is empty.
+    Arguments that are Base64 come last.
 
     :raise ProtocolError: for what JSON cannot carry (bytes that are not UTF-8, NaN, …). Nothing was sent.
     """
     request: dict[str, Any] = {"execute": command, **({"id": request_id} if request_id else {})}
+    content = {name: value for name, value in (arguments or {}).items() if isinstance(value, Base64)}
     if arguments:
-        request["arguments"] = arguments
+        request["arguments"] = {name: value for name, value in arguments.items() if name not in content}
     try:
         line = json.dumps(request, allow_nan=False, separators=(",", ":"))
         # A lone surrogate is how Python carries a byte that is not UTF-8; json.dumps would escape it, the agent would
@@ -55,7 +67,11 @@ def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id
         error = ProtocolError(f"the arguments cannot be sent as JSON: {exc}", command=command)
         error.executed, error.fate = "no", "was not sent"
         raise error from exc
-    return line.encode("ascii") + b"\n"
+    if not content:
+        return line.encode("ascii") + b"\n"
+    comma = "," if request["arguments"] else ""
+    inserted = ",".join(f'"{name}":"{value}"' for name, value in content.items())
+    return f"{line[: -len('}}')]}{comma}{inserted}}}}}\n".encode("ascii")
 
 
 def _reject_constant(name: str) -> NoReturn:
@@ -67,6 +83,27 @@ def decode_reply(line: bytes) -> Reply:
 
     :raise ProtocolError: if it is not one, or nested too deeply.
     """
+    content, rest = _parted(line) if len(line) > _LONG else (b"", line)
+    reply = _parsed(rest)
+    if content:
+        holder = reply.get("return")
+        if not isinstance(holder, dict) or holder.get(_CONTENT) != "":
+            return _parsed(line)
+        holder[_CONTENT] = content.decode("latin-1")
+    return reply
+
+
+def _parted(line: bytes) -> tuple[bytes, bytes]:
+    """Part a reply into a file's content, which is then not looked through for what JSON escapes, and the rest."""
+    start = line.find(_BEFORE_CONTENT) + len(_BEFORE_CONTENT)
+    end = line.find(b'"', start)
+    content = line[start:end]
+    if start < len(_BEFORE_CONTENT) or end < 0 or b"\\" in content:
+        return b"", line
+    return content, line[:start] + line[end:]
+
+
+def _parsed(line: bytes) -> Reply:
     try:
         reply = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as exc:

@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._wire import (
     SENTINEL,
+    Base64,
     ReplyParser,
     decode_reply,
     encode_request,
@@ -222,3 +223,37 @@ def test_value_of_the_right_type_passes(value: Any, kind: Any) -> None:
 def test_value_of_the_wrong_type_is_an_error(value: Any, kind: Any) -> None:
     with pytest.raises(ProtocolError, match=f"it should be .* sent {type(value).__name__}"):
         expect(value, kind, "it")
+
+
+@pytest.mark.parametrize("before", [{}, {"handle": 7}])
+def test_request_with_content_says_what_it_would_say_without_a_shortcut(before: dict[str, int]) -> None:
+    arguments = {**before, "buf-b64": Base64("aGVsbG8="), "more": Base64("")}
+    line = encode_request("guest-file-write", arguments, "id-1")
+    assert json.loads(line) == {"execute": "guest-file-write", "id": "id-1", "arguments": arguments}
+    assert line.endswith(b"}}\n") and line.count(b"\n") == 1
+
+
+LONG = "QUJD" * 40_000
+WITH_CONTENT = {
+    "content": {"return": {"count": 120_000, "buf-b64": LONG, "eof": False}, "id": "1"},
+    "id first": {"id": "1", "return": {"buf-b64": LONG}},
+    "no content": {"return": {"out-data": LONG, "exited": True}},
+    "empty": {"return": {"buf-b64": "", "other": LONG}},
+    "elsewhere": {"return": {"inner": {"buf-b64": LONG}}},
+    "in a list": {"return": [{"buf-b64": LONG}]},
+    "in a text": {"return": {"text": '"buf-b64": "' + LONG + '"', "buf-b64": "QQ=="}},
+    "twice": {"return": {"inner": {"buf-b64": LONG}, "buf-b64": LONG}},
+    "escaped": {"return": {"buf-b64": LONG + '"\\\n/'}},
+    "not base64": {"return": {"buf-b64": LONG + "{}[]:,"}},
+}
+
+
+@pytest.mark.parametrize("reply", WITH_CONTENT.values(), ids=WITH_CONTENT)
+def test_long_reply_says_what_it_would_say_without_a_shortcut(reply: dict[str, Any]) -> None:
+    for text in (json.dumps(reply), json.dumps(reply, separators=(",", ":")), json.dumps(reply).replace("/", "\\/")):
+        assert decode_reply(text.encode()) == reply
+
+
+def test_long_reply_that_ends_in_its_content_is_an_error() -> None:
+    with pytest.raises(ProtocolError):
+        decode_reply(b'{"return": {"buf-b64": "' + LONG.encode())
