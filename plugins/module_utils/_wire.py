@@ -16,9 +16,9 @@ from typing import Any, Dict, Mapping, NoReturn, Tuple, Union
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
 
 __all__ = (
-    "Base64",
     "MAX_REPLY",
     "SENTINEL",
+    "Base64",
     "ReplyParser",
     "decode_reply",
     "encode_request",
