@@ -285,11 +285,12 @@ def test_busy_runner_stays(
         processes = []
 
         def begin(below: Agent) -> None:
-            processes.append(runners.enter_context(runner(guest, 1)))
+            # Between two ticks, that many seconds, a busy machine must come to fetch the result.
+            processes.append(runners.enter_context(runner(guest, 2)))
             eventually((guest.runner / "1" / "pid").exists, "no runner")
 
         agent = RunnerAgent(connect(scripted(guest.answers())), begin)
-        pid = start(agent, "/bin/sh", ["-c", "sleep 4; echo done"])
+        pid = start(agent, "/bin/sh", ["-c", "sleep 7; echo done"])
         assert finish(agent, pid).stdout == b"done\n"
         assert processes[-1].poll() is None
         assert processes[-1].wait(20) == 0
