@@ -52,7 +52,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._sums import (
     sum_in,
 )
 
-__all__ = ("create_private", "digest", "fetch", "put")
+__all__ = ("create_private", "digest", "fetch", "put", "write_command")
 
 # Up to this, one program in the guest takes the content, and compares it, faster than files are opened and closed.
 _SMALL = 64 * 1024
@@ -118,10 +118,17 @@ def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
 
 def _put_small(agent: Agent, content: bytes, path: str) -> bool:
     """Write ``content`` by one program; return whether it is there now."""
-    name = shlex.quote(path)
-    command = f"{{ {_CREATE.format(name=name)}; }} && cat >{name} && sha256sum <{name}"
-    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), content, whole=False)
+    result = run_shell(agent, write_command(path).encode("utf-8", "surrogateescape"), content, whole=False)
     return sum_in(result) == sha256_of([content])
+
+
+def write_command(path: str) -> str:
+    """Return the shell command that writes its input to ``path`` and prints the SHA-256 of what is there.
+
+    _warm_zygote.py does it without a shell.
+    """
+    name = shlex.quote(path)
+    return f"{{ {_CREATE.format(name=name)}; }} && cat >{name} && sha256sum <{name}"
 
 
 def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:

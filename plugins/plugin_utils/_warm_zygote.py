@@ -44,6 +44,14 @@ import zipfile
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
+try:  # what hashlib would take, without what importing that takes
+    from _sha2 import sha256  # type: ignore[import-not-found]
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
+    except ImportError:
+        from hashlib import sha256
+
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -79,6 +87,10 @@ MAKE = re.compile(
     % (PLAIN, PLAIN)
 )
 REMOVE = re.compile(rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN)
+# What _transfer.py has a shell do with a small file.
+WRITE = re.compile(
+    rb"\{ \[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}; \} && cat >\1 && sha256sum <\1" % PLAIN
+)
 # As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
 SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
 eval "unset c; $c"
@@ -680,13 +692,14 @@ def does_nothing(function: object) -> bool:
 def run_command(request: Request, last_word: LastWord) -> None:
     """Run a shell command, which comes before its input, and end. Its environment is that of a login."""
     command = os.pread(0, request.before, request.start)
+    start = request.start + request.before
     with suppress(OSError, KeyError):  # then the shell will say what is wrong
-        output = done_here(command)
+        output = done_here(command, lambda: os.pread(0, os.fstat(0).st_size, start))
         if output is not None:
             os.write(1, output)
             last_word.say(0)
             os._exit(0)
-    os.lseek(0, request.start + request.before, os.SEEK_SET)
+    os.lseek(0, start, os.SEEK_SET)
     with open("/proc/self/environ", "rb") as file:
         variables = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
     for name in (b"SHLVL", b"_"):  # the shell sets them anew
@@ -697,8 +710,8 @@ def run_command(request: Request, last_word: LastWord) -> None:
     os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], variables)
 
 
-def done_here(command: bytes) -> bytes | None:
-    """Do what a shell would do and return what it would print; None if it takes a shell.
+def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
+    """Do what a shell would do and return what it would print; None if it takes a shell. ``read`` returns its input.
 
     :raise OSError: if that cannot be done, after nothing that a shell would not do again.
     :raise KeyError: if there is no such user.
@@ -706,8 +719,8 @@ def done_here(command: bytes) -> bytes | None:
     home = HOME_OF.fullmatch(command)
     if home:
         user = home.group(1)
-        path = os.fsencode(pwd.getpwnam(user.decode("ascii")).pw_dir) if user else os.environb[b"HOME"]
-        return path + b"\n" if re.fullmatch(PLAIN, path) else None
+        directory = os.fsencode(pwd.getpwnam(user.decode("ascii")).pw_dir) if user else os.environb[b"HOME"]
+        return directory + b"\n" if re.fullmatch(PLAIN, directory) else None
     make = MAKE.fullmatch(command)
     if make:
         parents, path, name = make.groups()
@@ -722,6 +735,14 @@ def done_here(command: bytes) -> bytes | None:
     if remove:
         shutil.rmtree(remove.group(1))
         return b""
+    write = WRITE.fullmatch(command)
+    if write:
+        path = write.group(1)
+        flags = os.O_TRUNC if os.path.exists(path) else os.O_CREAT | os.O_EXCL
+        with open(path, "wb", opener=lambda name, _flags: os.open(name, os.O_WRONLY | flags, 0o600)) as file:
+            file.write(read())
+        with open(path, "rb") as file:
+            return sha256(file.read()).hexdigest().encode("ascii") + b"  -\n"
     return None
 
 

@@ -9,6 +9,7 @@ import _posixsubprocess
 import base64
 import errno
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -40,6 +41,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import write_command
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server, _warm_zygote
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -367,21 +369,29 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; find . | sort"
     yield f"rm -f -r {base}/{NAME} > /dev/null 2>&1"
     yield f"cd {base}; find . | sort"
+    yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file; mkdir directory"
+    for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
+        yield write_command(f"{base}/{name}")
+    yield write_command("/dev/null")
+    yield write_command("/dev/full")
+    yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort; cat new file kept/x"
 
 
 def test_commands_around_modules_are_as_plain(agent: RunnerAgent, warm: WarmPython, tmp_path: Path) -> None:
     shell_warmed(warm)
     results = []
-    for name, run in (("warm", warm.run), ("plain", lambda command, _stdin: run_shell(agent, command.encode()))):
+    for name, run in (("warm", warm.run), ("plain", lambda command, stdin: run_shell(agent, command.encode(), stdin))):
         base = tmp_path / name
         base.mkdir()
         (base / "file").touch()
         (base / "link").symlink_to(base)
         lines = []
         for command in around_modules(base):
-            result = run(command, b"")
+            result = run(command, b"its \xff input\n")
             assert result is not None
-            texts = [text.decode().replace(str(base), "BASE") for text in (result.stdout, result.stderr)]
+            texts = [
+                text.decode("utf-8", "replace").replace(str(base), "BASE") for text in (result.stdout, result.stderr)
+            ]
             lines.append([command.replace(str(base), "BASE"), result.rc, *texts])
         results.append(lines)
     assert results[0] == results[1]
@@ -389,17 +399,27 @@ def test_commands_around_modules_are_as_plain(agent: RunnerAgent, warm: WarmPyth
 
 def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/one")
-    assert _warm_zygote.done_here(b"echo ~") == b"/home/one\n"
-    assert _warm_zygote.done_here(b"echo ~root") == b"/root\n"
+    done_here = functools.partial(_warm_zygote.done_here, read=lambda: b"its input")
+    assert done_here(b"echo ~") == b"/home/one\n"
+    assert done_here(b"echo ~root") == b"/root\n"
     parent = tmp_path / "a" / "b"
     made = parent / NAME
-    assert _warm_zygote.done_here(MAKE.format(parent).encode()) == f"{NAME}={made}\n".encode()
+    assert done_here(MAKE.format(parent).encode()) == f"{NAME}={made}\n".encode()
     assert stat.S_IMODE(made.stat().st_mode) == stat.S_IMODE(parent.stat().st_mode) == 0o700
     (made / "file").touch()
-    assert _warm_zygote.done_here(REMOVE.format(parent).encode()) == b""
+    assert done_here(REMOVE.format(parent).encode()) == b""
     assert not made.exists()
-    for command in (f"rm -f -r {parent} > /dev/null 2>&1", "echo ~; id", MAKE.format("/a$(id)"), REMOVE.format("a")):
-        assert _warm_zygote.done_here(command.encode()) is None
+    path = tmp_path / "file"
+    assert done_here(write_command(str(path)).encode()) == hashlib.sha256(b"its input").hexdigest().encode() + b"  -\n"
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
+    for command in (
+        f"rm -f -r {parent} > /dev/null 2>&1",
+        "echo ~; id",
+        MAKE.format("/a$(id)"),
+        REMOVE.format("a"),
+        write_command("/a b"),
+    ):
+        assert done_here(command.encode()) is None
 
 
 @pytest.mark.parametrize(("umask", "nothing"), [(None, True), (0, True), (0o77, False)])
