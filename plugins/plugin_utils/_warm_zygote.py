@@ -742,7 +742,8 @@ def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
         with open(path, "wb", opener=lambda name, _flags: os.open(name, os.O_WRONLY | flags, 0o600)) as file:
             file.write(read())
         with open(path, "rb") as file:
-            return sha256(file.read()).hexdigest().encode("ascii") + b"  -\n"
+            checksum: str = sha256(file.read()).hexdigest()
+        return checksum.encode("ascii") + b"  -\n"
     return None
 
 
