@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import select
 import socket
 import threading
+import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,12 +39,14 @@ class Count:
 class Tally:
     """A proxy on the UNIX socket `path` in front of an agent's socket.
 
-    `counts` has a Count for each command, and `clients` is how many have connected.
+    `counts` has a Count for each command, and `clients` is how many have connected. The agent's replies pass at `rate`,
+    in bytes per second.
     """
 
     def __init__(self, path: Path, agent_socket: Path) -> None:
         self.path = path
         self.clients = 0
+        self.rate = math.inf
         self.counts: dict[str, Count] = defaultdict(Count)
         self._agent_socket = agent_socket
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,6 +96,7 @@ class Tally:
                     if not answered and not command.startswith("guest-sync") and REFUSED.search(data[:200]):
                         self.counts[command].refused += 1
                     answered = True
+                    time.sleep(len(data) / self.rate)
                     client.sendall(data)
                     continue
                 started = not line

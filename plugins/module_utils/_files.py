@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import time
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Callable, Iterator, Sequence
 
@@ -182,29 +183,35 @@ def copy_out(
     path: str,
     write: Callable[[bytes], object],
     progress: Progress = no_progress,
-    at_second: Callable[[], None] = lambda: None,
+    rest: Callable[[Encoded, float], int] = lambda first, seconds: 0,
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
     Reads until the end is reached, so files whose size is not known (/proc, /sys) come whole. ``checked`` is True if
-    the content was one chunk, and a second look found the same. ``at_second`` is called before a second chunk is read.
-    ``write`` is called by another thread while the next chunk is read.
+    the content was one chunk, and a second look found the same. ``write`` is called by another thread while the next
+    chunk is read. ``rest`` is called before a second chunk is read, with the first and the seconds that it took. It
+    returns of how many further bytes it has taken care; what is left is read here.
     """
     size = 0
     start = []  # what is compared if there is no more than that
     beside: Beside[object] = Beside()
     with beside, GuestFile(agent, path) as guest_file:
         while True:
-            piece = guest_file.receive()
+            began = time.monotonic()
+            piece = guest_file.receive(CHUNK)
+            seconds = time.monotonic() - began
             if not piece.size:
                 break
             beside.do(lambda piece: write(piece.decoded()), piece)
             if size < CHUNK:
                 start.append(piece)
-            if not size and piece.size == CHUNK:
-                at_second()
             size += piece.size
             progress(size)
+            if size == piece.size == CHUNK:
+                beside.wait()
+                more = rest(piece, seconds)
+                if more:
+                    size = guest_file.seek(size + more)
         beside.wait()
         checked = size <= CHUNK and _reads_again(guest_file, 0, start)
     return Copied(size, checked)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import shlex
 import zlib
 from contextlib import closing, suppress
@@ -24,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, finish
 from ansible_collections.qemu.guest.plugins.module_utils._files import (
     CHUNK,
     Encoded,
@@ -62,6 +63,8 @@ _LEAST = 256 * 1024
 _GAIN = 0.7
 # The quickest: others save less of the channel's time than they take.
 _LEVEL = 1
+# Bytes per second. What comes more slowly than that is compressed in the guest in less time than that saves.
+_SLOW = 4 << 20
 # What is unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in the guest's
 # memory, compressed, until they are unpacked. The first is waited for until it is prepared, so it is smaller.
 _FIRST_PIECE = 2 * CHUNK
@@ -108,12 +111,17 @@ def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
     create_private(agent, path)
     if len(sample) < _LEAST:
         return copy_in(agent, source, path, progress=progress).checked
-    if len(zlib.compress(sample, _LEVEL)) < _GAIN * len(sample):
+    if _shrinks(sample):
         try:
             return _put_packed(agent, source, path, progress)
         except (CommandError, OperationError, TransferError):
             source.seek(start)
     return _put_plain(agent, source, path, progress)
+
+
+def _shrinks(content: bytes) -> bool:
+    sample = content[:_LEAST]
+    return len(zlib.compress(sample, _LEVEL)) < _GAIN * len(sample)
 
 
 def _put_small(agent: Agent, content: bytes, path: str) -> bool:
@@ -284,7 +292,16 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
         sink.write(data)
         here.update(data)
 
-    copied = copy_out(agent, path, take, progress, lambda: summing.append(start_sum(agent, path)) if programs else None)
+    def rest(first: Encoded, seconds: float) -> int:
+        if not programs:
+            return 0
+        summing.append(start_sum(agent, path))
+        is_slow = first.size < _SLOW * seconds
+        if not is_slow or not _shrinks(first.decoded()):
+            return 0
+        return _fetch_packed(agent, path, first.size, take, progress)
+
+    copied = copy_out(agent, path, take, progress, rest)
     if copied.checked or (summing and agrees(finished_sum(agent, summing[0]), here.hexdigest(), _from(sink, 0))):
         return copied.size
     # Nobody can tell what a file without a size (/proc) holds a moment later.
@@ -292,6 +309,60 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
     if there and there != sha256_of(_from(sink, 0)):
         raise TransferError(f"{path} changed while it was read, or was damaged on the way")
     return copied.size
+
+
+def _fetch_packed(agent: Agent, path: str, start: int, take: Callable[[bytes], None], progress: Progress) -> int:
+    """Hand the guest's file ``path`` to ``take`` from ``start`` on, compressed on its way; return how much that was.
+
+    It may be less than there is: what did not work the one way is left to the plain way, which can tell why.
+    """
+    name, spool = shlex.quote(path), new_spool()
+    done = 0
+
+    def pack(number: int) -> int:
+        # One is read while the guest packs the other.
+        piece = f"tail -c +{start + number * _PIECE + 1} {name} | head -c {_PIECE} | gzip -c{_LEVEL}"
+        command = f"umask 077; rm -f {spool}.{number - 2}; {piece} >{spool}.{number}"
+        return start_shell(agent, command.encode("utf-8", "surrogateescape"))
+
+    packing = pack(0)
+    try:
+        for number in itertools.count(1):
+            ended, packing = packing, 0
+            if finish(agent, ended).shell_rc:
+                break
+            packing = pack(number)
+            with GuestFile(agent, f"{spool}.{number - 1}") as guest_file:
+                content = _unpacked(guest_file)
+            take(content)
+            done += len(content)
+            progress(start + done)
+            if len(content) < _PIECE:
+                break
+    except (CommandError, OperationError, TransferError):
+        pass  # see above
+    finally:
+        with suppress(QgaError):
+            if packing:
+                finish(agent, packing)
+        with suppress(QgaError):
+            run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
+    return done
+
+
+def _unpacked(guest_file: GuestFile) -> bytes:
+    """Return the content of a compressed piece; nothing if it is damaged, and of what is too long only the start."""
+    unpack = zlib.decompressobj(wbits=31)  # gzip's format
+    content = b""
+    try:
+        while len(content) < _PIECE and not unpack.eof:
+            packed = guest_file.read(CHUNK)
+            if not packed:
+                break
+            content += unpack.decompress(packed, _PIECE - len(content))
+    except zlib.error:
+        return b""
+    return content
 
 
 def digest(agent: Agent, path: str, size: int | None = None) -> str:

@@ -119,6 +119,19 @@ def test_a_small_file(connection: Any, method: str, tally: Tally, tmp_path: Path
     assert size < 8000
 
 
+def test_text_over_a_slow_channel(connection: Any, tally: Tally, tmp_path: Path) -> None:
+    """It travels compressed; on its way back, where the channel is seen to be slow."""
+    source, back = tmp_path / "source", tmp_path / "back"
+    source.write_bytes(b"".join(b"line %d of a text, and it is not the last one\n" % n for n in range(200_000)))
+    size = source.stat().st_size
+    _requests, there = counted(tally, lambda: connection.put_file(str(source), "/srv/text"))
+    _requests, quick = counted(tally, lambda: connection.fetch_file("/srv/text", str(back)))
+    tally.rate = 2e6
+    _requests, slow = counted(tally, lambda: connection.fetch_file("/srv/text", str(back)))
+    assert back.read_bytes() == source.read_bytes()
+    assert max(there, slow) < size / 2 < size < quick
+
+
 @pytest.mark.parametrize("loop", [True, False])
 def test_a_warm_task(loop: bool, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
     """Each of them, in a loop or not, is put on the ring, and that is all until its result is read."""

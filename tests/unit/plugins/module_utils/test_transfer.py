@@ -19,7 +19,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAge
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import create_private, digest, fetch, put
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 SMALL, MIDDLE, LARGE = b"12345", b"8 bytes.", b"more than ten bytes"
 PROGRAMS = ("guest-exec", "guest-exec-status")
@@ -210,6 +210,99 @@ def test_compressed_pieces_are_open_to_nobody_else(
 
     server.answers["guest-file-write"] = watched
     put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+    assert set(modes) == {0o600}
+
+
+@pytest.fixture
+def slow(packing: None, server: Scripted, guest: Guest, clock: Clock) -> list[int]:
+    """Each read takes a second. Returns how many bytes were read."""
+    counts: list[int] = []
+
+    def read(arguments: Mapping[str, Any]) -> Any:
+        clock.advance(1)
+        reply = guest.read(arguments)
+        counts.append(reply["count"])
+        return reply
+
+    server.answers["guest-file-read"] = read
+    return counts
+
+
+def assert_fetched(agent: SocketAgent, directory: Path, data: bytes) -> None:
+    path, sink, seen = directory / "it's a file", io.BytesIO(), [0]
+    path.write_bytes(data)
+    assert fetch(agent, str(path), sink, seen.append) == len(data)
+    assert sink.getvalue() == data
+    assert seen[-1] == len(data) and seen == sorted(seen)
+    assert not list(directory.glob("spool.*")), "nothing stays"
+
+
+@pytest.mark.parametrize("size", [0, 300, 301, 1300, 4300, 4301, 8300, len(TEXT)])
+def test_fetch_over_a_slow_channel(
+    agent: SocketAgent, slow: list[int], tmp_path: Path, programs: bool, size: int
+) -> None:
+    assert_fetched(agent, tmp_path, TEXT[:size])
+    assert (sum(slow) < size / 2) is (programs and size >= 1300)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_of_what_shrinks_over_a_quick_channel(
+    agent: SocketAgent, slow: list[int], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "advance", lambda seconds: None)
+    assert_fetched(agent, tmp_path, TEXT)
+    assert sum(slow) == len(TEXT)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_of_what_does_not_shrink(agent: SocketAgent, slow: list[int], tmp_path: Path) -> None:
+    assert_fetched(agent, tmp_path, os.urandom(9000))
+    assert sum(slow) == 9000
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exit 1",
+        "head -c 100",
+        "/bin/gzip -c1 | head -c 100; exit 1",
+        "/bin/gzip -c1 | head -c 100",
+        "head -c 500 | /bin/gzip -c1",
+        '[ -e "$0.once" ] && exit 1; : >"$0.once"; exec /bin/gzip -c1',
+    ],
+)
+def test_fetch_where_packing_fails(
+    agent: SocketAgent, slow: list[int], guest: Guest, tmp_path: Path, script: str
+) -> None:
+    (guest.tools / "gzip").write_text(f"#!/bin/sh\n{script}\n")
+    (guest.tools / "gzip").chmod(0o755)
+    assert_fetched(agent, tmp_path, TEXT)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_packed_content_that_arrives_differently(
+    agent: SocketAgent, slow: list[int], guest: Guest, tmp_path: Path
+) -> None:
+    (guest.tools / "gzip").write_text("#!/bin/sh\ntr a-z A-Z | /bin/gzip -c1\n")
+    (guest.tools / "gzip").chmod(0o755)
+    (tmp_path / "file").write_bytes(TEXT)
+    with pytest.raises(TransferError, match="damaged on the way"):
+        fetch(agent, str(tmp_path / "file"), io.BytesIO())
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_packed_content_is_open_to_nobody_else(
+    agent: SocketAgent, server: Scripted, slow: list[int], guest: Guest, tmp_path: Path
+) -> None:
+    modes: list[int] = []
+
+    def watched(arguments: Mapping[str, Any]) -> Any:
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("spool.*"))
+        return guest.open(arguments)
+
+    server.answers["guest-file-open"] = watched
+    assert_fetched(agent, tmp_path, TEXT)
     assert set(modes) == {0o600}
 
 
