@@ -592,7 +592,7 @@ def free_memory() -> int:
 
 
 def main(home: str, ring: int) -> None:
-    """Serve in the spool ``home``, which is the working directory, and remove it at the end."""
+    """Serve in the spool ``home``, which is the working directory, and remove it when nobody needs it any more."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
     os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter

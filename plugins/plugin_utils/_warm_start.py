@@ -16,6 +16,10 @@ import sys
 import time
 import zlib
 
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # How long the task, and who rings, are waited for.
 BESIDE_SECONDS = 5.0
 LOOK_SECONDS = 0.05
@@ -35,7 +39,7 @@ def main(home: str, task: str, parts: str, stdin: str, before: str, archive: str
     try:
         unpack(parts)
         ring = made(home)
-        wait(ring, task, Input(int(stdin), int(before), int(archive)))
+        wait(ring, task, lambda: take_input(task, int(stdin), int(before), int(archive)))
         serve(home, ring)
     except OSError:  # there is no room; whatever else it is, the next one would come to the same end
         sys.excepthook(*sys.exc_info())
@@ -109,43 +113,35 @@ def write(name: str, content: bytes, mode: str = "wb") -> None:
         file.write(content)
 
 
-class Input:
-    """The input of the task: of ``size`` bytes, ``archive`` behind ``before`` others."""
+def take_input(task: str, size: int, before: int, archive: int) -> bool:
+    """Complete the files with what the first interpreter gets ready for; return False if that is not there.
 
-    def __init__(self, size: int, before: int, archive: int) -> None:
-        self.size = size
-        self.before = before
-        self.archive = archive
-
-    def taken(self, task: str) -> bool:
-        """Complete the files with what the first interpreter gets ready for; return False if that is not there.
-
-        What was read is recognised by its checksum: others may have put another file in that place by now.
-        """
-        try:
-            with open(task + ".pid") as file:
-                path = f"/proc/{int(file.read())}/fd/0"
-            if not os.path.isfile(path):
-                return False
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                content = os.pread(descriptor, self.size, os.fstat(descriptor).st_size - self.size)
-            finally:
-                os.close(descriptor)
-        except (OSError, ValueError):
+    The task's input has ``size`` bytes; ``archive`` of them, behind ``before`` others, are the module's. What was read
+    is recognised by its checksum: others may have put another file in that place by now.
+    """
+    try:
+        with open(task + ".pid") as file:
+            path = f"/proc/{int(file.read())}/fd/0"
+        if not os.path.isfile(path):
             return False
-        after = self.before + self.archive
-        write("0.blob", content[self.before : after], "ab")
-        write("first", content[: self.before] + content[after:], "ab")
-        return True
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            content = os.pread(descriptor, size, os.fstat(descriptor).st_size - size)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return False
+    write("0.blob", content[before : before + archive], "ab")
+    write("first", content[:before] + content[before + archive :], "ab")
+    return True
 
 
-def wait(ring: int, task: str, given: Input) -> None:
-    """Wait until the task has ended, or takes long, or somebody rings, and take its input while it is at work."""
+def wait(ring: int, task: str, take: Callable[[], bool]) -> None:
+    """Wait until the task has ended, or takes long, or somebody rings, and ``take`` its input while it is at work."""
     began = time.monotonic()
     taken = False
     while works(task) and time.monotonic() - began < BESIDE_SECONDS:
-        taken = taken or given.taken(task)
+        taken = taken or take()
         if select.select([ring], [], [], LOOK_SECONDS)[0]:
             return
 
