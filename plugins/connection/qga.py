@@ -377,7 +377,7 @@ class Connection(ConnectionBase):
         used = RunnerAgent(agent, start, only_if_needed=method == "auto")
         if self.get_option("warm_python"):
             self._warm = WarmPython(self._runner, log)
-            used.shell = self._run_warm_shell
+            used.shell = self._begin_warm_shell
         return used
 
     def _run_warm(self, command: str, stdin: bytes, password: bool) -> ExecResult | None:
@@ -389,9 +389,9 @@ class Connection(ConnectionBase):
         except (CommandUnavailable, NoRunnerError):
             return None  # nothing was run; the plain path has other means, or says what is wrong
 
-    def _run_warm_shell(self, command: bytes, stdin: bytes) -> ExecResult | None:
+    def _begin_warm_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         try:
-            return self._warm.run_shell(command, stdin) if self._warm else None
+            return self._warm.begin_shell(command, stdin) if self._warm else None
         except (CommandUnavailable, NoRunnerError):
             return None
 

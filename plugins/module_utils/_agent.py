@@ -86,9 +86,10 @@ class Agent(ABC):
     largest_payload = 48 * 1000 * 1000
     """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
 
-    shell: Callable[[bytes, bytes], Any] | None = None
-    """Runs a shell command with an input, as run_shell() of _shell.py does, and returns its ExecResult; or None, if it
-    did not run it. Whoever has a shell in the guest that is ready for work (the connection plugin) puts it here."""
+    shell: Callable[[bytes, bytes], Callable[[], Any] | None] | None = None
+    """Starts a shell command with an input, as run_shell() of _shell.py does, and returns what waits for its end: that
+    returns its ExecResult, or None if it was not run. It returns None if it started nothing. Whoever has a shell in the
+    guest that is ready for work (the connection plugin) puts it here."""
 
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name

@@ -10,10 +10,12 @@ environment of a login and can keep output of any size.
 
 from __future__ import annotations
 
+import functools
 import io
 import secrets
 from contextlib import suppress
 from dataclasses import replace
+from typing import Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
@@ -26,6 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, 
 
 __all__ = (
     "PATH",
+    "begin_shell",
     "check_shell",
     "kill",
     "login_program",
@@ -139,7 +142,8 @@ def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool =
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because /run is full.
     """
-    result: ExecResult | None = agent.shell(command, stdin) if agent.shell else None
+    begun = agent.shell(command, stdin) if agent.shell else None
+    result: ExecResult | None = begun() if begun else None
     if result:
         return result
     if not whole or agent.captures_all:
@@ -158,6 +162,18 @@ def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
         reason = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise OperationError(f"cannot {purpose} in the guest: {reason or f'exit status {result.shell_rc}'}")
     return result.stdout
+
+
+def begin_shell(agent: Agent, command: str) -> Callable[[], ExecResult]:
+    """Start what ``run_shell`` runs, without input, and return what waits for its end.
+
+    The command takes the shell's place, as with ``whole=False``.
+    """
+    encoded = command.encode("utf-8", "surrogateescape")
+    begun = agent.shell(encoded, b"") if agent.shell else None
+    if begun:
+        return lambda: begun() or finish(agent, start_shell(agent, encoded))
+    return functools.partial(finish, agent, start_shell(agent, encoded))
 
 
 def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str = "") -> int:

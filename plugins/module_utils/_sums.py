@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from typing import Iterable
+from typing import Callable, Iterable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish
-from ansible_collections.qemu.guest.plugins.module_utils._shell import start_shell
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._shell import begin_shell
 
-__all__ = ("SUM", "Sum", "agrees", "finished_sum", "sha256", "sha256_of", "start_sum", "sum_in")
+__all__ = ("SUM", "Sum", "agrees", "begin_sum", "file_command", "part_command", "sha256", "sha256_of", "sum_in")
 
 SUM = "if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
 """The shell command that prints the checksum of its input by which copies are compared, see `agrees`."""
@@ -50,27 +50,35 @@ def sha256(agent: Agent, path: str, size: int | None = None) -> str:
 
     Empty if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
     """
-    command = "sha256sum" if size is None else f"head -c {size} | sha256sum"
     try:
-        return finished_sum(agent, _start(agent, path, command))
+        return sum_in(
+            begin_shell(agent, _of_file(path, "sha256sum" if size is None else f"head -c {size} | sha256sum"))()
+        )
     except CommandError:
         return ""
 
 
-def start_sum(agent: Agent, path: str) -> int:
-    """Start to compute SUM of a regular file in the guest that has a size; return the pid for ``finished_sum``."""
-    return _start(agent, path, SUM)
+def begin_sum(agent: Agent, path: str) -> Callable[[], ExecResult]:
+    """Start to compute SUM of a regular file in the guest that has a size; return what waits for it, see ``sum_in``."""
+    return begin_shell(agent, file_command(path))
 
 
-def _start(agent: Agent, path: str, command: str) -> int:
+# _warm_zygote.py does what these two do without a shell.
+
+
+def file_command(path: str) -> str:
+    """Return the shell command that prints SUM of a regular file that has a size."""
+    return _of_file(path, SUM)
+
+
+def part_command(path: str, start: int, size: int) -> str:
+    """Return the shell command that prints SUM of ``size`` bytes of a file, from ``start`` on."""
+    return f"tail -c +{start + 1} {shlex.quote(path)} | head -c {size} | {{ {SUM}; }}"
+
+
+def _of_file(path: str, command: str) -> str:
     name = shlex.quote(path)
-    whole = f"[ -f {name} ] && [ -s {name} ] && {{ {command}; }} <{name}"
-    return start_shell(agent, whole.encode("utf-8", "surrogateescape"))
-
-
-def finished_sum(agent: Agent, pid: int) -> str:
-    """Wait for the checksum that the program ``pid`` computes, and return it; empty if it could not."""
-    return sum_in(finish(agent, pid))
+    return f"[ -f {name} ] && [ -s {name} ] && {{ {command}; }} <{name}"
 
 
 def sum_in(result: ExecResult) -> str:

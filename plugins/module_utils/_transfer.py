@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, finish
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._files import (
     CHUNK,
     Encoded,
@@ -37,23 +37,23 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import (
     no_progress,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._shell import (
+    begin_shell,
     check_shell,
     new_spool,
     run_shell,
-    start_shell,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._sums import (
     SUM,
     Sum,
     agrees,
-    finished_sum,
+    begin_sum,
+    part_command,
     sha256,
     sha256_of,
-    start_sum,
     sum_in,
 )
 
-__all__ = ("create_private", "digest", "fetch", "put", "write_command")
+__all__ = ("create_private", "digest", "fetch", "put", "unpack_command", "write_command")
 
 # Up to this, one program in the guest takes the content, and compares it, faster than files are opened and closed.
 _SMALL = 64 * 1024
@@ -146,7 +146,6 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
 
     :raise QgaError: if that does not work; nothing is at work in the guest then.
     """
-    name = shlex.quote(path)
     pieces = _Pieces(agent, path, source, lambda content: gzip.compress(content, _LEVEL))
     spool = new_spool()
     try:
@@ -157,8 +156,7 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
                 part = f"{spool}.{number % 2}"
                 with GuestFile(agent, part, "w") as guest_file:
                     _send(guest_file, piece)
-                unpack = f"gzip -dc <{part} {'>>' if number else '>'}{name}"
-                pieces.compare(piece, f"{unpack} && tail -c {piece.size} {name} | {{ {SUM}; }}")
+                pieces.compare(piece, unpack_command(part, path, piece.size, append=number > 0))
                 progress(pieces.size)
                 if not pieces.comparable:
                     break
@@ -173,15 +171,28 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
             run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
 
 
+def unpack_command(part: str, path: str, size: int, *, append: bool) -> str:
+    """Return the shell command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes.
+
+    _warm_zygote.py does it without a shell.
+    """
+    name = shlex.quote(path)
+    return f"gzip -dc <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
+
+
 def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
     """Write ``source`` piece by piece, while the guest sums up what it has got; return whether it could."""
-    name = shlex.quote(path)
     pieces = _Pieces(agent, path, source)
-    with GuestFile(agent, path, "w") as guest_file, closing(pieces.each()) as each:
-        for piece in each:
-            _send(guest_file, piece, lambda sent: progress(pieces.size + sent))
-            guest_file.flush()
-            pieces.compare(piece, f"tail -c +{pieces.size + 1} {name} | head -c {piece.size} | {{ {SUM}; }}")
+    try:
+        with GuestFile(agent, path, "w") as guest_file, closing(pieces.each()) as each:
+            for piece in each:
+                _send(guest_file, piece, lambda sent: progress(pieces.size + sent))
+                guest_file.flush()
+                pieces.compare(piece, part_command(path, pieces.size, piece.size))
+    except (CommandError, TransferError):  # the agent is there, as is what compares
+        with suppress(QgaError):
+            pieces.wait()
+        raise
     pieces.wait()
     return pieces.comparable
 
@@ -223,8 +234,7 @@ class _Pieces:
         self._path = path
         self._source = source
         self._pack = pack
-        self._comparing = 0
-        self._expected: _Piece | None = None
+        self._comparing: tuple[_Piece, Callable[[], ExecResult]] | None = None
 
     def each(self) -> Generator[_Piece, None, None]:
         """Yield the pieces. Who is at the end, or closes this, has ``source`` alone again."""
@@ -249,8 +259,7 @@ class _Pieces:
         """Note that ``piece`` is there; the shell ``command`` prints its SUM in the guest. See ``wait``."""
         self.wait()
         if self.comparable:
-            self._expected = piece
-            self._comparing = start_shell(self._agent, command.encode("utf-8", "surrogateescape"))
+            self._comparing = piece, begin_shell(self._agent, command)
         self.size += piece.size
 
     def wait(self) -> None:
@@ -258,10 +267,11 @@ class _Pieces:
 
         :raise TransferError: if the piece is not what it was.
         """
-        piece, self._expected = self._expected, None
-        if not piece:
+        comparing, self._comparing = self._comparing, None
+        if not comparing:
             return
-        there = finished_sum(self._agent, self._comparing)
+        piece, ended = comparing
+        there = sum_in(ended())
         self.comparable = bool(there)
         if there and not agrees(there, piece.checksum, [piece.content]):
             raise TransferError(f"{self._path} is not what was written to it")
@@ -285,7 +295,7 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
     """
     programs = can_run_programs(agent)
     # The guest computes while the agent reads.
-    summing: list[int] = []
+    summing: list[Callable[[], ExecResult]] = []
     here = Sum()
 
     def take(data: bytes) -> None:
@@ -295,14 +305,20 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
     def rest(first: Encoded, seconds: float) -> int:
         if not programs:
             return 0
-        summing.append(start_sum(agent, path))
+        summing.append(begin_sum(agent, path))
         is_slow = first.size < _SLOW * seconds
         if not is_slow or not _shrinks(first.decoded()):
             return 0
         return _fetch_packed(agent, path, first.size, take, progress)
 
-    copied = copy_out(agent, path, take, progress, rest)
-    if copied.checked or (summing and agrees(finished_sum(agent, summing[0]), here.hexdigest(), _from(sink, 0))):
+    try:
+        copied = copy_out(agent, path, take, progress, rest)
+    except (CommandError, TransferError):  # the agent is there, as is what sums up
+        with suppress(QgaError):
+            for ended in summing:
+                ended()
+        raise
+    if copied.checked or (summing and agrees(sum_in(summing[0]()), here.hexdigest(), _from(sink, 0))):
         return copied.size
     # Nobody can tell what a file without a size (/proc) holds a moment later.
     there = sha256(agent, path, copied.size) if programs else digest(agent, path)
@@ -319,17 +335,16 @@ def _fetch_packed(agent: Agent, path: str, start: int, take: Callable[[bytes], N
     name, spool = shlex.quote(path), new_spool()
     done = 0
 
-    def pack(number: int) -> int:
+    def pack(number: int) -> Callable[[], ExecResult]:
         # One is read while the guest packs the other.
         piece = f"tail -c +{start + number * _PIECE + 1} {name} | head -c {_PIECE} | gzip -c{_LEVEL}"
-        command = f"umask 077; rm -f {spool}.{number - 2}; {piece} >{spool}.{number}"
-        return start_shell(agent, command.encode("utf-8", "surrogateescape"))
+        return begin_shell(agent, f"umask 077; rm -f {spool}.{number - 2}; {piece} >{spool}.{number}")
 
-    packing = pack(0)
+    packing: Callable[[], ExecResult] | None = pack(0)
     try:
         for number in itertools.count(1):
-            ended, packing = packing, 0
-            if finish(agent, ended).shell_rc:
+            ended, packing = packing, None
+            if not ended or ended().shell_rc:
                 break
             packing = pack(number)
             with GuestFile(agent, f"{spool}.{number - 1}") as guest_file:
@@ -344,7 +359,7 @@ def _fetch_packed(agent: Agent, path: str, start: int, take: Callable[[bytes], N
     finally:
         with suppress(QgaError):
             if packing:
-                finish(agent, packing)
+                packing()
         with suppress(QgaError):
             run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
     return done

@@ -108,15 +108,20 @@ class WarmPython:
         if python and payload and archive:
             around = stdin[: payload.start(1)], stdin[payload.end(1) :]
             return self._run_module(command, python.group(1), archive, *around)
-        return self.run_shell(command.encode("utf-8", "surrogateescape"), stdin)
+        begun = self.begin_shell(command.encode("utf-8", "surrogateescape"), stdin)
+        return begun() if begun else None
 
-    def run_shell(self, command: bytes, stdin: bytes) -> ExecResult | None:
-        """Run a shell command as ``run`` does, whatever it is."""
+    def begin_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+        """Start a shell command, whatever it is; see ``shell`` of Agent in _agent.py."""
         if len(command) > _LONGEST_COMMAND or b"\0" in command:
             return None
         # Never what a server is started for: it may be there to install Python.
-        line = self._handled(_request("", "", command, stdin))
-        return line if isinstance(line, ExecResult) else None
+        line = self._begun(_request("", "", command, stdin))
+        return functools.partial(self._shell_ended, line) if line else None
+
+    def _shell_ended(self, line: Line) -> ExecResult | None:
+        result = self._ended(line)
+        return result if isinstance(result, ExecResult) else None
 
     def _run_module(
         self, command: str, python: str, archive: _Archive, before: bytes, after: bytes
@@ -160,6 +165,11 @@ class WarmPython:
 
         C(none) is the word if there is no server; see _warm_server.py for others.
         """
+        line = self._begun(request)
+        return self._ended(line) if line else "none"
+
+    def _begun(self, request: bytes) -> Line | None:
+        """Give a request to the server, if there is one, and return the line by which it will answer."""
         # Whatever interrupts this: nobody takes a late answer for that to another request.
         line, self._line = self._line, Line(self._agent, self._spool)
         if not line.is_open:
@@ -169,16 +179,28 @@ class WarmPython:
         line.used = time.monotonic()
         was_open = line.is_open
         # One that has ended since the last request may have been followed by another.
-        if not (self._asked(line, request) or (was_open and self._asked(line, request))):
-            return "none"
+        if self._asked(line, request) or (was_open and self._asked(line, request)):
+            return line
+        return None
+
+    def _ended(self, line: Line) -> ExecResult | str:
+        """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
         content = self._answered(line)
-        self._line = line
         if content in (b"blob\n", b"plain\n"):
+            self._keep(line)
             return content.decode("ascii").strip()
         rc, out, err = self._spool.result(line.number, content)
         if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
-            self.forget()
+            line.close()
+        self._keep(line)
         return ExecResult(rc, None, out, err)
+
+    def _keep(self, line: Line) -> None:
+        """Have the next request use this line, unless there is one from another that was at work meanwhile."""
+        if self._line.is_open:
+            line.close()
+        else:
+            self._line = line
 
     def _asked(self, line: Line, request: bytes) -> bool:
         """Give a request to the server; return whether there is one."""
@@ -195,18 +217,18 @@ class WarmPython:
 
         :raise OutcomeUnknownError: if there will be none.
         """
-        looked = asked = time.monotonic()
+        looked = time.monotonic()
         alone = False  # nobody will answer any more
         what, why = "the interpreter in the guest ended", "was the guest rebooted?"
         # Nobody asks while a task as quick as the last one is at work: that would only delay it.
-        time.sleep(min(line.quick / 2, _LONGEST_SLEEP))
+        time.sleep(max(0.0, min(line.quick / 2, _LONGEST_SLEEP) - (looked - line.used)))
         for pause in pauses():
             content = line.answer()
             if content.startswith(b"lost\n"):
                 why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
                 break
             if content:
-                line.quick = time.monotonic() - asked
+                line.quick = time.monotonic() - line.used
                 return content
             if alone and not (line.is_begun or line.is_lost):
                 line.close()

@@ -41,6 +41,7 @@ import sys
 import threading
 import types
 import zipfile
+import zlib
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
@@ -51,6 +52,8 @@ except ImportError:
         from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
     except ImportError:
         from hashlib import sha256
+with suppress(ImportError):  # see done_here
+    import _blake2  # noqa: F401
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
@@ -87,10 +90,15 @@ MAKE = re.compile(
     % (PLAIN, PLAIN)
 )
 REMOVE = re.compile(rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN)
-# What _transfer.py has a shell do with a small file.
+# What _transfer.py and _sums.py have a shell do with a small file, and with parts of a large one. These print BLAKE2b.
 WRITE = re.compile(
     rb"\{ \[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}; \} && cat >\1 && sha256sum <\1" % PLAIN
 )
+SUM = rb"\{ if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
+SUM_OF_FILE = re.compile(rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM))
+SUM_OF_PART = re.compile(rb"tail -c \+(\d+) (%b) \| head -c (\d+) \| %b" % (PLAIN, SUM))
+UNPACK = re.compile(rb"gzip -dc <(%b) (>>?)(%b) && tail -c (\d+) \3 \| %b" % (PLAIN, PLAIN, SUM))
+BLOCK = 1 << 20  # bytes that are read at once
 # As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
 SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
 eval "unset c; $c"
@@ -693,7 +701,7 @@ def run_command(request: Request, last_word: LastWord) -> None:
     """Run a shell command, which comes before its input, and end. Its environment is that of a login."""
     command = os.pread(0, request.before, request.start)
     start = request.start + request.before
-    with suppress(OSError, KeyError):  # then the shell will say what is wrong
+    with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will say what is wrong
         output = done_here(command, lambda: os.pread(0, os.fstat(0).st_size, start))
         if output is not None:
             os.write(1, output)
@@ -715,6 +723,8 @@ def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
 
     :raise OSError: if that cannot be done, after nothing that a shell would not do again.
     :raise KeyError: if there is no such user.
+    :raise ImportError: if this Python has no BLAKE2b.
+    :raise ValueError: if it must not use that.
     """
     home = HOME_OF.fullmatch(command)
     if home:
@@ -741,10 +751,58 @@ def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
         flags = os.O_TRUNC if os.path.exists(path) else os.O_CREAT | os.O_EXCL
         with open(path, "wb", opener=lambda name, _flags: os.open(name, os.O_WRONLY | flags, 0o600)) as file:
             file.write(read())
-        with open(path, "rb") as file:
-            checksum: str = sha256(file.read()).hexdigest()
-        return checksum.encode("ascii") + b"  -\n"
+        return printed_sum(sha256(), path, 0, sys.maxsize)
+    from _blake2 import blake2b
+
+    checksum = blake2b()
+    whole = SUM_OF_FILE.fullmatch(command)
+    if whole and os.path.isfile(whole.group(1)) and os.path.getsize(whole.group(1)):
+        return printed_sum(checksum, whole.group(1), 0, sys.maxsize)
+    part = SUM_OF_PART.fullmatch(command)
+    if part:
+        start, path, size = part.groups()
+        return printed_sum(checksum, path, int(start) - 1, int(size))
+    unpack = UNPACK.fullmatch(command)
+    if unpack:
+        packed, how, path, size = unpack.groups()
+        end = unpacked(packed, path, how == b">>")
+        return printed_sum(checksum, path, max(0, end - int(size)), int(size))
     return None
+
+
+def printed_sum(checksum: Any, path: bytes, start: int, size: int) -> bytes:
+    """Return what a program prints that sums up ``size`` bytes of a file, from ``start`` on."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while size > 0:
+            data = file.read(min(size, BLOCK))
+            if not data:
+                break
+            checksum.update(data)
+            size -= len(data)
+    text: str = checksum.hexdigest()
+    return text.encode("ascii") + b"  -\n"
+
+
+def unpacked(packed: bytes, path: bytes, append: bool) -> int:
+    """Unpack a file of a few megabytes into another, and return where that ends.
+
+    :raise OSError: if that cannot be done; what was added is gone then, for a shell to add it again.
+    """
+    with open(packed, "rb") as source:
+        try:
+            content = zlib.decompress(source.read(), wbits=31)  # gzip's format
+        except zlib.error as error:
+            raise OSError("damaged") from error
+    with open(path, "ab" if append else "wb", buffering=0) as sink:
+        start = sink.seek(0, os.SEEK_END)
+        try:
+            if sink.write(content) != len(content):
+                raise OSError("no room")
+        except OSError:
+            sink.truncate(start)
+            raise
+    return start + len(content)
 
 
 class LastWord:

@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     run_shell,
     start_shell,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._sums import agrees, finished_sum, sha256, start_sum
+from ansible_collections.qemu.guest.plugins.module_utils._sums import agrees, begin_sum, sha256, sum_in
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
 
@@ -622,7 +622,7 @@ def test_sha256(agent: SocketAgent, tmp_path: Path, name: str) -> None:
 def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "it's $HOME"
     path.write_bytes(data)
-    there = finished_sum(agent, start_sum(agent, str(path)))
+    there = sum_in(begin_sum(agent, str(path))())
     here = hashlib.blake2b(data).hexdigest()
     assert there in (here, hashlib.sha256(data).hexdigest())
     assert agrees(there, here, [data])
@@ -631,7 +631,7 @@ def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> N
 
 
 def test_sum_of_what_has_none(agent: SocketAgent) -> None:
-    assert finished_sum(agent, start_sum(agent, "/proc/version")) == ""
+    assert sum_in(begin_sum(agent, "/proc/version")()) == ""
 
 
 def test_sha256_of_a_name_that_is_not_utf8(agent: SocketAgent, tmp_path: Path) -> None:

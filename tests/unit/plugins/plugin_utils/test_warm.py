@@ -9,6 +9,7 @@ import _posixsubprocess
 import base64
 import errno
 import functools
+import gzip
 import hashlib
 import io
 import itertools
@@ -41,7 +42,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import write_command
+from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import unpack_command, write_command
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server, _warm_zygote
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -252,6 +254,17 @@ def test_shell_command_is_as_plain(agent: RunnerAgent, warm: WarmPython, command
         assert result == expected
 
 
+def test_shell_commands_beside_each_other(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    shell_warmed(warm)
+    before = len(guest.files)
+    begun = [warm.begin_shell(command, b"") for command in (b"sleep 0.3; echo slow", b"exit 3")]
+    result = warm.run("echo other", b"")
+    assert result and result.stdout == b"other\n"
+    ended = [one() for one in begun if one]
+    assert [(one.rc, one.stdout) for one in ended if one] == [(0, b"slow\n"), (3, b"")]
+    assert len(guest.files) == before, "there is one line for the next again"
+
+
 def test_input_that_does_not_fit_on_the_ring(agent: RunnerAgent, warm: WarmPython) -> None:
     shell_warmed(warm)
     for size in [9_000, 50_000, 1_000_000] * 4:
@@ -369,11 +382,29 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; find . | sort"
     yield f"rm -f -r {base}/{NAME} > /dev/null 2>&1"
     yield f"cd {base}; find . | sort"
-    yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file; mkdir directory"
+    yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file"
+    yield f"cd {base}; mkdir directory; mkfifo fifo; : >empty"
     for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
         yield write_command(f"{base}/{name}")
     yield write_command("/dev/null")
     yield write_command("/dev/full")
+    for name in ("new", "to-file", "empty", "to-nothing", "directory", "fifo", "with space"):
+        yield file_command(f"{base}/{name}")
+        yield part_command(f"{base}/{name}", 3, 5) if name != "fifo" else "true"
+    yield part_command(f"{base}/new", 100, 5)
+    yield f"cd {base}; echo packed | gzip >part; head -c 20 part >damaged; echo plain >text"
+    for name, append in (
+        ("part", False),
+        ("part", True),
+        ("part", True),
+        ("damaged", True),
+        ("text", True),
+        ("no", True),
+    ):
+        yield unpack_command(f"{base}/{name}", f"{base}/out", 7, append=append)
+    yield unpack_command(f"{base}/part", "/dev/full", 7, append=True)
+    yield unpack_command(f"{base}/part", f"{base}/directory", 7, append=False)
+    yield f"cat {base}/out"
     yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort; cat new file kept/x"
 
 
@@ -412,6 +443,12 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file"
     assert done_here(write_command(str(path)).encode()) == hashlib.sha256(b"its input").hexdigest().encode() + b"  -\n"
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
+    printed = [f"{hashlib.blake2b(data).hexdigest()}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
+    assert done_here(file_command(str(path)).encode()) == printed[0]
+    assert done_here(part_command(str(path), 4, 4).encode()) == printed[1]
+    (tmp_path / "part").write_bytes(gzip.compress(b"more"))
+    assert done_here(unpack_command(f"{tmp_path}/part", str(path), 4, append=True).encode()) == printed[2]
+    assert path.read_bytes() == b"its inputmore"
     for command in (
         f"rm -f -r {parent} > /dev/null 2>&1",
         "echo ~; id",
