@@ -50,10 +50,9 @@ def sha256(agent: Agent, path: str, size: int | None = None) -> str:
 
     Empty if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
     """
+    command = "sha256sum" if size is None else f"head -c {size} | sha256sum"
     try:
-        return sum_in(
-            begin_shell(agent, _of_file(path, "sha256sum" if size is None else f"head -c {size} | sha256sum"))()
-        )
+        return sum_in(begin_shell(agent, _of_file(path, command))())
     except CommandError:
         return ""
 
