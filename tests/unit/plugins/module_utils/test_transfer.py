@@ -364,20 +364,16 @@ def test_nothing_is_read_twice_where_there_is_no_b2sum(
     assert requests[0] == requests[1]
 
 
-def changes(path: Path, guest: Guest, data: bytes) -> Callable[[Mapping[str, Any]], Any]:
-    """Return an answer to guest-file-close after which ``path`` has other content."""
-
-    def answer(arguments: Mapping[str, Any]) -> Any:
-        path.write_bytes(data)
-        return guest.close_file(arguments)
-
-    return answer
-
-
 def test_fetch_of_a_file_that_changes(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(LARGE)
-    server.answers["guest-file-close"] = changes(path, guest, LARGE.upper())
+
+    def read(arguments: Mapping[str, Any]) -> Any:
+        reply = guest.read(arguments)
+        path.write_bytes(LARGE.upper())
+        return reply
+
+    server.answers["guest-file-read"] = read
     with pytest.raises(TransferError, match="changed while it was read"):
         fetch(agent, str(path), io.BytesIO())
 
@@ -386,7 +382,12 @@ def test_fetch_of_a_file_that_changes(agent: SocketAgent, server: Scripted, gues
 def test_fetch_of_a_log_that_grows(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(LARGE)
-    server.answers["guest-file-close"] = changes(path, guest, LARGE + b" and more")
+
+    def close(arguments: Mapping[str, Any]) -> Any:
+        path.write_bytes(LARGE + b" and more")
+        return guest.close_file(arguments)
+
+    server.answers["guest-file-close"] = close
     assert fetch(agent, str(path), io.BytesIO()) == len(LARGE)
 
 

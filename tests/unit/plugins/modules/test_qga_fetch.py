@@ -153,10 +153,11 @@ def test_file_that_changes_meanwhile(
     planned = plan(OPERATION.read(agent, {"src": str(source), "dest": str(here / "copy")}), {"src": str(source)})
 
     def changes(arguments: Any) -> Any:
+        reply = guest.read(arguments)
         source.write_bytes(DATA[::-1])
-        return guest.close_file(arguments)
+        return reply
 
-    server.answers["guest-file-close"] = changes
+    server.answers["guest-file-read"] = changes
     with pytest.raises(TransferError):
         OPERATION.apply(agent, planned)
     assert list(here.iterdir()) == []
