@@ -64,8 +64,9 @@ _ROOM = 64
 _LINE_SECONDS = 60.0
 # Bytes of output that do not stay in the guest's memory until the next request.
 _FORGOTTEN_AT_ONCE = 64 << 10
-# Seconds without a question after a request.
+# Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
+_AT_ONCE = 0.01
 # How often somebody who waits makes sure that the server lives.
 _LOOK_SECONDS = 1.0
 
@@ -176,12 +177,12 @@ class WarmPython:
             line = Line.found(self._agent, self._spool)
         if time.monotonic() - line.used > _LINE_SECONDS:
             line.close()
-        line.used = time.monotonic()
         was_open = line.is_open
         # One that has ended since the last request may have been followed by another.
-        if self._asked(line, request) or (was_open and self._asked(line, request)):
-            return line
-        return None
+        if not (self._asked(line, request) or (was_open and self._asked(line, request))):
+            return None
+        line.used = time.monotonic()
+        return line
 
     def _ended(self, line: Line) -> ExecResult | str:
         """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
@@ -217,18 +218,19 @@ class WarmPython:
 
         :raise OutcomeUnknownError: if there will be none.
         """
-        looked = time.monotonic()
+        began = looked = time.monotonic()
         alone = False  # nobody will answer any more
         what, why = "the interpreter in the guest ended", "was the guest rebooted?"
         # Nobody asks while a task as quick as the last one is at work: that would only delay it.
-        time.sleep(max(0.0, min(line.quick / 2, _LONGEST_SLEEP) - (looked - line.used)))
+        time.sleep(max(0.0, min(line.quick / 2, _LONGEST_SLEEP) - (began - line.used)))
         for pause in pauses():
             content = line.answer()
             if content.startswith(b"lost\n"):
                 why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
                 break
             if content:
-                line.quick = time.monotonic() - line.used
+                if began - line.used < _AT_ONCE:  # else nobody knows when it ended
+                    line.quick = time.monotonic() - line.used
                 return content
             if alone and not (line.is_begun or line.is_lost):
                 line.close()
