@@ -128,9 +128,13 @@ def attempted(warm: WarmPython, command: str = COMMAND, program: bytes = b"") ->
 
 def warmed(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> None:
     """Wait until there is an interpreter for the command."""
+    until(lambda: attempted(warm, command, program))
+
+
+def until(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 60
-    while not attempted(warm, command, program):
-        assert time.monotonic() < end, "there is no warm interpreter after 60 s"
+    while not condition():
+        assert time.monotonic() < end, "that is not so after 60 s"
         time.sleep(0.05)
 
 
@@ -695,7 +699,9 @@ def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: Wa
     broken = guest.tools / "python3"
     broken.write_text(f"#!/bin/sh\necho ran >>{guest.tools}/count\nexit 1\n")
     broken.chmod(0o755)
-    for _attempt in range(20):
+    assert attempted(warm, str(broken)) is None
+    until((guest.runner / f"{SPOOL}.failed").exists)
+    for _attempt in range(5):
         assert attempted(warm, str(broken)) is None
         time.sleep(0.05)
     assert (guest.tools / "count").read_text() == "ran\n"
@@ -704,11 +710,15 @@ def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: Wa
 def test_server_that_cannot_is_not_tried_again(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    whole = _warm._PROGRAMS["server.py"]
     monkeypatch.setitem(_warm._PROGRAMS, "server.py", b"import no_such_module")
-    for _attempt in range(20):
+    assert attempted(warm) is None
+    failed = guest.runner / f"{SPOOL}.failed"
+    until(lambda: failed.exists() and failed.stat().st_size)
+    monkeypatch.setitem(_warm._PROGRAMS, "server.py", whole)
+    for _attempt in range(5):
         assert attempted(warm) is None
         time.sleep(0.05)
-    failed = guest.runner / f"{SPOOL}.failed"
     assert "No module named 'no_such_module'" in failed.read_text()
     assert stat.S_IMODE(failed.stat().st_mode) == 0o600
     assert not (guest.runner / SPOOL).exists()
@@ -718,10 +728,11 @@ def test_server_without_room_is_tried_again(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _warm._PROGRAMS["server.py"]
-    monkeypatch.setitem(_warm._PROGRAMS, "server.py", b"raise OSError(28, 'no room')")
+    begun = guest.directory / "begun"
+    program = f"open({str(begun)!r}, 'w').close()\nraise OSError(28, 'no room')"
+    monkeypatch.setitem(_warm._PROGRAMS, "server.py", program.encode())
     assert attempted(warm) is None
-    time.sleep(0.5)
-    assert not list(guest.runner.glob(f"{SPOOL}*"))
+    until(lambda: begun.exists() and not list(guest.runner.glob(f"{SPOOL}*")))
     monkeypatch.setitem(_warm._PROGRAMS, "server.py", whole)
     warmed(warm)
 
