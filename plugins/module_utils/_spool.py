@@ -92,6 +92,12 @@ class Spool:
     def write(self, name: str, data: bytes) -> bool:
         """Write a file; return whether there is a spool to write to."""
         try:
+            return self._write(name, data)
+        except HandleLostError:  # the agent was restarted; nobody reads the file before it is rung for
+            return self._write(name, data)
+
+    def _write(self, name: str, data: bytes) -> bool:
+        try:
             with GuestFile(self._agent, f"{self.path}/{name}", "w") as file:
                 step = min(CHUNK, self._agent.largest_payload)
                 for start in range(0, len(data), step):

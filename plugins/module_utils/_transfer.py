@@ -340,13 +340,13 @@ def _fetch_packed(agent: Agent, path: str, start: int, take: Callable[[bytes], N
         piece = f"tail -c +{start + number * _PIECE + 1} {name} | head -c {_PIECE} | gzip -c{_LEVEL}"
         return begin_shell(agent, f"umask 077; rm -f {spool}.{number - 2}; {piece} >{spool}.{number}")
 
-    packing: Callable[[], ExecResult] | None = pack(0)
+    packing = [pack(0)]
     try:
         for number in itertools.count(1):
-            ended, packing = packing, None
-            if not ended or ended().shell_rc:
+            ended = packing.pop()
+            if ended().shell_rc:
                 break
-            packing = pack(number)
+            packing.append(pack(number))
             with GuestFile(agent, f"{spool}.{number - 1}") as guest_file:
                 content = _unpacked(guest_file)
             take(content)
@@ -358,8 +358,8 @@ def _fetch_packed(agent: Agent, path: str, start: int, take: Callable[[bytes], N
         pass  # see above
     finally:
         with suppress(QgaError):
-            if packing:
-                packing()
+            for ended in packing:
+                ended()
         with suppress(QgaError):
             run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
     return done

@@ -52,8 +52,8 @@ except ImportError:
         from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
     except ImportError:
         from hashlib import sha256
-with suppress(ImportError):  # see done_here
-    import _blake2  # noqa: F401
+with suppress(ImportError):
+    importlib.import_module("_blake2")  # so that it is there in done_here
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,6 +202,25 @@ def test_request_that_nobody_took_is_handed_over_again(agent: RunnerAgent, guest
     assert wait(agent, pid, 0) is None
     os.kill(runner_pid(guest), signal.SIGKILL)
     assert finish(agent, pid).rc == 0
+    assert (guest.tools / "count").read_text() == "ran\n"
+
+
+@only_sh
+@pytest.mark.parametrize("before", ["guest-file-write", "guest-file-close"])
+def test_agent_that_is_restarted_while_a_request_is_written(
+    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    run_shell(agent, b"true")
+    execute = agent._below.execute
+    restarts = iter([True])
+
+    def restarted(command: str, *arguments: Any, **how: Any) -> Any:
+        if command == before and next(restarts, False):
+            guest.files.clear()
+        return execute(command, *arguments, **how)
+
+    monkeypatch.setattr(agent._below, "execute", restarted)
+    assert run_shell(agent, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
