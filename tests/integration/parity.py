@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,9 @@ UNTIL_IF_EMULATED = {
     "wait_for": "wait_for : verify test for absent path",
 }
 """The same, for an emulated guest: where a job is to have ended, and who asks over ssh asks seconds later."""
+
+LEFT_BEHIND = "ansible-test-abs-link*"
+"""What the target `copy` leaves in the controller's /tmp, where it is not new to the next run."""
 
 HOST = "testhost"
 """What ansible-core's targets call the machine that they configure."""
@@ -154,6 +158,8 @@ def _keep(subject: Subject, target: str, ending: Ending) -> None:
 
 
 def _run(target: str, way: Way, until: str | None, directory: Path) -> tuple[Ending, str]:
+    for left in Path("/tmp").glob(LEFT_BEHIND):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     scratch = Path(tempfile.mkdtemp(dir=directory))
     run = run_target(Ansible(scratch, {HOST: way.variables}), target, rc=None)
     ending = Ending(list(_steps(run)), run.recap.get(HOST, {}), run.seconds)
