@@ -438,10 +438,9 @@ class Connection(ConnectionBase):
         return run_shell(agent, command, stdin)
 
     def _run_by_runner(self, runner: RunnerAgent, command: bytes, stdin: bytes) -> ExecResult:
-        pid = start_shell(runner, command, stdin)
         if self._warm:
-            self._warm.begin(pid)
-        return finish(runner, pid)
+            return self._warm.run_plain(command, stdin)
+        return finish(runner, start_shell(runner, command, stdin))
 
     def _end_warm(self) -> None:
         if self.agent and self._runner and self._warm:

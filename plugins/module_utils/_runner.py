@@ -37,10 +37,11 @@ HOME = "/run/qemu-guest-runner"
 """The directory of root's alone in which all of the runner is."""
 
 # In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
-# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. The spool appears and
-# vanishes whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work
-# for $2 seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already,
-# another ends at once, or with $3 takes its place (roles/guest_prep).
+# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. With the line NUMBER.keep
+# before that, the request stays there as .was. The spool appears and vanishes whole, by renaming: guest-file-open would
+# make a plain file of a ring that is missing. A runner without work for $2 seconds ends (0: never); one that a SIGKILL
+# ended leaves a ring that cannot be opened. Where one runs already, another ends at once, or with $3 takes its place
+# (roles/guest_prep).
 PROGRAM = r"""
 d=$1 idle=$2 over=$3
 umask 077
@@ -67,7 +68,7 @@ keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
     [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
     exec 4<"$d/$1.in"
-    rm -f "$d/$1.in"
+    case $1 in "$kept") mv "$d/$1.in" "$d/$1.was" ;; *) rm -f "$d/$1.in" ;; esac
     {
         {
             (
@@ -80,7 +81,7 @@ job() {
                     n=$((n - 1))
                 done
                 umask 022
-                eval "unset c d idle l n; $c"
+                eval "unset c d idle kept l n; $c"
             ) <&4 4<&- 5>&- &
             echo $! >"$d/$1.pid"
             wait $!
@@ -122,7 +123,7 @@ forget() {
     done
 }
 trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
-a= used=
+a= used= kept=
 alarm
 while IFS= read -r l <&3; do
     case $l in
@@ -148,6 +149,7 @@ while IFS= read -r l <&3; do
         kill $a
         exit 0
         ;;
+    *.keep) kept=${l%.keep} ;;
     [0-9]*)
         used=1
         job "$l" 3>&- &
@@ -193,6 +195,9 @@ class RunnerAgent(Agent):
         self._untaken: dict[int, bytes] = {}
         self._looked: dict[int, float] = {}
         self._parted: list[int] = []
+        self._kept: set[int] = set()
+        self.keeps_input = False
+        """Whether what programs are given from now on is left there, for who is told its `path`; see ``forget``."""
 
     @property
     def captures_all(self) -> bool:
@@ -272,8 +277,16 @@ class RunnerAgent(Agent):
         text = self._spool.read(f"{pid}.pid") or b""
         return int(text) if re.fullmatch(rb"\d{1,9}\n", text) else 0
 
+    def path(self, pid: int) -> str:
+        """Return what the paths of all files of the program ``pid`` begin with."""
+        return f"{self._spool.path}/{pid}"
+
+    def forget(self, pid: int) -> None:
+        """Remove all that is left of a program."""
+        self._spool.forget(pid)
+
     def part_with(self, pid: int) -> None:
-        """Leave the program ``pid`` to itself: nobody asks how it ends. It is forgotten with the next one."""
+        """Leave the program ``pid`` to itself: nobody asks how it ends. It is forgotten with the next one, if any."""
         self._parted.append(pid)
 
     def _left_below(self) -> bool:
@@ -287,6 +300,8 @@ class RunnerAgent(Agent):
         stdin = base64.b64decode(arguments.get("input-data", ""))
         number = new_number()
         self._untaken[number] = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+        if self.keeps_input:
+            self._kept.add(number)
         self._hand_over(number)
         return {"pid": number}
 
@@ -297,10 +312,13 @@ class RunnerAgent(Agent):
         """
         for _attempt in range(_ATTEMPTS):
             self._looked[number] = time.monotonic()
-            if self._spool.write(f"{number}.in", self._untaken[number]) and self._spool.ring(str(number)):
+            if self._spool.write(f"{number}.in", self._untaken[number]) and self._rung(number):
                 return
             self._start_runner()
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
+
+    def _rung(self, number: int) -> bool:
+        return self._spool.ring(f"{number}.keep\n{number}" if number in self._kept else str(number))
 
     # guest-exec-status
 
@@ -310,7 +328,9 @@ class RunnerAgent(Agent):
             self._look_after(number)
             return {"exited": False}
         rc, out, err = self._spool.result(number, content)
-        self._spool.forget(number, *self._parted)
+        gone = [*self._parted, *([] if number in self._kept else [number])]
+        if gone:
+            self._spool.forget(*gone)
         self._parted.clear()
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
@@ -342,7 +362,7 @@ class RunnerAgent(Agent):
             if not self._spool.has(f"{number}.in"):  # taken since, or the spool is another one now
                 return self._spool.has(f"{number}.taken") or self._spool.has(f"{number}.rc")
             # Rung for again, but not written again: it may be taken at this very moment.
-            if not self._spool.ring(str(number)):
+            if not self._rung(number):
                 self._hand_over(number)
             return True
         self._untaken.pop(number, None)

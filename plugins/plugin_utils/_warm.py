@@ -21,13 +21,14 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
-from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, SPOOL, RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
 
@@ -64,6 +65,9 @@ _ROOM = 64
 _LINE_SECONDS = 60.0
 # Bytes of output that do not stay in the guest's memory until the next request.
 _FORGOTTEN_AT_ONCE = 64 << 10
+# What is left for the next task where a server was started; and after how many seconds that is of no meaning any more.
+_STARTED = f"{_SPOOL} was started"
+_START_SECONDS = 3.0
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
 _AT_ONCE = 0.01
@@ -95,7 +99,9 @@ class WarmPython:
         self._log = log
         self._spool = Spool(agent, _SPOOL)
         self._line = Line(agent, self._spool)
-        self._wanted: Callable[[str], None] | None = None  # starts the server that was missed
+        # Returns what starts the server that was missed, after the program with that number; None if that is of no use.
+        self._missed: Callable[[int], Callable[[], None] | None] | None = None
+        self._started: float | None = None  # when one was (time)
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
         """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
@@ -105,12 +111,39 @@ class WarmPython:
         :raise OutcomeUnknownError: if the interpreter or its server ended while it ran.
         """
         python, payload = _PYTHON.search(command), _ARCHIVE.search(stdin)
-        archive = _archive(payload.group(1)) if python and payload and not password else None
-        if python and payload and archive:
-            around = stdin[: payload.start(1)], stdin[payload.end(1) :]
-            return self._run_module(command, python.group(1), archive, *around)
+        if python and payload and not password:
+            start = functools.partial(self._ready, command, python.group(1), stdin, payload.span(1))
+            if not self._is_served():
+                self._missed = start
+                return None
+            archive = _archive(payload.group(1))
+            if archive:
+                line = self._run_module(command, archive, stdin[: payload.start(1)], stdin[payload.end(1) :])
+                self._missed = start if line == "none" else None
+                return line if isinstance(line, ExecResult) else None
         begun = self.begin_shell(command.encode("utf-8", "surrogateescape"), stdin)
         return begun() if begun else None
+
+    def run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
+        """Run a shell command in a new process; and start the server that was missed last, if one was, after it.
+
+        Not beside it: that would only slow it down. All else that this takes is done beside it.
+        """
+        missed, self._missed = self._missed, None
+        self._agent.keeps_input = missed is not None
+        try:
+            pid = start_shell(self._agent, command, stdin)
+        finally:
+            self._agent.keeps_input = False
+        start = None
+        if missed:
+            with suppress(QgaError):
+                start = missed(pid) or functools.partial(self._agent.forget, pid)
+        result = finish(self._agent, pid)
+        if start:
+            with suppress(QgaError):  # the task is done, whatever becomes of this
+                start()
+        return result
 
     def begin_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         """Start a shell command, whatever it is; see ``shell`` of Agent in _agent.py."""
@@ -124,31 +157,36 @@ class WarmPython:
         result = self._ended(line)
         return result if isinstance(result, ExecResult) else None
 
-    def _run_module(
-        self, command: str, python: str, archive: _Archive, before: bytes, after: bytes
-    ) -> ExecResult | None:
+    def _is_served(self) -> bool:
+        """Return whether there is a server, as far as can be told; one that was started just now is waited for."""
+        started, self._started = self._started, None
+        if not self._line.is_open:
+            self._line = Line.found(self._agent, self._spool)
+        if self._line.open():
+            return True
+        if started is None:
+            started = (self._agent.find(_STARTED, "guest-file-open") or {"at": 0.0})["at"]
+        for pause in pauses():
+            if not 0 <= time.time() - started < _START_SECONDS or exists(self._agent, _FAILED):
+                return False
+            time.sleep(pause)
+            if self._line.open():
+                return True
+        return False
+
+    def _run_module(self, command: str, archive: _Archive, before: bytes, after: bytes) -> ExecResult | str:
         request = _request(command, archive.digest, before, after)
         line = self._handled(request)
         if line == "blob":
             # Whole under its name or not: the server looks whether its checksum is right.
             self._spool.write(f"{self._line.number}.blob", archive.head + archive.text)
             line = self._handled(request)
-        if line == "none":
-            self._wanted = functools.partial(self._start, python, request, len(before), archive)
-        return line if isinstance(line, ExecResult) else None
-
-    def begin(self, pid: int) -> None:
-        """Start the server that was missed last, if one was, and do not wait for it.
-
-        The task runs beside it, as the runner's program ``pid``; an interpreter is started when that has ended, or
-        takes long: it would only slow it down.
-        """
-        wanted, self._wanted = self._wanted, None
-        if wanted:
-            wanted(f"{SPOOL}/{pid}")
+        return line
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
+        if self._started is not None:
+            self._agent.leave(_STARTED, {"at": self._started}, [])
         if not self._line.leave():
             self.forget()
 
@@ -254,13 +292,22 @@ class WarmPython:
             hint="Look at the guest before you repeat it.",
         )
 
-    def _start(self, python: str, request: bytes, before: int, archive: _Archive, task: str) -> None:
-        """Start a server that gets ready for requests such as this, beside ``task`` (see _warm_start.py)."""
-        if exists(self._agent, _FAILED):
-            return
+    def _ready(
+        self, command: str, python: str, stdin: bytes, place: tuple[int, int], pid: int
+    ) -> Callable[[], None] | None:
+        """Return what starts a server that gets ready for what the program ``pid`` was given (see _warm_start.py)."""
+        start, end = place
+        archive = _archive(stdin[start:end])
+        if not archive or exists(self._agent, _FAILED):
+            return None
+        request = _request(command, archive.digest, stdin[:start], stdin[end:])
+        program = _starting(_SPOOL, python, request, start, archive, self._agent.path(pid))
+        return functools.partial(self._start, *program)
+
+    def _start(self, command: bytes, stdin: bytes) -> None:
         self._log("starting warm Python in the guest")
-        started = start_shell(self._agent, *_starting(_SPOOL, python, request, before, archive, task))
-        self._agent.part_with(started)
+        self._agent.part_with(start_shell(self._agent, command, stdin))
+        self._started = time.time()
 
 
 def _starting(

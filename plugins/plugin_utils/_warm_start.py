@@ -1,28 +1,18 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: make a spool beside somebody's first task, and serve there (_warm_server.py) when that has ended.
+"""For the guest: make a spool when somebody's first task has ended, and serve there (_warm_server.py).
 
-Whatever is done here slows the task down, so it is only what cannot wait: there is a ring, at which others wait instead
-of starting a second server; and what the task was given is taken from its own standard input, instead of being sent
-once more.
+What the task was given is taken from where the runner has left it, instead of being sent once more.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 import zlib
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-# How long the task, and who rings, are waited for.
-BESIDE_SECONDS = 5.0
-LOOK_SECONDS = 0.05
 # What was made by one that was killed meanwhile.
 STALE_SECONDS = 120
 
@@ -30,17 +20,19 @@ STALE_SECONDS = 120
 def main(home: str, task: str, parts: str, stdin: str, before: str, archive: str) -> None:
     """Make the spool ``home``, serve there, and remove it at the end.
 
-    ``parts`` are the names and sizes of what comes behind this program. The paths of the task, in the runner's spool,
-    begin with ``task``. Its input has ``stdin`` bytes; ``archive`` of them, behind ``before`` others, are the module's.
+    ``parts`` are the names and sizes of what comes behind this program. The paths of what the runner has left of the
+    task begin with ``task``. Its input had ``stdin`` bytes; ``archive`` of them, behind ``before`` others, are the
+    module's.
     """
     os.umask(0o077)
+    content = taken(task, int(stdin))
     if not begun(home):
         return
     try:
         unpack(parts)
-        ring = made(home)
-        wait(ring, task, lambda: take_input(task, int(stdin), int(before), int(archive)))
-        serve(home, ring)
+        if content:
+            use(content, int(before), int(archive))
+        serve(home, made(home))
     except OSError:  # there is no room; whatever else it is, the next one would come to the same end
         sys.excepthook(*sys.exc_info())
     finally:
@@ -113,43 +105,32 @@ def write(name: str, content: bytes, mode: str = "wb") -> None:
         file.write(content)
 
 
-def take_input(task: str, size: int, before: int, archive: int) -> bool:
-    """Complete the files with what the first interpreter gets ready for; return False if that is not there.
-
-    The task's input has ``size`` bytes; ``archive`` of them, behind ``before`` others, are the module's. What was read
-    is recognised by its checksum: others may have put another file in that place by now.
-    """
+def taken(task: str, size: int) -> bytes:
+    """Return the input of the task, which had so many bytes, if it is there; remove all that is left of the task."""
+    content = b""
     try:
-        with open(task + ".pid") as file:
-            path = f"/proc/{int(file.read())}/fd/0"
-        if not os.path.isfile(path):
-            return False
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            content = os.pread(descriptor, size, os.fstat(descriptor).st_size - size)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError):
-        return False
+        with open(task + ".was", "rb") as file:
+            file.seek(-size, os.SEEK_END)
+            content = file.read()
+    except OSError:
+        pass
+    directory, _slash, name = task.rpartition("/")
+    try:
+        for left in [entry for entry in os.listdir(directory) if entry.startswith(name + ".")]:
+            os.unlink(f"{directory}/{left}")
+    except OSError:  # the runner may have swept it away just now
+        pass
+    return content
+
+
+def use(content: bytes, before: int, archive: int) -> None:
+    """Complete the files with what the first interpreter gets ready for.
+
+    ``content`` is the task's input; ``archive`` bytes of that, behind ``before`` others, are the module's. It is
+    recognised by its checksum: an older runner leaves nothing, but others may have put a file in that place by now.
+    """
     write("0.blob", content[before : before + archive], "ab")
     write("first", content[:before] + content[before + archive :], "ab")
-    return True
-
-
-def wait(ring: int, task: str, take: Callable[[], bool]) -> None:
-    """Wait until the task has ended, or takes long, or somebody rings, and ``take`` its input while it is at work."""
-    began = time.monotonic()
-    taken = False
-    while works(task) and time.monotonic() - began < BESIDE_SECONDS:
-        taken = taken or take()
-        if select.select([ring], [], [], LOOK_SECONDS)[0]:
-            return
-
-
-def works(task: str) -> bool:
-    """Return whether the task waits to be run, or runs; see _runner.py for its files."""
-    there = [os.path.exists(f"{task}.{suffix}") for suffix in ("in", "taken", "rc")]
-    return any(there[:2]) and not there[2]
 
 
 def serve(home: str, ring: int) -> None:

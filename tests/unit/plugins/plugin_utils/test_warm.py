@@ -38,9 +38,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError, TransferError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
 from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import unpack_command, write_command
@@ -120,9 +120,11 @@ COMMAND = sys.executable
 
 
 def attempted(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> ExecResult | None:
-    """Run a program, and start what was missed."""
-    result = warm.run(command, program or module(""))
-    warm.begin(0)
+    """Run a program; where there is no interpreter, in a new process, and start what was missed."""
+    program = program or module("")
+    result = warm.run(command, program)
+    if result is None:
+        warm.run_plain(command.encode(), program)
     return result
 
 
@@ -558,8 +560,9 @@ def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
 
 def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     assert warm.run("echo", b"") is None
-    warm.begin(0)
-    assert not guest.runner.exists()
+    assert warm.run_plain(b"echo", b"").stdout == b"\n"
+    time.sleep(0.5)
+    assert not list(guest.runner.glob(f"{SPOOL}*"))
 
 
 def test_input_of_a_module_behind_a_password_is_not_taken_for_a_module(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -692,12 +695,14 @@ def test_what_is_not_understood_is_left_to_the_plain_path(
     warm: WarmPython, guest: Guest, command: str, program: bytes
 ) -> None:
     assert attempted(warm, command, program) is None
-    assert not guest.runner.exists()
+    time.sleep(0.2)
+    assert not list(guest.runner.glob(f"{SPOOL}*"))
+    until(lambda: not list(guest.runner.glob("1/[0-9]*")))
 
 
 def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     broken = guest.tools / "python3"
-    broken.write_text(f"#!/bin/sh\necho ran >>{guest.tools}/count\nexit 1\n")
+    broken.write_text(f"#!/bin/sh\n[ $# -eq 0 ] || echo ran >>{guest.tools}/count\nexit 1\n")
     broken.chmod(0o755)
     assert attempted(warm, str(broken)) is None
     until((guest.runner / f"{SPOOL}.failed").exists)
@@ -742,12 +747,8 @@ def test_input_of_the_task_that_is_another_by_now(
 ) -> None:
     """No interpreter gets ready for it, let alone imports it."""
     assert warm.run(COMMAND, module("")) is None
-    changed = module("").replace(b"A", b"B")
-    warm.begin(start_shell(agent, b"sleep 1", changed))
-    end = time.monotonic() + 30
-    while not (guest.runner / SPOOL / "ring").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    warm.run_plain(b"true", module("").replace(b"A", b"B"))
+    until((guest.runner / SPOOL / "ring").exists)
     time.sleep(2)
     assert not children(server_pid(guest))
     assert not list((guest.runner / SPOOL).glob("*.blob"))
@@ -807,30 +808,35 @@ def children(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
-@pytest.mark.parametrize("longest", [5.0, 0.3])
-def test_interpreter_does_not_start_beside_the_first_task(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, longest: float
-) -> None:
-    """But for one that takes long."""
-    program = _warm._PROGRAMS["start.py"]
-    changed = program.replace(b"BESIDE_SECONDS = 5.0", b"BESIDE_SECONDS = %.1f" % longest)
-    assert longest == 5.0 or changed != program
-    monkeypatch.setitem(_warm._PROGRAMS, "start.py", changed)
-    assert warm.run(COMMAND, module("")) is None
-    done = guest.tools / "done"
-    wait = f"i=0; until [ -e {done} ] || [ $((i += 1)) -gt 1000 ]; do sleep 0.02; done"
-    task = start_shell(agent, wait.encode(), module(""))
-    warm.begin(task)
-    until((guest.runner / SPOOL / "ring").exists)
-    if longest < 5.0:
-        until(lambda: children(server_pid(guest)))
-    else:
-        time.sleep(0.6)
-        assert not children(server_pid(guest))
-    done.touch()
-    finish(agent, task)
-    until(lambda: children(server_pid(guest)))
-    until(lambda: not list(guest.runner.glob("*/*.rc")))  # nothing of what started it is left
+def test_nothing_starts_beside_the_first_task(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    """It would be slower for that. What it was given is taken over from it, and nothing is left of it."""
+    looked: list[object] = []
+    execute = agent.execute
+
+    def note(command: str, arguments: Mapping[str, Any] | None = None, **rest: Any) -> Any:
+        looked.extend(guest.runner.glob(f"{SPOOL}*"))
+        reply = execute(command, arguments, **rest)
+        if command == "guest-exec-status" and reply["exited"]:
+            looked.append("ended")
+        return reply
+
+    agent.execute = note  # type: ignore[method-assign]
+    assert warm.run(COMMAND, module("print('first')")) is None
+    result = warm.run_plain(f"sleep 1; {COMMAND}".encode(), module("print('first')"))
+    assert result.stdout == b"first\n"
+    assert looked[0] == "ended"
+    until(lambda: (guest.runner / SPOOL / "pid").exists() and children(server_pid(guest)))
+    until(lambda: not list(guest.runner.glob("1/*.was")))
+    assert len(list(guest.runner.glob("1/*.rc"))) == 1, "of what started it, until the next program has ended"
+    run_shell(agent, b"true")
+    until(lambda: not list(guest.runner.glob("1/*.rc")))
+
+
+def test_what_follows_waits_for_a_server_that_was_started(agent: RunnerAgent, warm: WarmPython) -> None:
+    """At once, and so does another task of the same Ansible."""
+    assert attempted(warm) is None
+    result = warm.run(COMMAND, module("print('second')"))
+    assert result and result.stdout == b"second\n"
 
 
 def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
