@@ -143,8 +143,8 @@ class Agent(ABC):
     def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
         """Leave something in the guest to the next who uses the same channel; return False if there can be none.
 
-        ``what`` is what to tell who asks for ``name`` (see ``find``), and ``farewell`` the commands and arguments that
-        undo it, where nobody has asked after some seconds.
+        ``what`` is what to tell who asks for ``name``, without spaces (see ``find``), and ``farewell`` the commands and
+        arguments that undo it, where nobody has asked after some seconds.
         """
         del name, what, farewell
         return False

@@ -66,7 +66,7 @@ _LINE_SECONDS = 60.0
 # Bytes of output that do not stay in the guest's memory until the next request.
 _FORGOTTEN_AT_ONCE = 64 << 10
 # What is left for the next task where a server was started; and after how many seconds that is of no meaning any more.
-_STARTED = f"{_SPOOL} was started"
+_STARTED = f"{_SPOOL}.started"
 _START_SECONDS = 3.0
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
