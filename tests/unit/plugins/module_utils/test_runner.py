@@ -100,12 +100,27 @@ def test_environment(agent: RunnerAgent) -> None:
     assert odd == "a-b=1\n"
 
 
+def test_input_that_is_kept(agent: RunnerAgent, guest: Guest) -> None:
+    """For whoever takes it, or until it is forgotten; what came before and comes after is not."""
+    run_shell(agent, b"cat", b"before")
+    agent.keeps_input = True
+    pid = start(agent, "/bin/cat", stdin=b"kept")
+    agent.keeps_input = False
+    assert finish(agent, pid).stdout == b"kept"
+    assert Path(f"{guest.runner}/1/{pid}.was").read_bytes() == b'1\nexec ${own:+"$own"} /bin/cat\nkept'
+    assert run_shell(agent, b"cat", b"after").stdout == b"after"
+    eventually(lambda: {name.partition(".")[0] for name in in_spool(guest)} == {str(pid)}, "others are left")
+    agent.forget(pid)
+    eventually(lambda: not in_spool(guest), "something is left")
+
+
 def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest) -> None:
     result = run_shell(agent, b"set; umask; ls -l /proc/self/fd")
     shown = result.stdout.decode()
     assert "0022\n" in shown
     assert "ring" not in shown
     assert "QEMU_GUEST" not in shown
+    assert "kept=" not in shown
 
 
 def test_nothing_stays(agent: RunnerAgent, guest: Guest) -> None:

@@ -35,6 +35,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError, TransferError
@@ -830,6 +831,19 @@ def test_nothing_starts_beside_the_first_task(agent: RunnerAgent, warm: WarmPyth
     assert len(list(guest.runner.glob("1/*.rc"))) == 1, "of what started it, until the next program has ended"
     run_shell(agent, b"true")
     until(lambda: not list(guest.runner.glob("1/*.rc")))
+
+
+def test_runner_that_keeps_no_input(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was installed some time ago: an interpreter gets ready when it is missed, and all ends well."""
+    older = _bootstrap.PROGRAM.replace("    *.keep) kept=${l%.keep} ;;\n", "")
+    assert older != _bootstrap.PROGRAM
+    monkeypatch.setattr(_bootstrap, "PROGRAM", older)
+    assert attempted(warm) is None
+    until((guest.runner / SPOOL / "ring").exists)
+    assert not children(server_pid(guest))
+    warmed(warm)
 
 
 def test_what_follows_waits_for_a_server_that_was_started(agent: RunnerAgent, warm: WarmPython) -> None:
