@@ -17,7 +17,8 @@ import re
 import shlex
 import sys
 import time
-from typing import Any, Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -38,10 +39,10 @@ HOME = "/run/qemu-guest-runner"
 
 # In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
 # at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. With the line NUMBER.keep
-# before that, the request stays there as .was. The spool appears and vanishes whole, by renaming: guest-file-open would
-# make a plain file of a ring that is missing. A runner without work for $2 seconds ends (0: never); one that a SIGKILL
-# ended leaves a ring that cannot be opened. Where one runs already, another ends at once, or with $3 takes its place
-# (roles/guest_prep).
+# before that, the request stays there as .was; with NUMBER.part, nothing stays when the program has ended. The spool
+# appears and vanishes whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner
+# without work for $2 seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one
+# runs already, another ends at once, or with $3 takes its place (roles/guest_prep).
 PROGRAM = r"""
 d=$1 idle=$2 over=$3
 umask 077
@@ -68,7 +69,7 @@ keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
     [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
     exec 4<"$d/$1.in"
-    case $1 in "$kept") mv "$d/$1.in" "$d/$1.was" ;; *) rm -f "$d/$1.in" ;; esac
+    case $mark in "$1.keep") mv "$d/$1.in" "$d/$1.was" ;; *) rm -f "$d/$1.in" ;; esac
     {
         {
             (
@@ -81,13 +82,14 @@ job() {
                     n=$((n - 1))
                 done
                 umask 022
-                eval "unset c d idle kept l n; $c"
+                eval "unset c d idle l mark n; $c"
             ) <&4 4<&- 5>&- &
             echo $! >"$d/$1.pid"
             wait $!
             echo $? >"$d/$1.status"
         } 2>&1 >&5 | keep "$d/$1.err" "$1" 4<&- 5>&-
     } 5>&1 | keep "$d/$1.out" "$1" 4<&-
+    case $mark in "$1.part") rm -f "$d/$1".*; return ;; esac
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
@@ -123,7 +125,7 @@ forget() {
     done
 }
 trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
-a= used= kept=
+a= used= mark=
 alarm
 while IFS= read -r l <&3; do
     case $l in
@@ -149,7 +151,7 @@ while IFS= read -r l <&3; do
         kill $a
         exit 0
         ;;
-    *.keep) kept=${l%.keep} ;;
+    [0-9]*.*) mark=$l ;;
     [0-9]*)
         used=1
         job "$l" 3>&- &
@@ -194,10 +196,8 @@ class RunnerAgent(Agent):
         # What was handed over and not seen taken yet, and when each program was looked after last.
         self._untaken: dict[int, bytes] = {}
         self._looked: dict[int, float] = {}
-        self._parted: list[int] = []
-        self._kept: set[int] = set()
-        self.keeps_input = False
-        """Whether what programs are given from now on is left there, for who is told its `path`; see ``forget``."""
+        self._mark = ""
+        self._marks: dict[int, str] = {}
 
     @property
     def captures_all(self) -> bool:
@@ -285,9 +285,19 @@ class RunnerAgent(Agent):
         """Remove all that is left of a program."""
         self._spool.forget(pid)
 
-    def part_with(self, pid: int) -> None:
-        """Leave the program ``pid`` to itself: nobody asks how it ends. It is forgotten with the next one, if any."""
-        self._parted.append(pid)
+    @contextmanager
+    def starting(self, mark: str) -> Iterator[None]:
+        """Have the runner treat in another way what is started meanwhile.
+
+        C(keep): it leaves the input, as `path` with C(.was), until that is removed or the program is forgotten.
+        C(part): nobody asks how it ends, and nothing is left of it. A runner that was installed some time ago does
+        neither; it forgets a program of which nobody asks after some minutes.
+        """
+        self._mark = mark
+        try:
+            yield
+        finally:
+            self._mark = ""
 
     def _left_below(self) -> bool:
         return self._only_if_needed and can_run_programs(self._below)
@@ -300,8 +310,7 @@ class RunnerAgent(Agent):
         stdin = base64.b64decode(arguments.get("input-data", ""))
         number = new_number()
         self._untaken[number] = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
-        if self.keeps_input:
-            self._kept.add(number)
+        self._marks[number] = self._mark
         self._hand_over(number)
         return {"pid": number}
 
@@ -318,7 +327,8 @@ class RunnerAgent(Agent):
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _rung(self, number: int) -> bool:
-        return self._spool.ring(f"{number}.keep\n{number}" if number in self._kept else str(number))
+        mark = self._marks[number]
+        return self._spool.ring(f"{number}.{mark}\n{number}" if mark else str(number))
 
     # guest-exec-status
 
@@ -328,10 +338,8 @@ class RunnerAgent(Agent):
             self._look_after(number)
             return {"exited": False}
         rc, out, err = self._spool.result(number, content)
-        gone = [*self._parted, *([] if number in self._kept else [number])]
-        if gone:
-            self._spool.forget(*gone)
-        self._parted.clear()
+        if self._marks.pop(number) != "keep":
+            self._spool.forget(number)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}

@@ -236,24 +236,25 @@ def _spooled(agent: Agent, path: str, kept: int) -> bytes:
     return rest.getvalue()
 
 
-# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more.
+# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more. Who ignores the first
+# signal may have started others since.
 _KILL = r"""
 tree=%(pid)d
-more=1
-while [ "$more" ]; do
-    more=
-    for f in /proc/[0-9]*/stat; do
-        { IFS= read -r l <"$f"; } 2>/dev/null || continue
-        p=${f#/proc/}
-        p=${p%%/stat}
-        set -- ${l##*) }
-        case " $tree " in
-        *" $p "*) ;;
-        *" $2 "*) tree="$tree $p" more=1 ;;
-        esac
-    done
-done
 for s in TERM KILL; do
+    more=1
+    while [ "$more" ]; do
+        more=
+        for f in /proc/[0-9]*/stat; do
+            { IFS= read -r l <"$f"; } 2>/dev/null || continue
+            p=${f#/proc/}
+            p=${p%%/stat}
+            set -- ${l##*) }
+            case " $tree " in
+            *" $p "*) ;;
+            *" $2 "*) tree="$tree $p" more=1 ;;
+            esac
+        done
+    done
     kill -s $s $tree 2>/dev/null
     i=0
     while [ $i -lt %(grace)d ]; do

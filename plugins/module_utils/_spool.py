@@ -145,9 +145,9 @@ class Spool:
                 streams.append(b"" if where == b"-" else self._output(f"{number}.{suffix}"))
         return int(match.group(1)), streams[0], streams[1]
 
-    def forget(self, *numbers: int) -> None:
-        """Have all that there is of some requests removed."""
-        self.ring("\n".join(f"-{number}" for number in numbers))
+    def forget(self, number: int) -> None:
+        """Have all that there is of a request removed."""
+        self.ring(f"-{number}")
 
     def _output(self, name: str) -> bytes:
         output = patiently(lambda: self.read(name))

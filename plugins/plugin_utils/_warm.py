@@ -130,11 +130,8 @@ class WarmPython:
         Not beside it: that would only slow it down. All else that this takes is done beside it.
         """
         missed, self._missed = self._missed, None
-        self._agent.keeps_input = missed is not None
-        try:
+        with self._agent.starting("keep" if missed else ""):
             pid = start_shell(self._agent, command, stdin)
-        finally:
-            self._agent.keeps_input = False
         start = None
         if missed:
             with suppress(QgaError):
@@ -306,7 +303,8 @@ class WarmPython:
 
     def _start(self, command: bytes, stdin: bytes) -> None:
         self._log("starting warm Python in the guest")
-        self._agent.part_with(start_shell(self._agent, command, stdin))
+        with self._agent.starting("part"):
+            start_shell(self._agent, command, stdin)
         self._started = time.time()
 
 

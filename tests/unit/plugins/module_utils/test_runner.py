@@ -103,9 +103,8 @@ def test_environment(agent: RunnerAgent) -> None:
 def test_input_that_is_kept(agent: RunnerAgent, guest: Guest) -> None:
     """For whoever takes it, or until it is forgotten; what came before and comes after is not."""
     run_shell(agent, b"cat", b"before")
-    agent.keeps_input = True
-    pid = start(agent, "/bin/cat", stdin=b"kept")
-    agent.keeps_input = False
+    with agent.starting("keep"):
+        pid = start(agent, "/bin/cat", stdin=b"kept")
     assert finish(agent, pid).stdout == b"kept"
     assert Path(f"{guest.runner}/1/{pid}.was").read_bytes() == b'1\nexec ${own:+"$own"} /bin/cat\nkept'
     assert run_shell(agent, b"cat", b"after").stdout == b"after"
@@ -114,13 +113,23 @@ def test_input_that_is_kept(agent: RunnerAgent, guest: Guest) -> None:
     eventually(lambda: not in_spool(guest), "something is left")
 
 
+def test_program_that_nobody_asks_after(agent: RunnerAgent, guest: Guest) -> None:
+    """It works for as long as it likes, and nothing is left of it."""
+    done = guest.tools / "done"
+    with agent.starting("part"):
+        start(agent, "/bin/sh", ["-c", f"sleep 0.5; cat >{done}; echo output"], stdin=b"input")
+    eventually(lambda: in_spool(guest), "it does not run")
+    eventually(lambda: not in_spool(guest), "something is left")
+    assert done.read_bytes() == b"input"
+
+
 def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest) -> None:
     result = run_shell(agent, b"set; umask; ls -l /proc/self/fd")
     shown = result.stdout.decode()
     assert "0022\n" in shown
     assert "ring" not in shown
     assert "QEMU_GUEST" not in shown
-    assert "kept=" not in shown
+    assert "mark=" not in shown
 
 
 def test_nothing_stays(agent: RunnerAgent, guest: Guest) -> None:
@@ -249,11 +258,16 @@ def test_rung_for_twice_runs_once(agent: RunnerAgent, guest: Guest) -> None:
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
-def test_kill(agent: RunnerAgent) -> None:
-    pid = start(agent, "/bin/sh", ["-c", "trap '' TERM; sleep 60 & wait"])
-    eventually(lambda: agent.process_id(pid), "no program")
+def test_kill(agent: RunnerAgent, guest: Guest) -> None:
+    """With what it started, and what that starts when it is told to end."""
+    started = guest.tools / "started"
+    program = f"trap 'sleep 60 & wait' TERM; sleep 60 & : >{started}; wait"
+    pid = start(agent, "/bin/sh", ["-c", program])
+    eventually(started.exists, "no program")
+    began = time.monotonic()
     kill(agent, pid, grace=1)
     assert finish(agent, pid).rc != 0
+    assert time.monotonic() - began < 30
 
 
 @only_sh
