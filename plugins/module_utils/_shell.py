@@ -236,8 +236,8 @@ def _spooled(agent: Agent, path: str, kept: int) -> bytes:
     return rest.getvalue()
 
 
-# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more. Who ignores the first
-# signal may have started others since.
+# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more. Who goes on after
+# SIGTERM may have started others since.
 _KILL = r"""
 tree=%(pid)d
 for s in TERM KILL; do
