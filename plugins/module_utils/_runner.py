@@ -338,7 +338,7 @@ class RunnerAgent(Agent):
             self._look_after(number)
             return {"exited": False}
         rc, out, err = self._spool.result(number, content)
-        if self._marks.pop(number) != "keep":
+        if self._marks.pop(number, "") != "keep":
             self._spool.forget(number)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)

@@ -271,6 +271,14 @@ def test_kill(agent: RunnerAgent, guest: Guest) -> None:
 
 
 @only_sh
+def test_program_that_another_client_started(agent: RunnerAgent, guest: Guest) -> None:
+    pid = start(agent, "/bin/echo", ["output"])
+    eventually(lambda: f"{pid}.rc" in in_spool(guest), "it has not ended")
+    another = RunnerAgent(agent, lambda below: None)
+    assert finish(another, pid).stdout == b"output\n"
+
+
+@only_sh
 def test_unknown_program(agent: RunnerAgent) -> None:
     run_shell(agent, b"true")
     with pytest.raises(HandleLostError):
