@@ -68,6 +68,8 @@ def _tables(bench: Bench, rounds: int, where: str = "") -> list[str]:
     for number in range(rounds):
         bench.round(number)
     for number in range(rounds):
+        bench.whole_runs(number)
+    for number in range(rounds):
         bench.cold(number)
     plays = report.plays_table(bench.contenders, f"seconds{where}")
     return [*plays, "", *report.rates_table(bench.contenders[0], bench.contenders[-1], bench.bare, f"MB/s{where}")]

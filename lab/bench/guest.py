@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import os
@@ -25,6 +26,10 @@ from lab.bench.plays import (
     LOOPED,
     ONE,
     PLAYS,
+    RESET,
+    RUN,
+    RUN_ANEW,
+    RUNS,
     SHORTER_LOOP,
     TREE,
     TRUE,
@@ -96,6 +101,17 @@ class Bench:
         """Measure what a single task takes. It ends what is kept between plays, so this comes after all rounds."""
         for one in [one for one in self.contenders if one.name.startswith("qga")][:: -1 if number % 2 else 1]:
             self._note(number, one, ONE, self._seconds_of(one, [TRUE], anew=True))
+
+    def whole_runs(self, number: int) -> None:
+        """Measure whole runs of Ansible: some seconds after another one, and where nothing is left of others."""
+        everyone = [one for one in self.contenders if one.name == "qga" or not one.name.startswith(("qga", "libvirt"))]
+        for what, tasks in RUNS.items():
+            for one in [one for one in everyone if not (one.slow and number)][:: -1 if number % 2 else 1]:
+                measured = functools.partial(self._run, one, tasks)
+                self._run(one, [TRUE] if one.slow else [TRUE, TRUE])
+                self._note(number, one, RUN.format(what), _seconds(measured))
+                self._run(one, [RESET])
+                self._note(number, one, RUN_ANEW.format(what), _seconds(measured))
 
     def _round_of_files(self, number: int) -> None:
         compared = (self.contenders[0], self.contenders[-1])  # files do not depend on the rest

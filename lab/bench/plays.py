@@ -35,6 +35,8 @@ MIXED = f"{len(MIX)} modules, a task of each"
 SETUP = "`setup`"
 ONE = "one `command: true` in a guest where nothing is left of others"
 TREE = "a tree of small files by `copy`, per file"
+RUN = "`ansible-playbook` from its start to its end, {}"
+RUN_ANEW = "the same in a guest where nothing is left of others, {}"
 
 PLAYS: dict[str, list[Task]] = {
     MIXED: [{f"ansible.builtin.{name}": options} for name, options in MIX.items()],
@@ -51,6 +53,10 @@ def loop(items: int) -> list[Task]:
     return [{**TRUE, "loop": list(range(items))}]
 
 
+RUNS: dict[str, list[Task]] = {f"a loop of {LOOP} `command: true`": loop(LOOP), MIXED: PLAYS[MIXED]}
+"""Those of which whole runs are measured; see RUN."""
+
+
 def tree(scratch: Path, files: int) -> list[Task]:
     """Return tasks that copy a tree of small files which the guest does not have yet."""
     source = scratch / f"tree-{files}"
@@ -63,3 +69,4 @@ def tree(scratch: Path, files: int) -> list[Task]:
 
 
 GONE: Task = {"ansible.builtin.raw": "rm -rf /srv/tree"}
+RESET: Task = {"ansible.builtin.meta": "reset_connection"}

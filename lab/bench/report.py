@@ -15,7 +15,7 @@ from statistics import median
 from lab import accel, image
 from lab.bench.contenders import ROOT, Contender
 from lab.bench.growth import TASKS
-from lab.bench.plays import LOOPED, MIXED, ONE, PLAYS, SETUP, TREE
+from lab.bench.plays import LOOPED, MIXED, ONE, PLAYS, RUN, RUN_ANEW, RUNS, SETUP, TREE
 from lab.libvirt import Domain
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -31,7 +31,8 @@ def plays_table(contenders: Sequence[Contender], what: str) -> list[str]:
         f"| {what} | {' | '.join([one.name for one in contenders] + ratios)} |",
         "|---" * (len(contenders) + len(ratios) + 1) + "|",
     ]
-    for title in [LOOPED, *PLAYS, TREE, ONE]:
+    runs = [title.format(what) for what in RUNS for title in (RUN, RUN_ANEW)]
+    for title in [LOOPED, *PLAYS, TREE, *runs, ONE]:
         if not any(one.seconds.get(title) for one in contenders):
             continue
         figures = [_spread(one.seconds.get(title, [])) for one in contenders]
