@@ -35,7 +35,7 @@ MIXED = f"{len(MIX)} modules, a task of each"
 SETUP = "`setup`"
 ONE = "one `command: true` in a guest where nothing is left of others"
 TREE = "a tree of small files by `copy`, per file"
-RUN = "`ansible-playbook` from its start to its end, {}"
+RUN = "`ansible-playbook` from its start to its end, after the same, {}"
 RUN_ANEW = "the same in a guest where nothing is left of others, {}"
 
 PLAYS: dict[str, list[Task]] = {
