@@ -25,6 +25,7 @@ from lab.libvirt import Domain
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}
 Task = dict[str, Any]
+RESET: Task = {"ansible.builtin.meta": "reset_connection"}
 
 
 @dataclass
@@ -104,7 +105,7 @@ def seconds_of(
 
     ``anew`` ends what others have left in the guest and here; otherwise there is a connection already.
     """
-    before: Task = {"ansible.builtin.meta": "reset_connection"} if anew else {"ansible.builtin.raw": "true"}
+    before: Task = RESET if anew else {"ansible.builtin.raw": "true"}
     started = {"ansible.builtin.set_fact": {"started": "{{ lookup('pipe', 'date +%s.%N') }}"}, "run_once": True}
     ended = {"ansible.builtin.debug": {"msg": "ended={{ lookup('pipe', 'date +%s.%N') }} started={{ started }}"}}
     output = run(scratch, hosts, [before, started, *tasks, {**ended, "run_once": True}], extra, forks)

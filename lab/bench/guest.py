@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from lab.agent import LooseAgent
-from lab.bench.contenders import ROOT, Contender, Task, contenders, environment, run, seconds_of
+from lab.bench.contenders import RESET, ROOT, Contender, Task, contenders, environment, run, seconds_of
 from lab.bench.plays import (
     FEWER_FILES,
     FILES,
@@ -26,7 +26,6 @@ from lab.bench.plays import (
     LOOPED,
     ONE,
     PLAYS,
-    RESET,
     RUN,
     RUN_ANEW,
     RUNS,

@@ -69,4 +69,3 @@ def tree(scratch: Path, files: int) -> list[Task]:
 
 
 GONE: Task = {"ansible.builtin.raw": "rm -rf /srv/tree"}
-RESET: Task = {"ansible.builtin.meta": "reset_connection"}
