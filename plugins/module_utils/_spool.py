@@ -172,7 +172,7 @@ class Line:
     def __init__(self, agent: Agent, spool: Spool) -> None:
         self.number = new_number()
         self.used = 0.0
-        """When the last request was made (monotonic)."""
+        """When the last request was made, or it was opened for the first (monotonic)."""
         self.quick = 0.0
         """Seconds that it took."""
         self.is_begun = False
@@ -237,6 +237,7 @@ class Line:
             self._answers = GuestFile(self._agent, self._path, "w+")
         except GuestFileError as exc:
             return self._nobody(exc)
+        self.used = time.monotonic()
         return True
 
     @property

@@ -134,7 +134,7 @@ class WarmPython:
             pid = start_shell(self._agent, command, stdin)
         start = None
         if missed:
-            with suppress(QgaError):
+            with suppress(QgaError):  # the task is at work, whatever becomes of this
                 start = missed(pid) or functools.partial(self._agent.forget, pid)
         result = finish(self._agent, pid)
         if start:
@@ -157,19 +157,25 @@ class WarmPython:
     def _is_served(self) -> bool:
         """Return whether there is a server, as far as can be told; one that was started just now is waited for."""
         started, self._started = self._started, None
-        if not self._line.is_open:
-            self._line = Line.found(self._agent, self._spool)
-        if self._line.open():
+        if self._opened():
             return True
         if started is None:
             started = (self._agent.find(_STARTED, "guest-file-open") or {"at": 0.0})["at"]
         for pause in pauses():
             if not 0 <= time.time() - started < _START_SECONDS or exists(self._agent, _FAILED):
-                return False
+                break
             time.sleep(pause)
             if self._line.open():
                 return True
         return False
+
+    def _opened(self) -> bool:
+        """Have a line that can be used, another's if that has left one; return False if there is nobody to ask."""
+        if not self._line.is_open:
+            self._line = Line.found(self._agent, self._spool)
+        if time.monotonic() - self._line.used > _LINE_SECONDS:
+            self._line.close()
+        return self._line.open()
 
     def _run_module(self, command: str, archive: _Archive, before: bytes, after: bytes) -> ExecResult | str:
         request = _request(command, archive.digest, before, after)
@@ -206,15 +212,12 @@ class WarmPython:
 
     def _begun(self, request: bytes) -> Line | None:
         """Give a request to the server, if there is one, and return the line by which it will answer."""
+        if not self._opened():
+            return None
         # Whatever interrupts this: nobody takes a late answer for that to another request.
         line, self._line = self._line, Line(self._agent, self._spool)
-        if not line.is_open:
-            line = Line.found(self._agent, self._spool)
-        if time.monotonic() - line.used > _LINE_SECONDS:
-            line.close()
-        was_open = line.is_open
         # One that has ended since the last request may have been followed by another.
-        if not (self._asked(line, request) or (was_open and self._asked(line, request))):
+        if not (self._asked(line, request) or self._asked(line, request)):
             return None
         line.used = time.monotonic()
         return line

@@ -302,6 +302,16 @@ def test_agent_that_is_restarted_between_and_during_tasks(agent: RunnerAgent, wa
     assert result and result.stdout == b"late\n"
 
 
+def test_what_a_task_opens_that_finds_nothing_of_another(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    """The server's ring and a file for answers, once."""
+    warmed(warm)
+    task = WarmPython(agent, lambda line: None)
+    opened = guest.handle
+    assert task.run(COMMAND, module(""))
+    assert guest.handle - opened == 2
+    task.forget()
+
+
 def test_task_goes_on_where_another_stopped(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
