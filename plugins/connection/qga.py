@@ -429,18 +429,13 @@ class Connection(ConnectionBase):
         agent = self.agent
         if self._runner:
             try:
-                return self._run_by_runner(self._runner, command, stdin)
+                return finish(self._runner, start_shell(self._runner, command, stdin))
             except (CommandUnavailable, NoRunnerError) as exc:
                 if not can_run_programs(agent) or self.get_option("exec_method") == "runner":
                     raise
                 display.vvv(f"{exc} Using guest-exec.", host=self._name)
                 self._runner = None
         return run_shell(agent, command, stdin)
-
-    def _run_by_runner(self, runner: RunnerAgent, command: bytes, stdin: bytes) -> ExecResult:
-        if self._warm:
-            return self._warm.run_plain(command, stdin)
-        return finish(runner, start_shell(runner, command, stdin))
 
     def _end_warm(self) -> None:
         if self.agent and self._runner and self._warm:

@@ -120,9 +120,9 @@ def wait(agent: Agent, pid: int, seconds: float) -> ExecResult | None:
     return None  # not reached: pauses never end
 
 
-def pauses() -> Iterator[float]:
+def pauses(first: float = _FIRST_POLL) -> Iterator[float]:
     """Yield how many seconds to wait before each next question after a program."""
-    pause = _FIRST_POLL
+    pause = first
     while True:
         yield pause
         pause = min(pause * _LONGER, _LONGEST_POLL)

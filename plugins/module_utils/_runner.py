@@ -38,11 +38,11 @@ HOME = "/run/qemu-guest-runner"
 """The directory of root's alone in which all of the runner is."""
 
 # In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
-# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. With the line NUMBER.keep
-# before that, the request stays there as .was; with NUMBER.part, nothing stays when the program has ended. The spool
-# appears and vanishes whole, by renaming: guest-file-open would make a plain file of a ring that is missing. A runner
-# without work for $2 seconds ends (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one
-# runs already, another ends at once, or with $3 takes its place (roles/guest_prep).
+# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. With the line NUMBER.part
+# before that, nothing stays when the program has ended. The spool appears and vanishes whole, by renaming:
+# guest-file-open would make a plain file of a ring that is missing. A runner without work for $2 seconds ends (0: never);
+# one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another ends at once, or with $3
+# takes its place (roles/guest_prep).
 PROGRAM = r"""
 d=$1 idle=$2 over=$3
 umask 077
@@ -69,7 +69,7 @@ keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
     [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
     exec 4<"$d/$1.in"
-    case $mark in "$1.keep") mv "$d/$1.in" "$d/$1.was" ;; *) rm -f "$d/$1.in" ;; esac
+    rm -f "$d/$1.in"
     {
         {
             (
@@ -277,23 +277,13 @@ class RunnerAgent(Agent):
         text = self._spool.read(f"{pid}.pid") or b""
         return int(text) if re.fullmatch(rb"\d{1,9}\n", text) else 0
 
-    def path(self, pid: int) -> str:
-        """Return what the paths of all files of the program ``pid`` begin with."""
-        return f"{self._spool.path}/{pid}"
-
-    def forget(self, pid: int) -> None:
-        """Remove all that is left of a program."""
-        self._spool.forget(pid)
-
     @contextmanager
-    def starting(self, mark: str) -> Iterator[None]:
-        """Have the runner treat in another way what is started meanwhile.
+    def forgetting(self) -> Iterator[None]:
+        """Have the runner leave nothing of what is started meanwhile, once it has ended: nobody asks after it.
 
-        C(keep): it leaves the input, as `path` with C(.was), until that is removed or the program is forgotten.
-        C(part): nobody asks how it ends, and nothing is left of it. A runner that was installed some time ago does
-        neither; it forgets a program of which nobody asks after some minutes.
+        A runner that was installed some time ago forgets a program of which nobody asks after some minutes.
         """
-        self._mark = mark
+        self._mark = ".part"
         try:
             yield
         finally:
@@ -328,7 +318,7 @@ class RunnerAgent(Agent):
 
     def _rung(self, number: int) -> bool:
         mark = self._marks[number]
-        return self._spool.ring(f"{number}.{mark}\n{number}" if mark else str(number))
+        return self._spool.ring(f"{number}{mark}\n{number}" if mark else str(number))
 
     # guest-exec-status
 
@@ -338,8 +328,8 @@ class RunnerAgent(Agent):
             self._look_after(number)
             return {"exited": False}
         rc, out, err = self._spool.result(number, content)
-        if self._marks.pop(number, "") != "keep":
-            self._spool.forget(number)
+        self._spool.forget(number)
+        self._marks.pop(number, None)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}

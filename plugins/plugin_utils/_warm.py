@@ -21,13 +21,11 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError, QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, pauses
-from ansible_collections.qemu.guest.plugins.module_utils._files import exists
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
@@ -49,15 +47,19 @@ _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|deluser|usermod)\b")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# What cannot run at all tells why in a file, and is not tried again until a reboot.
+# What cannot run at all tells why in a file, and is not tried again until a reboot. The file is empty where there was no
+# room, or something has ended it.
 _START = """
 exec 3<&0
 {{
-    e=$({python} -IS -c 'import os; exec(os.read(0, {size}))' {arguments} 2>&1 >/dev/null <&3 3<&-) ||
-        [ $? -gt 128 ] || (umask 077 && printf '%s\\n' "$e" >{spool}.failed)
+    e=$({python} -IS -c 'import os; exec(os.read(0, {size}))' {spool} {sizes} 2>&1 >/dev/null <&3 3<&-)
+    r=$?
+    [ $r -ne {no_room} ] && [ $r -lt 128 ] || e=
+    [ $r -eq 0 ] || (umask 077 && printf %s "$e" >{spool}.failed)
 }} </dev/null >/dev/null 2>&1 &
 """
-_FAILED = f"{_SPOOL}.failed"
+_NO_ROOM = 75
+_FAILED = f"{Path(_SPOOL).name}.failed"
 
 # Bytes beside a request on the ring.
 _ROOM = 64
@@ -65,9 +67,9 @@ _ROOM = 64
 _LINE_SECONDS = 60.0
 # Bytes of output that do not stay in the guest's memory until the next request.
 _FORGOTTEN_AT_ONCE = 64 << 10
-# What is left for the next task where a server was started; and after how many seconds that is of no meaning any more.
-_STARTED = f"{_SPOOL}.started"
-_START_SECONDS = 3.0
+# How long a server that starts is waited for.
+_START_SECONDS = 10.0
+_FIRST_LOOK = 0.05
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
 _AT_ONCE = 0.01
@@ -99,9 +101,6 @@ class WarmPython:
         self._log = log
         self._spool = Spool(agent, _SPOOL)
         self._line = Line(agent, self._spool)
-        # Returns what starts the server that was missed, after the program with that number; None if that is of no use.
-        self._missed: Callable[[int], Callable[[], None] | None] | None = None
-        self._started: float | None = None  # when one was (time)
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
         """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
@@ -111,36 +110,12 @@ class WarmPython:
         :raise OutcomeUnknownError: if the interpreter or its server ended while it ran.
         """
         python, payload = _PYTHON.search(command), _ARCHIVE.search(stdin)
-        if python and payload and not password:
-            start = functools.partial(self._ready, command, python.group(1), stdin, payload.span(1))
-            if not self._is_served():
-                self._missed = start
-                return None
-            archive = _archive(payload.group(1))
-            if archive:
-                line = self._run_module(command, archive, stdin[: payload.start(1)], stdin[payload.end(1) :])
-                self._missed = start if line == "none" else None
-                return line if isinstance(line, ExecResult) else None
+        archive = _archive(payload.group(1)) if python and payload and not password else None
+        if python and payload and archive:
+            request = _request(command, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
+            return self._run_module(request, archive, python.group(1))
         begun = self.begin_shell(command.encode("utf-8", "surrogateescape"), stdin)
         return begun() if begun else None
-
-    def run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
-        """Run a shell command in a new process; and start the server that was missed last, if one was, after it.
-
-        Not beside it: that would only slow it down. All else that this takes is done beside it.
-        """
-        missed, self._missed = self._missed, None
-        with self._agent.starting("keep" if missed else ""):
-            pid = start_shell(self._agent, command, stdin)
-        start = None
-        if missed:
-            with suppress(QgaError):  # the task is at work, whatever becomes of this
-                start = missed(pid) or functools.partial(self._agent.forget, pid)
-        result = finish(self._agent, pid)
-        if start:
-            with suppress(QgaError):  # the task is done, whatever becomes of this
-                start()
-        return result
 
     def begin_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         """Start a shell command, whatever it is; see ``shell`` of Agent in _agent.py."""
@@ -154,21 +129,6 @@ class WarmPython:
         result = self._ended(line)
         return result if isinstance(result, ExecResult) else None
 
-    def _is_served(self) -> bool:
-        """Return whether there is a server, as far as can be told; one that was started just now is waited for."""
-        started, self._started = self._started, None
-        if self._opened():
-            return True
-        if started is None:
-            started = (self._agent.find(_STARTED, "guest-file-open") or {"at": 0.0})["at"]
-        for pause in pauses():
-            if not 0 <= time.time() - started < _START_SECONDS or exists(self._agent, _FAILED):
-                break
-            time.sleep(pause)
-            if self._line.open():
-                return True
-        return False
-
     def _opened(self) -> bool:
         """Have a line that can be used, another's if that has left one; return False if there is nobody to ask."""
         if not self._line.is_open:
@@ -177,19 +137,22 @@ class WarmPython:
             self._line.close()
         return self._line.open()
 
-    def _run_module(self, command: str, archive: _Archive, before: bytes, after: bytes) -> ExecResult | str:
-        request = _request(command, archive.digest, before, after)
-        line = self._handled(request)
-        if line == "blob":
-            # Whole under its name or not: the server looks whether its checksum is right.
-            self._spool.write(f"{self._line.number}.blob", archive.head + archive.text)
-            line = self._handled(request)
-        return line
+    def _run_module(self, request: bytes, archive: _Archive, python: str) -> ExecResult | None:
+        answer = self._handled(request)
+        if answer == "none" and self._start(request, python):
+            self._bring(archive)
+            answer = self._handled(request)
+        if answer == "blob":
+            self._bring(archive)
+            answer = self._handled(request)
+        return answer if isinstance(answer, ExecResult) else None
+
+    def _bring(self, archive: _Archive) -> None:
+        # Whole under its name or not: the server looks whether its checksum is right.
+        self._spool.write(f"{self._line.number}.blob", archive.head + archive.text)
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
-        if self._started is not None:
-            self._agent.leave(_STARTED, {"at": self._started}, [])
         if not self._line.leave():
             self.forget()
 
@@ -292,47 +255,36 @@ class WarmPython:
             hint="Look at the guest before you repeat it.",
         )
 
-    def _ready(
-        self, command: str, python: str, stdin: bytes, place: tuple[int, int], pid: int
-    ) -> Callable[[], None] | None:
-        """Return what starts a server that gets ready for what the program ``pid`` was given (see _warm_start.py)."""
-        start, end = place
-        archive = _archive(stdin[start:end])
-        if not archive or exists(self._agent, _FAILED):
-            return None
-        request = _request(command, archive.digest, stdin[:start], stdin[end:])
-        program = _starting(_SPOOL, python, request, start, archive, self._agent.path(pid))
-        return functools.partial(self._start, *program)
-
-    def _start(self, command: bytes, stdin: bytes) -> None:
+    def _start(self, request: bytes, python: str) -> bool:
+        """Start a server that gets an interpreter ready for a request; return whether there is one now."""
+        runners = Spool(self._agent, HOME)
+        before = runners.read(_FAILED)
+        if before:
+            return False
         self._log("starting warm Python in the guest")
-        with self._agent.starting("part"):
-            start_shell(self._agent, command, stdin)
-        self._started = time.time()
+        with self._agent.forgetting():
+            start_shell(self._agent, *_starter(_SPOOL, request, python))
+        began = time.monotonic()
+        for pause in pauses(_FIRST_LOOK):
+            time.sleep(pause)
+            if self._line.open():
+                return True
+            if time.monotonic() - began > _START_SECONDS or runners.read(_FAILED) != before:
+                break
+        return False
 
 
-def _starting(
-    spool: str, python: str, request: bytes, before: int, archive: _Archive, task: str
-) -> tuple[bytes, bytes]:
-    """Return the shell command that starts a server, and its standard input."""
-    header, _newline, around = request.partition(b"\n")
+def _starter(spool: str, request: bytes, python: str) -> tuple[bytes, bytes]:
+    """Return the shell command that starts a server in ``spool`` for a request, and its standard input."""
     parts = {
         "server.py": _PROGRAMS["server.py"],
         "zygote.py": _PROGRAMS["zygote.py"],
         "prologue": login_program().encode("utf-8"),
-        # What the first interpreter gets ready for, as far as it is not in the task's input.
-        "0.blob": archive.head,
-        "first": header + b"\n",
+        "first": request.partition(b"\n")[0],
     }
     sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
-    place = (len(around) + len(archive.text), before, len(archive.text))
     program = _PROGRAMS["start.py"]
-    command = _START.format(
-        python=shlex.quote(python),
-        size=len(program),
-        arguments=" ".join([spool, task, sizes, *map(str, place)]),
-        spool=spool,
-    )
+    command = _START.format(python=shlex.quote(python), size=len(program), spool=spool, sizes=sizes, no_room=_NO_ROOM)
     return command.encode("utf-8"), program + zlib.compress(b"".join(parts.values()))
 
 

@@ -224,7 +224,7 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
 
 
 class Interpreter:
-    """A warm interpreter: from its start until it is dropped. The first request is what it gets ready for."""
+    """A warm interpreter: from its start, for ``request`` and all like it, until it is dropped."""
 
     def __init__(self, home: str, command: str, request: Request) -> None:
         self.ready = False
@@ -249,7 +249,6 @@ class Interpreter:
                 stdin.seek(0)
                 environment = {"PATH": request.path, "QEMU_GUEST": prologue.read()}
                 start_shell(environment, [stdin.fileno(), theirs.fileno(), self.errors.fileno()])
-        self.say(0, request, {"in": request.file.fileno()})
 
     @property
     def starts(self) -> bool:
@@ -358,15 +357,10 @@ class Server:
         return f"{self.home}/{number}.{suffix}"
 
     def prepare(self) -> None:
-        """Start an interpreter for what follows a task like the first one, if what that was given is here."""
-        with suppress(FileNotFoundError, ValueError), open("first", "rb") as file:
-            header = file.readline()
-            first = Request(header, file, len(header))
-            os.unlink("first")
-            with suppress(OSError):  # there is no room
-                if self.complete(0, first):
-                    self.interpreter(first)
-        self.forget(0)
+        """Start the interpreter that this was started for."""
+        with open("first", "rb") as file:
+            self.interpreter(Request(file.readline(), file, 0))
+        os.unlink("first")
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
@@ -494,11 +488,16 @@ class Server:
             try:
                 if not self.complete(number, request):
                     answer = b"blob\n"
-                elif self.starts(request) or (request.users and self.others_leave(request)):
+                elif request.users and self.others_leave(request):
                     self.waiting.append((number, request))
                     return
-                elif not self.handed_over(number, request):
-                    answer = b"plain\n"
+                else:
+                    one = None if self.ending else self.interpreter(request)
+                    if one is None and self.starts(request):
+                        self.waiting.append((number, request))
+                        return
+                    if one is None or not self.handed_over(one, number, request):
+                        answer = b"plain\n"
             except OSError:  # there is no room for what it takes
                 answer = b"plain\n"
         request.file.close()
@@ -516,11 +515,8 @@ class Server:
             self.leaving.append(self.interpreters.pop(key))
         return any(one.marker and not one.tasks and not one.dead for one in self.leaving)
 
-    def handed_over(self, number: int, request: Request) -> bool:
-        """Give a request to its interpreter; return False if it has none."""
-        one = None if self.ending else self.interpreter(request)
-        if one is None:
-            return False
+    def handed_over(self, one: Interpreter, number: int, request: Request) -> bool:
+        """Give a request to an interpreter; return False if that has ended."""
         self.say(number, b"")
         return one.hand_over(number, request, f"{self.home}/{number}")
 

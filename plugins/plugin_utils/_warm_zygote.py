@@ -40,6 +40,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 import zipfile
 import zlib
 from contextlib import suppress
@@ -153,7 +154,9 @@ class Importer:
             if digest not in self.code:
                 source = archive.read(archive_name(name, package))
                 self.wanted |= {name.decode("ascii") for name in IMPORT.findall(source)}
-                with suppress(SyntaxError, ValueError):  # the task will say so, if it gets to it
+                # The task will say so, if it gets to it; the same with a warning, in each task.
+                with suppress(SyntaxError, ValueError), warnings.catch_warnings():
+                    warnings.simplefilter("error")
                     self.code[digest] = compile(source, place(name, package), "exec", dont_inherit=True)
 
     def fits(self) -> bool:
@@ -307,7 +310,7 @@ class Appending:
 
 
 class Request:
-    """What the server asks for: to run a module or a shell command, or (``number`` 0) to get ready for such.
+    """What the server asks for: to run a module or a shell command.
 
     A module's ``archive`` is told by a digest; ``content`` is a file with that and its table, if they are new here. The
     program around it is in the first of the ``files``, from offset ``start`` on, the archive's place in it ``before``
@@ -389,11 +392,13 @@ class Memory:
     LOOKS = 8
 
     def __init__(self) -> None:
+        self.begun = False
         self.written: list[Range] = []
         self.looks = 0  # that are left
 
     def begin(self) -> None:
         """Begin to look, if that is of any use here. Not for shells: they drop what they have at once."""
+        self.begun = True
         try:
             import ctypes
 
@@ -428,7 +433,7 @@ class Memory:
 
 
 class Zygote:
-    """The parent: it hands requests to children, and learns from them when nothing else is to be done."""
+    """The parent: it hands requests to children. What they need is imported here before the first one needs it."""
 
     def __init__(self, server: socket.socket) -> None:
         self.server = server
@@ -436,32 +441,22 @@ class Zygote:
         self.archives: dict[str, Archive] = {}
         self.learnt: set[str] = set()  # archives
         self.heads: dict[bytes, types.CodeType] = {}
-        self.lessons: list[Request] = []
         self.children: dict[int, int] = {}  # process: number of its request
         self.spare: tuple[int, socket.socket] | None = None  # a child that waits, and where it does
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.memory = Memory()
         self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
         self.crowded = False  # there was no room for a child
+        self.asked = False  # for anything
 
     def serve(self) -> Request:
         """Serve until the server has gone; return in a child only, with what it is to do."""
-        first = receive(self.server)
-        if not first:
-            os._exit(0)
-        self.note(first)
         sys.meta_path.insert(0, self.importer)
-        if first.archive:
-            self.learn(first)
-            self.memory.begin()
-            start_programs_at_once()  # in all children
-        first.close()
-        self.load_locale()
+        start_programs_at_once()  # in all children
+        gc.disable()  # it takes time, and there is little to collect; not in children
         watched = [sys.executable, os.path.realpath(sys.executable), *sys.path[1:]]
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        gc.collect()
-        gc.freeze()
         self.server.sendall(READY + json.dumps(watched).encode("ascii"))
         while True:
             patience, chore = self.chore()
@@ -485,21 +480,19 @@ class Zygote:
 
         A task that is at work, or comes, goes before what is done for later ones.
         """
-        if self.lessons and not self.children:
-            return 0, self.take_lesson
-        if not self.spare and not self.crowded and (self.beside or not self.children):
-            return 0, self.fork_spare
+        if self.asked and not self.crowded and (self.beside or not self.children):
+            if self.archives and not self.memory.begun:
+                return 0, self.prepare
+            if not self.spare:
+                return 0, self.fork_spare
         if self.children and self.memory.looks and self.archives:
             return Memory.LOOK_SECONDS, lambda: self.memory.look(max(self.children))
         return None, lambda: None
 
-    def take_lesson(self) -> None:
-        lesson = self.lessons.pop()
-        self.learn(lesson)
-        lesson.close()
-
-    def load_locale(self) -> None:
-        """Have the C library read the files of the locale, which modules ask for. It keeps them."""
+    def prepare(self) -> None:
+        """Get ready for modules what the first one could do without."""
+        self.memory.begin()
+        # The C library reads the files of the locale, which modules ask for, and keeps them.
         before = locale.setlocale(locale.LC_ALL)
         with suppress(locale.Error):
             locale.setlocale(locale.LC_ALL, "")
@@ -520,7 +513,11 @@ class Zygote:
 
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
+        self.asked = True
         self.note(request)
+        if request.archive and request.archive not in self.learnt:
+            with suppress(Exception):  # whatever it is, the task will say so
+                self.learn(request)
         pid = self.give_spare(request) or self.fork()
         if pid == 0:
             self.leave()
@@ -530,14 +527,7 @@ class Zygote:
             request.close()
             return None
         self.children[pid] = request.number
-        if request.archive and request.archive not in self.learnt:
-            lesson, *outputs = request.files
-            request.files = [lesson]
-            self.lessons.append(request)
-        else:
-            outputs = request.files
-        for descriptor in outputs:
-            os.close(descriptor)
+        request.close()
         return None
 
     def fork(self) -> int | None:
@@ -595,6 +585,7 @@ class Zygote:
         self.server.close()
         os.close(self.ended)
         os.close(self.wake)
+        gc.enable()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
@@ -616,10 +607,7 @@ class Zygote:
         self.server.sendall(json.dumps({"number": number, "rc": code}).encode("ascii"))
 
     def learn(self, request: Request) -> None:
-        """Get ready for the next module like this one."""
-        if request.archive not in self.archives:
-            return  # forgotten meanwhile
-        self.end_spare()
+        """Import what a module needs, for it and all like it."""
         self.learnt.add(request.archive)
         archive = self.archives[request.archive]
         importer = self.importer
@@ -631,8 +619,7 @@ class Zygote:
         if payload.mark.encode("ascii") not in payload.head:
             with suppress(SyntaxError):
                 self.heads[payload.head] = payload.compiled_head()
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # children share it as long as nobody looks through it
 
 
 def receive(connection: socket.socket) -> Request | None:

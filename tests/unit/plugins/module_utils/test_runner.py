@@ -100,23 +100,10 @@ def test_environment(agent: RunnerAgent) -> None:
     assert odd == "a-b=1\n"
 
 
-def test_input_that_is_kept(agent: RunnerAgent, guest: Guest) -> None:
-    """For whoever takes it, or until it is forgotten; what came before and comes after is not."""
-    run_shell(agent, b"cat", b"before")
-    with agent.starting("keep"):
-        pid = start(agent, "/bin/cat", stdin=b"kept")
-    assert finish(agent, pid).stdout == b"kept"
-    assert Path(f"{guest.runner}/1/{pid}.was").read_bytes() == b'1\nexec ${own:+"$own"} /bin/cat\nkept'
-    assert run_shell(agent, b"cat", b"after").stdout == b"after"
-    eventually(lambda: {name.partition(".")[0] for name in in_spool(guest)} == {str(pid)}, "others are left")
-    agent.forget(pid)
-    eventually(lambda: not in_spool(guest), "something is left")
-
-
 def test_program_that_nobody_asks_after(agent: RunnerAgent, guest: Guest) -> None:
     """It works for as long as it likes, and nothing is left of it."""
     done = guest.tools / "done"
-    with agent.starting("part"):
+    with agent.forgetting():
         start(agent, "/bin/sh", ["-c", f"sleep 0.5; cat >{done}; echo output"], stdin=b"input")
     eventually(lambda: in_spool(guest), "it does not run")
     eventually(lambda: not in_spool(guest), "something is left")

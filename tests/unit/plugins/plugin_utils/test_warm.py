@@ -120,18 +120,9 @@ def warm(agent: RunnerAgent) -> Iterator[WarmPython]:
 COMMAND = sys.executable
 
 
-def attempted(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> ExecResult | None:
-    """Run a program; where there is no interpreter, in a new process, and start what was missed."""
-    program = program or module("")
-    result = warm.run(command, program)
-    if result is None:
-        warm.run_plain(command.encode(), program)
-    return result
-
-
 def warmed(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> None:
-    """Wait until there is an interpreter for the command."""
-    until(lambda: attempted(warm, command, program))
+    """Have an interpreter for the command."""
+    until(lambda: warm.run(command, program or module("")))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -347,8 +338,9 @@ def test_task_goes_on_where_another_stopped(
         assert time.monotonic() < end, "it goes on"
         time.sleep(0.02)
     task = WarmPython(agent, lambda line: None)
-    assert task.run(COMMAND, module("print(2)")) is None, "the plain path is left"
-    task.rest()
+    result = task.run(COMMAND, module("print(2)"))
+    assert result and result.stdout == b"2\n", "another server is started"
+    task.end()
     assert not left
 
 
@@ -550,7 +542,7 @@ def test_who_is_removed_has_no_interpreter(agent: RunnerAgent, warm: WarmPython,
         look = f": {what}; if kill -0 {process} 2>/dev/null; then echo there; fi"
         result = warm.run(look, b"") or run_shell(agent, look.encode())
         assert (result.stdout == b"there\n") == there
-    assert warm.run(command, module("")) is None, "the next task has another one started"
+    assert warm.run(command, module("")), "the next task has another one started"
 
 
 @pytest.mark.parametrize(
@@ -571,17 +563,18 @@ def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
 
 def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     assert warm.run("echo", b"") is None
-    assert warm.run_plain(b"echo", b"").stdout == b"\n"
+    assert run_shell(agent, b"echo").stdout == b"\n"
     time.sleep(0.5)
     assert not list(guest.runner.glob(f"{SPOOL}*"))
 
 
-def test_input_of_a_module_behind_a_password_is_not_taken_for_a_module(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_input_of_a_module_behind_a_password_is_not_taken_for_a_module(warm: WarmPython, guest: Guest) -> None:
+    """It has no interpreter, and none is started for it."""
     shell_warmed(warm)
-    command = f"read -r password; {COMMAND}"
-    result = warm.run(command, b"word\n" + module("print('ran')"), password=True)
+    interpreters = children(server_pid(guest))
+    result = warm.run(f"read -r password; {COMMAND}", b"word\n" + module("print('ran')"), password=True)
     assert result and result.stdout == b"ran\n"
-    assert warm.run(command, b"word\n" + module("")) is None, "such a command has no interpreter yet"
+    assert children(server_pid(guest)) == interpreters
 
 
 def test_archive_that_was_packed_anew_is_not_sent_again(
@@ -643,7 +636,8 @@ def test_environment_of_the_command(agent: RunnerAgent, warm: WarmPython) -> Non
     warmed(warm, command)
     result = warm.run(command, program)
     assert result and result.stdout == b"1 2\n"
-    assert warm.run(COMMAND, program) is None, "another command line has another interpreter"
+    result = warm.run(COMMAND, program)
+    assert result and b"KeyError: 'A'" in result.stderr, "another command line has another interpreter"
 
 
 def test_marker_of_become(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -705,65 +699,62 @@ def test_module_that_alters_its_process_harms_no_other(agent: RunnerAgent, warm:
 def test_what_is_not_understood_is_left_to_the_plain_path(
     warm: WarmPython, guest: Guest, command: str, program: bytes
 ) -> None:
-    assert attempted(warm, command, program) is None
+    assert warm.run(command, program) is None
     time.sleep(0.2)
     assert not list(guest.runner.glob(f"{SPOOL}*"))
-    until(lambda: not list(guest.runner.glob("1/[0-9]*")))
 
 
 def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     broken = guest.tools / "python3"
-    broken.write_text(f"#!/bin/sh\n[ $# -eq 0 ] || echo ran >>{guest.tools}/count\nexit 1\n")
+    broken.write_text(f"#!/bin/sh\n[ $# -eq 0 ] || echo ran >>{guest.tools}/count\necho broken >&2\nexit 1\n")
     broken.chmod(0o755)
-    assert attempted(warm, str(broken)) is None
-    until((guest.runner / f"{SPOOL}.failed").exists)
     for _attempt in range(5):
-        assert attempted(warm, str(broken)) is None
-        time.sleep(0.05)
+        assert warm.run(str(broken), module("")) is None
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
 def test_server_that_cannot_is_not_tried_again(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _warm._PROGRAMS["server.py"]
-    monkeypatch.setitem(_warm._PROGRAMS, "server.py", b"import no_such_module")
-    assert attempted(warm) is None
-    failed = guest.runner / f"{SPOOL}.failed"
-    until(lambda: failed.exists() and failed.stat().st_size)
-    monkeypatch.setitem(_warm._PROGRAMS, "server.py", whole)
+    monkeypatch.setattr(_warm, "_START_SECONDS", 60)  # it is not waited for
+    began = time.monotonic()
+    with monkeypatch.context() as broken:
+        broken.setitem(_warm._PROGRAMS, "server.py", b"import no_such_module")
+        assert warm.run(COMMAND, module("")) is None
     for _attempt in range(5):
-        assert attempted(warm) is None
-        time.sleep(0.05)
+        assert warm.run(COMMAND, module("")) is None
+    assert time.monotonic() - began < 30
+    failed = guest.runner / f"{SPOOL}.failed"
     assert "No module named 'no_such_module'" in failed.read_text()
     assert stat.S_IMODE(failed.stat().st_mode) == 0o600
     assert not (guest.runner / SPOOL).exists()
 
 
+@pytest.mark.parametrize("end", ["raise OSError(28, 'no room')", "import os, signal; os.kill(os.getpid(), 9)"])
 def test_server_without_room_is_tried_again(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    whole = _warm._PROGRAMS["server.py"]
-    begun = guest.directory / "begun"
-    program = f"open({str(begun)!r}, 'w').close()\nraise OSError(28, 'no room')"
-    monkeypatch.setitem(_warm._PROGRAMS, "server.py", program.encode())
-    assert attempted(warm) is None
-    until(lambda: begun.exists() and not list(guest.runner.glob(f"{SPOOL}*")))
-    monkeypatch.setitem(_warm._PROGRAMS, "server.py", whole)
-    warmed(warm)
+    """So is one that was killed as it started. The task is run at once, though, the plain way."""
+    monkeypatch.setattr(_warm, "_START_SECONDS", 60)
+    began = time.monotonic()
+    with monkeypatch.context() as broken:
+        broken.setitem(_warm._PROGRAMS, "server.py", end.encode())
+        assert warm.run(COMMAND, module("")) is None
+    assert (guest.runner / f"{SPOOL}.failed").read_text() == ""
+    for place in guest.runner.glob(f"{SPOOL}.new"):  # of the killed one
+        os.utime(place, (1, 1))
+    assert warm.run(COMMAND, module(""))
+    assert time.monotonic() - began < 30
 
 
-def test_input_of_the_task_that_is_another_by_now(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+def test_server_that_does_not_come_is_not_waited_for_long(
+    warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No interpreter gets ready for it, let alone imports it."""
+    monkeypatch.setattr(_warm, "_START_SECONDS", 0.3)
+    monkeypatch.setitem(_warm._PROGRAMS, "start.py", b"import time; time.sleep(2)")
+    began = time.monotonic()
     assert warm.run(COMMAND, module("")) is None
-    warm.run_plain(b"true", module("").replace(b"A", b"B"))
-    until((guest.runner / SPOOL / "ring").exists)
-    time.sleep(2)
-    assert not children(server_pid(guest))
-    assert not list((guest.runner / SPOOL).glob("*.blob"))
-    warmed(warm)
+    assert 0.3 < time.monotonic() - began < 2
 
 
 def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
@@ -772,19 +763,16 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
     os.kill(pid, signal.SIGKILL)
     while os.path.exists(f"/proc/{pid}"):
         time.sleep(0.01)
-    assert attempted(warm) is None
-    warmed(warm)
+    result = warm.run(COMMAND, module("print('another')"))
+    assert result and result.stdout == b"another\n"
 
 
 def test_those_who_start_one_at_once(tmp_path: Path) -> None:
     """As tasks do that follow each other before it is there."""
-    payload = _warm._ARCHIVE.search(module(""))
-    archive = _warm._archive(payload.group(1)) if payload else None
-    assert archive
     for number in range(5):
         spool = tmp_path / f"warm{number}"
-        request = _warm._request(COMMAND, archive.digest, b"", b"")
-        command, data = _warm._starting(str(spool), sys.executable, request, 0, archive, "/none")
+        request = _warm._request(COMMAND, "a" * 64, b"", b"")
+        command, data = _warm._starter(str(spool), request, sys.executable)
         (tmp_path / "input").write_bytes(data)
         starters = []
         for _number in range(60):  # from before the first has begun until after its server has
@@ -797,7 +785,7 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
         while not (spool / "pid").exists():
             assert time.monotonic() < end
             time.sleep(0.01)
-        pgrep = ["pgrep", "-f", f"^[^ ]*python.* {spool} /none "]
+        pgrep = ["pgrep", "-f", f"^[^ ]*python.* {spool} server.py:"]
         servers = ""
         while servers.count("\n") != 1:  # others may be about to see that they are not needed
             assert time.monotonic() < end, servers
@@ -819,51 +807,24 @@ def children(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
-def test_nothing_starts_beside_the_first_task(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
-    """It would be slower for that. What it was given is taken over from it, and nothing is left of it."""
-    looked: list[object] = []
-    execute = agent.execute
-
-    def note(command: str, arguments: Mapping[str, Any] | None = None, **rest: Any) -> Any:
-        looked.extend(guest.runner.glob(f"{SPOOL}*"))
-        reply = execute(command, arguments, **rest)
-        if command == "guest-exec-status" and reply["exited"]:
-            looked.append("ended")
-        return reply
-
-    agent.execute = note  # type: ignore[method-assign]
-    assert warm.run(COMMAND, module("print('first')")) is None
-    result = warm.run_plain(f"sleep 1; {COMMAND}".encode(), module("print('first')"))
-    assert result.stdout == b"first\n"
-    assert looked[0] == "ended"
-    until(lambda: (guest.runner / SPOOL / "pid").exists() and children(server_pid(guest)))
+def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPython, guest: Guest) -> None:
+    """And nothing is left of the start."""
+    seen = []
+    for number in range(2):
+        result = warm.run(COMMAND, module(f"import os; print({number}, os.getppid())"))
+        assert result
+        shown, parent = result.stdout.split()
+        assert int(shown) == number
+        seen.append(int(parent))
+    assert seen[0] == seen[1]
     until(lambda: not list(guest.runner.glob("1/[0-9]*")))
-
-
-def test_runner_that_keeps_no_input(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that was installed some time ago: an interpreter gets ready when it is missed, and all ends well."""
-    older = PROGRAM.replace("    [0-9]*.*) mark=$l ;;\n", "")
-    assert older != PROGRAM
-    monkeypatch.setattr(_bootstrap, "PROGRAM", older)
-    assert attempted(warm) is None
-    until((guest.runner / SPOOL / "ring").exists)
-    assert not children(server_pid(guest))
-    warmed(warm)
-
-
-def test_what_follows_waits_for_a_server_that_was_started(agent: RunnerAgent, warm: WarmPython) -> None:
-    """At once, and so does another task of the same Ansible."""
-    assert attempted(warm) is None
-    result = warm.run(COMMAND, module("print('second')"))
-    assert result and result.stdout == b"second\n"
+    there = {path.name for path in (guest.runner / SPOOL).iterdir()}
+    assert there == {"zygote.py", "prologue", "pid", "ring", f"{warm._line.number}.rc"}
 
 
 def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
     warmed(warm)
     command = f"sleep 0.7; {COMMAND}"
-    assert warm.run(command, module("")) is None, "there was none"
     result = warm.run(command, module("print('warm')"))
     assert result and result.stdout == b"warm\n"
 
@@ -875,7 +836,6 @@ def test_server_that_is_killed_while_a_task_waits_for_it(
     """What was not begun is not run: the plain way is left."""
     warmed(warm)
     command = COMMAND if at_work else f"sleep 5; {COMMAND}"
-    assert at_work or warm.run(command, module("")) is None, "there was none"
     threading.Timer(0.5, os.kill, (server_pid(guest), signal.SIGKILL)).start()
     if at_work:
         with pytest.raises(OutcomeUnknownError, match="what serves the interpreters in the guest ended while the task"):
@@ -941,7 +901,8 @@ def test_task_outlives_its_interpreter(agent: RunnerAgent, warm: WarmPython) -> 
     around = program[: payload.start(1)], program[payload.end(1) :]
     assert warm._asked(another, _warm._request(COMMAND, archive.digest, *around))
     time.sleep(0.25)
-    assert warm.run(COMMAND, module("")) is None
+    result = warm.run(COMMAND, module("print('next')"))
+    assert result and result.stdout == b"next\n"
     end = time.monotonic() + 10
     while not (content := another.answer()):
         assert time.monotonic() < end, "there is no answer"
@@ -1013,7 +974,7 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
 def test_starter_that_was_killed_is_in_the_way_for_a_while_only(warm: WarmPython, guest: Guest) -> None:
     place = guest.runner / f"{SPOOL}.new"
     place.mkdir(parents=True)
-    assert attempted(warm) is None
+    assert warm.run(COMMAND, module("")) is None
     time.sleep(0.3)
     assert list(place.iterdir()) == []
     old = time.time() - 200
@@ -1030,7 +991,7 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     assert len(guest.files) == handles - 2, "the ring and the answers"
     time.sleep(0.3)
     left = {path.name for path in (guest.runner / SPOOL).iterdir()}
-    assert left == {"ring", "pid", "server.py", "zygote.py", "prologue"}, left
+    assert left == {"ring", "pid", "zygote.py", "prologue"}, left
 
 
 SAID = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
