@@ -38,11 +38,11 @@ HOME = "/run/qemu-guest-runner"
 """The directory of root's alone in which all of the runner is."""
 
 # In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
-# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. With the line NUMBER.part
-# before that, nothing stays when the program has ended. The spool appears and vanishes whole, by renaming:
-# guest-file-open would make a plain file of a ring that is missing. A runner without work for $2 seconds ends (0: never);
-# one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another ends at once, or with $3
-# takes its place (roles/guest_prep).
+# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. Where the line
+# NUMBER.part comes before that, nothing stays when the program has ended. The spool appears and vanishes whole, by
+# renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2 seconds ends
+# (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another ends at
+# once, or with $3 takes its place (roles/guest_prep).
 PROGRAM = r"""
 d=$1 idle=$2 over=$3
 umask 077

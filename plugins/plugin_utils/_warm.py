@@ -47,8 +47,8 @@ _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 _USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|deluser|usermod)\b")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# What cannot run at all tells why in a file, and is not tried again until a reboot. The file is empty where there was no
-# room, or something has ended it.
+# What cannot run at all tells why in a file, and is not tried again until a reboot. The file is empty where there was
+# no room, or something has ended it.
 _START = """
 exec 3<&0
 {{

@@ -35,12 +35,11 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
-from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM, RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
 from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
