@@ -130,8 +130,8 @@ options:
   warm_python:
     description:
       - Whether modules are run in forks of an interpreter that stays in the guest, with what modules import imported
-        already. A task then takes a fraction of the time. There is one interpreter per command line (interpreter,
-        C(become) and C(environment)); the first task that uses one runs as it would without.
+        already. All tasks but the first then take a fraction of the time. There is one interpreter per command line
+        (interpreter, C(become) and C(environment)).
       - Whatever is in doubt is run as it would be without. The action C(reset_connection) of M(ansible.builtin.meta)
         ends the interpreters.
       - It needs a runner, see O(exec_method), and Python 3.8 in the guest.

@@ -79,6 +79,8 @@ WATCHED = [
     "/etc/login.defs",
     "/etc/hostname",
 ]
+# What is added to these, mostly, concerns no process that is there.
+TABLES = ("/etc/passwd", "/etc/group")
 
 
 def scratch(home: str) -> BinaryIO:
@@ -99,6 +101,42 @@ def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
         except OSError:
             seen.append((path, 0))
     return seen
+
+
+class Surroundings:
+    """What a new process would look at, as it is now."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+        self.seen = signature(paths)
+        self.tables = {path: content(path) for path in paths if path in TABLES}
+
+    def same(self) -> bool:
+        """Return whether all is for a process that is there already as it would be for a new one."""
+        now = signature(self.paths)
+        changed = [path for path, before, after in zip(self.paths, self.seen, now) if before != after]
+        for path in changed:
+            if path not in TABLES or not adds_others(self.tables[path], content(path)):
+                return False
+        self.seen = now
+        for path in changed:
+            self.tables[path] = content(path)
+        return True
+
+
+def content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def adds_others(before: bytes, now: bytes) -> bool:
+    """Return whether users, or groups that have no members, are all that was added to a table, and nothing changed."""
+    added = now[len(before) :].splitlines()
+    joins_nobody = all(line.endswith(b":") for line in added if line.count(b":") == 3)
+    return now.startswith(before) and before.endswith(b"\n") and joins_nobody
 
 
 class Output:
@@ -238,8 +276,7 @@ class Interpreter:
         self.leaves = 0.0  # since when it is to end
         self.began = self.used = time.monotonic()
         self.preamble = b""
-        self.watched = WATCHED
-        self.seen = signature(self.watched)
+        self.surroundings = Surroundings(WATCHED)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.errors = scratch(home)
         with theirs, open(home + "/zygote.py") as program, open(home + "/prologue") as prologue:
@@ -265,9 +302,6 @@ class Interpreter:
                 self.socket.shutdown(socket.SHUT_WR)
         return self.dead or time.monotonic() - self.leaves > END_SECONDS
 
-    def fresh(self) -> bool:
-        return signature(self.watched) == self.seen
-
     def listen(self) -> None:
         """Take a message from the interpreter."""
         try:
@@ -288,11 +322,10 @@ class Interpreter:
             self.preamble += before
             if mark:
                 # What changed while it started may have been seen before or after.
-                self.ready = signature(WATCHED) == self.seen
+                self.ready = self.surroundings.same()
                 self.dead = not self.ready
                 paths = json.loads(paths.decode("ascii"))
-                self.watched = WATCHED + [path for path in paths if path not in WATCHED]
-                self.seen = signature(self.watched)
+                self.surroundings = Surroundings(WATCHED + [path for path in paths if path not in WATCHED])
 
     def last_words(self) -> bytes:
         """Return the last line of what it has said as it ended."""
@@ -549,7 +582,7 @@ class Server:
         """Return the interpreter for a request; None if there is none yet, and then get one ready."""
         key = request.key
         one = self.interpreters.get(key)
-        if one is not None and ((one.dead and not one.failed) or not one.fresh()):
+        if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
             self.leaving.append(self.interpreters.pop(key))
             one = None
         if one is None:

@@ -856,7 +856,7 @@ def test_task_does_not_wait_for_an_interpreter_that_takes_long(tmp_path: Path) -
     one.ready = False
     server = a_server(tmp_path)
     server.interpreters["k"] = one
-    one.fresh = lambda: True  # type: ignore[method-assign]
+    one.surroundings = _warm_server.Surroundings([])
     answers = tmp_path / "7.rc"
     answers.touch()
     with one.socket, zygote:
@@ -1039,7 +1039,8 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(monkeypatch: pytest.Mo
     """Else a play with one command line too many would start one anew for each task, and none would be ready."""
 
     def started(*_arguments: object) -> Any:
-        return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, fresh=lambda: True)
+        same = _warm_server.Surroundings([])
+        return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, surroundings=same)
 
     monkeypatch.setattr(_warm_server, "Interpreter", started)
     server = _warm_server.Server.__new__(_warm_server.Server)
@@ -1127,15 +1128,57 @@ def test_results_that_nobody_fetches_are_swept_away(tmp_path: Path) -> None:
 
 
 def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
-    path = tmp_path / "group"
+    path, none = tmp_path / "path", tmp_path / "none"
     path.write_text("a")
-    before = _warm_server.signature([str(path), str(tmp_path / "none")])
-    assert _warm_server.signature([str(path), str(tmp_path / "none")]) == before
+    there = _warm_server.Surroundings([str(path), str(none)])
+    assert there.same()
     path.write_text("ab")
-    changed = _warm_server.signature([str(path), str(tmp_path / "none")])
-    assert changed != before
-    (tmp_path / "none").touch()
-    assert _warm_server.signature([str(path), str(tmp_path / "none")]) != changed
+    assert not there.same()
+    there = _warm_server.Surroundings([str(path), str(none)])
+    none.touch()
+    assert not there.same()
+
+
+TABLE = "root:x:0:\none:x:1:one,two\n"
+
+
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [
+        (TABLE + "three:x:3:\n", True),
+        (TABLE + "three:x:3:0:three:/home/three:/bin/sh\nfour:x:4:0::/:/bin/sh\n", True),
+        (TABLE + "three:x:3:one\n", False),
+        (TABLE + "three:x:3:\nfour:x:4:one\n", False),
+        ("three:x:3:\n" + TABLE, False),
+        (TABLE.replace("two", "two,three"), False),
+        (TABLE.replace("one,two", "one,to"), False),
+        ("root:x:0:\n", False),
+        ("", False),
+    ],
+)
+def test_who_is_added_concerns_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str, same: bool) -> None:
+    """But who becomes the member of a group that is there, or of a new one, may be somebody who has an interpreter."""
+    path = tmp_path / "group"
+    monkeypatch.setattr(_warm_server, "TABLES", (str(path),))
+
+    def replace(content: str) -> None:
+        (tmp_path / "new").write_text(content)
+        (tmp_path / "new").rename(path)
+
+    replace(TABLE)
+    there = _warm_server.Surroundings([str(path)])
+    replace(now)
+    assert there.same() == same
+    if same:
+        replace(now + "five:x:5:\n")
+        assert there.same()
+        replace(TABLE)
+        assert not there.same(), "who was added is gone"
+
+
+def test_line_without_an_end_is_not_the_one_that_it_becomes() -> None:
+    assert not _warm_server.adds_others(b"root:x:0:", b"root:x:0:one\n")
+    assert not _warm_server.adds_others(b"root:x:0", b"root:x:0:\n")
 
 
 def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
