@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run modules in warm interpreters, and shell commands beside them: the controller's side of _warm_server.py.
 
-A module that ansible-core pipes to Python is a short program around an archive of its libraries. The archive is sent
-once, by a digest of what is in it, and so is the list of that, by which an interpreter in the guest knows what it has
-imported already. Whatever is in doubt is left to the plain path, by returning None.
+A module that ansible-core pipes to Python is a short program around an archive of its libraries. Of that, what the guest
+has not got is sent once, by digests of what is in it (_archive.py). Whatever is in doubt is left to the plain path, by
+returning None.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import io
 import json
 import re
 import shlex
 import time
-import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
@@ -29,6 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
+from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 
 __all__ = ("WarmPython",)
 
@@ -70,6 +68,8 @@ _FORGOTTEN_AT_ONCE = 64 << 10
 # How long a server that starts is waited for.
 _START_SECONDS = 10.0
 _FIRST_LOOK = 0.05
+# How often a server may ask for what it has not got of an archive: the recipe, the parts, and what it has lost meanwhile.
+_ATTEMPTS = 4
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
 _AT_ONCE = 0.01
@@ -79,18 +79,6 @@ _LOOK_SECONDS = 1.0
 
 # Longer ones do not fit into a variable.
 _LONGEST_COMMAND = 100_000
-
-
-@dataclass(frozen=True)
-class _Archive:
-    """The archive of a module: ``digest`` of what is in it, the ``text`` in base64, and what is told of it before that.
-
-    The same files packed at another time are the same to a module; ansible-core packs them anew in each run.
-    """
-
-    digest: str
-    head: bytes
-    text: bytes
 
 
 class WarmPython:
@@ -110,7 +98,7 @@ class WarmPython:
         :raise OutcomeUnknownError: if the interpreter or its server ended while it ran.
         """
         python, payload = _PYTHON.search(command), _ARCHIVE.search(stdin)
-        archive = _archive(payload.group(1)) if python and payload and not password else None
+        archive = read_archive(payload.group(1)) if python and payload and not password else None
         if python and payload and archive:
             request = _request(command, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
             return self._run_module(request, archive, python.group(1))
@@ -137,19 +125,26 @@ class WarmPython:
             self._line.close()
         return self._line.open()
 
-    def _run_module(self, request: bytes, archive: _Archive, python: str) -> ExecResult | None:
+    def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
         answer = self._handled(request)
         if answer == "none" and self._start(request, python):
-            self._bring(archive)
+            self._bring(archive, "parts", *range(len(archive.parts)))
+            self._bring(archive, "recipe")
             answer = self._handled(request)
-        if answer == "blob":
-            self._bring(archive)
+        for _attempt in range(_ATTEMPTS):
+            if isinstance(answer, ExecResult):
+                return answer
+            what, *numbers = answer.split()
+            if what not in ("recipe", "parts"):
+                break
+            self._bring(archive, what, *map(int, numbers))
             answer = self._handled(request)
-        return answer if isinstance(answer, ExecResult) else None
+        return None
 
-    def _bring(self, archive: _Archive) -> None:
+    def _bring(self, archive: Archive, what: str, *numbers: int) -> None:
         # Whole under its name or not: the server looks whether its checksum is right.
-        self._spool.write(f"{self._line.number}.blob", archive.head + archive.text)
+        content = archive.recipe if what == "recipe" else archive.brought(numbers)
+        self._spool.write(f"{self._line.number}.{what}", content)
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
@@ -188,7 +183,7 @@ class WarmPython:
     def _ended(self, line: Line) -> ExecResult | str:
         """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
         content = self._answered(line)
-        if content in (b"blob\n", b"plain\n"):
+        if content.startswith((b"recipe\n", b"parts ", b"plain\n")):
             self._keep(line)
             return content.decode("ascii").strip()
         rc, out, err = self._spool.result(line.number, content)
@@ -302,25 +297,3 @@ def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
         "users": bool(_USERS.search(before) or _USERS.search(after)),
     }
     return json.dumps(header).encode("ascii") + b"\n" + before + after
-
-
-@functools.lru_cache(maxsize=16)
-def _archive(encoded: bytes) -> _Archive | None:
-    """Return what is in a module's archive (base64); None if that is not as it should be."""
-    table = {}
-    content = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(io.BytesIO(base64.b64decode(encoded, validate=True))) as archive:
-            for entry in archive.namelist():
-                digest = hashlib.sha256(archive.read(entry)).hexdigest()[:32]
-                content.update(f"{digest} {entry}\n".encode("utf-8", "surrogateescape"))
-                if entry.endswith(".py"):
-                    package = entry.endswith("/__init__.py")
-                    name = entry[: -len("/__init__.py" if package else ".py")].replace("/", ".")
-                    table[name] = (digest, package)
-    except (ValueError, zipfile.BadZipFile):
-        return None
-    names = json.dumps(table).encode("ascii") + b"\n"
-    digest = content.hexdigest()
-    checksum = hashlib.sha256(digest.encode("ascii") + names + encoded).hexdigest()
-    return _Archive(digest, checksum.encode("ascii") + b"\n" + names, encoded)

@@ -5,8 +5,8 @@
 
 Like the runner (_runner.py) it has a spool with a ring that only root can enter; it answers in the files of its clients
 (see Line in _spool.py). An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain),
-the request was not run and is to be run the plain way; C(blob), the module's archive is missing here; C(full), there
-was no room for the result; C(lost), its interpreter ended, and on the next line may be why. Nothing comes before that
+the request was not run and is to be run the plain way; C(recipe), the module's archive is missing here; C(parts) and
+numbers, so are these parts of it; C(full), there was no room for the result; C(lost), its interpreter ended, and on the next line may be why. Nothing comes before that
 when the request is handed to an interpreter: should this end, whoever waits knows whether it may have been run.
 
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
@@ -53,7 +53,8 @@ END_SECONDS = 5.0  # how long results are kept for those who wait, when it is to
 TICK_SECONDS = 60
 MOST_INTERPRETERS = 6
 LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
-MOST_BLOBS = 32
+MOST_ARCHIVES = 32
+MOST_PARTS = 8 << 20  # bytes
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
@@ -355,7 +356,7 @@ class Interpreter:
         forget: list[str] = []
         if request.content and request.archive not in self.known:
             self.known.append(request.archive)
-            self.known, forget = self.known[-MOST_BLOBS:], self.known[:-MOST_BLOBS]
+            self.known, forget = self.known[-MOST_ARCHIVES:], self.known[:-MOST_ARCHIVES]
             files["content"] = request.content.fileno()
         message = {
             "number": serial,
@@ -373,6 +374,79 @@ class Interpreter:
         return True
 
 
+class Archives:
+    """The archives of modules, in files as _warm_zygote.Archive takes them, and parts for others."""
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self.files: dict[str, BinaryIO] = {}  # by what is told of what is in them
+        self.parts: dict[str, bytes] = {}  # by their checksum
+
+    def found(self, digest: str, path: str) -> tuple[BinaryIO | None, bytes]:
+        """Return the file of an archive; and if it is not here, the answer that says what is missing.
+
+        What a client brings of it is in files of its own, whose names begin with ``path``: who found that it is missing
+        may write it while another's is in use already, and the archive of another run, with the same in it, is another
+        file.
+        """
+        if not digest:
+            return None, b""
+        if digest not in self.files:
+            self.take(path + "parts")
+            try:
+                with open(path + "recipe", "rb") as file:
+                    line, names, between = zlib.decompress(file.read()).split(b"\n", 2)
+                recipe = json.loads(line.decode("ascii"))
+            except (FileNotFoundError, ValueError, zlib.error):  # it is not there, or not whole
+                return None, b"recipe\n"
+            missing = [number for number, (name, _place) in enumerate(recipe["parts"]) if name not in self.parts]
+            if missing:
+                return None, b"parts %b\n" % b" ".join(b"%d" % number for number in missing)
+            os.unlink(path + "recipe")
+            text = self.made(recipe["parts"], between)
+            if sha256(b"\n".join([digest.encode("ascii"), names, text])).hexdigest() != recipe["checksum"]:
+                return None, b"recipe\n"  # that of another archive
+            self.keep(digest, names + b"\n" + text)
+        return self.files[digest], b""
+
+    def take(self, path: str) -> None:
+        """Keep the parts in a file, if there is one."""
+        try:
+            with open(path, "rb") as file:
+                while True:
+                    size = int.from_bytes(file.read(4), "little")
+                    part = file.read(size)
+                    if not size or len(part) < size:
+                        break
+                    self.parts[sha256(part).hexdigest()] = part
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def made(self, parts: list[tuple[str, int]], between: bytes) -> bytes:
+        """Return what the parts make, in base64."""
+        pieces = []
+        end = 0
+        for name, place in parts:
+            part = self.parts[name] = self.parts.pop(name)  # so that those which were not used for long come first
+            pieces += [between[end:place], part]
+            end = place
+        pieces.append(between[end:])
+        return binascii.b2a_base64(b"".join(pieces), newline=False)
+
+    def keep(self, digest: str, content: bytes) -> None:
+        """Put an archive into a file, and let go what is too much then."""
+        file = scratch(self.home)
+        file.write(content)
+        file.flush()
+        self.files[digest] = file
+        while len(self.files) > MOST_ARCHIVES:
+            self.files.pop(next(iter(self.files))).close()
+        size = sum(map(len, self.parts.values()))
+        while size > MOST_PARTS:
+            size -= len(self.parts.pop(next(iter(self.parts))))
+
+
 class Server:
     """The spool ``home``, with its ``ring`` open, the interpreters, and what goes on between them."""
 
@@ -381,7 +455,7 @@ class Server:
         self.ring = ring
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those that have no key any more: at work still, or ending
-        self.blobs: dict[str, BinaryIO] = {}  # by what is told of them, checked
+        self.archives = Archives(home)
         self.rung = b""
         self.ending = 0.0  # since when it is to end
         self.waiting: list[tuple[int, Request]] = []  # for an interpreter that starts
@@ -495,7 +569,7 @@ class Server:
         self.take(number, Request(header, file, start))
 
     def forget(self, number: int) -> None:
-        for suffix in ("in", "blob", "out", "err", "rc"):
+        for suffix in ("in", "recipe", "parts", "out", "err", "rc"):
             with suppress(OSError):
                 os.unlink(self.path(number, suffix))
 
@@ -519,28 +593,19 @@ class Server:
         answer = b""
         if os.path.exists(self.path(number, "rc")):
             try:
-                if not self.complete(number, request):
-                    answer = b"blob\n"
-                elif request.users and self.others_leave(request):
+                request.content, answer = self.archives.found(request.archive, self.path(number, ""))
+                waits = not answer and request.users and self.others_leave(request)
+                one = None if answer or waits or self.ending else self.interpreter(request)
+                if waits or (one and one.starts and request.key):
                     self.waiting.append((number, request))
                     return
-                else:
-                    one = None if self.ending else self.interpreter(request)
-                    if one is None and self.starts(request):
-                        self.waiting.append((number, request))
-                        return
-                    if one is None or not self.handed_over(one, number, request):
-                        answer = b"plain\n"
+                if not answer and not (one and self.handed_over(one, number, request)):
+                    answer = b"plain\n"
             except OSError:  # there is no room for what it takes
                 answer = b"plain\n"
         request.file.close()
         if answer:
             self.say(number, answer)
-
-    def starts(self, request: Request) -> bool:
-        """Return whether the interpreter for a request will be ready soon."""
-        one = self.interpreters.get(request.key)
-        return one is not None and one.starts and not self.ending and request.key != ""
 
     def others_leave(self, request: Request) -> bool:
         """End what become has started, but for the request's own; return whether some of that is about to end."""
@@ -549,53 +614,28 @@ class Server:
         return any(one.marker and not one.tasks and not one.dead for one in self.leaving)
 
     def handed_over(self, one: Interpreter, number: int, request: Request) -> bool:
-        """Give a request to an interpreter; return False if that has ended."""
+        """Give a request to an interpreter; return False if that is not ready, or has ended."""
+        if not one.ready or one.dead:
+            return False
         self.say(number, b"")
         return one.hand_over(number, request, f"{self.home}/{number}")
 
-    def complete(self, number: int, request: Request) -> bool:
-        """Return whether the archive that a module needs is here.
-
-        Each client brings its own: who found that it is missing may write it while another's is in use already, and
-        the archive of another run, with the same in it, is another file.
-        """
-        digest = request.archive
-        if digest and digest not in self.blobs:
-            path = self.path(number, "blob")
-            try:
-                file = open(path, "rb")  # noqa: SIM115 - it is kept
-            except FileNotFoundError:
-                return False
-            checksum = file.readline().decode("ascii").strip()
-            # It is not whole, or another, that was brought when it was not missing any more.
-            if sha256(digest.encode("ascii") + file.read()).hexdigest() != checksum:
-                file.close()
-                return False
-            os.unlink(path)
-            self.blobs[digest] = file
-            while len(self.blobs) > MOST_BLOBS:
-                self.blobs.pop(next(iter(self.blobs))).close()
-        request.content = self.blobs.get(digest)
-        return True
-
     def interpreter(self, request: Request) -> Interpreter | None:
-        """Return the interpreter for a request; None if there is none yet, and then get one ready."""
+        """Return the interpreter for a request, which may be one that starts; None if there is no room for one."""
         key = request.key
         one = self.interpreters.get(key)
         if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
             self.leaving.append(self.interpreters.pop(key))
             one = None
-        if one is None:
-            if free_memory() > LEAST_FREE:
-                if len(self.interpreters) >= MOST_INTERPRETERS:
-                    oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
-                    if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
-                        return None
-                    self.leaving.append(self.interpreters.pop(oldest))
-                command = request.command if key else f"'{sys.executable}'"
-                self.interpreters[key] = Interpreter(self.home, command, request)
-            return None
-        return one if one.ready and not one.dead else None
+        if one is None and free_memory() > LEAST_FREE:
+            if len(self.interpreters) >= MOST_INTERPRETERS:
+                oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
+                if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
+                    return None
+                self.leaving.append(self.interpreters.pop(oldest))
+            command = request.command if key else f"'{sys.executable}'"
+            one = self.interpreters[key] = Interpreter(self.home, command, request)
+        return one
 
     def say(self, number: int, content: bytes) -> None:
         """Add an answer to what its client reads; there is none if the client has gone."""

@@ -506,7 +506,7 @@ class Zygote:
         if request.content is not None:
             text = os.pread(request.content, os.fstat(request.content).st_size, 0).decode("ascii")
             os.close(request.content)
-            _checksum, table, archive = text.split("\n")
+            table, archive = text.split("\n")
             names = {name: tuple(known) for name, known in json.loads(table).items()}
             self.archives[request.archive] = Archive(names, archive)
             self.end_spare()  # which does not have it

@@ -1,0 +1,81 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The archive of a module and its libraries, as ansible-core packs it, taken to pieces: who has most of them gets the rest."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ("Archive", "read_archive")
+
+# Bytes of a file's header before its name, and where in there the lengths of name and extra field are.
+_HEADER = 30
+_LENGTHS = struct.Struct("<HH")
+_AT = 26
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive: ``digest`` of what is in it, its ``parts``, and the ``recipe`` by which they make it.
+
+    The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
+    what was compressed of a file. The recipe, compressed by zlib, is a line of JSON, then one with what is in the archive,
+    then all that is between the parts. C(checksum) in the first one is that of the whole, see _warm_server.Archives;
+    C(parts) has the name of each, and where it belongs in what follows.
+    """
+
+    digest: str
+    recipe: bytes
+    parts: tuple[bytes, ...]
+
+    def brought(self, numbers: Iterable[int]) -> bytes:
+        """Return parts as the server reads them: each after its size, in four bytes."""
+        return b"".join(struct.pack("<I", len(self.parts[number])) + self.parts[number] for number in numbers)
+
+
+@functools.lru_cache(maxsize=16)
+def read_archive(encoded: bytes) -> Archive | None:
+    """Return what is in an archive, given in base64; None if that is not as it should be."""
+    table = {}
+    content = hashlib.sha256()
+    places = []
+    try:
+        packed = base64.b64decode(encoded, validate=True)
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            for entry in archive.infolist():
+                name = entry.filename
+                digest = hashlib.sha256(archive.read(entry)).hexdigest()[:32]
+                content.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
+                if name.endswith(".py"):
+                    package = name.endswith("/__init__.py")
+                    module = name[: -len("/__init__.py" if package else ".py")].replace("/", ".")
+                    table[module] = (digest, package)
+                lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
+                places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size))
+    except (ValueError, struct.error, zipfile.BadZipFile):
+        return None
+    names = json.dumps(table).encode("ascii")
+    whole = content.hexdigest()
+    parts, between, listed = [], [], []
+    end = length = 0
+    for start, size in sorted(places):
+        if size:
+            between.append(packed[end:start])
+            length += start - end
+            end = start + size
+            parts.append(packed[start:end])
+            listed.append((hashlib.sha256(parts[-1]).hexdigest(), length))
+    between.append(packed[end:])
+    checksum = hashlib.sha256(b"\n".join([whole.encode("ascii"), names, encoded])).hexdigest()
+    head = json.dumps({"checksum": checksum, "parts": listed}).encode("ascii")
+    return Archive(whole, zlib.compress(b"\n".join([head, names, b"".join(between)])), tuple(parts))
