@@ -173,8 +173,8 @@ class Line:
         self.number = new_number()
         self.used = 0.0
         """When the last request was made, or it was opened for the first (monotonic)."""
-        self.quick = 0.0
-        """Seconds that it took."""
+        self.quick: dict[str, float] = {}
+        """Seconds that the last request of each kind took."""
         self.is_begun = False
         """Whether the last request is at work, or was."""
         self.is_lost = False

@@ -70,6 +70,11 @@ _START_SECONDS = 10.0
 _FIRST_LOOK = 0.05
 # How often a server may ask for what it has not got of an archive: the recipe, the parts, and what it has lost meanwhile.
 _ATTEMPTS = 4
+# Answers, or what they begin with, that say why something was not run.
+_NOT_RUN = (b"recipe\n", b"parts ", b"plain\n")
+# Requests whose archives are the same take about as long: how many of these are known, and letters of their digests.
+_MOST_KINDS = 40
+_KIND = 12
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
 _AT_ONCE = 0.01
@@ -114,7 +119,7 @@ class WarmPython:
         return functools.partial(self._shell_ended, line) if line else None
 
     def _shell_ended(self, line: Line) -> ExecResult | None:
-        result = self._ended(line)
+        result = self._ended(line, "")
         return result if isinstance(result, ExecResult) else None
 
     def _opened(self) -> bool:
@@ -126,11 +131,12 @@ class WarmPython:
         return self._line.open()
 
     def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
-        answer = self._handled(request)
+        kind = archive.digest[:_KIND]
+        answer = self._handled(request, kind)
         if answer == "none" and self._start(request, python):
             self._bring(archive, "parts", *range(len(archive.parts)))
             self._bring(archive, "recipe")
-            answer = self._handled(request)
+            answer = self._handled(request, kind)
         for _attempt in range(_ATTEMPTS):
             if isinstance(answer, ExecResult):
                 return answer
@@ -138,7 +144,7 @@ class WarmPython:
             if what not in ("recipe", "parts"):
                 break
             self._bring(archive, what, *map(int, numbers))
-            answer = self._handled(request)
+            answer = self._handled(request, kind)
         return None
 
     def _bring(self, archive: Archive, what: str, *numbers: int) -> None:
@@ -160,13 +166,14 @@ class WarmPython:
         self.forget()
         self._spool.ring("quit")
 
-    def _handled(self, request: bytes) -> ExecResult | str:
+    def _handled(self, request: bytes, kind: str) -> ExecResult | str:
         """Return the result of a request, or the word that tells why it has none; it was not run then.
 
-        C(none) is the word if there is no server; see _warm_server.py for others.
+        C(none) is the word if there is no server; see _warm_server.py for others. Requests of the same ``kind`` take
+        about as long.
         """
         line = self._begun(request)
-        return self._ended(line) if line else "none"
+        return self._ended(line, kind) if line else "none"
 
     def _begun(self, request: bytes) -> Line | None:
         """Give a request to the server, if there is one, and return the line by which it will answer."""
@@ -180,10 +187,10 @@ class WarmPython:
         line.used = time.monotonic()
         return line
 
-    def _ended(self, line: Line) -> ExecResult | str:
+    def _ended(self, line: Line, kind: str) -> ExecResult | str:
         """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
-        content = self._answered(line)
-        if content.startswith((b"recipe\n", b"parts ", b"plain\n")):
+        content = self._answered(line, kind)
+        if content.startswith(_NOT_RUN):
             self._keep(line)
             return content.decode("ascii").strip()
         rc, out, err = self._spool.result(line.number, content)
@@ -209,7 +216,7 @@ class WarmPython:
             return line.ask(f"={line.number} {packed}")
         return self._spool.write(f"{line.number}.in", request) and line.ask(str(line.number))
 
-    def _answered(self, line: Line) -> bytes:
+    def _answered(self, line: Line, kind: str) -> bytes:
         """Wait for the answer to a request.
 
         :raise OutcomeUnknownError: if there will be none.
@@ -218,15 +225,17 @@ class WarmPython:
         alone = False  # nobody will answer any more
         what, why = "the interpreter in the guest ended", "was the guest rebooted?"
         # Nobody asks while a task as quick as the last one is at work: that would only delay it.
-        time.sleep(max(0.0, min(line.quick / 2, _LONGEST_SLEEP) - (began - line.used)))
+        time.sleep(max(0.0, min(line.quick.get(kind, 0.0) / 2, _LONGEST_SLEEP) - (began - line.used)))
         for pause in pauses():
             content = line.answer()
             if content.startswith(b"lost\n"):
                 why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
                 break
             if content:
-                if began - line.used < _AT_ONCE:  # else nobody knows when it ended
-                    line.quick = time.monotonic() - line.used
+                if began - line.used < _AT_ONCE and not content.startswith(_NOT_RUN):  # else nobody knows when it ended
+                    line.quick[kind] = round(time.monotonic() - line.used, 3)
+                    if len(line.quick) > _MOST_KINDS:
+                        line.quick.pop(next(iter(line.quick)))
                 return content
             if alone and not (line.is_begun or line.is_lost):
                 line.close()

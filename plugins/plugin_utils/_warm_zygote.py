@@ -90,6 +90,7 @@ MAKE = re.compile(
     rb'\( umask 77 && mkdir -p "` echo (%b) `"&& mkdir "` echo (%b) `" && echo (ansible-tmp-[0-9.-]+)="` echo \2 `" \)'
     % (PLAIN, PLAIN)
 )
+CHMOD = re.compile(rb"chmod u\+rwx((?: %b)+)" % PLAIN)
 REMOVE = re.compile(rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN)
 # What _transfer.py and _sums.py have a shell do with a small file, and with parts of a large one. These print BLAKE2b.
 WRITE = re.compile(
@@ -158,6 +159,10 @@ class Importer:
                 with suppress(SyntaxError, ValueError), warnings.catch_warnings():
                     warnings.simplefilter("error")
                     self.code[digest] = compile(source, place(name, package), "exec", dont_inherit=True)
+
+    def lacks(self, table: Table) -> bool:
+        """Return whether some of the libraries of a payload are not imported."""
+        return any(name.startswith(LIBRARIES) and LEFT_OUT not in name and name not in self.loaded for name in table)
 
     def fits(self) -> bool:
         """Return whether what is imported is what the payload brings."""
@@ -241,6 +246,8 @@ def placed(code: types.CodeType, path: str) -> types.CodeType:
 class Archive:
     """A payload's archive: the ``table`` of what is in it, and its ``text``, in base64."""
 
+    proven: bool | None = None
+
     def __init__(self, table: Table, text: str) -> None:
         self.table = table
         self.text = text
@@ -250,19 +257,25 @@ class Archive:
         self.count = 0
 
     def learn(self) -> zipfile.ZipFile:
-        """Open it, and find out what `appended` needs, if that does what zipfile does."""
+        """Open it, and find out what `appended` needs."""
         content = base64.b64decode(self.text)
-        copy = io.BytesIO(content)
-        opened = zipfile.ZipFile(copy, "a")
-        self.offset, self.count = opened.start_dir, len(opened.filelist)
-        self.directory = content[self.offset : content.rindex(b"PK\5\6")]
-        by_zipfile, by_us = zipfile.ZipInfo(), zipfile.ZipInfo()
-        opened.writestr(by_zipfile, b"-")
-        tail = self.appended(by_us, b"-")
-        opened.close()
-        if content[: self.offset] + tail == copy.getvalue():
+        end = content.rindex(b"PK\5\6")
+        self.count, size, self.offset = struct.unpack_from("<HLL", content, end + 10)
+        self.directory = content[self.offset : self.offset + size]
+        # Not so in one that is followed by more, or larger than what these numbers can tell.
+        if self.offset + size == end and len(content) == end + 22 and self.does_as_zipfile(content):
             self.content = content
         return zipfile.ZipFile(io.BytesIO(content))
+
+    def does_as_zipfile(self, content: bytes) -> bool:
+        """Return whether `appended` does what zipfile does in this Python; the first archive shows."""
+        if Archive.proven is None:
+            copy = io.BytesIO(content)
+            by_zipfile, by_us = zipfile.ZipInfo(), zipfile.ZipInfo()
+            with zipfile.ZipFile(copy, "a") as opened:
+                opened.writestr(by_zipfile, b"-")
+            Archive.proven = content[: self.offset] + self.appended(by_us, b"-") == copy.getvalue()
+        return Archive.proven
 
     def appended(self, info: zipfile.ZipInfo, data: bytes) -> bytes:
         """Return what comes from ``offset`` on when a file is added, without writing each line of the directory."""
@@ -326,6 +339,7 @@ class Request:
         self.before: int = said["before"]
         self.forget: list[str] = said["forget"]
         files = dict(zip(said["files"], descriptors))  # noqa: B905 - Python 3.10
+        self.descriptors = list(files.values())
         self.content: int | None = files.pop("content", None)
         self.files = list(files.values())
 
@@ -334,7 +348,7 @@ class Request:
         return os.pread(self.files[0], os.fstat(self.files[0]).st_size, self.start)
 
     def close(self) -> None:
-        for descriptor in self.files:
+        for descriptor in self.descriptors:
             os.close(descriptor)
 
 
@@ -501,23 +515,21 @@ class Zygote:
     def note(self, request: Request) -> None:
         """Keep the archive that a request brings."""
         for digest in request.forget:
-            del self.archives[digest]
+            self.archives.pop(digest, None)
             self.learnt.discard(digest)
         if request.content is not None:
             text = os.pread(request.content, os.fstat(request.content).st_size, 0).decode("ascii")
-            os.close(request.content)
             table, archive = text.split("\n")
             names = {name: tuple(known) for name, known in json.loads(table).items()}
             self.archives[request.archive] = Archive(names, archive)
-            self.end_spare()  # which does not have it
 
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
         self.asked = True
         self.note(request)
-        if request.archive and request.archive not in self.learnt:
-            with suppress(Exception):  # whatever it is, the task will say so
-                self.learn(request)
+        if self.is_to_be_learnt(request):
+            self.learn(request)
+            self.end_spare()  # which has not
         pid = self.give_spare(request) or self.fork()
         if pid == 0:
             self.leave()
@@ -529,6 +541,16 @@ class Zygote:
         self.children[pid] = request.number
         request.close()
         return None
+
+    def is_to_be_learnt(self, request: Request) -> bool:
+        """Return whether something is to be learnt of a request before a child is forked for it.
+
+        Where no library is new, what there is to be learnt is the module itself, and it may never come again: a child
+        that waits does that by itself. The second time it is worth while.
+        """
+        if not request.archive or request.archive in self.learnt:
+            return False
+        return request.content is None or self.importer.lacks(self.archives[request.archive].table)
 
     def fork(self) -> int | None:
         """Fork a child and return its process, 0 in there; None if there is no room for one."""
@@ -559,6 +581,7 @@ class Zygote:
             request = receive(theirs)
         if not request:
             os._exit(0)
+        self.note(request)
         return request
 
     def give_spare(self, request: Request) -> int:
@@ -566,7 +589,7 @@ class Zygote:
         if not self.spare:
             return 0
         pid, its_socket = self.spare
-        rights = array.array("i", request.files).tobytes()
+        rights = array.array("i", request.descriptors).tobytes()
         try:
             its_socket.sendmsg([request.message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         except OSError:  # somebody has killed it
@@ -607,17 +630,17 @@ class Zygote:
         self.server.sendall(json.dumps({"number": number, "rc": code}).encode("ascii"))
 
     def learn(self, request: Request) -> None:
-        """Import what a module needs, for it and all like it."""
+        """Import what a module needs, for it and all like it. In a child: compile what is new, of the module itself."""
         self.learnt.add(request.archive)
         archive = self.archives[request.archive]
         importer = self.importer
         importer.table = archive.table
-        importer.learn(archive.learn())
-        if importer.fits():
-            importer.import_libraries()
-        payload = Payload(request.program(), request.before, archive.text)
-        if payload.mark.encode("ascii") not in payload.head:
-            with suppress(SyntaxError):
+        with suppress(Exception):  # whatever it is, the task will say so
+            importer.learn(archive.learn())
+            if importer.fits():
+                importer.import_libraries()
+            payload = Payload(request.program(), request.before, archive.text)
+            if payload.mark.encode("ascii") not in payload.head and payload.head not in self.heads:
                 self.heads[payload.head] = payload.compiled_head()
         gc.freeze()  # children share it as long as nobody looks through it
 
@@ -640,6 +663,8 @@ def main() -> None:
         os._exit(1)
     zygote = Zygote(socket.socket(fileno=os.dup(1)))
     request = zygote.serve()
+    if request.archive and request.archive not in zygote.learnt:
+        zygote.learn(request)
     for number, descriptor in enumerate(request.files):
         os.dup2(descriptor, number)
     last_word = LastWord(0)
@@ -728,6 +753,11 @@ def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
         finally:
             os.umask(before)
         return name + b"=" + path + b"\n"
+    change = CHMOD.fullmatch(command)
+    if change:
+        for path in change.group(1).split():
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | 0o700)
+        return b""
     remove = REMOVE.fullmatch(command)
     if remove:
         shutil.rmtree(remove.group(1))

@@ -27,6 +27,24 @@ def test_user_is_removed(agent: LooseAgent, make_ansible: MakeAnsible) -> None:
     assert look(agent, "id qgagone 2>/dev/null || echo gone") == "gone\n"
 
 
+def test_interpreter_outlives_new_users(agent: LooseAgent, make_ansible: MakeAnsible) -> None:
+    """They concern no process that is there; who becomes a member of a group may be somebody who has one."""
+    ansible = make_ansible({"vm": guest_variables(agent)})
+    group = {"ansible.builtin.group": {"name": "qganew"}}
+    user = {"ansible.builtin.user": {"name": "qganew", "group": "qganew"}}
+    member = {"ansible.builtin.user": {"name": "qganew", "groups": "users"}}
+    gone = {"ansible.builtin.user": {"name": "qganew", "state": "absent", "remove": True}}
+    seen = {"ansible.builtin.shell": "cut -d ' ' -f 4 /proc/$PPID/stat"}  # the parent of the module's process
+    tasks = [seen, group, user, seen, member, seen, gone]
+    names = iter(("first", "second", "third"))
+    tasks = [{**task, "register": next(names)} if task is seen else task for task in tasks]
+    same = ["first.stdout == second.stdout", "second.stdout != third.stdout"]
+    playbook = ansible.directory / "users.json"
+    tasks.append({"ansible.builtin.assert": {"that": same}})
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    assert ansible.playbook(playbook).recap["vm"]["ok"] == len(tasks)
+
+
 def lets_in(agent: LooseAgent) -> bool:
     """Log in as root with the lab's key. No network: an sshd for this one session is at the other end of a pipe."""
     sshd = shlex.join([*witness(agent), "mkdir -p /run/sshd; exec /usr/sbin/sshd -i"])

@@ -397,6 +397,11 @@ def around_modules(base: Path) -> Iterator[str]:
         yield write_command(f"{base}/{name}")
     yield write_command("/dev/null")
     yield write_command("/dev/full")
+    yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
+    for names in (["shared/", "new"], ["to-file"], ["none"], ["to-nothing", "empty"], ["empty", "none", "part"]):
+        yield " ".join(["chmod u+rwx", *(f"{base}/{name}" for name in names)])
+    yield f"chmod u+rwx {base}/e*"
+    yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
     for name in ("new", "to-file", "empty", "to-nothing", "directory", "fifo", "with space"):
         yield file_command(f"{base}/{name}")
         yield part_command(f"{base}/{name}", 3, 5) if name != "fifo" else "true"
@@ -452,6 +457,8 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file"
     assert done_here(write_command(str(path)).encode()) == hashlib.sha256(b"its input").hexdigest().encode() + b"  -\n"
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
+    assert done_here(f"chmod u+rwx {parent}/ {path}".encode()) == b""
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
     printed = [f"{hashlib.blake2b(data).hexdigest()}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
     assert done_here(file_command(str(path)).encode()) == printed[0]
     assert done_here(part_command(str(path), 4, 4).encode()) == printed[1]

@@ -1,0 +1,120 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A module's archive: taken to pieces here, and put together again in the guest."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_server
+from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_server import Archives
+
+FILES = {f"ansible/module_utils/m{number}.py": f"VALUE = {number}\n" * (number * 50) for number in range(4)}
+OTHER = {**FILES, "ansible/modules/work.py": "print('other')\n"}
+Time = tuple[int, int, int, int, int, int]
+
+
+def packed(files: Mapping[str, str], method: int = zipfile.ZIP_DEFLATED, when: Time = (2026, 1, 2, 3, 4, 6)) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method) as archive:
+        for name, source in files.items():
+            archive.writestr(zipfile.ZipInfo(name, when), source, method)
+    return base64.b64encode(content.getvalue())
+
+
+def read(text: bytes) -> Archive:
+    archive = read_archive(text)
+    assert archive
+    return archive
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Archives:
+    (tmp_path / "spool").mkdir()
+    return Archives(str(tmp_path / "spool"))
+
+
+def brought(archives: Archives, archive: Archive, recipe: bytes | None = None) -> tuple[bytes, list[str]]:
+    """Bring an archive; return what is in the server's file then, and what it has asked for."""
+    path = f"{archives.home}/1."
+    asked = []
+    for _time in range(3):
+        file, answer = archives.found(archive.digest, path)
+        if file:
+            assert os.listdir(archives.home) == []
+            return os.pread(file.fileno(), 1 << 20, 0), asked
+        what, *numbers = answer.decode().split()
+        asked.append(" ".join([what, *numbers]))
+        parts = archive.brought(map(int, numbers))
+        Path(path + what).write_bytes(parts if what == "parts" else archive.recipe if recipe is None else recipe)
+    return b"", asked
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+@pytest.mark.parametrize("files", [FILES, OTHER, {}])
+def test_it_is_put_together_as_it_was(archives: Archives, files: Mapping[str, str], method: int) -> None:
+    text = packed(files, method)
+    content, _asked = brought(archives, read(text))
+    table, again = content.split(b"\n")
+    assert again == text
+    assert len(json.loads(table)) == len(files)
+
+
+def test_what_is_there_is_not_asked_for(archives: Archives) -> None:
+    assert brought(archives, read(packed(FILES)))[1] == ["recipe", "parts 0 1 2 3"]
+    assert brought(archives, read(packed(FILES)))[1] == [], "it is there"
+    assert brought(archives, read(packed(FILES, when=(2025, 1, 1, 0, 0, 0))))[1] == [], "it has the same in it"
+    content, asked = brought(archives, read(packed(OTHER)))
+    assert asked == ["recipe", "parts 4"]
+    assert content.endswith(packed(OTHER))
+
+
+def test_parts_that_come_first_are_not_asked_for(archives: Archives) -> None:
+    archive = read(packed(FILES))
+    Path(archives.home, "1.parts").write_bytes(archive.brought(range(len(archive.parts))))
+    assert brought(archives, archive)[1] == ["recipe"]
+
+
+def test_parts_that_were_let_go_are_asked_for_again(archives: Archives, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_warm_server, "MOST_PARTS", 60)
+    monkeypatch.setattr(_warm_server, "MOST_ARCHIVES", 1)
+    brought(archives, read(packed(FILES)))
+    assert sum(map(len, archives.parts.values())) <= 60
+    content, asked = brought(archives, read(packed(OTHER)))
+    assert content.endswith(packed(OTHER))
+    assert asked[1] != "parts 4"
+    assert len(archives.files) == 1
+
+
+@pytest.mark.parametrize("recipe", [b"", b"no recipe", zlib.compress(b"{}"), read(packed(OTHER)).recipe[:-9]])
+def test_recipe_that_is_not_whole(archives: Archives, recipe: bytes) -> None:
+    assert brought(archives, read(packed(FILES)), recipe) == (b"", ["recipe"] * 3)
+
+
+def test_recipe_of_another(archives: Archives) -> None:
+    other = read(packed(OTHER))
+    brought(archives, other)
+    archive = read(packed(FILES))
+    assert brought(archives, archive, other.recipe) == (b"", ["recipe"] * 3)
+
+
+def test_parts_that_are_cut_off(archives: Archives) -> None:
+    archive = read(packed(FILES))
+    Path(archives.home, "1.parts").write_bytes(archive.brought(range(len(archive.parts)))[:-1])
+    assert brought(archives, archive)[1] == ["recipe", "parts 3"]
+
+
+@pytest.mark.parametrize("text", [b"bm8gYXJjaGl2ZQ==", b"A", packed(FILES)[4:]])
+def test_what_is_no_archive(text: bytes) -> None:
+    assert read_archive(text) is None
