@@ -57,6 +57,8 @@ _LONGEST_FILE = 256 << 10
 _BEGUN = b"0\n"
 # What is read at once: the agent makes room for as much each time that it is asked.
 _ANSWER = 64 << 10
+# Kinds of requests of which is known how long they take. They are left to other clients.
+_MOST_KINDS = 40
 
 
 def new_number() -> int:
@@ -278,6 +280,12 @@ class Line:
             ring.write(text)
         self._ring = ring
         ring.flush()
+
+    def note(self, kind: str) -> None:
+        """Note that the last request, of this kind, was answered now."""
+        self.quick[kind] = round(time.monotonic() - self.used, 3)
+        if len(self.quick) > _MOST_KINDS:
+            self.quick.pop(next(iter(self.quick)))
 
     def answer(self) -> bytes:
         """Return what was answered; nothing as long as that is not there, all of it."""

@@ -62,7 +62,7 @@ def begin_sum(agent: Agent, path: str) -> Callable[[], ExecResult]:
     return begin_shell(agent, file_command(path))
 
 
-# _warm_zygote.py does what these two do without a shell.
+# _warm_commands.py does what these two do without a shell.
 
 
 def file_command(path: str) -> str:

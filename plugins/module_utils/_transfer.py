@@ -133,7 +133,7 @@ def _put_small(agent: Agent, content: bytes, path: str) -> bool:
 def write_command(path: str) -> str:
     """Return the shell command that writes its input to ``path`` and prints the SHA-256 of what is there.
 
-    _warm_zygote.py does it without a shell.
+    _warm_commands.py does it without a shell.
     """
     name = shlex.quote(path)
     return f"{{ {_CREATE.format(name=name)}; }} && cat >{name} && sha256sum <{name}"
@@ -174,7 +174,7 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
 def unpack_command(part: str, path: str, size: int, *, append: bool) -> str:
     """Return the shell command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes.
 
-    _warm_zygote.py does it without a shell.
+    _warm_commands.py does it without a shell.
     """
     name = shlex.quote(path)
     return f"gzip -dc <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"

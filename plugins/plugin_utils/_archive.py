@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The archive of a module and its libraries, as ansible-core packs it, taken to pieces: who has most of them gets the rest."""
+"""The archive of a module and its libraries, as ansible-core packs it, in pieces: a guest that has most gets the rest."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Archive:
     """An archive: ``digest`` of what is in it, its ``parts``, and the ``recipe`` by which they make it.
 
     The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
-    what was compressed of a file. The recipe, compressed by zlib, is a line of JSON, then one with what is in the archive,
-    then all that is between the parts. C(checksum) in the first one is that of the whole, see _warm_server.Archives;
-    C(parts) has the name of each, and where it belongs in what follows.
+    what was compressed of a file. The recipe, compressed by zlib, is a line of JSON, then one with what is in the
+    archive, then all that is between the parts. C(checksum) in the first one is that of the whole, see
+    _warm_server.Archives; C(parts) has the checksum of each, and where it belongs in what follows.
     """
 
     digest: str

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run modules in warm interpreters, and shell commands beside them: the controller's side of _warm_server.py.
 
-A module that ansible-core pipes to Python is a short program around an archive of its libraries. Of that, what the guest
-has not got is sent once, by digests of what is in it (_archive.py). Whatever is in doubt is left to the plain path, by
-returning None.
+A module that ansible-core pipes to Python is a short program around an archive of its libraries. Of that, what the
+guest has not got is sent once, by digests of what is in it (_archive.py). Whatever is in doubt is left to the plain
+path, by returning None.
 """
 
 from __future__ import annotations
@@ -30,12 +30,28 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive
 
 __all__ = ("WarmPython",)
 
+
 # Read, not imported: they are for the guest, and a connection is made anew for each task.
+def _program(name: str) -> bytes:
+    return Path(__file__).with_name(f"_warm_{name}.py").read_bytes()
+
+
+def _interpreter(name: str, work: str) -> bytes:
+    """Return the program of an interpreter: there is one file there, so what it imports comes before it."""
+    before, _import, after = _program(name).partition(b"\nfrom ansible_collections.")
+    behind = _FUTURE.sub(b"", before) + b"\n" + after.partition(b"\n")[2]
+    return _program("zygote") + behind + b"\n\nmain(%b())\n" % work.encode("ascii")
+
+
+_FUTURE = re.compile(rb"^from __future__ import annotations$", re.MULTILINE)
+_START_PROGRAM = _program("start")
 _PROGRAMS = {
-    f"{name}.py": Path(__file__).with_name(f"_warm_{name}.py").read_bytes() for name in ("start", "server", "zygote")
+    "server.py": _program("server"),
+    "modules.py": _interpreter("modules", "Modules"),
+    "commands.py": _interpreter("commands", "Commands"),
 }
 # Another version of them has a spool of its own.
-_SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join(_PROGRAMS.values())).hexdigest()[:16]}"
+_SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join([_START_PROGRAM, *_PROGRAMS.values()])).hexdigest()[:16]}"
 
 # The line with the archive, in what ansible-core 2.16 to 2.21 send.
 _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
@@ -68,12 +84,11 @@ _FORGOTTEN_AT_ONCE = 64 << 10
 # How long a server that starts is waited for.
 _START_SECONDS = 10.0
 _FIRST_LOOK = 0.05
-# How often a server may ask for what it has not got of an archive: the recipe, the parts, and what it has lost meanwhile.
+# How often a server may ask for what it has not got of an archive: the recipe, the parts, what it has lost meanwhile.
 _ATTEMPTS = 4
 # Answers, or what they begin with, that say why something was not run.
 _NOT_RUN = (b"recipe\n", b"parts ", b"plain\n")
-# Requests whose archives are the same take about as long: how many of these are known, and letters of their digests.
-_MOST_KINDS = 40
+# Letters of an archive's digest: requests whose archives are the same take about as long.
 _KIND = 12
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
@@ -233,9 +248,7 @@ class WarmPython:
                 break
             if content:
                 if began - line.used < _AT_ONCE and not content.startswith(_NOT_RUN):  # else nobody knows when it ended
-                    line.quick[kind] = round(time.monotonic() - line.used, 3)
-                    if len(line.quick) > _MOST_KINDS:
-                        line.quick.pop(next(iter(line.quick)))
+                    line.note(kind)
                 return content
             if alone and not (line.is_begun or line.is_lost):
                 line.close()
@@ -281,15 +294,14 @@ class WarmPython:
 def _starter(spool: str, request: bytes, python: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server in ``spool`` for a request, and its standard input."""
     parts = {
-        "server.py": _PROGRAMS["server.py"],
-        "zygote.py": _PROGRAMS["zygote.py"],
+        **_PROGRAMS,
         "prologue": login_program().encode("utf-8"),
         "first": request.partition(b"\n")[0],
     }
     sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
-    program = _PROGRAMS["start.py"]
-    command = _START.format(python=shlex.quote(python), size=len(program), spool=spool, sizes=sizes, no_room=_NO_ROOM)
-    return command.encode("utf-8"), program + zlib.compress(b"".join(parts.values()))
+    size = len(_START_PROGRAM)
+    command = _START.format(python=shlex.quote(python), size=size, spool=spool, sizes=sizes, no_room=_NO_ROOM)
+    return command.encode("utf-8"), _START_PROGRAM + zlib.compress(b"".join(parts.values()))
 
 
 def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:

@@ -6,8 +6,9 @@
 Like the runner (_runner.py) it has a spool with a ring that only root can enter; it answers in the files of its clients
 (see Line in _spool.py). An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain),
 the request was not run and is to be run the plain way; C(recipe), the module's archive is missing here; C(parts) and
-numbers, so are these parts of it; C(full), there was no room for the result; C(lost), its interpreter ended, and on the next line may be why. Nothing comes before that
-when the request is handed to an interpreter: should this end, whoever waits knows whether it may have been run.
+numbers, so are these parts of it; C(full), there was no room for the result; C(lost), its interpreter ended, and on the
+next line may be why. Nothing comes before that when the request is handed to an interpreter: should this end, whoever
+waits knows whether it may have been run.
 
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
 or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
@@ -115,7 +116,7 @@ class Surroundings:
     def same(self) -> bool:
         """Return whether all is for a process that is there already as it would be for a new one."""
         now = signature(self.paths)
-        changed = [path for path, before, after in zip(self.paths, self.seen, now) if before != after]
+        changed = [path for path, before, after in zip(self.paths, self.seen, now) if before != after]  # noqa: B905
         for path in changed:
             if path not in TABLES or not adds_others(self.tables[path], content(path)):
                 return False
@@ -280,8 +281,9 @@ class Interpreter:
         self.surroundings = Surroundings(WATCHED)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.errors = scratch(home)
-        with theirs, open(home + "/zygote.py") as program, open(home + "/prologue") as prologue:
-            text = f"{command.count(chr(10)) + 1}\n{command}\n{program.read()}\nmain()\n"
+        program = "modules.py" if request.key else "commands.py"
+        with theirs, open(f"{home}/{program}") as file, open(home + "/prologue") as prologue:
+            text = f"{command.count(chr(10)) + 1}\n{command}\n{file.read()}"
             with scratch(home) as stdin:
                 stdin.write(text.encode("utf-8", "surrogateescape"))
                 stdin.seek(0)
@@ -375,7 +377,7 @@ class Interpreter:
 
 
 class Archives:
-    """The archives of modules, in files as _warm_zygote.Archive takes them, and parts for others."""
+    """The archives of modules, in files as _warm_modules.Modules takes them, and parts for others."""
 
     def __init__(self, home: str) -> None:
         self.home = home
@@ -587,8 +589,8 @@ class Server:
     def take(self, number: int, request: Request) -> None:
         """Hand a request to its interpreter, or say why not, if somebody waits for the answer.
 
-        It waits itself for an interpreter that starts; not so a shell command, which takes less time the plain way. And
-        what may remove a user waits for those interpreters to end that may be such a user's.
+        It waits itself for an interpreter that starts. And what may remove a user waits for those interpreters to end
+        that may be such a user's.
         """
         answer = b""
         if os.path.exists(self.path(number, "rc")):
@@ -596,7 +598,7 @@ class Server:
                 request.content, answer = self.archives.found(request.archive, self.path(number, ""))
                 waits = not answer and request.users and self.others_leave(request)
                 one = None if answer or waits or self.ending else self.interpreter(request)
-                if waits or (one and one.starts and request.key):
+                if waits or (one and one.starts):
                     self.waiting.append((number, request))
                     return
                 if not answer and not (one and self.handed_over(one, number, request)):

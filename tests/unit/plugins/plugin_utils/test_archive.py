@@ -48,7 +48,7 @@ def archives(tmp_path: Path) -> Archives:
 def brought(archives: Archives, archive: Archive, recipe: bytes | None = None) -> tuple[bytes, list[str]]:
     """Bring an archive; return what is in the server's file then, and what it has asked for."""
     path = f"{archives.home}/1."
-    asked = []
+    asked: list[str] = []
     for _time in range(3):
         file, answer = archives.found(archive.digest, path)
         if file:

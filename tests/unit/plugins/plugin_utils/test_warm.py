@@ -44,7 +44,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
 from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import unpack_command, write_command
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_server, _warm_zygote
+from ansible_collections.qemu.guest.plugins.plugin_utils import (
+    _warm,
+    _warm_commands,
+    _warm_modules,
+    _warm_server,
+    _warm_zygote,
+)
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import read_archive
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -444,7 +450,7 @@ def test_commands_around_modules_are_as_plain(agent: RunnerAgent, warm: WarmPyth
 
 def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/one")
-    done_here = functools.partial(_warm_zygote.done_here, read=lambda: b"its input")
+    done_here = functools.partial(_warm_commands.done_here, read=lambda: b"its input")
     assert done_here(b"echo ~") == b"/home/one\n"
     assert done_here(b"echo ~root") == b"/root\n"
     parent = tmp_path / "a" / "b"
@@ -492,15 +498,15 @@ def test_function_that_sets_no_umask_is_known(
     module.run_command_environ_update, module._debug, module.no_log_values = {}, False, set()
     rc, out, _err = module.run_command(["sh", "-c", "umask"], umask=umask)
     assert (rc, out) == (0, "0077\n" if umask else f"{current_umask():04o}\n")
-    assert [_warm_zygote.does_nothing(function) for function in given] == [nothing]
+    assert [_warm_modules.does_nothing(function) for function in given] == [nothing]
 
 
 def test_programs_are_started_without_what_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
     for where, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
         monkeypatch.setattr(where, name, lambda *arguments: given.extend(arguments[-2:]), raising=False)
-    _warm_zygote.start_programs_at_once()
-    monkeypatch.setattr(_warm_zygote, "BETWEEN", preexec(None).__qualname__)
+    _warm_modules.start_programs_at_once()
+    monkeypatch.setattr(_warm_modules, "BETWEEN", preexec(None).__qualname__)
     start: Any = _posixsubprocess.fork_exec
     for umask in (0, 0o77):
         function = preexec(umask)
@@ -758,7 +764,7 @@ def test_server_that_does_not_come_is_not_waited_for_long(
     warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_warm, "_START_SECONDS", 0.3)
-    monkeypatch.setitem(_warm._PROGRAMS, "start.py", b"import time; time.sleep(2)")
+    monkeypatch.setattr(_warm, "_START_PROGRAM", b"import time; time.sleep(2)")
     began = time.monotonic()
     assert warm.run(COMMAND, module("")) is None
     assert 0.3 < time.monotonic() - began < 2
@@ -826,7 +832,7 @@ def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPyt
     assert seen[0] == seen[1]
     until(lambda: not list(guest.runner.glob("1/[0-9]*")))
     there = {path.name for path in (guest.runner / SPOOL).iterdir()}
-    assert there == {"zygote.py", "prologue", "pid", "ring", f"{warm._line.number}.rc"}
+    assert there == {"modules.py", "commands.py", "prologue", "pid", "ring", f"{warm._line.number}.rc"}
 
 
 def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -1000,7 +1006,7 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     assert len(guest.files) == handles - 2, "the ring and the answers"
     time.sleep(0.3)
     left = {path.name for path in (guest.runner / SPOOL).iterdir()}
-    assert left == {"ring", "pid", "zygote.py", "prologue"}, left
+    assert left == {"ring", "pid", "modules.py", "commands.py", "prologue"}, left
 
 
 SAID = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
@@ -1091,7 +1097,7 @@ def test_interpreter_without_room_for_a_child_lives_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one, theirs = an_interpreter()
-    zygote = _warm_zygote.Zygote(theirs)
+    zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work())
     with one.socket, theirs, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
         assert one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
         request = _warm_zygote.receive(theirs)
