@@ -38,7 +38,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import ChannelB
 
 __all__ = ("SharedChannel", "dismiss", "join", "keeper_path")
 
-_PACKET = 4096
+_PACKET = 16384
 _SECONDS_TO_END = 1.0
 
 

@@ -21,7 +21,7 @@ import random
 import re
 import time
 from contextlib import suppress
-from typing import Any, Callable, Mapping, TypeVar
+from typing import Any, Callable, Mapping, Sequence, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -59,6 +59,7 @@ _BEGUN = b"0\n"
 _ANSWER = 64 << 10
 # Kinds of requests of which is known how long they take. They are left to other clients.
 _MOST_KINDS = 40
+_MOST_KNOWN = 200
 
 
 def new_number() -> int:
@@ -177,6 +178,8 @@ class Line:
         """When the last request was made, or it was opened for the first (monotonic)."""
         self.quick: dict[str, float] = {}
         """Seconds that the last request of each kind took."""
+        self.known: list[str] = []
+        """What the other end is known to have, the last of it."""
         self.is_begun = False
         """Whether the last request is at work, or was."""
         self.is_lost = False
@@ -195,6 +198,7 @@ class Line:
         left = agent.find(spool.path, "guest-file-open")
         if left:
             line.number, line.used, line.quick = left["number"], left["used"], left["quick"]
+            line.known = left["known"]
             line._ring = GuestFile(agent, f"{spool.path}/ring", handle=left["ring"])
             line._answers = GuestFile(agent, line._path, handle=left["answers"])
             line._position = left["position"]
@@ -208,6 +212,7 @@ class Line:
             "number": self.number,
             "used": self.used,
             "quick": self.quick,
+            "known": self.known,
             "ring": self._ring.handle,
             "answers": self._answers.handle,
             "position": self._position,
@@ -280,6 +285,10 @@ class Line:
             ring.write(text)
         self._ring = ring
         ring.flush()
+
+    def remember(self, what: Sequence[str]) -> None:
+        """Note what the other end has."""
+        self.known = [*[one for one in self.known if one not in what], *what][-_MOST_KNOWN:]
 
     def note(self, kind: str) -> None:
         """Note that the last request, of this kind, was answered now."""

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The archive of a module and its libraries, as ansible-core packs it, in pieces: a guest that has most gets the rest."""
+"""The archive of a module and its libraries, as ansible-core packs it, in pieces: a guest gets those that it lacks."""
 
 from __future__ import annotations
 
@@ -13,34 +13,43 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 
-__all__ = ("Archive", "read_archive")
+__all__ = ("REMEMBERED", "Archive", "read_archive")
 
 # Bytes of a file's header before its name, and where in there the lengths of name and extra field are.
 _HEADER = 30
 _LENGTHS = struct.Struct("<HH")
 _AT = 26
+REMEMBERED = 12
+"""Letters of a part's checksum by which a client remembers that it is in the guest."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive: ``digest`` of what is in it, its ``parts``, and the ``recipe`` by which they make it.
+    """An archive: ``digest`` of what is in it, its ``parts`` by their checksums, and how they make it (``recipe``).
 
     The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
-    what was compressed of a file. The recipe, compressed by zlib, is a line of JSON, then one with what is in the
-    archive, then all that is between the parts. C(checksum) in the first one is that of the whole, see
-    _warm_server.Archives; C(parts) has the checksum of each, and where it belongs in what follows.
+    what was compressed of a file. The recipe is a line of JSON, then one with what is in the archive, then all that is
+    between the parts. C(checksum) in the first one is that of the whole, see _warm_server.Archives; C(parts) has the
+    checksum of each, and where it belongs in what follows.
     """
 
     digest: str
     recipe: bytes
-    parts: tuple[bytes, ...]
+    parts: dict[str, bytes]
 
-    def brought(self, numbers: Iterable[int]) -> bytes:
-        """Return parts as the server reads them: each after its size, in four bytes."""
-        return b"".join(struct.pack("<I", len(self.parts[number])) + self.parts[number] for number in numbers)
+    def brought(self, missing: Container[str]) -> bytes:
+        """Return the recipe and the parts that are ``missing`` in the guest, as the server reads them: compressed, and
+        each after its size, in four bytes.
+        """
+        parts = [part for checksum, part in self.parts.items() if checksum[:REMEMBERED] in missing]
+        return b"".join(struct.pack("<I", len(piece)) + piece for piece in (zlib.compress(self.recipe), *parts))
+
+    def remembered(self) -> list[str]:
+        """Return what tells the parts from others."""
+        return [checksum[:REMEMBERED] for checksum in self.parts]
 
 
 @functools.lru_cache(maxsize=16)
@@ -66,16 +75,17 @@ def read_archive(encoded: bytes) -> Archive | None:
         return None
     names = json.dumps(table).encode("ascii")
     whole = content.hexdigest()
-    parts, between, listed = [], [], []
+    parts, between, listed = {}, [], []
     end = length = 0
     for start, size in sorted(places):
         if size:
             between.append(packed[end:start])
             length += start - end
             end = start + size
-            parts.append(packed[start:end])
-            listed.append((hashlib.sha256(parts[-1]).hexdigest(), length))
+            part = packed[start:end]
+            parts[hashlib.sha256(part).hexdigest()] = part
+            listed.append((hashlib.sha256(part).hexdigest(), length))
     between.append(packed[end:])
     checksum = hashlib.sha256(b"\n".join([whole.encode("ascii"), names, encoded])).hexdigest()
     head = json.dumps({"checksum": checksum, "parts": listed}).encode("ascii")
-    return Archive(whole, zlib.compress(b"\n".join([head, names, b"".join(between)])), tuple(parts))
+    return Archive(whole, b"\n".join([head, names, b"".join(between)]), parts)

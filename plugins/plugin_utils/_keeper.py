@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Channel
 
 _NAME = "qga-keeper"
-_PACKET = 4096
+_PACKET = 16384
 _LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
 _LEFT_SECONDS = 5.0
 _MOST_LEFT = 8

@@ -18,7 +18,7 @@ import re
 import shlex
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
@@ -84,10 +84,10 @@ _FORGOTTEN_AT_ONCE = 64 << 10
 # How long a server that starts is waited for.
 _START_SECONDS = 10.0
 _FIRST_LOOK = 0.05
-# How often a server may ask for what it has not got of an archive: the recipe, the parts, what it has lost meanwhile.
+# How often a server may ask for what it has not got of an archive: the recipe, its parts, what it has lost meanwhile.
 _ATTEMPTS = 4
 # Answers, or what they begin with, that say why something was not run.
-_NOT_RUN = (b"recipe\n", b"parts ", b"plain\n")
+_NOT_RUN = (b"archive", b"plain\n")
 # Letters of an archive's digest: requests whose archives are the same take about as long.
 _KIND = 12
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
@@ -146,26 +146,28 @@ class WarmPython:
         return self._line.open()
 
     def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
-        kind = archive.digest[:_KIND]
-        answer = self._handled(request, kind)
+        kind, parts = archive.digest[:_KIND], archive.remembered()
+        answer: ExecResult | str = "none"
+        if self._opened():
+            if self._line.known and kind not in self._line.quick:
+                self._bring(archive, [part for part in parts if part not in self._line.known])
+            answer = self._handled(request, kind)
         if answer == "none" and self._start(request, python):
-            self._bring(archive, "parts", *range(len(archive.parts)))
-            self._bring(archive, "recipe")
+            self._bring(archive, parts)
             answer = self._handled(request, kind)
         for _attempt in range(_ATTEMPTS):
-            if isinstance(answer, ExecResult):
-                return answer
-            what, *numbers = answer.split()
-            if what not in ("recipe", "parts"):
+            if not isinstance(answer, str) or not answer.startswith("archive"):
                 break
-            self._bring(archive, what, *map(int, numbers))
+            self._bring(archive, answer.split()[1:])
             answer = self._handled(request, kind)
-        return None
+        if isinstance(answer, str):
+            return None
+        self._line.remember(parts)
+        return answer
 
-    def _bring(self, archive: Archive, what: str, *numbers: int) -> None:
+    def _bring(self, archive: Archive, missing: Container[str]) -> None:
         # Whole under its name or not: the server looks whether its checksum is right.
-        content = archive.recipe if what == "recipe" else archive.brought(numbers)
-        self._spool.write(f"{self._line.number}.{what}", content)
+        self._spool.write(f"{self._line.number}.archive", archive.brought(missing))
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""

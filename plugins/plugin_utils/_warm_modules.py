@@ -20,6 +20,7 @@ import importlib
 import io
 import json
 import locale
+import marshal
 import os
 import re
 import struct
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 LIBRARIES = "ansible.module_utils"
 # What is in there acts when it is imported.
 LEFT_OUT = "._extensions"
+MANY = 8  # modules, to compile them on two processors
 # The last statement of what ansible-core sends. From 2.19 on, all that differs from task to task is in there.
 CALL = b"\nif __name__ == "
 # What it does first with its archive, in cores 2.16 to 2.21.
@@ -102,15 +104,25 @@ class Importer:
         return self.table[name][1]
 
     def learn(self, archive: zipfile.ZipFile) -> None:
-        """Compile what is new in a payload's archive."""
+        """Compile what is new in a payload's archive: much of it on two processors."""
+        new: dict[str, tuple[bytes, str]] = {}
         for name, (digest, package) in self.table.items():
             if digest not in self.code:
                 source = archive.read(archive_name(name, package))
                 self.wanted |= {name.decode("ascii") for name in IMPORT.findall(source)}
-                # The task will say so, if it gets to it; the same with a warning, in each task.
-                with suppress(SyntaxError, ValueError), warnings.catch_warnings():
-                    warnings.simplefilter("error")
-                    self.code[digest] = compile(source, place(name, package), "exec", dont_inherit=True)
+                new[digest] = source, place(name, package)
+        # In an order in which halves are about as large.
+        digests = sorted(new, key=lambda digest: len(new[digest][0]))
+        if len(new) < MANY or len(os.sched_getaffinity(0)) < 2:
+            self.code.update(compiled(new, digests))
+            return
+        halves = digests[::2], digests[1::2]
+        try:
+            beside = start_beside(lambda: marshal.dumps(compiled(new, halves[0])))
+            self.code.update(compiled(new, halves[1]))
+            self.code.update(marshal.loads(beside()))
+        except (OSError, EOFError, ValueError, TypeError):  # there is no room for a child, or it was killed
+            self.code.update(compiled(new, digests))
 
     def lacks(self, table: Table) -> bool:
         """Return whether some of the libraries of a payload are not imported."""
@@ -154,6 +166,35 @@ class Importer:
         if everything:  # what they have put there besides themselves
             for name in [name for name in sys.modules if name.startswith("ansible.")]:
                 del sys.modules[name]
+
+
+def compiled(sources: dict[str, tuple[bytes, str]], digests: list[str]) -> dict[str, types.CodeType]:
+    """Return the code of some sources, each with its path."""
+    code = {}
+    for digest in digests:
+        # The task will say so, if it gets to it; the same with a warning, in each task.
+        with suppress(SyntaxError, ValueError), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            code[digest] = compile(*sources[digest], "exec", dont_inherit=True)
+    return code
+
+
+def start_beside(work: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Start a child that does the work, and return what waits for its result. That may be cut off."""
+    ours, theirs = os.pipe()
+    if not os.fork():
+        try:
+            with open(theirs, "wb") as file:
+                file.write(work())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+
+    def result() -> bytes:
+        with open(ours, "rb") as file:
+            return file.read()
+
+    return result
 
 
 class SearchPath:

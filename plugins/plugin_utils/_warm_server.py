@@ -5,10 +5,10 @@
 
 Like the runner (_runner.py) it has a spool with a ring that only root can enter; it answers in the files of its clients
 (see Line in _spool.py). An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain),
-the request was not run and is to be run the plain way; C(recipe), the module's archive is missing here; C(parts) and
-numbers, so are these parts of it; C(full), there was no room for the result; C(lost), its interpreter ended, and on the
-next line may be why. Nothing comes before that when the request is handed to an interpreter: should this end, whoever
-waits knows whether it may have been run.
+the request was not run and is to be run the plain way; C(archive), the module's archive is missing here, and so are the
+parts of it that are named behind that; C(full), there was no room for the result; C(lost), its interpreter ended, and
+on the next line may be why. Nothing comes before that when the request is handed to an interpreter: should this end,
+whoever waits knows whether it may have been run.
 
 A request is a line of JSON and what an interpreter takes as its standard input: the program around a module's archive,
 or a shell command and its input. Shell commands have an interpreter of their own that has imported nothing: it is
@@ -56,11 +56,13 @@ MOST_INTERPRETERS = 6
 LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
 MOST_ARCHIVES = 32
 MOST_PARTS = 8 << 20  # bytes
+REMEMBERED = 12  # letters of a part's checksum, for clients
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
+COMMANDS = ""  # key of the interpreter for shell commands
 # In place of an exit status: the interpreter has ended, or had no room for a child.
 LOST = -1
 NOT_RUN = -2
@@ -238,8 +240,8 @@ class Request:
         header = json.loads(line.decode("ascii"))
         self.file = file
         self.start = start
-        self.key: str = header["key"]  # empty for a shell command
-        self.command: str = header["command"]  # of the interpreter
+        self.key: str = header["key"]
+        self.command: str = header["command"]  # of the interpreter; empty for a shell command
         self.marker: str = header["marker"]
         self.path: str = header["path"]
         self.archive: str = header["archive"]
@@ -264,9 +266,12 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
 
 
 class Interpreter:
-    """A warm interpreter: from its start, for ``request`` and all like it, until it is dropped."""
+    """A warm interpreter: from its start by a shell command, until it is dropped.
 
-    def __init__(self, home: str, command: str, request: Request) -> None:
+    Without ``marker`` there is no become in the command; ``path`` is PATH as it is before that.
+    """
+
+    def __init__(self, home: str, program: str, command: str, marker: str, path: str) -> None:
         self.ready = False
         self.dead = False
         self.failed = False  # it has never been ready, and is not to be tried again
@@ -274,20 +279,20 @@ class Interpreter:
         self.tasks: dict[int, Task] = {}
         self.serials = itertools.count(1)
         self.known: list[str] = []  # archives that it has
-        self.marker = request.marker  # empty without become
+        self.marker = marker
+        self.path = path
         self.leaves = 0.0  # since when it is to end
         self.began = self.used = time.monotonic()
         self.preamble = b""
         self.surroundings = Surroundings(WATCHED)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.errors = scratch(home)
-        program = "modules.py" if request.key else "commands.py"
         with theirs, open(f"{home}/{program}") as file, open(home + "/prologue") as prologue:
             text = f"{command.count(chr(10)) + 1}\n{command}\n{file.read()}"
             with scratch(home) as stdin:
                 stdin.write(text.encode("utf-8", "surrogateescape"))
                 stdin.seek(0)
-                environment = {"PATH": request.path, "QEMU_GUEST": prologue.read()}
+                environment = {"PATH": path, "QEMU_GUEST": prologue.read()}
                 start_shell(environment, [stdin.fileno(), theirs.fileno(), self.errors.fileno()])
 
     @property
@@ -394,36 +399,38 @@ class Archives:
         if not digest:
             return None, b""
         if digest not in self.files:
-            self.take(path + "parts")
-            try:
-                with open(path + "recipe", "rb") as file:
-                    line, names, between = zlib.decompress(file.read()).split(b"\n", 2)
-                recipe = json.loads(line.decode("ascii"))
-            except (FileNotFoundError, ValueError, zlib.error):  # it is not there, or not whole
-                return None, b"recipe\n"
-            missing = [number for number, (name, _place) in enumerate(recipe["parts"]) if name not in self.parts]
+            recipe = self.brought(path + "archive")
+            if not recipe:
+                return None, b"archive\n"
+            line, names, between = recipe.split(b"\n", 2)
+            head = json.loads(line.decode("ascii"))
+            missing = [name for name, _place in head["parts"] if name not in self.parts]
             if missing:
-                return None, b"parts %b\n" % b" ".join(b"%d" % number for number in missing)
-            os.unlink(path + "recipe")
-            text = self.made(recipe["parts"], between)
-            if sha256(b"\n".join([digest.encode("ascii"), names, text])).hexdigest() != recipe["checksum"]:
-                return None, b"recipe\n"  # that of another archive
+                named = " ".join(name[:REMEMBERED] for name in missing)
+                return None, f"archive {named}\n".encode("ascii")
+            text = self.made(head["parts"], between)
+            if sha256(b"\n".join([digest.encode("ascii"), names, text])).hexdigest() != head["checksum"]:
+                return None, b"archive\n"  # it is that of another
             self.keep(digest, names + b"\n" + text)
         return self.files[digest], b""
 
-    def take(self, path: str) -> None:
-        """Keep the parts in a file, if there is one."""
+    def brought(self, path: str) -> bytes:
+        """Take what a client has brought: keep the parts, and return the recipe; nothing if that is not there."""
+        pieces = []
         try:
             with open(path, "rb") as file:
                 while True:
                     size = int.from_bytes(file.read(4), "little")
-                    part = file.read(size)
-                    if not size or len(part) < size:
+                    piece = file.read(size)
+                    if not size or len(piece) < size:
                         break
-                    self.parts[sha256(part).hexdigest()] = part
+                    pieces.append(piece)
             os.unlink(path)
-        except FileNotFoundError:
-            pass
+            recipe = zlib.decompress(pieces[0])
+        except (FileNotFoundError, IndexError, zlib.error):  # or not whole
+            return b""
+        self.parts.update({sha256(part).hexdigest(): part for part in pieces[1:]})
+        return recipe
 
     def made(self, parts: list[tuple[str, int]], between: bytes) -> bytes:
         """Return what the parts make, in base64."""
@@ -530,6 +537,9 @@ class Server:
             for serial in [serial for serial, task in one.tasks.items() if task.ended]:
                 task = one.tasks.pop(serial)
                 self.say(task.number, task.result() or b"lost\n" + one.last_words())
+                if COMMANDS not in self.interpreters and not self.ending:
+                    # What most plays come to: it is there when they do.
+                    self.start(COMMANDS, f"'{sys.executable}'", "", one.path)
         for one in [one for one in self.leaving if one.leave()]:
             self.leaving.remove(one)
             one.socket.close()
@@ -571,7 +581,7 @@ class Server:
         self.take(number, Request(header, file, start))
 
     def forget(self, number: int) -> None:
-        for suffix in ("in", "recipe", "parts", "out", "err", "rc"):
+        for suffix in ("in", "archive", "out", "err", "rc"):
             with suppress(OSError):
                 os.unlink(self.path(number, suffix))
 
@@ -629,14 +639,19 @@ class Server:
         if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
             self.leaving.append(self.interpreters.pop(key))
             one = None
-        if one is None and free_memory() > LEAST_FREE:
-            if len(self.interpreters) >= MOST_INTERPRETERS:
-                oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
-                if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
-                    return None
-                self.leaving.append(self.interpreters.pop(oldest))
-            command = request.command if key else f"'{sys.executable}'"
-            one = self.interpreters[key] = Interpreter(self.home, command, request)
+        return one or self.start(key, request.command or f"'{sys.executable}'", request.marker, request.path)
+
+    def start(self, key: str, command: str, marker: str, path: str) -> Interpreter | None:
+        """Start an interpreter; return None if there is no room for one."""
+        if free_memory() < LEAST_FREE:
+            return None
+        if len(self.interpreters) >= MOST_INTERPRETERS:
+            oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
+            if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
+                return None
+            self.leaving.append(self.interpreters.pop(oldest))
+        program = "commands.py" if key == COMMANDS else "modules.py"
+        self.interpreters[key] = one = Interpreter(self.home, program, command, marker, path)
         return one
 
     def say(self, number: int, content: bytes) -> None:

@@ -325,11 +325,11 @@ def test_task_goes_on_where_another_stopped(
         assert result and result.stdout == b"%d\n" % number
         assert not left, "nobody else has it meanwhile"
         task.rest()
-    # Each archive that is new here takes two files; the next task of the kind opens none.
-    assert guest.handle - opened == 6
+    # Each archive that is new here takes a file; the next task of the kind opens none.
+    assert guest.handle - opened == 3
     task = WarmPython(agent, lambda line: None)
     assert task.run(COMMAND, module("print(2)"))
-    assert guest.handle - opened == 6
+    assert guest.handle - opened == 3
     task.rest()
 
     guest.files.clear()  # the agent is restarted
@@ -608,7 +608,7 @@ def test_archive_that_was_packed_anew_is_not_sent_again(
     assert other != module("", when=(2025, 1, 1, 0, 0, 0))
     assert warm.run(COMMAND, other)
     assert warm.run(COMMAND, module("pass", when=(2026, 2, 2, 2, 2, 2)))
-    assert [name.partition(".")[2] for name in sent] == ["recipe", "parts"], "of the changed module"
+    assert [name.partition(".")[2] for name in sent] == ["archive"], "what is new in it"
 
 
 def test_each_brings_its_own_archive(
@@ -640,7 +640,7 @@ def test_each_brings_its_own_archive(
     warm.forget()
     time.sleep(0.3)
     assert len({name.partition(".")[0] for name in names}) == 2
-    assert not [path for path in (guest.runner / SPOOL).iterdir() if path.suffix in (".recipe", ".parts")]
+    assert not list((guest.runner / SPOOL).glob("*.archive"))
 
 
 def test_environment_of_the_command(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -911,8 +911,7 @@ def test_task_outlives_its_interpreter(agent: RunnerAgent, warm: WarmPython) -> 
     assert payload
     archive = read_archive(payload.group(1))
     assert archive
-    assert warm._spool.write(f"{another.number}.parts", archive.brought(range(len(archive.parts))))
-    assert warm._spool.write(f"{another.number}.recipe", archive.recipe)
+    assert warm._spool.write(f"{another.number}.archive", archive.brought(archive.remembered()))
     around = program[: payload.start(1)], program[payload.end(1) :]
     assert warm._asked(another, _warm._request(COMMAND, archive.digest, *around))
     time.sleep(0.25)
@@ -1063,7 +1062,7 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(monkeypatch: pytest.Mo
     server.home, server.interpreters, server.leaving = "", {}, []
 
     def use(key: str) -> bool:
-        request: Any = SimpleNamespace(key=key, command="python3")
+        request: Any = SimpleNamespace(key=key, command="python3", marker="", path="")
         return server.interpreter(request) is not None
 
     most = [f"A={number}" for number in range(_warm_server.MOST_INTERPRETERS)]
@@ -1222,3 +1221,38 @@ def test_answer_that_there_is_no_room_for_is_told_of(agent: RunnerAgent, tmp_pat
     assert answers.read_bytes() == b"5\nfirst5\nfull\n"
     with pytest.raises(TransferError, match="did not fit"):
         WarmPython(agent, lambda line: None)._spool.result(1, b"full\n")
+
+
+def many(name: str) -> dict[str, str]:
+    """Return libraries of which each one imports the one before."""
+    chain = {
+        f"ansible/module_utils/{name}{number}.py": f"VALUE = {number}\n" for number in range(3 * _warm_modules.MANY)
+    }
+    return {**LIBRARIES, **chain, "ansible/module_utils/broken.py": "(\n"}
+
+
+def test_libraries_that_are_compiled_on_two_processors(agent: RunnerAgent, warm: WarmPython) -> None:
+    libraries = many("n")
+    names = [name.rpartition("/")[2][:-3] for name in libraries if "/n" in name]
+    program = "".join(f"from ansible.module_utils import {name}\nprint({name}.VALUE)\n" for name in names)
+    result = warm.run(COMMAND, module(program, libraries))
+    assert result and result.stdout.split() == [b"%d" % number for number in range(len(names))]
+
+
+@pytest.mark.parametrize("beside", ["killed", "no room"])
+def test_compiler_beside_that_does_not_end_well(monkeypatch: pytest.MonkeyPatch, beside: str) -> None:
+    work = _warm_modules.Modules()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name, source in many("k").items():
+            file.writestr(name, source)
+            module_name = name[: -len(".py")].replace("/", ".").removesuffix(".__init__")
+            work.importer.table[module_name] = (source, name.endswith("/__init__.py"))
+    if beside == "killed":
+        monkeypatch.setattr(_warm_modules, "start_beside", lambda work: lambda: work()[:-100])
+    else:
+        monkeypatch.setattr(os, "fork", lambda: full())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    with zipfile.ZipFile(content) as archive:
+        work.importer.learn(archive)
+    assert set(work.importer.code) == set(many("k").values()) - {"(\n"}
