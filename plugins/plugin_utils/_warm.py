@@ -36,17 +36,21 @@ def _program(name: str) -> bytes:
     return Path(__file__).with_name(f"_warm_{name}.py").read_bytes()
 
 
+def _alone(name: str) -> bytes:
+    """Return a program as it is where what it imports of the others has come before it."""
+    return b"".join(
+        line for line in _program(name).splitlines(keepends=True) if not line.lstrip().startswith(_ELSEWHERE)
+    )
+
+
 def _interpreter(name: str, work: str) -> bytes:
-    """Return the program of an interpreter: there is one file there, so what it imports comes before it."""
-    before, _import, after = _program(name).partition(b"\nfrom ansible_collections.")
-    behind = _FUTURE.sub(b"", before) + b"\n" + after.partition(b"\n")[2]
-    return _program("zygote") + behind + b"\n\nmain(%b())\n" % work.encode("ascii")
+    return _program("zygote") + _alone(name) + f"\n\nmain({work}())\n".encode("ascii")
 
 
-_FUTURE = re.compile(rb"^from __future__ import annotations$", re.MULTILINE)
+_ELSEWHERE = b"from ansible_collections.", b"from __future__"
 _START_PROGRAM = _program("start")
 _PROGRAMS = {
-    "server.py": _program("server"),
+    "server.py": _alone("server"),
     "modules.py": _interpreter("modules", "Modules"),
     "commands.py": _interpreter("commands", "Commands"),
 }
@@ -295,10 +299,14 @@ class WarmPython:
 
 def _starter(spool: str, request: bytes, python: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server in ``spool`` for a request, and its standard input."""
+    first = request.partition(b"\n")[0]
+    header = json.loads(first)
     parts = {
         **_PROGRAMS,
         "prologue": login_program().encode("utf-8"),
-        "first": request.partition(b"\n")[0],
+        "command": header["command"].encode("utf-8", "surrogateescape"),
+        "path": header["path"].encode("ascii"),
+        "first": first,
     }
     sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
     size = len(_START_PROGRAM)

@@ -20,6 +20,7 @@ cannot do without: of all that a start of this takes from a slow guest, half was
 
 from __future__ import annotations
 
+import _socket
 import array
 import binascii
 import errno
@@ -29,11 +30,12 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 import zlib
 from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import LEAST_FREE, free_memory, scratch, spawn
 
 try:  # what hashlib would take, without the time that importing that takes
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -48,18 +50,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, BinaryIO
 
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import Spawned
+
 READY = b"\0qemu.guest ready\n"
 IDLE_SECONDS = 600
 END_SECONDS = 5.0  # how long results are kept for those who wait, when it is told to end
 TICK_SECONDS = 60
 MOST_INTERPRETERS = 6
 LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
+CLOCK_SECONDS = 0.1  # by which the time of files may be behind
 MOST_ARCHIVES = 32
 MOST_PARTS = 8 << 20  # bytes
 REMEMBERED = 12  # letters of a part's checksum, for clients
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
-LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
 COMMANDS = ""  # key of the interpreter for shell commands
@@ -87,14 +91,6 @@ WATCHED = [
 TABLES = ("/etc/passwd", "/etc/group")
 
 
-def scratch(home: str) -> BinaryIO:
-    """Return a file that nobody finds, open for reading and writing."""
-    path = f"{home}/scratch"
-    file = open(path, "x+b")  # noqa: SIM115 - it is for whoever asks
-    os.unlink(path)
-    return file
-
-
 def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
     """Return something that differs when one of the files has changed."""
     seen: list[tuple[Any, ...]] = []
@@ -105,6 +101,15 @@ def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
         except OSError:
             seen.append((path, 0))
     return seen
+
+
+def changed_since(when: float, paths: Sequence[str]) -> bool:
+    """Return whether one of the files may have been changed since a time."""
+    for path in paths:
+        with suppress(OSError):
+            if os.stat(path).st_ctime > when - CLOCK_SECONDS:
+                return True
+    return False
 
 
 class Surroundings:
@@ -250,28 +255,14 @@ class Request:
         self.content: BinaryIO | None = None
 
 
-def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
-    """Start what _shell.py has in its program, with these as its standard descriptors."""
-    if not os.fork():
-        try:
-            os.setsid()
-            os.chdir("/")
-            for number, descriptor in enumerate(descriptors):
-                os.dup2(descriptor, number)
-            for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # by Python and by us
-                signal.signal(ignored, signal.SIG_DFL)
-            os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
-        finally:
-            os._exit(127)
-
-
 class Interpreter:
-    """A warm interpreter: from its start by a shell command, until it is dropped.
+    """A warm interpreter: from its start until it is dropped. Without ``marker`` it has not come by become.
 
-    Without ``marker`` there is no become in the command; ``path`` is PATH as it is before that.
+    ``path`` is PATH as it was before its command.
     """
 
-    def __init__(self, home: str, program: str, command: str, marker: str, path: str) -> None:
+    def __init__(self, spawned: Spawned, marker: str, path: str) -> None:
+        self.socket, self.errors = spawned
         self.ready = False
         self.dead = False
         self.failed = False  # it has never been ready, and is not to be tried again
@@ -285,15 +276,6 @@ class Interpreter:
         self.began = self.used = time.monotonic()
         self.preamble = b""
         self.surroundings = Surroundings(WATCHED)
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = scratch(home)
-        with theirs, open(f"{home}/{program}") as file, open(home + "/prologue") as prologue:
-            text = f"{command.count(chr(10)) + 1}\n{command}\n{file.read()}"
-            with scratch(home) as stdin:
-                stdin.write(text.encode("utf-8", "surrogateescape"))
-                stdin.seek(0)
-                environment = {"PATH": path, "QEMU_GUEST": prologue.read()}
-                start_shell(environment, [stdin.fileno(), theirs.fileno(), self.errors.fileno()])
 
     @property
     def starts(self) -> bool:
@@ -307,7 +289,7 @@ class Interpreter:
         if not self.leaves:
             self.leaves = time.monotonic()
             with suppress(OSError):
-                self.socket.shutdown(socket.SHUT_WR)
+                self.socket.shutdown(_socket.SHUT_WR)
         return self.dead or time.monotonic() - self.leaves > END_SECONDS
 
     def listen(self) -> None:
@@ -375,7 +357,9 @@ class Interpreter:
         }
         rights = array.array("i", files.values()).tobytes()
         try:
-            self.socket.sendmsg([json.dumps(message).encode("ascii")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            self.socket.sendmsg(
+                [json.dumps(message).encode("ascii")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
+            )
         except OSError:
             return False
         return True
@@ -472,11 +456,16 @@ class Server:
     def path(self, number: int, suffix: str) -> str:
         return f"{self.home}/{number}.{suffix}"
 
-    def prepare(self) -> None:
-        """Start the interpreter that this was started for."""
+    def adopt(self, first: Spawned, began: float) -> None:
+        """Take the interpreter that this was started for, unless what it would look at has changed since."""
         with open("first", "rb") as file:
-            self.interpreter(Request(file.readline(), file, 0))
+            request = Request(file.readline(), file, 0)
         os.unlink("first")
+        one = Interpreter(first, request.marker, request.path)
+        if changed_since(began, WATCHED):
+            self.leaving.append(one)
+        else:
+            self.interpreters[request.key] = one
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
@@ -651,7 +640,7 @@ class Server:
                 return None
             self.leaving.append(self.interpreters.pop(oldest))
         program = "commands.py" if key == COMMANDS else "modules.py"
-        self.interpreters[key] = one = Interpreter(self.home, program, command, marker, path)
+        self.interpreters[key] = one = Interpreter(spawn(self.home, program, command, path), marker, path)
         return one
 
     def say(self, number: int, content: bytes) -> None:
@@ -669,19 +658,14 @@ class Server:
                 file.write(b"5\nfull\n")
 
 
-def free_memory() -> int:
-    with open("/proc/meminfo") as table:
-        for line in table:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
+def serve_spool(home: str, ring: int, first: Spawned | None, began: float) -> None:
+    """Serve in the spool ``home``, which is the working directory, until nobody needs it any more.
 
-
-def main(home: str, ring: int) -> None:
-    """Serve in the spool ``home``, which is the working directory, and remove it when nobody needs it any more."""
+    ``first`` is the interpreter that this was started for, since ``began`` (time).
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
-    os.umask(0o022)  # for interpreters; all files in the spool are in a directory that only root can enter
     server = Server(home, ring)
-    server.prepare()
+    if first:
+        server.adopt(first, began)
     server.serve()

@@ -1,18 +1,32 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: make a spool, and serve there (_warm_server.py)."""
+"""For the guest: make a spool, start an interpreter, and serve there (_warm_server.py).
+
+The interpreter starts first: a task waits for that, and what serves takes about as long to load.
+"""
 
 from __future__ import annotations
 
+import _socket
 import os
+import signal
 import sys
 import time
 import zlib
 
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import BinaryIO
+
+    Spawned = tuple[_socket.socket, BinaryIO]
+    """The other end of an interpreter's standard output, and the file to which its errors go."""
+
 # What was made by one that was killed meanwhile.
 STALE_SECONDS = 30
 NO_ROOM = 75  # exit status: the next one may come to another end
+LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 
 
 def main(home: str, parts: str) -> None:
@@ -25,7 +39,9 @@ def main(home: str, parts: str) -> None:
         return
     try:
         unpack(parts)
-        serve(home, made(home))
+        began = time.time()
+        first = spawn(".", "modules.py", content("command"), content("path")) if free_memory() > LEAST_FREE else None
+        serve(home, made(home), first, began)
     except OSError:  # whatever else it is
         sys.excepthook(*sys.exc_info())
         sys.exit(NO_ROOM)
@@ -95,13 +111,66 @@ def unpack(parts: str) -> None:
         content = content[int(size) :]
 
 
-def serve(home: str, ring: int) -> None:
+def content(name: str) -> str:
+    """Return what is in a file that was brought, and remove that."""
+    with open(name, "rb") as file:
+        text = file.read().decode("utf-8", "surrogateescape")
+    os.unlink(name)
+    return text
+
+
+def free_memory() -> int:
+    with open("/proc/meminfo") as table:
+        for line in table:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def spawn(home: str, program: str, command: str, path: str) -> Spawned:
+    """Start an interpreter by a shell command, to run a program that is in ``home``; ``path`` is PATH before that."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    errors = scratch(home)
+    with open(f"{home}/{program}") as file, open(f"{home}/prologue") as prologue, scratch(home) as stdin:
+        text = f"{command.count(chr(10)) + 1}\n{command}\n{file.read()}"
+        stdin.write(text.encode("utf-8", "surrogateescape"))
+        stdin.seek(0)
+        environment = {"PATH": path, "QEMU_GUEST": prologue.read()}
+        start_shell(environment, [stdin.fileno(), theirs.fileno(), errors.fileno()])
+    theirs.close()
+    return ours, errors
+
+
+def scratch(home: str) -> BinaryIO:
+    """Return a file that nobody finds, open for reading and writing."""
+    path = f"{home}/scratch"
+    file = open(path, "x+b")  # noqa: SIM115 - it is for whoever asks
+    os.unlink(path)
+    return file
+
+
+def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
+    """Start what _shell.py has in its program, with these as its standard descriptors."""
+    if not os.fork():
+        try:
+            os.setsid()
+            os.umask(0o022)
+            os.chdir("/")
+            for number, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, number)
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # by Python and by us
+                signal.signal(ignored, signal.SIG_DFL)
+            os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
+        finally:
+            os._exit(127)
+
+
+def serve(home: str, ring: int, first: Spawned | None, began: float) -> None:
     with open("server.py", "rb") as file:
         program = compile(file.read(), "server.py", "exec")
     os.unlink("server.py")
-    names = {"__name__": "server"}
-    exec(program, names)
-    names["main"](home, ring)  # type: ignore[operator]
+    exec(program, globals())
+    globals()["serve_spool"](home, ring, first, began)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -873,7 +874,7 @@ def test_task_does_not_wait_for_an_interpreter_that_takes_long(tmp_path: Path) -
     one.surroundings = _warm_server.Surroundings([])
     answers = tmp_path / "7.rc"
     answers.touch()
-    with one.socket, zygote:
+    with closing(one.socket), zygote:
         for started, answer in ((0.0, b""), (_warm_server.START_SECONDS, b"6\nplain\n")):
             one.began = time.monotonic() - started
             with open(tmp_path / "in", "w+b") as file:
@@ -1025,7 +1026,7 @@ def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> N
     """A task tells its status before its process ends, and the next one may have begun when that is heard of."""
     one, zygote = an_interpreter()
     told = []
-    with one.socket, zygote, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
+    with closing(one.socket), zygote, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
         for _task in range(2):
             one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
             told.append(json.loads(zygote.recv(4096))["number"])
@@ -1044,7 +1045,7 @@ def test_interpreter_that_has_ended_unheard_of_is_given_nothing(tmp_path: Path) 
     one, zygote = an_interpreter()
     zygote.close()
     before = len(os.listdir("/proc/self/fd"))
-    with one.socket, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
+    with closing(one.socket), open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
         assert not one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
         assert not one.tasks
     assert len(os.listdir("/proc/self/fd")) == before - 1, "nothing stays open"
@@ -1058,6 +1059,7 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(monkeypatch: pytest.Mo
         return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, surroundings=same)
 
     monkeypatch.setattr(_warm_server, "Interpreter", started)
+    monkeypatch.setattr(_warm_server, "spawn", started)
     server = _warm_server.Server.__new__(_warm_server.Server)
     server.home, server.interpreters, server.leaving = "", {}, []
 
@@ -1097,7 +1099,7 @@ def test_interpreter_without_room_for_a_child_lives_and_says_so(
 ) -> None:
     one, theirs = an_interpreter()
     zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work())
-    with one.socket, theirs, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
+    with closing(one.socket), theirs, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
         assert one.hand_over(7, _warm_server.Request(HEADER, file, 0), str(tmp_path / "7"))
         request = _warm_zygote.receive(theirs)
         assert request
@@ -1151,6 +1153,30 @@ def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
     there = _warm_server.Surroundings([str(path), str(none)])
     none.touch()
     assert not there.same()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    """Nobody had looked at that before."""
+    (tmp_path / "first").write_bytes(HEADER)
+    (tmp_path / "watched").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_warm_server, "WATCHED", [str(tmp_path / "none"), str(tmp_path / "watched")])
+    server = a_server(tmp_path)
+    ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with zygote, ours, open(os.devnull, "rb") as errors:
+        server.adopt((ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1))
+        assert bool(server.interpreters) != changed
+        server.settle([])
+        assert bool(server.leaving) == changed
+        zygote.settimeout(0.1)
+        if changed:
+            assert zygote.recv(100) == b"", "it is told to end"
+        else:
+            with pytest.raises(TimeoutError):
+                zygote.recv(100)
 
 
 TABLE = "root:x:0:\none:x:1:one,two\n"
