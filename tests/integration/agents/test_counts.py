@@ -165,6 +165,31 @@ def test_a_warm_task(loop: bool, tally: Tally, make_ansible: MakeAnsible, agents
     assert look(agents["bookworm"], f"ls {_runner.HOME}/warm-*/ | grep -c '[.]rc$' || :") == "0\n"
 
 
+def test_a_module_that_is_new_in_the_guest(
+    tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]
+) -> None:
+    """What it has in common with another one, which is most of it, is there already."""
+    variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
+    ansible = make_ansible({"counted": {**variables, "ansible_qga_persist": 60}})
+
+    def run(second: dict[str, Any]) -> Counted:
+        playbook = ansible.directory / "new.json"
+        tasks = [{"ansible.builtin.command": "true"}, second]
+        playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+
+        def play() -> None:
+            ansible.playbook(playbook)
+            dismiss(parse_address(str(tally.path)))
+
+        return counted(tally, play)
+
+    run({"ansible.builtin.command": "true"})
+    same, few_bytes = run({"ansible.builtin.command": "true"})
+    new, many_bytes = run({"ansible.builtin.getent": {"database": "passwd"}})
+    assert new["guest-file-open"] - same["guest-file-open"] == 1
+    assert many_bytes - few_bytes < 30_000, "the whole would be more than 150,000"
+
+
 def plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {*one, *other}}
 
