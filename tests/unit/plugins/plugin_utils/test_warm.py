@@ -1277,7 +1277,7 @@ def test_compiler_beside_that_does_not_end_well(monkeypatch: pytest.MonkeyPatch,
     if beside == "killed":
         monkeypatch.setattr(_warm_modules, "start_beside", lambda work: lambda: work()[:-100])
     else:
-        monkeypatch.setattr(os, "fork", lambda: full())
+        monkeypatch.setattr(os, "fork", full)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     with zipfile.ZipFile(content) as archive:
         work.importer.learn(archive)
