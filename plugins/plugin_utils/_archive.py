@@ -71,7 +71,7 @@ def read_archive(encoded: bytes) -> Archive | None:
                     table[module] = (digest, package)
                 lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
                 places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size))
-    except (ValueError, struct.error, zipfile.BadZipFile):
+    except (NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error):
         return None
     names = json.dumps(table).encode("ascii")
     whole = content.hexdigest()

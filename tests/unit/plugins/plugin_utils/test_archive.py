@@ -122,6 +122,12 @@ def test_archive_that_is_cut_off(archives: Archives) -> None:
         assert archives.found(other.digest, f"{archives.home}/1.") == (None, b"archive\n")
 
 
-@pytest.mark.parametrize("text", [b"bm8gYXJjaGl2ZQ==", b"A", packed(FILES)[4:]])
+def damaged(place: int) -> bytes:
+    content = bytearray(base64.b64decode(packed(OTHER)))
+    content[place] ^= 0xFF
+    return base64.b64encode(content)
+
+
+@pytest.mark.parametrize("text", [b"bm8gYXJjaGl2ZQ==", b"A", packed(FILES)[4:], damaged(100), damaged(-30)])
 def test_what_is_no_archive(text: bytes) -> None:
     assert read_archive(text) is None
