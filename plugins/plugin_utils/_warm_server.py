@@ -116,20 +116,33 @@ class Surroundings:
     """What a new process would look at, as it is now."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = paths
-        self.seen = signature(paths)
-        self.tables = {path: content(path) for path in paths if path in TABLES}
+        self.paths: list[str] = []
+        self.seen: list[tuple[Any, ...]] = []
+        self.tables: dict[str, bytes] = {}
+        self.watch(paths)
+
+    def watch(self, paths: Sequence[str]) -> None:
+        """Look at these too from now on."""
+        new = [path for path in paths if path not in self.paths]
+        while True:  # until nothing has changed between the two
+            seen = signature(new)
+            tables = {path: content(path) for path in new if path in TABLES}
+            if signature(new) == seen:
+                break
+        self.paths += new
+        self.seen += seen
+        self.tables.update(tables)
 
     def same(self) -> bool:
         """Return whether all is for a process that is there already as it would be for a new one."""
         now = signature(self.paths)
-        changed = [path for path, before, after in zip(self.paths, self.seen, now) if before != after]  # noqa: B905
-        for path in changed:
-            if path not in TABLES or not adds_others(self.tables[path], content(path)):
-                return False
+        for path, before, after in zip(self.paths, self.seen, now):  # noqa: B905 - Python 3.10
+            if before != after:
+                there = content(path) if path in TABLES else b""
+                if path not in TABLES or not adds_others(self.tables[path], there):
+                    return False
+                self.tables[path] = there
         self.seen = now
-        for path in changed:
-            self.tables[path] = content(path)
         return True
 
 
@@ -258,11 +271,12 @@ class Request:
 class Interpreter:
     """A warm interpreter: from its start until it is dropped. Without ``marker`` it has not come by become.
 
-    ``path`` is PATH as it was before its command.
+    ``path`` is PATH as it was before its command, and ``surroundings`` are from before that, too.
     """
 
-    def __init__(self, spawned: Spawned, marker: str, path: str) -> None:
+    def __init__(self, spawned: Spawned, surroundings: Surroundings, marker: str, path: str) -> None:
         self.socket, self.errors = spawned
+        self.surroundings = surroundings
         self.ready = False
         self.dead = False
         self.failed = False  # it has never been ready, and is not to be tried again
@@ -275,7 +289,6 @@ class Interpreter:
         self.leaves = 0.0  # since when it is to end
         self.began = self.used = time.monotonic()
         self.preamble = b""
-        self.surroundings = Surroundings(WATCHED)
 
     @property
     def starts(self) -> bool:
@@ -314,8 +327,7 @@ class Interpreter:
                 # What changed while it started may have been seen before or after.
                 self.ready = self.surroundings.same()
                 self.dead = not self.ready
-                paths = json.loads(paths.decode("ascii"))
-                self.surroundings = Surroundings(WATCHED + [path for path in paths if path not in WATCHED])
+                self.surroundings.watch(json.loads(paths.decode("ascii")))
 
     def last_words(self) -> bytes:
         """Return the last line of what it has said as it ended."""
@@ -461,7 +473,7 @@ class Server:
         with open("first", "rb") as file:
             request = Request(file.readline(), file, 0)
         os.unlink("first")
-        one = Interpreter(first, request.marker, request.path)
+        one = Interpreter(first, Surroundings(WATCHED), request.marker, request.path)
         if changed_since(began, WATCHED):
             self.leaving.append(one)
         else:
@@ -528,7 +540,8 @@ class Server:
                 self.say(task.number, task.result() or b"lost\n" + one.last_words())
                 if COMMANDS not in self.interpreters and not self.ending:
                     # What most plays come to: it is there when they do.
-                    self.start(COMMANDS, f"'{sys.executable}'", "", one.path)
+                    with suppress(OSError):  # there is no room
+                        self.start(COMMANDS, f"'{sys.executable}'", "", one.path)
         for one in [one for one in self.leaving if one.leave()]:
             self.leaving.remove(one)
             one.socket.close()
@@ -640,7 +653,9 @@ class Server:
                 return None
             self.leaving.append(self.interpreters.pop(oldest))
         program = "commands.py" if key == COMMANDS else "modules.py"
-        self.interpreters[key] = one = Interpreter(spawn(self.home, program, command, path), marker, path)
+        surroundings = Surroundings(WATCHED)
+        one = Interpreter(spawn(self.home, program, command, path), surroundings, marker, path)
+        self.interpreters[key] = one
         return one
 
     def say(self, number: int, content: bytes) -> None:

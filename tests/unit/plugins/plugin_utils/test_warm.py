@@ -1155,6 +1155,29 @@ def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
     assert not there.same()
 
 
+def test_what_is_watched_later_does_not_hide_what_has_changed(tmp_path: Path) -> None:
+    path, other = tmp_path / "path", tmp_path / "other"
+    path.write_text("a")
+    there = _warm_server.Surroundings([str(path)])
+    path.write_text("ab")
+    there.watch([str(path), str(other)])
+    assert not there.same()
+
+
+def test_no_room_for_the_interpreter_of_commands_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started when a module has ended; what serves goes on."""
+    monkeypatch.setattr(_warm_server, "spawn", full)
+    server = a_server(tmp_path)
+    (tmp_path / "7.rc").touch()
+    one, zygote = an_interpreter()
+    one.path = "/bin"
+    one.tasks = {1: SimpleNamespace(ended=True, number=7, result=lambda: b"0 - - .\n")}  # type: ignore[dict-item]
+    with closing(one.socket), zygote:
+        server.settle([one])
+    assert (tmp_path / "7.rc").read_bytes() == b"8\n0 - - .\n"
+    assert not server.interpreters
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
