@@ -414,6 +414,7 @@ class Modules(Work):
         self.archives: dict[str, Archive] = {}
         self.learnt: set[str] = set()  # archives
         self.heads: dict[bytes, types.CodeType] = {}
+        self.todo: list[tuple[str, bytes, int]] = []
         self.memory = Memory()
 
     def begin(self) -> None:
@@ -440,18 +441,30 @@ class Modules(Work):
             self.archives[request.archive] = Archive(names, archive)
 
     def learns(self, request: Request) -> bool:
-        """Learn what a module needs.
+        """Learn what a module needs, if a library is among that.
 
-        Where no library is new, what there is to be learnt is the module itself, and it may never come again: a child
-        that waits does that by itself. The second time it is worth while.
+        Otherwise it is the module itself. A child that waits learns that quickly, and this one does later.
         """
         if request.archive in self.learnt:
             return False
-        if request.content is not None and not self.importer.lacks(self.archives[request.archive].table):
+        lesson = request.archive, request.program(), request.before
+        if not self.importer.lacks(self.archives[request.archive].table):
+            self.todo.append(lesson)
             return False
-        self.learn(self.archives[request.archive], request.program(), request.before)
-        self.learnt.add(request.archive)
+        self.take(*lesson)
         return True
+
+    @property
+    def lessons(self) -> int:  # type: ignore[override]
+        return len(self.todo)
+
+    def take_lesson(self) -> None:
+        self.take(*self.todo.pop())
+
+    def take(self, digest: str, program: bytes, before: int) -> None:
+        if digest in self.archives and digest not in self.learnt:
+            self.learnt.add(digest)
+            self.learn(self.archives[digest], program, before)
 
     def learn(self, archive: Archive, program: bytes, before: int) -> None:
         """Import what a module needs, for it and all like it. In a child: compile what is new, of the module itself."""

@@ -70,6 +70,7 @@ class Work:
     """What an interpreter is for."""
 
     looks = 0  # how often it is still of use to look at a child at work
+    lessons = 0  # what is still to be learnt of what came, as long as nobody asks for anything
 
     def begin(self) -> None:
         """Get ready for what comes first."""
@@ -81,8 +82,11 @@ class Work:
         """Keep what a request brings. A child that has waited does so too."""
 
     def learns(self, request: Request) -> bool:
-        """Learn of a request, before a child is forked for it, what others need too; return whether that is new."""
+        """Learn of a request, before a child is forked for it, what all need; return whether that is new."""
         return False
+
+    def take_lesson(self) -> None:
+        """Learn what else others may need."""
 
     def wait(self) -> None:
         """In a child that is to wait for a request: get ready for that."""
@@ -160,6 +164,8 @@ class Zygote:
                 return 0, self.prepare
             if not self.spare:
                 return 0, self.fork_spare
+            if self.work.lessons:
+                return 0, self.take_lesson
         if self.children and self.work.looks:
             return LOOK_SECONDS, lambda: self.work.look(max(self.children))
         return None, lambda: None
@@ -167,6 +173,10 @@ class Zygote:
     def prepare(self) -> None:
         self.prepared = True
         self.work.prepare()
+
+    def take_lesson(self) -> None:
+        self.work.take_lesson()
+        self.end_spare()  # which has not
 
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
