@@ -443,16 +443,18 @@ class Modules(Work):
     def learns(self, request: Request) -> bool:
         """Learn what a module needs, if a library is among that.
 
-        Otherwise it is the module itself. A child that waits learns that quickly, and this one does later.
+        Otherwise it is the module itself, which may never come again. A child that waits learns that quickly. The
+        second time it is worth while to learn it here, later.
         """
         if request.archive in self.learnt:
             return False
         lesson = request.archive, request.program(), request.before
-        if not self.importer.lacks(self.archives[request.archive].table):
+        if self.importer.lacks(self.archives[request.archive].table):
+            self.take(*lesson)
+            return True
+        if request.content is None:
             self.todo.append(lesson)
-            return False
-        self.take(*lesson)
-        return True
+        return False
 
     @property
     def lessons(self) -> int:  # type: ignore[override]

@@ -1307,15 +1307,17 @@ def test_compiler_beside_that_does_not_end_well(monkeypatch: pytest.MonkeyPatch,
     assert set(work.importer.code) == set(many("k").values()) - {"(\n"}
 
 
-def test_module_whose_libraries_are_there_is_learnt_later() -> None:
-    """The task does not wait for that, and nothing is learnt twice."""
+def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> None:
+    """No task waits for that, and nothing is learnt twice."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("ansible/modules/quick.py", "print('quick')\n")
     work = _warm_modules.Modules()
     text = base64.b64encode(content.getvalue()).decode()
     work.archives["digest"] = _warm_modules.Archive({"ansible.modules.quick": ("source", False)}, text)
-    request: Any = SimpleNamespace(archive="digest", before=0, program=lambda: WRAPPER.format("").encode())
+    request: Any = SimpleNamespace(archive="digest", before=0, content=3, program=lambda: WRAPPER.format("").encode())
+    assert not work.learns(request) and not work.lessons
+    request.content = None
     assert not work.learns(request) and not work.learns(request)
     assert work.lessons == 2 and not work.importer.code
     work.take_lesson()
