@@ -1318,12 +1318,12 @@ def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> Non
     text = base64.b64encode(content.getvalue()).decode()
     work.archives["digest"] = _warm_modules.Archive({"ansible.modules.quick": ("source", False)}, text)
     request: Any = SimpleNamespace(archive="digest", before=0, content=3, program=lambda: WRAPPER.format("").encode())
-    assert not work.learns(request) and not work.lessons
+    assert [work.learns(request), work.lessons] == [False, 0]
     request.content = None
-    assert not work.learns(request) and not work.learns(request)
-    assert work.lessons == 2 and not work.importer.code
+    assert [work.learns(request), work.learns(request), work.lessons] == [False, False, 2]
+    assert not work.importer.code
     work.take_lesson()
-    assert set(work.importer.code) == {"source"} and not work.learns(request)
+    assert [work.learns(request), work.lessons, *work.importer.code] == [False, 1, "source"]
     work.importer.code.clear()
     work.take_lesson()
-    assert not work.lessons and not work.importer.code
+    assert [work.lessons, *work.importer.code] == [0]
