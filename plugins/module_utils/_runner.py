@@ -154,7 +154,8 @@ while IFS= read -r l <&3; do
     [0-9]*.*) mark=$l ;;
     [0-9]*)
         used=1
-        job "$l" 3>&- &
+        # Not behind the function itself: for that, dash keeps the ring open under another number.
+        { job "$l"; } 3>&- &
         ;;
     esac
 done

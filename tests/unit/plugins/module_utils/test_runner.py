@@ -184,6 +184,16 @@ def test_dead_runner_is_replaced(agent: RunnerAgent, guest: Guest) -> None:
     assert runner_pid(guest) != pid
 
 
+def test_nobody_but_the_runner_keeps_the_ring_open(agent: RunnerAgent, guest: Guest) -> None:
+    """Else one that was killed would seem to live as long as a program of its does."""
+    pid = start(agent, "/bin/sleep", ["60"])
+    eventually(lambda: agent.process_id(pid), "no program")
+    runner = int((guest.runner / "1" / "pid").read_text())
+    os.kill(runner, signal.SIGKILL)
+    eventually(lambda: not agent._spool.ring(""), "somebody else reads the ring")
+    os.kill(agent.process_id(pid), signal.SIGKILL)
+
+
 @only_sh
 def test_runner_that_dies_with_its_program(agent: RunnerAgent, guest: Guest) -> None:
     pid = start(agent, "/bin/sleep", ["60"])
