@@ -197,8 +197,9 @@ class RunnerAgent(Agent):
         # What was handed over and not seen taken yet, and when each program was looked after last.
         self._untaken: dict[int, bytes] = {}
         self._looked: dict[int, float] = {}
-        self._mark = ""
-        self._marks: dict[int, str] = {}
+        # Whether nobody will ask after what is started now, and programs of which that is so.
+        self._forgetting = False
+        self._forgotten: set[int] = set()
 
     @property
     def captures_all(self) -> bool:
@@ -284,11 +285,11 @@ class RunnerAgent(Agent):
 
         A runner that was installed some time ago forgets a program of which nobody asks after some minutes.
         """
-        self._mark = ".part"
+        self._forgetting = True
         try:
             yield
         finally:
-            self._mark = ""
+            self._forgetting = False
 
     def _left_below(self) -> bool:
         return self._only_if_needed and can_run_programs(self._below)
@@ -301,7 +302,8 @@ class RunnerAgent(Agent):
         stdin = base64.b64decode(arguments.get("input-data", ""))
         number = new_number()
         self._untaken[number] = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
-        self._marks[number] = self._mark
+        if self._forgetting:
+            self._forgotten.add(number)
         self._hand_over(number)
         return {"pid": number}
 
@@ -318,8 +320,7 @@ class RunnerAgent(Agent):
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _rung(self, number: int) -> bool:
-        mark = self._marks[number]
-        return self._spool.ring(f"{number}{mark}\n{number}" if mark else str(number))
+        return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
 
     # guest-exec-status
 
@@ -330,7 +331,6 @@ class RunnerAgent(Agent):
             return {"exited": False}
         rc, out, err = self._spool.result(number, content)
         self._spool.forget(number)
-        self._marks.pop(number, None)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}

@@ -83,8 +83,9 @@ def read_archive(encoded: bytes) -> Archive | None:
             length += start - end
             end = start + size
             part = packed[start:end]
-            parts[hashlib.sha256(part).hexdigest()] = part
-            listed.append((hashlib.sha256(part).hexdigest(), length))
+            checksum = hashlib.sha256(part).hexdigest()
+            parts[checksum] = part
+            listed.append((checksum, length))
     between.append(packed[end:])
     checksum = hashlib.sha256(b"\n".join([whole.encode("ascii"), names, encoded])).hexdigest()
     head = json.dumps({"checksum": checksum, "parts": listed}).encode("ascii")

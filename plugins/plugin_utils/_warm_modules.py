@@ -126,7 +126,7 @@ class Importer:
 
     def lacks(self, table: Table) -> bool:
         """Return whether some of the libraries of a payload are not imported."""
-        return any(name.startswith(LIBRARIES) and LEFT_OUT not in name and name not in self.loaded for name in table)
+        return any(is_library(name) and name not in self.loaded for name in table)
 
     def fits(self) -> bool:
         """Return whether what is imported is what the payload brings."""
@@ -144,7 +144,7 @@ class Importer:
                     importlib.import_module(name)
         self.wanted.clear()
         for name, (digest, _package) in sorted(self.table.items()):
-            if name.startswith(LIBRARIES) and LEFT_OUT not in name and digest in self.code and name not in sys.modules:
+            if is_library(name) and digest in self.code and name not in sys.modules:
                 try:
                     importlib.import_module(name)
                 except Exception:  # what needs something that is not there: a task that wants it will say so
@@ -166,6 +166,10 @@ class Importer:
         if everything:  # what they have put there besides themselves
             for name in [name for name in sys.modules if name.startswith("ansible.")]:
                 del sys.modules[name]
+
+
+def is_library(name: str) -> bool:
+    return name.startswith(LIBRARIES) and LEFT_OUT not in name
 
 
 def compiled(sources: dict[str, tuple[bytes, str]], digests: list[str]) -> dict[str, types.CodeType]:

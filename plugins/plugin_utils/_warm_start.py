@@ -40,7 +40,7 @@ def main(home: str, parts: str) -> None:
     try:
         unpack(parts)
         began = time.time()
-        first = spawn(".", "modules.py", content("command"), content("path")) if free_memory() > LEAST_FREE else None
+        first = spawn(".", "modules.py", taken("command"), taken("path")) if free_memory() > LEAST_FREE else None
         serve(home, made(home), first, began)
     except OSError:  # whatever else it is
         sys.excepthook(*sys.exc_info())
@@ -111,7 +111,7 @@ def unpack(parts: str) -> None:
         content = content[int(size) :]
 
 
-def content(name: str) -> str:
+def taken(name: str) -> str:
     """Return what is in a file that was brought, and remove that."""
     with open(name, "rb") as file:
         text = file.read().decode("utf-8", "surrogateescape")
