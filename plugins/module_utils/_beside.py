@@ -9,30 +9,36 @@ Python's digests, its zlib and its files let other threads run, so that this tak
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Generic, TypeVar
+from queue import SimpleQueue
+from typing import Any, Callable, Generic, Optional, Tuple, TypeVar
 
 __all__ = ("Beside",)
 
 T = TypeVar("T")
+
+Outcome = Tuple[Optional[T], Optional[BaseException]]
 
 
 class Beside(Generic[T]):
     """One call at a time, on a thread of its own. A context manager: leaving it waits for the call's end.
 
     There is no thread before the first call, so having one costs nothing. (concurrent.futures takes longer to import
-    than a small file to copy.)
+    than a small file to copy.) The thread waits for calls: one that begins takes the interpreter from its caller, which
+    could not send its next request before what does not let others run, base64 for one, is done.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._result: T | None = None
-        self._error: BaseException | None = None
+        self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
+        self._outcomes: SimpleQueue[Outcome[T]] = SimpleQueue()
+        self._busy = False
 
     def __enter__(self) -> Beside[T]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._thread:
+            self._calls.put(None)
             self._thread.join()
 
     def do(self, action: Callable[..., T], *arguments: Any) -> None:
@@ -41,25 +47,28 @@ class Beside(Generic[T]):
         :raise BaseException: what the last call raised.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(action, *arguments), daemon=True)
-        self._thread.start()
+        if not self._thread:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._busy = True
+        self._calls.put(lambda: action(*arguments))
 
     def wait(self) -> T | None:
         """Return what the last call returned, once; None if there is none.
 
         :raise BaseException: what it raised.
         """
-        if self._thread:
-            self._thread.join()
-        self._thread = None
-        result, self._result = self._result, None
-        error, self._error = self._error, None
+        if not self._busy:
+            return None
+        self._busy = False
+        result, error = self._outcomes.get()
         if error:
             raise error
         return result
 
-    def _run(self, action: Callable[..., T], *arguments: Any) -> None:
-        try:
-            self._result = action(*arguments)
-        except BaseException as exc:  # pylint: disable=broad-exception-caught  # wait() raises it
-            self._error = exc
+    def _work(self) -> None:
+        for call in iter(self._calls.get, None):
+            try:
+                self._outcomes.put((call(), None))
+            except BaseException as exc:  # pylint: disable=broad-exception-caught  # wait() raises it
+                self._outcomes.put((None, exc))

@@ -44,6 +44,8 @@ __all__ = (
 CHUNK = 1024 * 1024
 """Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
 
+_FIRST = CHUNK // 4  # bytes that are read to see what comes
+
 
 @dataclass(frozen=True)
 class Copied:
@@ -183,38 +185,50 @@ def copy_out(
     path: str,
     write: Callable[[bytes], object],
     progress: Progress = no_progress,
-    rest: Callable[[Encoded, float], int] = lambda first, seconds: 0,
+    instead: Callable[[Encoded, float, int], int] = lambda first, seconds, size: 0,
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
     Reads until the end is reached, so files whose size is not known (/proc, /sys) come whole. ``checked`` is True if
-    the content was one chunk, and a second look found the same. ``write`` is called by another thread while the next
-    chunk is read. ``rest`` is called before a second chunk is read, with the first and the seconds that it took. It
-    returns of how many further bytes it has taken care; what is left is read here.
+    the content was one chunk at most, and a second look found the same. ``write`` is called by another thread while the
+    next piece is read. ``instead`` is called for what is more than a chunk, with what the file begins with, the seconds
+    that this took, and the size of the file. It returns of how many bytes it has taken care, from the start; what is
+    left is read here.
     """
-    size = 0
+    size = cared_for = 0
     start = []  # what is compared if there is no more than that
     beside: Beside[object] = Beside()
     with beside, GuestFile(agent, path) as guest_file:
         while True:
             began = time.monotonic()
-            piece = guest_file.receive(CHUNK)
+            piece = guest_file.receive(CHUNK if size else _FIRST)
             seconds = time.monotonic() - began
             if not piece.size:
                 break
+            if not size and piece.size == _FIRST:
+                whole = _size(guest_file)
+                cared_for = instead(piece, seconds, whole) if whole and whole > CHUNK else 0
+                if whole is not None:
+                    guest_file.seek(cared_for or piece.size)
+                if cared_for:
+                    size = cared_for
+                    continue
             beside.do(lambda piece: write(piece.decoded()), piece)
             if size < CHUNK:
                 start.append(piece)
             size += piece.size
             progress(size)
-            if size == piece.size == CHUNK:
-                beside.wait()
-                more = rest(piece, seconds)
-                if more:
-                    size = guest_file.seek(size + more)
         beside.wait()
-        checked = size <= CHUNK and _reads_again(guest_file, 0, start)
+        checked = size <= CHUNK and not cared_for and _reads_again(guest_file, 0, start)
     return Copied(size, checked)
+
+
+def _size(guest_file: GuestFile) -> int | None:
+    """Return the size of the file, and move to its end; None if it has none, as in /proc."""
+    try:
+        return guest_file.seek(0, 2)
+    except GuestFileError:
+        return None
 
 
 def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded]) -> bool:

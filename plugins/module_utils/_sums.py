@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checksums that the guest computes of its own files.
 
-SHA-256 is what users are told. What compares the two ends of a copy is BLAKE2b, which takes a third of the time, and
+SHA-256 is what users are told. What compares the two ends of a copy is what the guest computes soonest: CRC-32 where
+_warm_commands.py does it, which takes a fifth of BLAKE2b's time, else BLAKE2b, which takes a third of SHA-256's, and
 SHA-256 in a guest that has no b2sum (coreutils before 8.26, busybox).
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from typing import Callable, Iterable
+import zlib
+from typing import Any, Callable, Iterable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError
@@ -20,29 +22,48 @@ from ansible_collections.qemu.guest.plugins.module_utils._shell import begin_she
 
 __all__ = ("SUM", "Sum", "agrees", "begin_sum", "file_command", "part_command", "sha256", "sha256_of", "sum_in")
 
-SUM = "if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
+SUM = ": or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
 """The shell command that prints the checksum of its input by which copies are compared, see `agrees`."""
 
-Sum = hashlib.blake2b
-"""What computes the same here, for a guest that has b2sum."""
+_BLAKE2B, _SHA256 = 128, 64  # digits
+
+
+class Sum:
+    """What is summed up here beside the requests: CRC-32, because that takes least."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._sum = zlib.crc32(data)
+
+    def update(self, data: bytes) -> None:
+        """Sum up what follows."""
+        self._sum = zlib.crc32(data, self._sum)
+
+    def hexdigest(self) -> str:
+        """Return it in 8 digits."""
+        return f"{self._sum:08x}"
 
 
 def sha256_of(content: Iterable[bytes]) -> str:
     """Return the SHA-256, in hex, of what is here."""
-    summed = hashlib.sha256()
+    return _digest(hashlib.sha256(), content)
+
+
+def _digest(summed: Any, content: Iterable[bytes]) -> str:
     for data in content:
         summed.update(data)
-    return summed.hexdigest()
+    return str(summed.hexdigest())
 
 
 def agrees(there: str, here: str, content: Iterable[bytes]) -> bool:
     """Return whether what SUM printed ``there`` belongs to the content whose Sum, in hex, is ``here``.
 
-    ``content`` is looked at if the guest could compute a SHA-256 only. Nothing agrees if it could compute nothing.
+    ``content`` is looked at if the guest computed something else. Nothing agrees if it could compute nothing.
     """
-    if len(there) == len(here):
-        return there == here
-    return bool(there) and there == sha256_of(content)
+    if len(there) == _BLAKE2B:
+        return there == _digest(hashlib.blake2b(), content)
+    if len(there) == _SHA256:
+        return there == sha256_of(content)
+    return there == here
 
 
 def sha256(agent: Agent, path: str, size: int | None = None) -> str:

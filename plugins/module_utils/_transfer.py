@@ -8,11 +8,8 @@ Stands on _files (the bytes) and, where the agent may run programs, on _shell (w
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import itertools
 import shlex
-import zlib
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Callable, Generator, Iterator, Sequence
@@ -36,6 +33,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import (
     copy_out,
     no_progress,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._packed import Packed
+from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD, Packer, has_zstd, shrinks
 from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     begin_shell,
     check_shell,
@@ -59,11 +58,7 @@ __all__ = ("create_private", "digest", "fetch", "put", "unpack_command", "write_
 _SMALL = 64 * 1024
 # Below this, further programs in the guest take longer than they save.
 _LEAST = 256 * 1024
-# What a sample must shrink to.
-_GAIN = 0.7
-# The quickest: others save less of the channel's time than they take.
-_LEVEL = 1
-# Bytes per second. What comes more slowly than that is compressed in the guest in less time than that saves.
+# Bytes per second. What comes more slowly than that, gzip compresses in the guest in less time than that saves.
 _SLOW = 4 << 20
 # What is unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in the guest's
 # memory, compressed, until they are unpacked. The first is waited for until it is prepared, so it is smaller.
@@ -77,7 +72,7 @@ def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progr
     """Write ``source``, which is seekable, to the guest's file ``path``; make sure that it arrived and return its size.
 
     A new file has mode 0600 where the agent may run programs; an existing one keeps its mode. What shrinks travels
-    compressed, if the guest has gzip.
+    compressed, if the guest has zstd or gzip.
 
     :raise TransferError: if what is in the guest is not what was sent.
     :raise OperationError: if the file cannot be created; its text is the guest's own.
@@ -111,17 +106,12 @@ def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
     create_private(agent, path)
     if len(sample) < _LEAST:
         return copy_in(agent, source, path, progress=progress).checked
-    if _shrinks(sample):
+    if shrinks(sample):
         try:
             return _put_packed(agent, source, path, progress)
         except (CommandError, OperationError, TransferError):
             source.seek(start)
     return _put_plain(agent, source, path, progress)
-
-
-def _shrinks(content: bytes) -> bool:
-    sample = content[:_LEAST]
-    return len(zlib.compress(sample, _LEVEL)) < _GAIN * len(sample)
 
 
 def _put_small(agent: Agent, content: bytes, path: str) -> bool:
@@ -146,17 +136,18 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
 
     :raise QgaError: if that does not work; nothing is at work in the guest then.
     """
-    pieces = _Pieces(agent, path, source, lambda content: gzip.compress(content, _LEVEL))
     spool = new_spool()
+    there = check_shell(agent, spool_command(spool), "keep compressed pieces")
+    packer = ZSTD if there and has_zstd() else GZIP
+    pieces = _Pieces(agent, path, source, packer.packing())
     try:
-        check_shell(agent, f"umask 077; set -C; : >{spool}.0; : >{spool}.1", "keep compressed pieces")
         with closing(pieces.each()) as each:
             for number, piece in enumerate(each):
                 # One is written while the guest unpacks the other.
                 part = f"{spool}.{number % 2}"
                 with GuestFile(agent, part, "w") as guest_file:
                     _send(guest_file, piece)
-                pieces.compare(piece, unpack_command(part, path, piece.size, append=number > 0))
+                pieces.compare(piece, unpack_command(packer, part, path, piece.size, append=number > 0))
                 progress(pieces.size)
                 if not pieces.comparable:
                     break
@@ -171,13 +162,18 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
             run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
 
 
-def unpack_command(part: str, path: str, size: int, *, append: bool) -> str:
-    """Return the shell command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes.
+# _warm_commands.py does what these do without a shell.
 
-    _warm_commands.py does it without a shell.
-    """
+
+def spool_command(spool: str) -> str:
+    """Return the shell command that creates two files for pieces, and prints something if the guest has zstd."""
+    return f"umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :"
+
+
+def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> str:
+    """Return the shell command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes."""
     name = shlex.quote(path)
-    return f"gzip -dc <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
+    return f"{packer.unpacks} <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
 
 
 def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -294,7 +290,6 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
     :raise TransferError: if it is not.
     """
     programs = can_run_programs(agent)
-    # The guest computes while the agent reads.
     summing: list[Callable[[], ExecResult]] = []
     here = Sum()
 
@@ -302,82 +297,40 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
         sink.write(data)
         here.update(data)
 
-    def rest(first: Encoded, seconds: float) -> int:
+    packed = Packed(agent, path, take, progress)
+
+    def instead(first: Encoded, seconds: float, size: int) -> int:
         if not programs:
             return 0
-        summing.append(begin_sum(agent, path))
+        gains = shrinks(first.decoded())
+        # Without an interpreter in the guest, to start it there takes longer than it saves.
+        if gains and has_zstd() and agent.shell and packed.fetch(ZSTD, size):
+            return packed.size
+        summing.append(begin_sum(agent, path))  # which the guest does while the agent reads
         is_slow = first.size < _SLOW * seconds
-        if not is_slow or not _shrinks(first.decoded()):
-            return 0
-        return _fetch_packed(agent, path, first.size, take, progress)
+        return packed.fetch(GZIP, size) if gains and is_slow else 0
 
     try:
-        copied = copy_out(agent, path, take, progress, rest)
+        copied = copy_out(agent, path, take, progress, instead)
     except (CommandError, TransferError):  # the agent is there, as is what sums up
         with suppress(QgaError):
             for ended in summing:
                 ended()
         raise
-    if copied.checked or (summing and agrees(sum_in(summing[0]()), here.hexdigest(), _from(sink, 0))):
+    if copied.checked or (packed.checked and copied.size == packed.size > 0):
         return copied.size
-    # Nobody can tell what a file without a size (/proc) holds a moment later.
-    there = sha256(agent, path, copied.size) if programs else digest(agent, path)
-    if there and there != sha256_of(_from(sink, 0)):
-        raise TransferError(f"{path} changed while it was read, or was damaged on the way")
+    if summing and agrees(sum_in(summing[0]()), here.hexdigest(), _from(sink, 0)):
+        return copied.size
+    _compare(agent, path, copied.size, sink)
     return copied.size
 
 
-def _fetch_packed(agent: Agent, path: str, start: int, take: Callable[[bytes], None], progress: Progress) -> int:
-    """Hand the guest's file ``path`` to ``take`` from ``start`` on, compressed on its way; return how much that was.
-
-    It may be less than there is: what did not work the one way is left to the plain way, which can tell why.
-    """
-    name, spool = shlex.quote(path), new_spool()
-    done = 0
-
-    def pack(number: int) -> Callable[[], ExecResult]:
-        # One is read while the guest packs the other.
-        piece = f"tail -c +{start + number * _PIECE + 1} {name} | head -c {_PIECE} | gzip -c{_LEVEL}"
-        return begin_shell(agent, f"umask 077; rm -f {spool}.{number - 2}; {piece} >{spool}.{number}")
-
-    packing = [pack(0)]
-    try:
-        for number in itertools.count(1):
-            ended = packing.pop()
-            if ended().shell_rc:
-                break
-            packing.append(pack(number))
-            with GuestFile(agent, f"{spool}.{number - 1}") as guest_file:
-                content = _unpacked(guest_file)
-            take(content)
-            done += len(content)
-            progress(start + done)
-            if len(content) < _PIECE:
-                break
-    except (CommandError, OperationError, TransferError):
-        pass  # see above
-    finally:
-        with suppress(QgaError):
-            for ended in packing:
-                ended()
-        with suppress(QgaError):
-            run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
-    return done
-
-
-def _unpacked(guest_file: GuestFile) -> bytes:
-    """Return the content of a compressed piece; nothing if it is damaged, and of what is too long only the start."""
-    unpack = zlib.decompressobj(wbits=31)  # gzip's format
-    content = b""
-    try:
-        while len(content) < _PIECE and not unpack.eof:
-            packed = guest_file.read(CHUNK)
-            if not packed:
-                break
-            content += unpack.decompress(packed, _PIECE - len(content))
-    except zlib.error:
-        return b""
-    return content
+def _compare(agent: Agent, path: str, size: int, sink: IO[bytes]) -> None:
+    """Compare what is in ``sink`` with the first ``size`` bytes that the guest has now."""
+    # Nobody can tell what a file without a size (/proc) holds a moment later.
+    there = sha256(agent, path, size) if can_run_programs(agent) else digest(agent, path)
+    if there and there != sha256_of(_from(sink, 0)):
+        raise TransferError(f"{path} changed while it was read, or was damaged on the way")
 
 
 def digest(agent: Agent, path: str, size: int | None = None) -> str:

@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Container
 from pathlib import Path
 
+from ansible_collections.qemu.guest.plugins.module_utils import _zstd
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
@@ -36,23 +37,21 @@ def _program(name: str) -> bytes:
     return Path(__file__).with_name(f"_warm_{name}.py").read_bytes()
 
 
-def _alone(name: str) -> bytes:
+def _alone(program: bytes) -> bytes:
     """Return a program as it is where what it imports of the others has come before it."""
-    return b"".join(
-        line for line in _program(name).splitlines(keepends=True) if not line.lstrip().startswith(_ELSEWHERE)
-    )
+    return b"".join(line for line in program.splitlines(keepends=True) if not line.lstrip().startswith(_ELSEWHERE))
 
 
-def _interpreter(name: str, work: str) -> bytes:
-    return _program("zygote") + _alone(name) + f"\n\nmain({work}())\n".encode("ascii")
+def _interpreter(work: str, *programs: bytes) -> bytes:
+    return b"".join([_program("zygote"), *map(_alone, programs), f"\n\nmain({work}())\n".encode("ascii")])
 
 
 _ELSEWHERE = b"from ansible_collections.", b"from __future__"
 _START_PROGRAM = _program("start")
 _PROGRAMS = {
-    "server.py": _alone("server"),
-    "modules.py": _interpreter("modules", "Modules"),
-    "commands.py": _interpreter("commands", "Commands"),
+    "server.py": _alone(_program("server")),
+    "modules.py": _interpreter("Modules", _program("modules")),
+    "commands.py": _interpreter("Commands", Path(_zstd.__file__).read_bytes(), _program("commands")),
 }
 # Another version of them has a spool of its own.
 _SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join([_START_PROGRAM, *_PROGRAMS.values()])).hexdigest()[:16]}"

@@ -9,7 +9,6 @@ collection need around modules.
 
 from __future__ import annotations
 
-import importlib
 import os
 import pwd
 import re
@@ -19,6 +18,7 @@ import sys
 import zlib
 from contextlib import suppress
 
+from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor, zstd, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import LastWord, Request, Work
 
 try:  # what hashlib would take, without what importing that takes
@@ -31,28 +31,13 @@ except ImportError:
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
 
 # Words that are themselves to a shell.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
-# What ansible-core, 2.16 to 2.21, has a shell do before and after it copies something.
-HOME_OF = re.compile(rb"echo ~([a-z_][a-z0-9_-]*)?")
-MAKE = re.compile(
-    rb'\( umask 77 && mkdir -p "` echo (%b) `"&& mkdir "` echo (%b) `" && echo (ansible-tmp-[0-9.-]+)="` echo \2 `" \)'
-    % (PLAIN, PLAIN)
-)
-CHMOD = re.compile(rb"chmod u\+rwx((?: %b)+)" % PLAIN)
-REMOVE = re.compile(rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN)
-# What _transfer.py and _sums.py have a shell do with a small file, and with parts of a large one. These print BLAKE2b.
-WRITE = re.compile(
-    rb"\{ \[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}; \} && cat >\1 && sha256sum <\1" % PLAIN
-)
-SUM = rb"\{ if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
-SUM_OF_FILE = re.compile(rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM))
-SUM_OF_PART = re.compile(rb"tail -c \+(\d+) (%b) \| head -c (\d+) \| %b" % (PLAIN, SUM))
-UNPACK = re.compile(rb"gzip -dc <(%b) (>>?)(%b) && tail -c (\d+) \3 \| %b" % (PLAIN, PLAIN, SUM))
-BLOCK = 1 << 20  # bytes that are read at once
+SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
+BLOCK = 512 << 10  # bytes that are read at once
 # As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
 SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
 eval "unset c; $c"
@@ -61,9 +46,10 @@ eval "unset c; $c"
 
 class Commands(Work):
     def prepare(self) -> None:
-        for name in ("shutil", "_blake2"):  # so that children have it
-            with suppress(ImportError):
-                importlib.import_module(name)
+        with suppress(ImportError):  # so that children have it
+            import shutil  # noqa: F401
+        with suppress(ImportError):
+            zstd()
 
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
         """Run a shell command, which comes before its input. Its environment is that of a login."""
@@ -91,85 +77,116 @@ def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
 
     :raise OSError: if that cannot be done, after nothing that a shell would not do again.
     :raise KeyError: if there is no such user.
-    :raise ImportError: if this Python has no BLAKE2b.
-    :raise ValueError: if it must not use that.
+    :raise ImportError: if there is no Zstandard.
+    :raise ValueError: if that fails.
     """
-    home = HOME_OF.fullmatch(command)
-    if home:
-        user = home.group(1)
-        directory = os.fsencode(pwd.getpwnam(user.decode("ascii")).pw_dir) if user else os.environb[b"HOME"]
-        return directory + b"\n" if re.fullmatch(PLAIN, directory) else None
-    make = MAKE.fullmatch(command)
-    if make:
-        parents, path, name = make.groups()
-        before = os.umask(0o077)
-        try:
-            os.makedirs(parents, exist_ok=True)
-            os.mkdir(path)
-        finally:
-            os.umask(before)
-        return name + b"=" + path + b"\n"
-    change = CHMOD.fullmatch(command)
-    if change:
-        for path in change.group(1).split():
-            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | 0o700)
-        return b""
-    remove = REMOVE.fullmatch(command)
-    if remove:
-        import shutil
-
-        shutil.rmtree(remove.group(1))
-        return b""
+    for pattern, action in KNOWN:
+        match = pattern.fullmatch(command)
+        if match:
+            return action(*match.groups())
     write = WRITE.fullmatch(command)
-    if write:
-        path = write.group(1)
-        flags = os.O_TRUNC if os.path.exists(path) else os.O_CREAT | os.O_EXCL
-        with open(path, "wb", opener=lambda name, _flags: os.open(name, os.O_WRONLY | flags, 0o600)) as file:
-            file.write(read())
-        return printed_sum(sha256(), path, 0, sys.maxsize)
-    from _blake2 import blake2b
-
-    checksum = blake2b()
-    whole = SUM_OF_FILE.fullmatch(command)
-    if whole and os.path.isfile(whole.group(1)) and os.path.getsize(whole.group(1)):
-        return printed_sum(checksum, whole.group(1), 0, sys.maxsize)
-    part = SUM_OF_PART.fullmatch(command)
-    if part:
-        start, path, size = part.groups()
-        return printed_sum(checksum, path, int(start) - 1, int(size))
-    unpack = UNPACK.fullmatch(command)
-    if unpack:
-        packed, how, path, size = unpack.groups()
-        end = unpacked(packed, path, how == b">>")
-        return printed_sum(checksum, path, max(0, end - int(size)), int(size))
-    return None
+    return written(write.group(1), read()) if write else None
 
 
-def printed_sum(checksum: Any, path: bytes, start: int, size: int) -> bytes:
-    """Return what a program prints that sums up ``size`` bytes of a file, from ``start`` on."""
+# What ansible-core, 2.16 to 2.21, has a shell do before and after it copies something.
+
+
+def home_of(user: bytes | None) -> bytes | None:
+    directory = os.fsencode(pwd.getpwnam(user.decode("ascii")).pw_dir) if user else os.environb[b"HOME"]
+    return directory + b"\n" if re.fullmatch(PLAIN, directory) else None
+
+
+def make(parents: bytes, path: bytes, name: bytes) -> bytes:
+    before = os.umask(0o077)
+    try:
+        os.makedirs(parents, exist_ok=True)
+        os.mkdir(path)
+    finally:
+        os.umask(before)
+    return name + b"=" + path + b"\n"
+
+
+def make_usable(paths: bytes) -> bytes:
+    for path in paths.split():
+        os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | 0o700)
+    return b""
+
+
+def remove(path: bytes) -> bytes:
+    import shutil
+
+    shutil.rmtree(path)
+    return b""
+
+
+# What _transfer.py and _sums.py have a shell do with a small file, and with parts of a large one.
+
+
+def written(path: bytes, content: bytes) -> bytes:
+    flags = os.O_TRUNC if os.path.exists(path) else os.O_CREAT | os.O_EXCL
+    with open(path, "wb", opener=lambda name, _flags: private(name, os.O_WRONLY | flags)) as file:
+        file.write(content)
+    with open(path, "rb") as file:
+        return printed(sha256(file.read()).hexdigest())
+
+
+def private(path: bytes | str, flags: int) -> int:
+    """Open a file, which is nobody else's if it is new."""
+    return os.open(path, flags, 0o600)
+
+
+def printed(checksum: str) -> bytes:
+    """Return what a program prints that summed up its input."""
+    return checksum.encode("ascii") + b"  -\n"
+
+
+def sum_of_file(path: bytes) -> bytes | None:
+    return sum_of(path, 0, sys.maxsize) if os.path.isfile(path) and os.path.getsize(path) else None
+
+
+def sum_of_part(first: bytes, path: bytes, size: bytes) -> bytes:
+    return sum_of(path, int(first) - 1, int(size))
+
+
+def sum_of(path: bytes, start: int, size: int) -> bytes:
+    checksum = 0
+    for block in blocks(path, start, size):
+        checksum = zlib.crc32(block, checksum)
+    return printed(f"{checksum:08x}")
+
+
+def blocks(path: bytes, start: int, size: int) -> Iterator[memoryview]:
+    """Yield what is in a file, from there on, ``size`` bytes at most; each until the next is asked for."""
+    room = memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         while size > 0:
-            data = file.read(min(size, BLOCK))
-            if not data:
-                break
-            checksum.update(data)
-            size -= len(data)
-    text: str = checksum.hexdigest()
-    return text.encode("ascii") + b"  -\n"
+            got = file.readinto(room[: min(size, BLOCK)])
+            if not got:
+                return
+            yield room[:got]
+            size -= got
 
 
-def unpacked(packed: bytes, path: bytes, append: bool) -> int:
-    """Unpack a file of a few megabytes into another, and return where that ends.
+def make_room(spool: bytes) -> bytes:
+    zstd()
+    for number in (b".0", b".1"):
+        os.close(private(spool + number, os.O_CREAT | os.O_EXCL))
+    return b"zstd\n"
 
-    :raise OSError: if that cannot be done; what was added is gone then, for a shell to add it again.
+
+def unpack(packer: bytes, packed: bytes, how: bytes, path: bytes, size: bytes) -> bytes:
+    """Add the content of a file, ``size`` bytes, to another. If that cannot be done, a shell is to find that as it was.
+
+    :raise OSError: then.
     """
     with open(packed, "rb") as source:
-        try:
-            content = zlib.decompress(source.read(), wbits=31)  # gzip's format
-        except zlib.error as error:
-            raise OSError("damaged") from error
-    with open(path, "ab" if append else "wb", buffering=0) as sink:
+        content = source.read()
+    try:
+        content = zlib.decompress(content, wbits=31) if packer == b"gzip" else zstd_decompress(content, int(size))
+    except (zlib.error, ValueError) as error:
+        raise OSError("damaged") from error
+    with open(path, "ab" if how == b">>" else "wb", buffering=0) as sink:
         start = sink.seek(0, os.SEEK_END)
         try:
             if sink.write(content) != len(content):
@@ -177,4 +194,57 @@ def unpacked(packed: bytes, path: bytes, append: bool) -> int:
         except OSError:
             sink.truncate(start)
             raise
-    return start + len(content)
+    end = start + len(content)
+    return sum_of(path, max(0, end - int(size)), int(size))
+
+
+def pack(old: bytes, first: bytes, path: bytes, size: bytes, level: bytes, new: bytes) -> bytes | None:
+    if not os.path.isfile(path) or os.path.getsize(path) < int(first):
+        return None
+    compressor = Compressor(int(level))
+    with suppress(FileNotFoundError):
+        os.unlink(old)
+    checksum = 0
+    with open(new, "wb", opener=private, buffering=0) as packed:
+        for block in blocks(path, int(first) - 1, int(size)):
+            frame = compressor.compress(block)
+            if packed.write(frame) != len(frame):
+                raise OSError("no room")
+            checksum = zlib.crc32(block, checksum)
+    return printed(f"{checksum:08x}")
+
+
+def sweep(path: bytes) -> bytes:
+    directory, name = os.path.split(path)
+    for other in os.listdir(directory):
+        if other.startswith(name + b"."):
+            os.unlink(os.path.join(directory, other))
+    return b""
+
+
+KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple(
+    (re.compile(pattern), action)
+    for pattern, action in (
+        (rb"echo ~([a-z_][a-z0-9_-]*)?", home_of),
+        (
+            rb'\( umask 77 && mkdir -p "` echo (%b) `"&& mkdir "` echo (%b) `" && '
+            rb'echo (ansible-tmp-[0-9.-]+)="` echo \2 `" \)' % (PLAIN, PLAIN),
+            make,
+        ),
+        (rb"chmod u\+rwx((?: %b)+)" % PLAIN, make_usable),
+        (rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN, remove),
+        (rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM), sum_of_file),
+        (rb"tail -c \+(\d+) (%b) \| head -c (\d+) \| %b" % (PLAIN, SUM), sum_of_part),
+        (rb"umask 077; set -C; : >(%b)\.0; : >\1\.1; command -v zstd \|\| :" % PLAIN, make_room),
+        (rb"(gzip|zstd) -dc <(%b) (>>?)(%b) && tail -c (\d+) \4 \| %b" % (PLAIN, PLAIN, SUM), unpack),
+        (
+            rb": or CRC-32; umask 077; rm -f (%b); tail -c \+(\d+) (%b) \| head -c (\d+) \| zstd -c(\d+) >(%b)"
+            % (PLAIN, PLAIN, PLAIN),
+            pack,
+        ),
+        (rb"rm -f (%b/[A-Za-z0-9_][A-Za-z0-9_.-]*)\.\*" % PLAIN, sweep),
+    )
+)
+WRITE = re.compile(
+    rb"\{ \[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}; \} && cat >\1 && sha256sum <\1" % PLAIN
+)

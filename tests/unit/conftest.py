@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _agent, _channel, _exec, _files, _libvirt, _power
+from ansible_collections.qemu.guest.plugins.module_utils import (
+    _agent,
+    _channel,
+    _exec,
+    _files,
+    _libvirt,
+    _packed,
+    _power,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping, qga_suspend
@@ -33,7 +41,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all modules stands still but for what the test and its scripted agent let pass."""
     clock = Clock()
-    for module in (_agent, _channel, _exec, _files, _libvirt, qga_exec, qga_ping):
+    for module in (_agent, _channel, _exec, _files, _libvirt, _packed, qga_exec, qga_ping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

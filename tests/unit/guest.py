@@ -147,7 +147,11 @@ class Guest:
             raise AgentError(f"failed to write to file: {exc.strerror}") from exc
 
     def seek(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return {"position": os.lseek(self._file(arguments), arguments["offset"], arguments["whence"]), "eof": False}
+        try:
+            position = os.lseek(self._file(arguments), arguments["offset"], arguments["whence"])
+        except OSError as exc:
+            raise AgentError(f"failed to seek file: {exc.strerror}") from exc
+        return {"position": position, "eof": False}
 
     def flush(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         self._file(arguments)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -130,6 +131,29 @@ def test_text_over_a_slow_channel(connection: Any, tally: Tally, tmp_path: Path)
     _requests, slow = counted(tally, lambda: connection.fetch_file("/srv/text", str(back)))
     assert back.read_bytes() == source.read_bytes()
     assert max(there, slow) < size / 2 < size < quick
+
+
+def test_text_where_an_interpreter_is_at_work(
+    tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent], tmp_path: Path
+) -> None:
+    """It travels compressed both ways, however quick the channel is."""
+    size = 8_000_000
+    source, back = tmp_path / "source", tmp_path / "back"
+    lines = (b"line %d of a text, and it is not the last one: %d\n" % (n, n * n) for n in range(size))
+    source.write_bytes(b"".join(itertools.islice(lines, 200_000))[:size])
+    variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
+    ansible = make_ansible({"counted": variables})
+    command = {"name": "Start it", "ansible.builtin.command": "true"}
+    put = {"name": "Put", "ansible.builtin.copy": {"src": str(source), "dest": "/srv/text", "mode": "0600"}}
+    fetch = {"name": "Fetch", "ansible.builtin.fetch": {"src": "/srv/text", "dest": str(back), "flat": True}}
+    sizes = []
+    for tasks in ([command, put], [command, fetch]):
+        playbook = ansible.directory / "play.json"
+        playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+        _requests, travelled = counted(tally, partial(ansible.playbook, playbook))
+        sizes.append(travelled)
+    assert back.read_bytes() == source.read_bytes()
+    assert max(sizes) < source.stat().st_size / 2, sizes
 
 
 @pytest.mark.parametrize("loop", [True, False])

@@ -27,6 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._files import (
     CHUNK,
     Copied,
+    Encoded,
     GuestFile,
     copy_in,
     copy_out,
@@ -61,6 +62,7 @@ def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(_files, "CHUNK", 10)
+    monkeypatch.setattr(_files, "_FIRST", 5)
     return 10
 
 
@@ -269,6 +271,32 @@ def test_file_that_changes_between_two_looks_is_not_checked(
     (tmp_path / "file").touch()
     server.then("guest-file-read", data_reply(b"12:00"), data_reply(b""), data_reply(b"12:01"))
     assert not copy_out(agent, str(tmp_path / "file"), len).checked
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_copy_out_of_what_has_no_size(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
+    """As in /proc, or where a FIFO is."""
+    (tmp_path / "file").write_bytes(EVERY_BYTE)
+    server.then("guest-file-seek", fails("failed to seek file: Illegal seek"))
+    sink = io.BytesIO()
+    assert copy_out(agent, str(tmp_path / "file"), sink.write).size == len(EVERY_BYTE)
+    assert sink.getvalue() == EVERY_BYTE
+
+
+@pytest.mark.parametrize("cared_for", [0, 6, 24, 25])
+@pytest.mark.usefixtures("small_chunks")
+def test_what_somebody_else_takes_care_of_is_not_read(agent: SocketAgent, tmp_path: Path, cared_for: int) -> None:
+    (tmp_path / "file").write_bytes(EVERY_BYTE[:25])
+    sink, asked = io.BytesIO(), []
+
+    def instead(first: Encoded, seconds: float, size: int) -> int:
+        asked.append((first.decoded(), size))
+        return sink.write(EVERY_BYTE[:cared_for])
+
+    copied = copy_out(agent, str(tmp_path / "file"), sink.write, instead=instead)
+    assert asked == [(EVERY_BYTE[:5], 25)]
+    assert sink.getvalue() == EVERY_BYTE[:25]
+    assert copied == Copied(25, False)
 
 
 def test_sink_that_breaks(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     run_shell,
     start_shell,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._sums import agrees, begin_sum, sha256, sum_in
+from ansible_collections.qemu.guest.plugins.module_utils._sums import Sum, agrees, begin_sum, sha256, sum_in
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
 
@@ -623,10 +623,12 @@ def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> N
     path = tmp_path / "it's $HOME"
     path.write_bytes(data)
     there = sum_in(begin_sum(agent, str(path))())
-    here = hashlib.blake2b(data).hexdigest()
-    assert there in (here, hashlib.sha256(data).hexdigest())
+    assert there in (hashlib.blake2b(data).hexdigest(), hashlib.sha256(data).hexdigest())
+    here = Sum(data).hexdigest()
     assert agrees(there, here, [data])
-    assert not agrees(there, hashlib.blake2b(data + b"y").hexdigest(), [data, b"y"])
+    assert not agrees(there, here, [data, b"y"])
+    assert agrees(here, here, []), "as an interpreter in the guest sums up"
+    assert not agrees(Sum(data + b"y").hexdigest(), here, [data])
     assert not agrees("", here, [data])
 
 

@@ -8,17 +8,25 @@ import base64
 import hashlib
 import io
 import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _files, _transfer
+from ansible_collections.qemu.guest.plugins.module_utils import _files, _packed, _packers, _transfer, _zstd
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import create_private, digest, fetch, put
-from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_commands
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_commands import done_here
+from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 SMALL, MIDDLE, LARGE = b"12345", b"8 bytes.", b"more than ten bytes"
@@ -37,10 +45,14 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
 
 @pytest.fixture
 def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
-    monkeypatch.setattr(_files, "CHUNK", 10)
-    for name, size in {"CHUNK": 10, "_SMALL": len(SMALL), "_LEAST": 12, "_FIRST_PIECE": 10, "_PIECE": 20}.items():
-        monkeypatch.setattr(_transfer, name, size)
+    sizes(monkeypatch, _files, CHUNK=10, _FIRST=6)
+    sizes(monkeypatch, _transfer, CHUNK=10, _SMALL=len(SMALL), _LEAST=12, _FIRST_PIECE=10, _PIECE=20)
     return connect(server)
+
+
+def sizes(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **values: int) -> None:
+    for name, value in values.items():
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("data", [b"", SMALL, MIDDLE, LARGE, 10 * LARGE], ids=len)
@@ -70,8 +82,7 @@ def test_new_file_is_open_to_nobody_else_at_any_time(
 def test_small_file_is_open_to_nobody_else_and_takes_one_program(
     agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
 ) -> None:
-    (guest.tools / "cat").write_text(f"#!/bin/sh\nstat -c %a {tmp_path}/file >{tmp_path}/mode; exec /bin/cat\n")
-    (guest.tools / "cat").chmod(0o755)
+    tool(guest, "cat", f"stat -c %a {tmp_path}/file >{tmp_path}/mode; exec /bin/cat")
     put(agent, io.BytesIO(SMALL), str(tmp_path / "file"))
     assert (tmp_path / "mode").read_text() == "600\n"
     commands = [request.command for request in server.requests if request.command != "guest-exec-status"]
@@ -83,8 +94,7 @@ def test_small_file_is_open_to_nobody_else_and_takes_one_program(
 def test_small_file_that_a_program_cannot_write_is_written_the_plain_way(
     agent: SocketAgent, guest: Guest, tmp_path: Path
 ) -> None:
-    (guest.tools / "cat").write_text("#!/bin/sh\nhead -c 1; exit 1\n")
-    (guest.tools / "cat").chmod(0o755)
+    tool(guest, "cat", "head -c 1; exit 1")
     put(agent, io.BytesIO(SMALL), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == SMALL
 
@@ -95,8 +105,7 @@ def test_put_where_nothing_can_sum(
     agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, data: bytes
 ) -> None:
     for name in ("b2sum", "sha256sum"):
-        (guest.tools / name).write_text("#!/bin/sh\nexit 127\n")
-        (guest.tools / name).chmod(0o755)
+        tool(guest, name, "exit 127")
     put(agent, io.BytesIO(data), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == data
     assert "guest-file-read" in {request.command for request in server.requests}, "it was compared by reading"
@@ -151,9 +160,9 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 @pytest.fixture
 def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be compressed, is so in small pieces."""
-    for name, size in {"CHUNK": 300, "_SMALL": 200, "_LEAST": 1000, "_FIRST_PIECE": 1000, "_PIECE": 4000}.items():
-        monkeypatch.setattr(_transfer, name, size)
-    monkeypatch.setattr(_files, "CHUNK", 300)
+    sizes(monkeypatch, _files, CHUNK=300, _FIRST=100)
+    sizes(monkeypatch, _transfer, CHUNK=300, _SMALL=200, _LEAST=1000, _FIRST_PIECE=1000, _PIECE=4000)
+    sizes(monkeypatch, _packed, _PART=4000, _READ=50)
 
 
 TEXT = b"".join(b"line %d of a text that shrinks\n" % number for number in range(500))
@@ -176,7 +185,7 @@ def test_put_of_what_may_shrink(
     assert seen[-1] == len(data) and seen == sorted(seen)
     assert path.stat().st_mode & 0o777 == (0o640 if there else 0o600 if programs else path.stat().st_mode & 0o777)
     assert not list(tmp_path.glob("spool.*")), "nothing stays"
-    sent = sum(len(base64.b64decode(r.arguments["buf-b64"])) for r in server.requests if "buf-b64" in r.arguments)
+    sent = sent_to(server)
     packed = programs and data.startswith(b"line") and len(data) >= 1000
     assert (sent < len(data) / 2) is packed
 
@@ -188,8 +197,7 @@ WRONG = "exec python3 -c 'import gzip, sys; sys.stdout.buffer.write(gzip.decompr
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("script", ["exit 1", "head -c 100; exit 1", WRONG])
 def test_put_where_unpacking_fails(agent: SocketAgent, guest: Guest, tmp_path: Path, script: str) -> None:
-    (guest.tools / "gzip").write_text(f"#!/bin/sh\n{script}\n")
-    (guest.tools / "gzip").chmod(0o755)
+    tool(guest, "gzip", script)
     source = io.BytesIO(b"skipped" + TEXT)
     source.seek(7)
     put(agent, source, str(tmp_path / "file"))
@@ -245,13 +253,250 @@ def test_fetch_over_a_slow_channel(
     assert (sum(slow) < size / 2) is (programs and size >= 1300)
 
 
-@pytest.mark.parametrize("programs", [True], indirect=True)
-def test_fetch_of_what_shrinks_over_a_quick_channel(
-    agent: SocketAgent, slow: list[int], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def quick(slow: list[int], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """No read takes any time. Returns how many bytes were read."""
     monkeypatch.setattr(clock, "advance", lambda seconds: None)
+    return slow
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_of_what_shrinks_over_a_quick_channel(agent: SocketAgent, quick: list[int], tmp_path: Path) -> None:
     assert_fetched(agent, tmp_path, TEXT)
-    assert sum(slow) == len(TEXT)
+    assert sum(quick) == len(TEXT)
+
+
+@pytest.fixture
+def asked(agent: SocketAgent, guest: Guest, programs: bool) -> list[str]:
+    """An interpreter in the guest does some shell commands. Returns those that it was asked for."""
+    commands: list[str] = []
+
+    def begin(command: bytes, stdin: bytes) -> Callable[[], ExecResult | None]:
+        commands.append(command.decode())
+        here = commands[-1].replace(SPOOL, guest.spool).encode()
+        outputs: list[bytes] = []
+
+        def run() -> None:
+            with suppress(OSError, ImportError, ValueError):
+                output = done_here(here, lambda: stdin)
+                if output is not None:
+                    outputs.append(output)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+
+        def ended() -> ExecResult | None:
+            thread.join()
+            return ExecResult(0, None, outputs[0], b"", False) if outputs else None
+
+        return ended
+
+    if programs:
+        agent.shell = begin
+    return commands
+
+
+def kinds(commands: list[str]) -> list[str]:
+    """Return what they do."""
+    words = {" | zstd -c1 >": "pack", "rm -f ": "sweep", "zstd -dc": "unpack", "command -v zstd": "room"}
+    return [next((kind for word, kind in words.items() if word in command), "else") for command in commands]
+
+
+@pytest.mark.parametrize("size", [0, 300, 301, 1300, 3999, 4000, 4001, 8300, len(TEXT)])
+def test_fetch_where_an_interpreter_packs(
+    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, programs: bool, size: int
+) -> None:
+    (tmp_path / "file").write_bytes(TEXT[:size])
+    sink, seen = io.BytesIO(), [0]
+    assert fetch(agent, str(tmp_path / "file"), sink, seen.append) == size
+    assert sink.getvalue() == TEXT[:size]
+    assert seen[-1] == size and seen == sorted(seen)
+    assert not list(tmp_path.glob("spool.*")), "nothing stays"
+    packs = programs and size > 300
+    assert kinds(asked) == (["pack"] * -(-size // 4000) + ["sweep"] if packs else []), "nor is anything summed up anew"
+    assert (sum(quick) < size / 2) is (packs and size > 1000)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_of_what_an_interpreter_does_not_pack(
+    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path
+) -> None:
+    assert_fetched(agent, tmp_path, os.urandom(9000))
+    assert (sum(quick), kinds(asked)) == (9000, ["else"]), "a checksum"
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("lacks", ["here", "there"])
+def test_fetch_where_one_end_has_no_zstd(
+    agent: SocketAgent,
+    guest: Guest,
+    quick: list[int],
+    asked: list[str],
+    tmp_path: Path,
+    lacks: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*_args: object) -> NoReturn:
+        raise ImportError("libzstd.so.1: cannot open shared object file")
+
+    tool(guest, "zstd", "exit 127")
+    if lacks == "here":
+        monkeypatch.setattr(_packers, "zstd", missing)
+    else:
+        monkeypatch.setattr(_warm_commands, "Compressor", missing)
+    assert_fetched(agent, tmp_path, TEXT)
+    assert sum(quick) == len(TEXT)
+    assert kinds(asked) == (["else"] if lacks == "here" else ["pack", "sweep", "else"])
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda frame: frame[:-1],
+        lambda frame: b"x" + frame[1:],
+        lambda frame: frame + b"more",
+        lambda frame: frame + frame,
+        lambda frame: b"",
+    ],
+)
+def test_fetch_of_what_an_interpreter_packs_badly(
+    agent: SocketAgent,
+    quick: list[int],
+    asked: list[str],
+    tmp_path: Path,
+    spoil: Callable[[bytes], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compress = Compressor.compress
+    monkeypatch.setattr(Compressor, "compress", lambda self, content: spoil(compress(self, content)))
+    assert_fetched(agent, tmp_path, TEXT)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_content_from_an_interpreter_that_arrives_differently(
+    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(TEXT)
+    compress = Compressor.compress
+    monkeypatch.setattr(Compressor, "compress", lambda self, content: compress(self, bytes(content).upper()))
+    with pytest.raises(TransferError, match="damaged on the way"):
+        fetch(agent, str(tmp_path / "file"), io.BytesIO())
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("change", [b"", b"more", TEXT])
+def test_fetch_from_an_interpreter_of_a_file_that_grows(
+    agent: SocketAgent,
+    server: Scripted,
+    guest: Guest,
+    quick: list[int],
+    asked: list[str],
+    tmp_path: Path,
+    change: bytes,
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(TEXT)
+
+    def opened(arguments: Mapping[str, Any]) -> Any:
+        if arguments["path"].startswith(SPOOL):
+            path.write_bytes(TEXT + change)
+        return guest.open(arguments)
+
+    server.answers["guest-file-open"] = opened
+    sink = io.BytesIO()
+    assert fetch(agent, str(path), sink) == len(TEXT + change)
+    assert sink.getvalue() == TEXT + change
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_from_an_interpreter_of_a_file_that_was_cut(
+    agent: SocketAgent, server: Scripted, guest: Guest, quick: list[int], asked: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(TEXT)
+
+    def seek(arguments: Mapping[str, Any]) -> Any:
+        position = guest.seek(arguments)
+        if arguments["whence"] == 2:
+            path.write_bytes(TEXT[:5000])
+        return position
+
+    server.answers["guest-file-seek"] = seek
+    sink = io.BytesIO()
+    assert fetch(agent, str(path), sink) == 5000
+    assert sink.getvalue() == TEXT[:5000]
+
+
+# What the program of that name does, as far as it is needed.
+ZSTD = f"""exec {sys.executable} -c '
+import sys
+sys.path.insert(0, "{Path(_zstd.__file__).parent}")
+from _zstd import Compressor, zstd_decompress
+content = sys.stdin.buffer.read()
+wanted = {{"-c1": lambda: Compressor(1).compress(content), "-dc": lambda: zstd_decompress(content, 10**6)}}
+sys.stdout.buffer.write(wanted[sys.argv[1]]())
+' "$@\""""
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("way", ["put", "fetch"])
+def test_zstd_by_a_program(
+    agent: SocketAgent, guest: Guest, quick: list[int], tmp_path: Path, way: str, server: Scripted
+) -> None:
+    """Where the interpreter is not there after all."""
+    tool(guest, "zstd", ZSTD)
+    agent.shell = lambda command, stdin: None
+    if way == "fetch":
+        assert_fetched(agent, tmp_path, TEXT)
+        assert sum(quick) < len(TEXT) / 2
+    else:
+        put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+        assert (tmp_path / "file").read_bytes() == TEXT
+        assert sent_to(server) < len(TEXT) / 2
+
+
+def sent_to(server: Scripted) -> int:
+    return sum(len(base64.b64decode(r.arguments["buf-b64"])) for r in server.requests if "buf-b64" in r.arguments)
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("lacks", ["", "here", "there"])
+def test_put_where_an_interpreter_unpacks(
+    agent: SocketAgent,
+    server: Scripted,
+    guest: Guest,
+    asked: list[str],
+    tmp_path: Path,
+    lacks: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*_args: object) -> NoReturn:
+        raise ImportError("libzstd.so.1: cannot open shared object file")
+
+    if lacks == "here":
+        monkeypatch.setattr(_packers, "zstd", missing)
+    elif lacks:
+        monkeypatch.setattr(_warm_commands, "zstd", missing)
+        monkeypatch.setattr(_warm_commands, "zstd_decompress", missing)
+        tool(guest, "zstd", "exit 127")
+    put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == TEXT
+    assert not list(tmp_path.glob("spool.*"))
+    zstd = [command for command in asked if command.startswith("zstd -dc")]
+    assert len(zstd) == {"": 5, "here": 0, "there": 1}[lacks]
+    assert (sent_to(server) < len(TEXT) / 2) is (lacks != "there")
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_put_where_an_interpreter_unpacks_badly(
+    agent: SocketAgent, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_warm_commands, "zstd_decompress", lambda packed, size: b"x" * size)
+    put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == TEXT
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
@@ -275,8 +520,7 @@ def test_fetch_of_what_does_not_shrink(agent: SocketAgent, slow: list[int], tmp_
 def test_fetch_where_packing_fails(
     agent: SocketAgent, slow: list[int], guest: Guest, tmp_path: Path, script: str
 ) -> None:
-    (guest.tools / "gzip").write_text(f"#!/bin/sh\n{script}\n")
-    (guest.tools / "gzip").chmod(0o755)
+    tool(guest, "gzip", script)
     assert_fetched(agent, tmp_path, TEXT)
 
 
@@ -284,8 +528,7 @@ def test_fetch_where_packing_fails(
 def test_packed_content_that_arrives_differently(
     agent: SocketAgent, slow: list[int], guest: Guest, tmp_path: Path
 ) -> None:
-    (guest.tools / "gzip").write_text("#!/bin/sh\ntr a-z A-Z | /bin/gzip -c1\n")
-    (guest.tools / "gzip").chmod(0o755)
+    tool(guest, "gzip", "tr a-z A-Z | /bin/gzip -c1")
     (tmp_path / "file").write_bytes(TEXT)
     with pytest.raises(TransferError, match="damaged on the way"):
         fetch(agent, str(tmp_path / "file"), io.BytesIO())
@@ -341,8 +584,12 @@ def test_fetch(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
 
 
 def lacks_b2sum(guest: Guest) -> None:
-    (guest.tools / "b2sum").write_text("#!/bin/sh\nexec sha256sum\n")
-    (guest.tools / "b2sum").chmod(0o755)
+    tool(guest, "b2sum", "exec sha256sum")
+
+
+def tool(guest: Guest, name: str, script: str) -> None:
+    (guest.tools / name).write_text(f"#!/bin/sh\n{script}\n")
+    (guest.tools / name).chmod(0o755)
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)

@@ -1,0 +1,107 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Zstandard, by the libzstd that most systems have because their package managers stand on it.
+
+Python has it since 3.14 only. Here, and in the guest beside _warm_commands.py.
+"""
+
+from __future__ import annotations
+
+import functools
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ("Compressor", "zstd", "zstd_decompress", "zstd_frame")
+
+
+@functools.lru_cache(maxsize=None)
+def zstd() -> Any:
+    """Return the library.
+
+    :raise ImportError: if there is none.
+    """
+    import ctypes
+
+    try:
+        library = ctypes.CDLL("libzstd.so.1")
+    except OSError as error:
+        raise ImportError(str(error)) from error
+    size, content, context = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p
+    for function, result, arguments in (
+        (library.ZSTD_createCCtx, context, ()),
+        (library.ZSTD_freeCCtx, size, (context,)),
+        (library.ZSTD_compressBound, size, (size,)),
+        (library.ZSTD_compressCCtx, size, (context, content, size, content, size, ctypes.c_int)),
+        (library.ZSTD_decompress, size, (content, size, content, size)),
+        (library.ZSTD_findFrameCompressedSize, size, (content, size)),
+        (library.ZSTD_getFrameContentSize, ctypes.c_ulonglong, (content, size)),
+        (library.ZSTD_isError, ctypes.c_uint, (size,)),
+    ):
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class Compressor:
+    """Compresses pieces, each as a frame, in the same memory. To make room for each takes a third of the time.
+
+    :raise ImportError: if there is no Zstandard.
+    """
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._library = zstd()
+        self._context = self._library.ZSTD_createCCtx()
+        self._there = bytearray()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_context"):
+            self._library.ZSTD_freeCCtx(self._context)
+
+    def compress(self, content: bytes | memoryview) -> bytes:
+        """Return a piece compressed. If it is a memoryview, it can be written.
+
+        :raise ValueError: if the library fails.
+        """
+        most = self._library.ZSTD_compressBound(len(content))
+        if most > len(self._there):
+            self._there = bytearray(most)
+        here = _memory(content) if isinstance(content, memoryview) else content
+        size = self._library.ZSTD_compressCCtx(
+            self._context, _memory(self._there), len(self._there), here, len(content), self._level
+        )
+        return _result(self._there, size)
+
+
+def zstd_decompress(packed: bytes, largest: int) -> bytes:
+    """Return the content of a frame, which has at most ``largest`` bytes.
+
+    :raise ImportError: if there is no Zstandard.
+    :raise ValueError: if it has more, or is damaged.
+    """
+    most = min(largest, zstd().ZSTD_getFrameContentSize(packed, len(packed)))  # a huge number if it does not tell
+    there = bytearray(max(1, most))
+    return _result(there, zstd().ZSTD_decompress(_memory(there), most, packed, len(packed)))
+
+
+def zstd_frame(packed: bytes) -> int:
+    """Return the size of the frame that ``packed`` begins with; 0 as long as a part of it is missing.
+
+    :raise ImportError: if there is no Zstandard.
+    """
+    size = zstd().ZSTD_findFrameCompressedSize(packed, len(packed))
+    return 0 if zstd().ZSTD_isError(size) else int(size)
+
+
+def _memory(content: bytearray | memoryview) -> Any:
+    from ctypes import c_char
+
+    return (c_char * len(content)).from_buffer(content)
+
+
+def _result(there: bytearray, size: int) -> bytes:
+    if zstd().ZSTD_isError(size):
+        raise ValueError("libzstd failed")
+    return bytes(memoryview(there)[:size])
