@@ -19,6 +19,7 @@ from lab.agent import LooseAgent
 from lab.bench import report
 from lab.bench.growth import growth
 from lab.bench.guest import Bench, boot, progress
+from lab.bench.plays import FILES_PER_ROUND
 from lab.host import LabError
 from lab.libvirt import Daemon, Domain
 
@@ -67,6 +68,8 @@ def _tables(bench: Bench, rounds: int, where: str = "") -> list[str]:
     """Measure, and return the tables of plays and of files."""
     for number in range(rounds):
         bench.round(number)
+    for number in range(FILES_PER_ROUND * rounds):
+        bench.files(number)
     for number in range(rounds):
         bench.whole_runs(number)
     for number in range(rounds):

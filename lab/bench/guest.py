@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import os
+import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -94,7 +95,21 @@ class Bench:
                 files = FILES if one.name == "qga" else FEWER_FILES
                 self._run(one, [GONE])
                 self._note(number, one, TREE, self._seconds_of(one, tree(self._scratch, files)) / files)
-        self._round_of_files(number)
+
+    def files(self, number: int) -> None:
+        """Measure transfers once. Plays come before that, so that what is kept between plays is there."""
+        compared = (self.contenders[0], self.contenders[-1])  # files do not depend on the rest
+        for kind in KINDS:
+            for one in compared:
+                put, fetch = self._transfers(one, kind)
+                one.rates[f"put, {kind}"].append(put)
+                one.rates[f"fetch, {kind}"].append(fetch)
+                progress(f"round {number + 1}: {one.name}: {kind}: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
+        for chunk in CHUNKS:
+            put, fetch = self._bare_loop(chunk)
+            self._bare["put"][chunk].append(put)
+            self._bare["fetch"][chunk].append(fetch)
+            progress(f"round {number + 1}: bare loop: {chunk >> 10} KiB: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
 
     def cold(self, number: int) -> None:
         """Measure what a single task takes. It ends what is kept between plays, so this comes after all rounds."""
@@ -114,20 +129,6 @@ class Bench:
                 self._note(number, one, RUN.format(what), _seconds(measured))
                 self._run(one, [RESET])
                 self._note(number, one, RUN_ANEW.format(what), _seconds(measured))
-
-    def _round_of_files(self, number: int) -> None:
-        compared = (self.contenders[0], self.contenders[-1])  # files do not depend on the rest
-        for kind in KINDS:
-            for one in compared:
-                put, fetch = self._transfers(one, kind)
-                one.rates[f"put, {kind}"].append(put)
-                one.rates[f"fetch, {kind}"].append(fetch)
-                progress(f"round {number + 1}: {one.name}: {kind}: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
-        for chunk in CHUNKS:
-            put, fetch = self._bare_loop(chunk)
-            self._bare["put"][chunk].append(put)
-            self._bare["fetch"][chunk].append(fetch)
-            progress(f"round {number + 1}: bare loop: {chunk >> 10} KiB: put {put:.2f} MB/s, fetch {fetch:.2f} MB/s")
 
     @property
     def bare(self) -> dict[str, list[float]]:
@@ -215,11 +216,14 @@ class Bench:
 
 
 def _text(size: int) -> bytes:
-    """Return text: this project's own documents and programs, again and again."""
-    paths = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "plugins").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
-    once = b"".join(path.read_bytes() for path in paths)
-    # Further apart than gzip looks back, so repeating gains nothing.
-    return (once * (size // len(once) + 1))[:size]
+    """Return text that does not repeat: sources of Python's library, and of ansible-core where those are too few."""
+    paths = sysconfig.get_paths()
+    library, packages = Path(paths["stdlib"]), Path(paths["purelib"])
+    files = [path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts]
+    text = b"".join(path.read_bytes() for path in [*files, *sorted((packages / "ansible").rglob("*.py"))])
+    if len(text) < size:
+        raise LabError(f"Python's library and ansible-core have {len(text)} bytes of text only")
+    return text[:size]
 
 
 def _load_plugins(variables: Mapping[str, str]) -> None:

@@ -13,6 +13,8 @@ from lab.bench.contenders import Task
 # Items of a loop and files of a tree; and of shorter ones, for those who take minutes for that.
 LOOP, SHORTER_LOOP = 20, 5
 FILES, FEWER_FILES = 200, 10
+# Transfers take seconds, and scatter more than plays.
+FILES_PER_ROUND = 3
 
 # One task of each, as a role has them that sets a service up.
 MIX: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from statistics import median
 from lab import accel, image
 from lab.bench.contenders import ROOT, Contender
 from lab.bench.growth import TASKS
-from lab.bench.plays import LOOPED, MIXED, ONE, PLAYS, RUN, RUN_ANEW, RUNS, SETUP, TREE
+from lab.bench.plays import FILES_PER_ROUND, LOOPED, MIXED, ONE, PLAYS, RUN, RUN_ANEW, RUNS, SETUP, TREE
 from lab.libvirt import Domain
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -85,7 +85,7 @@ def conditions(domain: Domain, rounds: int, date: str, loads: Sequence[float]) -
     """Return how the figures were taken."""
     how = "KVM" if accel.accelerator() == "kvm" else "emulation (TCG), no KVM"
     return [
-        f"Taken on {date}, {rounds} rounds; medians, with the least and the greatest in parentheses. Who has a single "
+        f"Taken on {date}, {rounds} rounds, files {FILES_PER_ROUND} times in each; medians, with the least and the greatest in parentheses. Who has a single "
         "figure took part in the first round only.",
         "",
         f"- host: {os.cpu_count()} processors ({platform.machine()}), load average {loads[0]:.1f} before the rounds "
