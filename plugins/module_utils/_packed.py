@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import shlex
 import time
 from contextlib import ExitStack, suppress
@@ -29,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._sums import Sum, sum_i
 __all__ = ("Packed", "pack_command")
 
 # What is packed by one command. It is in the guest's memory, compressed, until all of it has been read.
-_PART = 32 * CHUNK
+_PART = 16 * CHUNK
 # What is read at once. The agent makes room for as much each time, whether there is anything or not.
 _READ = CHUNK // 4
 # Seconds without anything new after which what packs is likely to have ended.
@@ -70,11 +69,8 @@ class Packed:
         return self.size
 
     def _fetch_part(self, packer: Packer, part: range, spool: str, number: int) -> None:
-        ended = functools.lru_cache(
-            begin_shell(
-                self._agent, pack_command(packer, self._path, part, f"{spool}.{number}", f"{spool}.{number - 1}")
-            )
-        )
+        command = pack_command(packer, self._path, part, f"{spool}.{number}", f"{spool}.{number - 1}")
+        ended = _once(begin_shell(self._agent, command))
         summed = Sum()
         try:
             for content in self._growing(f"{spool}.{number}", packer, len(part), ended):
@@ -83,10 +79,10 @@ class Packed:
                 self.size += len(content)
                 self._progress(self.size)
         finally:
-            there = sum_in(ended())
-        self.checked = self.checked and there == summed.hexdigest()
+            result = ended()
+        self.checked = self.checked and result is not None and sum_in(result) == summed.hexdigest()
 
-    def _growing(self, name: str, packer: Packer, size: int, ended: Callable[[], ExecResult]) -> Iterator[bytes]:
+    def _growing(self, name: str, packer: Packer, size: int, ended: Callable[[], object]) -> Iterator[bytes]:
         """Yield the content, ``size`` bytes at most, of a compressed file that grows until ``ended`` returns.
 
         :raise ValueError: if it is damaged, or there is more.
@@ -117,6 +113,19 @@ class Packed:
                     pause = next(waiting)
                     time.sleep(pause)
                     quiet += pause
+
+
+def _once(wait: Callable[[], ExecResult]) -> Callable[[], ExecResult | None]:
+    """Return what calls ``wait`` once, and returns its result each time: None if it has failed."""
+    results: list[ExecResult | None] = []
+
+    def ended() -> ExecResult | None:
+        if not results:
+            results.append(None)
+            results[0] = wait()
+        return results[0]
+
+    return ended
 
 
 def pack_command(packer: Packer, path: str, part: range, new: str, old: str) -> str:

@@ -201,6 +201,9 @@ def unpack(packer: bytes, packed: bytes, how: bytes, path: bytes, size: bytes) -
 def pack(old: bytes, first: bytes, path: bytes, size: bytes, level: bytes, new: bytes) -> bytes | None:
     if not os.path.isfile(path) or os.path.getsize(path) < int(first):
         return None
+    room = os.statvfs(os.path.dirname(new))
+    if int(size) > room.f_bavail * room.f_frsize // 2:
+        return b""  # nothing is packed, and the content travels as it is
     compressor = Compressor(int(level))
     with suppress(FileNotFoundError):
         os.unlink(old)

@@ -13,14 +13,18 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils import _files, _packed, _packers, _transfer, _zstd
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    OperationError,
+    OutcomeUnknownError,
+    TransferError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import create_private, digest, fetch, put
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor
@@ -236,8 +240,8 @@ def slow(packing: None, server: Scripted, guest: Guest, clock: Clock) -> list[in
     return counts
 
 
-def assert_fetched(agent: SocketAgent, directory: Path, data: bytes) -> None:
-    path, sink, seen = directory / "it's a file", io.BytesIO(), [0]
+def assert_fetched(agent: SocketAgent, directory: Path, data: bytes, name: str = "it's a file") -> None:
+    path, sink, seen = directory / name, io.BytesIO(), [0]
     path.write_bytes(data)
     assert fetch(agent, str(path), sink, seen.append) == len(data)
     assert sink.getvalue() == data
@@ -306,12 +310,7 @@ def kinds(commands: list[str]) -> list[str]:
 def test_fetch_where_an_interpreter_packs(
     agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, programs: bool, size: int
 ) -> None:
-    (tmp_path / "file").write_bytes(TEXT[:size])
-    sink, seen = io.BytesIO(), [0]
-    assert fetch(agent, str(tmp_path / "file"), sink, seen.append) == size
-    assert sink.getvalue() == TEXT[:size]
-    assert seen[-1] == size and seen == sorted(seen)
-    assert not list(tmp_path.glob("spool.*")), "nothing stays"
+    assert_fetched(agent, tmp_path, TEXT[:size], "file")
     packs = programs and size > 300
     assert kinds(asked) == (["pack"] * -(-size // 4000) + ["sweep"] if packs else []), "nor is anything summed up anew"
     assert (sum(quick) < size / 2) is (packs and size > 1000)
@@ -321,7 +320,7 @@ def test_fetch_where_an_interpreter_packs(
 def test_fetch_of_what_an_interpreter_does_not_pack(
     agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path
 ) -> None:
-    assert_fetched(agent, tmp_path, os.urandom(9000))
+    assert_fetched(agent, tmp_path, os.urandom(9000), "file")
     assert (sum(quick), kinds(asked)) == (9000, ["else"]), "a checksum"
 
 
@@ -344,7 +343,7 @@ def test_fetch_where_one_end_has_no_zstd(
         monkeypatch.setattr(_packers, "zstd", missing)
     else:
         monkeypatch.setattr(_warm_commands, "Compressor", missing)
-    assert_fetched(agent, tmp_path, TEXT)
+    assert_fetched(agent, tmp_path, TEXT, "file")
     assert sum(quick) == len(TEXT)
     assert kinds(asked) == (["else"] if lacks == "here" else ["pack", "sweep", "else"])
 
@@ -370,7 +369,39 @@ def test_fetch_of_what_an_interpreter_packs_badly(
 ) -> None:
     compress = Compressor.compress
     monkeypatch.setattr(Compressor, "compress", lambda self, content: spoil(compress(self, content)))
-    assert_fetched(agent, tmp_path, TEXT)
+    assert_fetched(agent, tmp_path, TEXT, "file")
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_where_there_is_little_room_for_what_is_packed(
+    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = SimpleNamespace(f_bavail=15, f_frsize=512)
+    monkeypatch.setattr(os, "statvfs", lambda path: room)
+    assert_fetched(agent, tmp_path, TEXT, "file")
+    assert (sum(quick), kinds(asked)) == (len(TEXT), ["pack", "sweep", "else"])
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_where_what_packs_is_lost(
+    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = agent.shell
+    assert begin
+    waits: list[bytes] = []
+
+    def begun(command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+        def lost() -> NoReturn:
+            waits.append(command)
+            raise OutcomeUnknownError("the agent is gone")
+
+        return lost if b"zstd" in command else begin(command, stdin)
+
+    agent.shell = begun
+    (tmp_path / "file").write_bytes(TEXT)
+    with pytest.raises(OutcomeUnknownError):
+        fetch(agent, str(tmp_path / "file"), io.BytesIO())
+    assert len(waits) == 1, "that is not waited for twice"
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
