@@ -25,22 +25,22 @@ def zstd() -> Any:
     """
     import ctypes
 
+    size, content, context = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p
     try:
         library = ctypes.CDLL("libzstd.so.1")
-    except OSError as error:
+        for function, result, arguments in (
+            (library.ZSTD_createCCtx, context, ()),
+            (library.ZSTD_freeCCtx, size, (context,)),
+            (library.ZSTD_compressBound, size, (size,)),
+            (library.ZSTD_compressCCtx, size, (context, content, size, content, size, ctypes.c_int)),
+            (library.ZSTD_decompress, size, (content, size, content, size)),
+            (library.ZSTD_findFrameCompressedSize, size, (content, size)),
+            (library.ZSTD_getFrameContentSize, ctypes.c_ulonglong, (content, size)),
+            (library.ZSTD_isError, ctypes.c_uint, (size,)),
+        ):
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:  # there is none, or a very old one
         raise ImportError(str(error)) from error
-    size, content, context = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p
-    for function, result, arguments in (
-        (library.ZSTD_createCCtx, context, ()),
-        (library.ZSTD_freeCCtx, size, (context,)),
-        (library.ZSTD_compressBound, size, (size,)),
-        (library.ZSTD_compressCCtx, size, (context, content, size, content, size, ctypes.c_int)),
-        (library.ZSTD_decompress, size, (content, size, content, size)),
-        (library.ZSTD_findFrameCompressedSize, size, (content, size)),
-        (library.ZSTD_getFrameContentSize, ctypes.c_ulonglong, (content, size)),
-        (library.ZSTD_isError, ctypes.c_uint, (size,)),
-    ):
-        function.restype, function.argtypes = result, arguments
     return library
 
 
