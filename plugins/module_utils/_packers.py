@@ -27,8 +27,9 @@ __all__ = ("GZIP", "ZSTD", "Packer", "has_zstd", "shrinks")
 _GZIP_LEVEL = 1
 # Of what is sent, which takes the channel longer than what is fetched. The guest is to take the quickest.
 _ZSTD_LEVEL = 3
-# What content must shrink to.
+# What content must shrink to, and how much of it is looked at.
 _GAIN = 0.7
+_SAMPLE = 64 * 1024
 
 
 Unpack = Callable[[bytes, int], bytes]
@@ -108,5 +109,6 @@ def has_zstd() -> bool:
 
 
 def shrinks(content: bytes) -> bool:
-    """Return whether ``content`` is worth compressing."""
-    return len(zlib.compress(content, _GZIP_LEVEL)) < _GAIN * len(content)
+    """Return whether what begins like ``content`` is worth compressing."""
+    sample = content[:_SAMPLE]
+    return len(zlib.compress(sample, _GZIP_LEVEL)) < _GAIN * len(sample)

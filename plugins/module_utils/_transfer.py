@@ -65,6 +65,7 @@ _SLOW = 4 << 20
 _FIRST_PIECE = 2 * CHUNK
 _PIECE = 4 * CHUNK
 
+# _warm_commands.py does it without a shell.
 _CREATE = "[ -e {name} ] || {{ umask 077; set -C; : >{name} && set +C; }}"
 
 
@@ -278,7 +279,12 @@ def create_private(agent: Agent, path: str) -> None:
 
     :raise OperationError: if it cannot be created.
     """
-    check_shell(agent, _CREATE.format(name=shlex.quote(path)), f"create {path}")
+    check_shell(agent, create_command(path), f"create {path}")
+
+
+def create_command(path: str) -> str:
+    """Return the shell command that creates ``path``, see there."""
+    return _CREATE.format(name=shlex.quote(path))
 
 
 def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_progress) -> int:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # Words that are themselves to a shell.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
+CREATE = rb"\[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}" % PLAIN
 SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
 BLOCK = 512 << 10  # bytes that are read at once
 # As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
@@ -120,6 +121,12 @@ def remove(path: bytes) -> bytes:
 
 
 # What _transfer.py and _sums.py have a shell do with a small file, and with parts of a large one.
+
+
+def create(path: bytes) -> bytes:
+    if not os.path.exists(path):
+        os.close(private(path, os.O_CREAT | os.O_EXCL))
+    return b""
 
 
 def written(path: bytes, content: bytes) -> bytes:
@@ -236,6 +243,7 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
         ),
         (rb"chmod u\+rwx((?: %b)+)" % PLAIN, make_usable),
         (rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN, remove),
+        (CREATE, create),
         (rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM), sum_of_file),
         (rb"tail -c \+(\d+) (%b) \| head -c (\d+) \| %b" % (PLAIN, SUM), sum_of_part),
         (rb"umask 077; set -C; : >(%b)\.0; : >\1\.1; command -v zstd \|\| :" % PLAIN, make_room),
@@ -248,6 +256,4 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
         (rb"rm -f (%b/[A-Za-z0-9_][A-Za-z0-9_.-]*)\.\*" % PLAIN, sweep),
     )
 )
-WRITE = re.compile(
-    rb"\{ \[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}; \} && cat >\1 && sha256sum <\1" % PLAIN
-)
+WRITE = re.compile(rb"\{ %b; \} && cat >\1 && sha256sum <\1" % CREATE)

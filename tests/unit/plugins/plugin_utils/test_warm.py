@@ -46,7 +46,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAg
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
 from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import spool_command, unpack_command, write_command
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import (
+    create_command,
+    spool_command,
+    unpack_command,
+    write_command,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils import (
     _warm,
@@ -405,6 +410,11 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; mkdir directory; mkfifo fifo; : >empty"
     for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
         yield write_command(f"{base}/{name}")
+        yield create_command(f"{base}/{name}.created")
+    yield create_command(f"{base}/file")
+    yield create_command(f"{base}/to-nothing")
+    yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
+    yield f"cd {base}; rm -f -- *.created */*.created"
     yield write_command("/dev/null")
     yield write_command("/dev/full")
     yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
@@ -490,6 +500,9 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file"
     assert done_here(write_command(str(path)).encode()) == hashlib.sha256(b"its input").hexdigest().encode() + b"  -\n"
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
+    for _time in range(2):
+        assert done_here(create_command(f"{path}.new").encode()) == b""
+        assert stat.S_IMODE(Path(f"{path}.new").stat().st_mode) == 0o600
     assert done_here(f"chmod u+rwx {parent}/ {path}".encode()) == b""
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     printed = [f"{zlib.crc32(data):08x}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
