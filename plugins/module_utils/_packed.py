@@ -110,7 +110,7 @@ class Packed:
                     ended()
                     grows = False
                 else:
-                    pause = next(waiting)
+                    pause = next(waiting, _QUIET)  # it goes on for ever
                     time.sleep(pause)
                     quiet += pause
 
