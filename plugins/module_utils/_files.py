@@ -185,7 +185,7 @@ def copy_out(
     path: str,
     write: Callable[[bytes], object],
     progress: Progress = no_progress,
-    instead: Callable[[Encoded, float, int], int] = lambda first, seconds, size: 0,
+    instead: Callable[[Encoded, float, int], int] | None = None,
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
@@ -201,11 +201,11 @@ def copy_out(
     with beside, GuestFile(agent, path) as guest_file:
         while True:
             began = time.monotonic()
-            piece = guest_file.receive(CHUNK if size else _FIRST)
+            piece = guest_file.receive(_FIRST if instead and not size else CHUNK)
             seconds = time.monotonic() - began
             if not piece.size:
                 break
-            if not size and piece.size == _FIRST:
+            if instead and not size and piece.size == _FIRST:
                 whole = _size(guest_file)
                 cared_for = instead(piece, seconds, whole) if whole and whole > CHUNK else 0
                 if whole is not None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import shlex
 import time
 from contextlib import ExitStack, suppress
 from typing import Callable, Iterator
@@ -22,8 +21,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, Progress
 from ansible_collections.qemu.guest.plugins.module_utils._packers import Packer
-from ansible_collections.qemu.guest.plugins.module_utils._shell import begin_shell, new_spool, run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._sums import Sum, sum_in
+from ansible_collections.qemu.guest.plugins.module_utils._shell import begin_shell, new_spool, sweep
+from ansible_collections.qemu.guest.plugins.module_utils._sums import OR_CRC32, Sum, part_of, sum_in
 
 __all__ = ("Packed", "pack_command")
 
@@ -65,7 +64,7 @@ class Packed:
             self.checked = False
         finally:
             with suppress(QgaError):
-                run_shell(self._agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
+                sweep(self._agent, spool)
         return self.size
 
     def _fetch_part(self, packer: Packer, part: range, spool: str, number: int) -> None:
@@ -133,5 +132,5 @@ def pack_command(packer: Packer, path: str, part: range, new: str, old: str) -> 
 
     _warm_commands.py does it without a shell, and prints SUM of what it has packed.
     """
-    content = f"tail -c +{part.start + 1} {shlex.quote(path)} | head -c {len(part)}"
-    return f": or CRC-32; umask 077; rm -f {old}; {content} | {packer.packs} >{new}"
+    content = part_of(path, part.start, len(part))
+    return f"{OR_CRC32}; umask 077; rm -f {old}; {content} | {packer.packs} >{new}"

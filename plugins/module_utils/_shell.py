@@ -35,6 +35,7 @@ __all__ = (
     "new_spool",
     "run_shell",
     "start_shell",
+    "sweep",
     "with_spooled",
 )
 
@@ -223,7 +224,12 @@ def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
             stderr=result.stderr + _spooled(agent, f"{spool}.err", len(result.stderr)),
         )
     finally:
-        run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
+        sweep(agent, spool)
+
+
+def sweep(agent: Agent, spool: str) -> None:
+    """Remove the files whose paths begin with ``spool`` and a dot."""
+    run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
 
 
 def _spooled(agent: Agent, path: str, kept: int) -> bytes:

@@ -20,9 +20,24 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandE
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._shell import begin_shell
 
-__all__ = ("SUM", "Sum", "agrees", "begin_sum", "file_command", "part_command", "sha256", "sha256_of", "sum_in")
+__all__ = (
+    "OR_CRC32",
+    "SUM",
+    "Sum",
+    "agrees",
+    "begin_sum",
+    "file_command",
+    "part_command",
+    "part_of",
+    "sha256",
+    "sha256_of",
+    "sum_in",
+)
 
-SUM = ": or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
+OR_CRC32 = ": or CRC-32"
+"""In a shell command: nothing to a shell; who does that without one may print CRC-32 instead."""
+
+SUM = f"{OR_CRC32}; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
 """The shell command that prints the checksum of its input by which copies are compared, see `agrees`."""
 
 _BLAKE2B, _SHA256 = 128, 64  # digits
@@ -93,7 +108,12 @@ def file_command(path: str) -> str:
 
 def part_command(path: str, start: int, size: int) -> str:
     """Return the shell command that prints SUM of ``size`` bytes of a file, from ``start`` on."""
-    return f"tail -c +{start + 1} {shlex.quote(path)} | head -c {size} | {{ {SUM}; }}"
+    return f"{part_of(path, start, size)} | {{ {SUM}; }}"
+
+
+def part_of(path: str, start: int, size: int) -> str:
+    """Return the shell command that prints ``size`` bytes of a file, from ``start`` on."""
+    return f"tail -c +{start + 1} {shlex.quote(path)} | head -c {size}"
 
 
 def _of_file(path: str, command: str) -> str:

@@ -40,6 +40,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     check_shell,
     new_spool,
     run_shell,
+    sweep,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._sums import (
     SUM,
@@ -64,9 +65,6 @@ _SLOW = 4 << 20
 # memory, compressed, until they are unpacked. The first is waited for until it is prepared, so it is smaller.
 _FIRST_PIECE = 2 * CHUNK
 _PIECE = 4 * CHUNK
-
-# _warm_commands.py does it without a shell.
-_CREATE = "[ -e {name} ] || {{ umask 077; set -C; : >{name} && set +C; }}"
 
 
 def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progress) -> int:
@@ -127,7 +125,7 @@ def write_command(path: str) -> str:
     _warm_commands.py does it without a shell.
     """
     name = shlex.quote(path)
-    return f"{{ {_CREATE.format(name=name)}; }} && cat >{name} && sha256sum <{name}"
+    return f"{{ {create_command(path)}; }} && cat >{name} && sha256sum <{name}"
 
 
 def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -160,7 +158,7 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
         with suppress(QgaError):
             pieces.wait()
         with suppress(QgaError):
-            run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
+            sweep(agent, spool)
 
 
 # _warm_commands.py does what these do without a shell.
@@ -283,8 +281,12 @@ def create_private(agent: Agent, path: str) -> None:
 
 
 def create_command(path: str) -> str:
-    """Return the shell command that creates ``path``, see there."""
-    return _CREATE.format(name=shlex.quote(path))
+    """Return the shell command that creates ``path``, see there.
+
+    _warm_commands.py does it without a shell.
+    """
+    name = shlex.quote(path)
+    return f"[ -e {name} ] || {{ umask 077; set -C; : >{name} && set +C; }}"
 
 
 def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_progress) -> int:
@@ -306,8 +308,6 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
     packed = Packed(agent, path, take, progress)
 
     def instead(first: Encoded, seconds: float, size: int) -> int:
-        if not programs:
-            return 0
         gains = shrinks(first.decoded())
         # Without an interpreter in the guest, to start it there takes longer than it saves.
         if gains and has_zstd() and agent.shell and packed.fetch(ZSTD, size):
@@ -317,7 +317,7 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
         return packed.fetch(GZIP, size) if gains and is_slow else 0
 
     try:
-        copied = copy_out(agent, path, take, progress, instead)
+        copied = copy_out(agent, path, take, progress, instead if programs else None)
     except (CommandError, TransferError):  # the agent is there, as is what sums up
         with suppress(QgaError):
             for ended in summing:

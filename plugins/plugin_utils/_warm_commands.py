@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # Words that are themselves to a shell.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
 CREATE = rb"\[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}" % PLAIN
+PART = rb"tail -c \+(\d+) (%b) \| head -c (\d+)" % PLAIN
 SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
 BLOCK = 512 << 10  # bytes that are read at once
 # As _shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
@@ -245,12 +246,11 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
         (rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN, remove),
         (CREATE, create),
         (rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM), sum_of_file),
-        (rb"tail -c \+(\d+) (%b) \| head -c (\d+) \| %b" % (PLAIN, SUM), sum_of_part),
+        (rb"%b \| %b" % (PART, SUM), sum_of_part),
         (rb"umask 077; set -C; : >(%b)\.0; : >\1\.1; command -v zstd \|\| :" % PLAIN, make_room),
         (rb"(gzip|zstd) -dc <(%b) (>>?)(%b) && tail -c (\d+) \4 \| %b" % (PLAIN, PLAIN, SUM), unpack),
         (
-            rb": or CRC-32; umask 077; rm -f (%b); tail -c \+(\d+) (%b) \| head -c (\d+) \| zstd -c(\d+) >(%b)"
-            % (PLAIN, PLAIN, PLAIN),
+            rb": or CRC-32; umask 077; rm -f (%b); %b \| zstd -c(\d+) >(%b)" % (PLAIN, PART, PLAIN),
             pack,
         ),
         (rb"rm -f (%b/[A-Za-z0-9_][A-Za-z0-9_.-]*)\.\*" % PLAIN, sweep),

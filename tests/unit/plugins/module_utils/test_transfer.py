@@ -324,6 +324,10 @@ def test_fetch_of_what_an_interpreter_does_not_pack(
     assert (sum(quick), kinds(asked)) == (9000, ["else"]), "a checksum"
 
 
+def missing(*_args: object) -> NoReturn:
+    raise ImportError("libzstd.so.1: cannot open shared object file")
+
+
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("lacks", ["here", "there"])
 def test_fetch_where_one_end_has_no_zstd(
@@ -335,9 +339,6 @@ def test_fetch_where_one_end_has_no_zstd(
     lacks: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def missing(*_args: object) -> NoReturn:
-        raise ImportError("libzstd.so.1: cannot open shared object file")
-
     tool(guest, "zstd", "exit 127")
     if lacks == "here":
         monkeypatch.setattr(_packers, "zstd", missing)
@@ -503,9 +504,6 @@ def test_put_where_an_interpreter_unpacks(
     lacks: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def missing(*_args: object) -> NoReturn:
-        raise ImportError("libzstd.so.1: cannot open shared object file")
-
     if lacks == "here":
         monkeypatch.setattr(_packers, "zstd", missing)
     elif lacks:
