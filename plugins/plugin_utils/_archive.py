@@ -14,7 +14,13 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled, packed
+
+if TYPE_CHECKING:
+    from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import Codes
 
 __all__ = ("REMEMBERED", "Archive", "read_archive")
 
@@ -22,8 +28,13 @@ __all__ = ("REMEMBERED", "Archive", "read_archive")
 _HEADER = 30
 _LENGTHS = struct.Struct("<HH")
 _AT = 26
+# What the archive is in a traceback: ARCHIVE in _warm_modules.py.
+_NAME = "_payload.zip"
 REMEMBERED = 12
 """Letters of a part's checksum by which a client remembers that it is in the guest."""
+
+Source = tuple[str, tuple[bytes, str]]
+"""A module's source: its digest, and what is in it with its path."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +44,35 @@ class Archive:
     The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
     what was compressed of a file. The recipe is a line of JSON, then one with what is in the archive, then all that is
     between the parts. C(checksum) in the first one is that of the whole, see _warm_server.Archives; C(parts) has the
-    checksum of each, and where it belongs in what follows.
+    checksum of each, and where it belongs in what follows. The ``sources`` are those of modules, by their parts;
+    ``codes``, by their digests, what was compiled of them.
     """
 
     digest: str
     recipe: bytes
     parts: dict[str, bytes]
+    sources: dict[str, Source]
+    codes: Codes = field(default_factory=dict)
 
-    def brought(self, missing: Container[str]) -> bytes:
-        """Return the recipe and the parts that are ``missing`` in the guest, as the server reads them: compressed, and
-        each after its size, in four bytes.
+    def brought(self, missing: Container[str], code: bytes = b"") -> bytes:
+        """Return the recipe, ``code`` and the parts that are ``missing`` in the guest, as the server reads them: each
+        after its size, in four bytes, and compressed.
         """
         parts = [part for checksum, part in self.parts.items() if checksum[:REMEMBERED] in missing]
-        return b"".join(struct.pack("<I", len(piece)) + piece for piece in (zlib.compress(self.recipe), *parts))
+        return b"".join(struct.pack("<I", len(piece)) + piece for piece in (zlib.compress(self.recipe), code, *parts))
+
+    def code(self, missing: Container[str]) -> bytes:
+        """Return the code of the parts that are ``missing`` in the guest, as the interpreter reads it."""
+        self.compile(missing)
+        return packed({digest: self.codes[digest] for digest in self._missing(missing) if digest in self.codes})
+
+    def compile(self, missing: Container[str]) -> None:
+        """Compile these parts, unless that was done before."""
+        new = {digest: source for digest, source in self._missing(missing).items() if digest not in self.codes}
+        self.codes.update(compiled(new))
+
+    def _missing(self, missing: Container[str]) -> dict[str, tuple[bytes, str]]:
+        return dict(source for checksum, source in self.sources.items() if checksum[:REMEMBERED] in missing)
 
     def remembered(self) -> list[str]:
         """Return what tells the parts from others."""
@@ -63,21 +90,23 @@ def read_archive(encoded: bytes) -> Archive | None:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             for entry in archive.infolist():
                 name = entry.filename
-                digest = hashlib.sha256(archive.read(entry)).hexdigest()[:32]
+                text = archive.read(entry)
+                digest = hashlib.sha256(text).hexdigest()[:32]
                 content.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
                 if name.endswith(".py"):
                     package = name.endswith("/__init__.py")
                     module = name[: -len("/__init__.py" if package else ".py")].replace("/", ".")
                     table[module] = (digest, package)
                 lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
-                places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size))
+                source = (digest, (text, f"{_NAME}/{name}")) if name.endswith(".py") else None
+                places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size, source))
     except (NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error):
         return None
     names = json.dumps(table).encode("ascii")
     whole = content.hexdigest()
-    parts, between, listed = {}, [], []
+    parts, sources, between, listed = {}, {}, [], []
     end = length = 0
-    for start, size in sorted(places):
+    for start, size, source in sorted(places):
         if size:
             between.append(packed[end:start])
             length += start - end
@@ -85,8 +114,10 @@ def read_archive(encoded: bytes) -> Archive | None:
             part = packed[start:end]
             checksum = hashlib.sha256(part).hexdigest()
             parts[checksum] = part
+            if source:
+                sources[checksum] = source
             listed.append((checksum, length))
     between.append(packed[end:])
     checksum = hashlib.sha256(b"\n".join([whole.encode("ascii"), names, encoded])).hexdigest()
     head = json.dumps({"checksum": checksum, "parts": listed}).encode("ascii")
-    return Archive(whole, b"\n".join([head, names, b"".join(between)]), parts)
+    return Archive(whole, b"\n".join([head, names, b"".join(between)]), parts, sources)

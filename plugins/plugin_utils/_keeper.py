@@ -13,13 +13,11 @@ the agent's numbers are somebody else's.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections import deque
@@ -27,6 +25,8 @@ from contextlib import suppress
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
+    from typing import Any
+
     from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Channel
 
 _NAME = "qga-keeper"
@@ -43,6 +43,8 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
 
     The turn is the caller's. Where there can be none, the channel is returned as it is.
     """
+    import subprocess  # by who starts a keeper, not by a keeper
+
     from ansible_collections.qemu.guest.plugins.module_utils._shared import SharedChannel, keeper_path
 
     stream, lock = channel.descriptors
@@ -73,6 +75,12 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
     return SharedChannel(socket.socket(fileno=copies[0]), ours, copies[1], mine=True)
 
 
+def _decoded(text: bytes) -> Any:
+    import json  # which takes half of the time of all that is imported when a keeper starts
+
+    return json.loads(text)
+
+
 class Client:
     """Somebody who uses the channel. ``name`` is what others are told who wait."""
 
@@ -99,7 +107,7 @@ class Left:
     @property
     def farewell(self) -> list[str]:
         """The requests that undo it."""
-        return list(json.loads(self.text)["farewell"])
+        return list(_decoded(self.text)["farewell"])
 
 
 class Keeper:
@@ -213,7 +221,7 @@ class Keeper:
         """Undo what was left until then, if nobody has the turn and nothing of anybody's is in the channel."""
         old = [] if self.turn else [one for one in self.left if one.since <= before]
         self.left = [one for one in self.left if one not in old]
-        if old and self.step and json.loads(self.step)[0]:
+        if old and self.step and _decoded(self.step)[0]:
             step, self.step = self.step, b""
             if self.request([request for one in old for request in one.farewell]):
                 self.step = step

@@ -13,12 +13,14 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 import json
 import re
 import shlex
+import sys
 import time
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from ansible_collections.qemu.guest.plugins.module_utils import _zstd
@@ -27,6 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
+from ansible_collections.qemu.guest.plugins.plugin_utils import _compiled
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 
 __all__ = ("WarmPython",)
@@ -50,7 +53,7 @@ _ELSEWHERE = b"from ansible_collections.", b"from __future__"
 _START_PROGRAM = _program("start")
 _PROGRAMS = {
     "server.py": _alone(_program("server")),
-    "modules.py": _interpreter("Modules", _program("modules")),
+    "modules.py": _interpreter("Modules", Path(_compiled.__file__).read_bytes(), _program("modules")),
     "commands.py": _interpreter("Commands", Path(_zstd.__file__).read_bytes(), _program("commands")),
 }
 # Another version of them has a spool of its own.
@@ -77,6 +80,8 @@ exec 3<&0
 """
 _NO_ROOM = 75
 _FAILED = f"{Path(_SPOOL).name}.failed"
+# What the server has told of its Python.
+_MAGIC = "magic"
 
 # Bytes beside a request on the ring.
 _ROOM = 64
@@ -87,6 +92,9 @@ _FORGOTTEN_AT_ONCE = 64 << 10
 # How long a server that starts is waited for.
 _START_SECONDS = 10.0
 _FIRST_LOOK = 0.05
+_LOOKS = 4  # for a server, before one for why there is none
+# Pauses while an interpreter starts and imports.
+_WHILE_STARTING = (0.05,) * 60
 # How often a server may ask for what it has not got of an archive: the recipe, its parts, what it has lost meanwhile.
 _ATTEMPTS = 4
 # Answers, or what they begin with, that say why something was not run.
@@ -155,9 +163,9 @@ class WarmPython:
             if self._line.known and kind not in self._line.quick:
                 self._bring(archive, [part for part in parts if part not in self._line.known])
             answer = self._handled(request, kind)
-        if answer == "none" and self._start(request, python):
+        if answer == "none" and self._start(request, python, archive):
             self._bring(archive, parts)
-            answer = self._handled(request, kind)
+            answer = self._handled(request, kind, starts=True)
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith("archive"):
                 break
@@ -170,7 +178,14 @@ class WarmPython:
 
     def _bring(self, archive: Archive, missing: Container[str]) -> None:
         # Whole under its name or not: the server looks whether its checksum is right.
-        self._spool.write(f"{self._line.number}.archive", archive.brought(missing))
+        code = archive.code(missing) if self._compiles() else b""
+        self._spool.write(f"{self._line.number}.archive", archive.brought(missing, code))
+
+    def _compiles(self) -> bool:
+        """Return whether code that this Python has compiled is of use in the guest."""
+        if not self._line.magic:
+            self._line.magic = (self._spool.read(_MAGIC) or b"-").decode("ascii")
+        return self._line.magic == _compiled.MAGIC
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
@@ -186,14 +201,14 @@ class WarmPython:
         self.forget()
         self._spool.ring("quit")
 
-    def _handled(self, request: bytes, kind: str) -> ExecResult | str:
+    def _handled(self, request: bytes, kind: str, *, starts: bool = False) -> ExecResult | str:
         """Return the result of a request, or the word that tells why it has none; it was not run then.
 
         C(none) is the word if there is no server; see _warm_server.py for others. Requests of the same ``kind`` take
-        about as long.
+        about as long, but for one for which an interpreter ``starts``.
         """
         line = self._begun(request)
-        return self._ended(line, kind) if line else "none"
+        return self._ended(line, kind, starts) if line else "none"
 
     def _begun(self, request: bytes) -> Line | None:
         """Give a request to the server, if there is one, and return the line by which it will answer."""
@@ -207,9 +222,9 @@ class WarmPython:
         line.used = time.monotonic()
         return line
 
-    def _ended(self, line: Line, kind: str) -> ExecResult | str:
+    def _ended(self, line: Line, kind: str, starts: bool = False) -> ExecResult | str:
         """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
-        content = self._answered(line, kind)
+        content = self._answered(line, kind, _WHILE_STARTING if starts else ())
         if content.startswith(_NOT_RUN):
             self._keep(line)
             return content.decode("ascii").strip()
@@ -236,17 +251,18 @@ class WarmPython:
             return line.ask(f"={line.number} {packed}")
         return self._spool.write(f"{line.number}.in", request) and line.ask(str(line.number))
 
-    def _answered(self, line: Line, kind: str) -> bytes:
-        """Wait for the answer to a request.
+    def _answered(self, line: Line, kind: str, first: Sequence[float]) -> bytes:
+        """Wait for the answer to a request, with these pauses at ``first``.
 
         :raise OutcomeUnknownError: if there will be none.
         """
         began = looked = time.monotonic()
         alone = False  # nobody will answer any more
         what, why = "the interpreter in the guest ended", "was the guest rebooted?"
-        # Nobody asks while a task as quick as the last one is at work: that would only delay it.
-        time.sleep(max(0.0, min(line.quick.get(kind, 0.0) / 2, _LONGEST_SLEEP) - (began - line.used)))
-        for pause in pauses():
+        # Nobody asks while a task as quick as the last one, or the quickest, is at work: that would only delay it.
+        quick = line.quick.get(kind) or min(line.quick.values(), default=0.0)
+        time.sleep(max(0.0, min(quick / 2, _LONGEST_SLEEP) - (began - line.used)))
+        for pause in itertools.chain(first, pauses()):
             content = line.answer()
             if content.startswith(b"lost\n"):
                 why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
@@ -277,7 +293,7 @@ class WarmPython:
             hint="Look at the guest before you repeat it.",
         )
 
-    def _start(self, request: bytes, python: str) -> bool:
+    def _start(self, request: bytes, python: str, archive: Archive) -> bool:
         """Start a server that gets an interpreter ready for a request; return whether there is one now."""
         runners = Spool(self._agent, HOME)
         before = runners.read(_FAILED)
@@ -287,13 +303,24 @@ class WarmPython:
         with self._agent.forgetting():
             start_shell(self._agent, *_starter(_SPOOL, request, python))
         began = time.monotonic()
-        for pause in pauses(_FIRST_LOOK):
+        if _is_ours(python):
+            archive.compile(archive.remembered())  # it is most likely of use, and there is nothing else to do
+        for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
             time.sleep(pause)
             if self._line.open():
                 return True
-            if time.monotonic() - began > _START_SECONDS or runners.read(_FAILED) != before:
+            # The agent writes each file that it opens to the guest's log.
+            if looks % _LOOKS == 0 and runners.read(_FAILED) != before:
+                break
+            if time.monotonic() - began > _START_SECONDS:
                 break
         return False
+
+
+def _is_ours(python: str) -> bool:
+    """Return whether an interpreter may well compile as this one does, by its path."""
+    version = re.search(r"python(3\.\d+)$", python)
+    return not version or version.group(1) == f"3.{sys.version_info.minor}"
 
 
 def _starter(spool: str, request: bytes, python: str) -> tuple[bytes, bytes]:

@@ -22,23 +22,24 @@ import json
 import locale
 import marshal
 import os
-import re
 import struct
 import subprocess
 import sys
 import threading
 import types
-import warnings
 import zipfile
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
+from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled, unpacked
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import LastWord, Request, Work
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn
+
+    from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import Codes, Sources
 
     Table = dict[str, tuple[str, bool]]
     """By module's name: the digest of its source, and whether it is a package."""
@@ -59,8 +60,6 @@ STEPS = (
     b"z.writestr(zinfo, sitecustomize)\n",
 )
 FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
-# What a module imports in any case, for it is not indented.
-IMPORT = re.compile(rb"^(?:import|from) +([A-Za-z_][\w.]*)", re.MULTILINE)
 # What a module has Python do between fork() and exec().
 BETWEEN = "AnsibleModule.run_command.<locals>.preexec"
 STANDARD = frozenset(getattr(sys, "stdlib_module_names", ()))  # Python 3.10
@@ -103,26 +102,33 @@ class Importer:
     def is_package(self, name: str) -> bool:
         return self.table[name][1]
 
-    def learn(self, archive: zipfile.ZipFile) -> None:
-        """Compile what is new in a payload's archive: much of it on two processors."""
-        new: dict[str, tuple[bytes, str]] = {}
-        for name, (digest, package) in self.table.items():
-            if digest not in self.code:
-                source = archive.read(archive_name(name, package))
-                self.wanted |= {name.decode("ascii") for name in IMPORT.findall(source)}
-                new[digest] = source, place(name, package)
-        # In an order in which halves are about as large.
-        digests = sorted(new, key=lambda digest: len(new[digest][0]))
-        if len(new) < MANY or len(os.sched_getaffinity(0)) < 2:
-            self.code.update(compiled(new, digests))
+    def learn(self, archive: Archive) -> None:
+        """Take the code of what is new in the payload's archive, or compile it: much of it on two processors."""
+        self.take(unpacked(archive.code))
+        archive.code = b""
+        if all(digest in self.code for digest, _package in self.table.values()):
             return
-        halves = digests[::2], digests[1::2]
+        new: Sources = {}
+        with archive.open() as opened:
+            for name, (digest, package) in self.table.items():
+                if digest not in self.code:
+                    new[digest] = opened.read(archive_name(name, package)), place(name, package)
+        if len(new) < MANY or len(os.sched_getaffinity(0)) < 2:
+            self.take(compiled(new))
+            return
+        # In an order in which halves are about as large.
+        items = sorted(new.items(), key=lambda item: len(item[1][0]))
         try:
-            beside = start_beside(lambda: marshal.dumps(compiled(new, halves[0])))
-            self.code.update(compiled(new, halves[1]))
-            self.code.update(marshal.loads(beside()))
+            beside = start_beside(lambda: marshal.dumps(compiled(dict(items[::2]))))
+            self.take(compiled(dict(items[1::2])))
+            self.take(marshal.loads(beside()))
         except (OSError, EOFError, ValueError, TypeError):  # there is no room for a child, or it was killed
-            self.code.update(compiled(new, digests))
+            self.take(compiled(new))
+
+    def take(self, codes: Codes) -> None:
+        for digest, (code, imports) in codes.items():
+            self.code[digest] = code
+            self.wanted.update(imports)
 
     def lacks(self, table: Table) -> bool:
         """Return whether some of the libraries of a payload are not imported."""
@@ -170,17 +176,6 @@ class Importer:
 
 def is_library(name: str) -> bool:
     return name.startswith(LIBRARIES) and LEFT_OUT not in name
-
-
-def compiled(sources: dict[str, tuple[bytes, str]], digests: list[str]) -> dict[str, types.CodeType]:
-    """Return the code of some sources, each with its path."""
-    code = {}
-    for digest in digests:
-        # The task will say so, if it gets to it; the same with a warning, in each task.
-        with suppress(SyntaxError, ValueError), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            code[digest] = compile(*sources[digest], "exec", dont_inherit=True)
-    return code
 
 
 def start_beside(work: Callable[[], bytes]) -> Callable[[], bytes]:
@@ -241,20 +236,24 @@ def placed(code: types.CodeType, path: str) -> types.CodeType:
 
 
 class Archive:
-    """A payload's archive: the ``table`` of what is in it, and its ``text``, in base64."""
+    """A payload's archive: the ``table`` of what is in it, its ``text``, in base64, and ``code`` of what is in it."""
 
     proven: bool | None = None
 
-    def __init__(self, table: Table, text: str) -> None:
+    def __init__(self, table: Table, text: str, code: bytes = b"") -> None:
         self.table = table
         self.text = text
+        self.code = code  # what a client has compiled of it
         self.content = b""  # what is known of it when it is learnt
         self.offset = 0  # of its directory
         self.directory = b""
         self.count = 0
 
-    def learn(self) -> zipfile.ZipFile:
-        """Open it, and find out what `appended` needs."""
+    def open(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(io.BytesIO(base64.b64decode(self.text)))
+
+    def learn(self) -> None:
+        """Find out what `appended` needs."""
         content = base64.b64decode(self.text)
         end = content.rindex(b"PK\5\6")
         self.count, size, self.offset = struct.unpack_from("<HLL", content, end + 10)
@@ -262,7 +261,6 @@ class Archive:
         # Not so in one that is followed by more, or larger than what these numbers can tell.
         if self.offset + size == end and len(content) == end + 22 and self.does_as_zipfile(content):
             self.content = content
-        return zipfile.ZipFile(io.BytesIO(content))
 
     def does_as_zipfile(self, content: bytes) -> bool:
         """Return whether `appended` does what zipfile does in this Python; the first archive shows."""
@@ -439,10 +437,10 @@ class Modules(Work):
             self.archives.pop(digest, None)
             self.learnt.discard(digest)
         if request.content is not None:
-            text = os.pread(request.content, os.fstat(request.content).st_size, 0).decode("ascii")
-            table, archive = text.split("\n")
-            names = {name: tuple(known) for name, known in json.loads(table).items()}
-            self.archives[request.archive] = Archive(names, archive)
+            content = os.pread(request.content, os.fstat(request.content).st_size, 0)
+            table, text, code = content.split(b"\n", 2)
+            names = {name: tuple(known) for name, known in json.loads(table.decode("ascii")).items()}
+            self.archives[request.archive] = Archive(names, text.decode("ascii"), code)
 
     def learns(self, request: Request) -> bool:
         """Learn what a module needs, if a library is among that.
@@ -477,7 +475,8 @@ class Modules(Work):
         importer = self.importer
         importer.table = archive.table
         with suppress(Exception):  # whatever it is, the task will say so
-            importer.learn(archive.learn())
+            archive.learn()
+            importer.learn(archive)
             if importer.fits():
                 importer.import_libraries()
             payload = Payload(program, before, archive.text)

@@ -395,7 +395,7 @@ class Archives:
         if not digest:
             return None, b""
         if digest not in self.files:
-            recipe = self.brought(path + "archive")
+            recipe, code = self.brought(path + "archive")
             if not recipe:
                 return None, b"archive\n"
             line, names, between = recipe.split(b"\n", 2)
@@ -407,26 +407,29 @@ class Archives:
             text = self.made(head["parts"], between)
             if sha256(b"\n".join([digest.encode("ascii"), names, text])).hexdigest() != head["checksum"]:
                 return None, b"archive\n"  # it is that of another
-            self.keep(digest, names + b"\n" + text)
+            self.keep(digest, b"\n".join([names, text, code]))
         return self.files[digest], b""
 
-    def brought(self, path: str) -> bytes:
-        """Take what a client has brought: keep the parts, and return the recipe; nothing if that is not there."""
+    def brought(self, path: str) -> tuple[bytes, bytes]:
+        """Take what a client has brought: keep the parts, and return the recipe, nothing if that is not there, and the
+        code of these parts, if it is not left to an interpreter here.
+        """
         pieces = []
         try:
             with open(path, "rb") as file:
                 while True:
-                    size = int.from_bytes(file.read(4), "little")
+                    header = file.read(4)
+                    size = int.from_bytes(header, "little")
                     piece = file.read(size)
-                    if not size or len(piece) < size:
+                    if len(header) < 4 or len(piece) < size:
                         break
                     pieces.append(piece)
             os.unlink(path)
-            recipe = zlib.decompress(pieces[0])
+            recipe, code = zlib.decompress(pieces[0]), pieces[1]
         except (FileNotFoundError, IndexError, zlib.error):  # or not whole
-            return b""
-        self.parts.update({sha256(part).hexdigest(): part for part in pieces[1:]})
-        return recipe
+            return b"", b""
+        self.parts.update({sha256(part).hexdigest(): part for part in pieces[2:]})
+        return recipe, code
 
     def made(self, parts: list[tuple[str, int]], between: bytes) -> bytes:
         """Return what the parts make, in base64."""

@@ -54,6 +54,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._transfer import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils import (
+    _archive,
+    _compiled,
     _warm,
     _warm_commands,
     _warm_modules,
@@ -66,6 +68,8 @@ from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 SPOOL = Path(_warm._SPOOL).name
+# What is there as long as the server is.
+STAYS = {"ring", "pid", "magic", "modules.py", "commands.py", "prologue"}
 
 LIBRARIES = {
     "ansible/__init__.py": "",
@@ -206,6 +210,37 @@ def test_same_as_plain(agent: RunnerAgent, warm: WarmPython, program: str) -> No
         # A shell that waits for a program says by which signal it ended; here no shell waits.
         said = without_paths(expected.stderr) if expected.rc != 128 + signal.SIGKILL else b""
         assert without_paths(result.stderr) == said
+
+
+FAILS = {**LIBRARIES, "ansible/module_utils/fails.py": "import json\n\n\ndef fail():\n    return json.nothing + 1\n"}
+
+
+@pytest.mark.parametrize(("other", "brought"), [("", True), ("MAGIC", False), ("KIND", True)])
+def test_what_the_controller_has_compiled(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, other: str, brought: bool
+) -> None:
+    """Of the same kind or not, a traceback names the same lines, of files in an archive whose place is its own."""
+    if other:
+        monkeypatch.setattr(_compiled, other, getattr(_compiled, other)[::-1])
+    codes: list[int] = []
+
+    def packed(code: _compiled.Codes) -> bytes:
+        codes.append(len(code))
+        return _compiled.packed(code)
+
+    monkeypatch.setattr(_archive, "packed", packed)
+    for program in ("from ansible.module_utils import fails\nfails.fail()", "def f():\n    library.nothing\nf()"):
+        payload = module(program, FAILS)
+        result, expected = warm.run(COMMAND, payload), plain(agent, payload)
+        assert result
+        assert b"AttributeError: " in result.stderr
+        assert without_archive(result.stderr) == without_archive(expected.stderr)
+    # Of the second one, what is new. What is empty is not a part.
+    assert codes == ([len(set(FAILS.values()) - {""}), 1] if brought else [])
+
+
+def without_archive(text: bytes) -> bytes:
+    return re.sub(rb"[^\"]*_payload\.zip/", b"", text)
 
 
 def without_paths(text: bytes) -> bytes:
@@ -886,7 +921,7 @@ def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPyt
     assert seen[0] == seen[1]
     until(lambda: not list(guest.runner.glob("1/[0-9]*")))
     there = {path.name for path in (guest.runner / SPOOL).iterdir()}
-    assert there == {"modules.py", "commands.py", "prologue", "pid", "ring", f"{warm._line.number}.rc"}
+    assert there == {*STAYS, f"{warm._line.number}.rc"}
 
 
 def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -1059,7 +1094,7 @@ def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Gu
     assert len(guest.files) == handles - 2, "the ring and the answers"
     time.sleep(0.3)
     left = {path.name for path in (guest.runner / SPOOL).iterdir()}
-    assert left == {"ring", "pid", "modules.py", "commands.py", "prologue"}, left
+    assert left == STAYS
 
 
 SAID = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
@@ -1355,9 +1390,46 @@ def test_compiler_beside_that_does_not_end_well(monkeypatch: pytest.MonkeyPatch,
     else:
         monkeypatch.setattr(os, "fork", full)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    with zipfile.ZipFile(content) as archive:
-        work.importer.learn(archive)
+    archive = _warm_modules.Archive(work.importer.table, base64.b64encode(content.getvalue()).decode())
+    work.importer.learn(archive)
     assert set(work.importer.code) == set(many("k").values()) - {"(\n"}
+
+
+WARNS = "VALUE = 1 is 1\n"
+
+
+@pytest.mark.parametrize("kind", [_compiled.KIND, b"another's\n"])
+def test_code_that_comes_with_an_archive(monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
+    """It is taken by an interpreter of its kind; others compile, and what does not compile silently is in neither."""
+    sources = {**many("c"), "ansible/module_utils/warns.py": WARNS}
+    text = base64.b64decode(module("", sources).split(b"'")[-2])
+    there = read_archive(base64.b64encode(text))
+    assert there
+    code = there.code(there.remembered())
+    work = _warm_modules.Modules()
+    with zipfile.ZipFile(io.BytesIO(text)) as file:
+        for name in file.namelist():
+            module_name = name[: -len(".py")].replace("/", ".").removesuffix(".__init__")
+            digest = hashlib.sha256(file.read(name)).hexdigest()[:32]
+            work.importer.table[module_name] = digest, name.endswith("/__init__.py")
+    compiled_here: list[int] = []
+
+    def compiled(sources: _compiled.Sources) -> _compiled.Codes:
+        compiled_here.append(len(sources))
+        return _compiled.compiled(sources)
+
+    monkeypatch.setattr(_warm_modules, "compiled", compiled)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    encoded = base64.b64encode(text).decode()
+    archive = _warm_modules.Archive(work.importer.table, encoded, code.replace(_compiled.KIND, kind))
+    work.importer.learn(archive)
+    new = {digest for digest, _package in work.importer.table.values()}
+    assert len(new - set(work.importer.code)) == 2
+    # What does not compile is tried here, and what is empty is no part.
+    assert compiled_here == [3 if kind == _compiled.KIND else len(new)]
+    place = f"{_warm_modules.ARCHIVE}/ansible/module_utils/library.py"
+    assert work.importer.get_code("ansible.module_utils.library").co_filename == place
+    assert place in [path for _digest, (_text, path) in there.sources.values()], "it need not be put in again"
 
 
 def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> None:
