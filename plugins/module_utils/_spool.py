@@ -340,7 +340,8 @@ class Line:
             if file:
                 with suppress(GuestFileError, HandleLostError):
                     file.close()
-        self._begin()
+        if self._ring or self._answers:  # else nobody knows its number
+            self._begin()
 
     @property
     def _gone(self) -> bytes:

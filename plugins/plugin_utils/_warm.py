@@ -49,6 +49,7 @@ def _interpreter(work: str, *programs: bytes) -> bytes:
     return b"".join([_program("zygote"), *map(_alone, programs), f"\n\nmain({work}())\n".encode("ascii")])
 
 
+_IMPORTS = re.compile(rb"^import [\w.]+\n", re.MULTILINE)
 _ELSEWHERE = b"from ansible_collections.", b"from __future__"
 _START_PROGRAM = _program("start")
 _PROGRAMS = {
@@ -56,6 +57,8 @@ _PROGRAMS = {
     "modules.py": _interpreter("Modules", Path(_compiled.__file__).read_bytes(), _program("modules")),
     "commands.py": _interpreter("Commands", Path(_zstd.__file__).read_bytes(), _program("commands")),
 }
+# What is imported for modules is imported before there is more of a program than this.
+_FIRST_PROGRAM = _program("first").decode("ascii") + b"".join(_IMPORTS.findall(_PROGRAMS["modules.py"])).decode("ascii")
 # Another version of them has a spool of its own.
 _SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join([_START_PROGRAM, *_PROGRAMS.values()])).hexdigest()[:16]}"
 
@@ -65,6 +68,7 @@ _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.
 _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
 # What may remove or change a user. That fails as long as the user has processes, and an interpreter is one.
 _USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|deluser|usermod)\b")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
 # What cannot run at all tells why in a file, and is not tried again until a reboot. The file is empty where there was
@@ -72,11 +76,21 @@ _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 _START = """
 exec 3<&0
 {{
-    e=$({python} -IS -c 'import os; exec(os.read(0, {size}))' {spool} {sizes} 2>&1 >/dev/null <&3 3<&-)
+{first}
+    e=$({python} -IS -c 'import os; exec(os.read(0, {size}))' {spool} {sizes} {beside} 2>&1 >/dev/null <&3 3<&-)
     r=$?
+    rm -f {beside}.*
     [ $r -ne {no_room} ] && [ $r -lt 128 ] || e=
     [ $r -eq 0 ] || (umask 077 && printf %s "$e" >{spool}.failed)
 }} </dev/null >/dev/null 2>&1 &
+"""
+# An interpreter that takes nothing else to start, as become, starts beside that.
+_FIRST = """
+exec 4>{beside}.out 5>{beside}.err
+eval {command} <<'QEMU_GUEST' >&4 2>&5 3<&- 4>&- 5>&- &
+{program}
+QEMU_GUEST
+exec 4>&- 5>&-
 """
 _NO_ROOM = 75
 _FAILED = f"{Path(_SPOOL).name}.failed"
@@ -164,7 +178,6 @@ class WarmPython:
                 self._bring(archive, [part for part in parts if part not in self._line.known])
             answer = self._handled(request, kind)
         if answer == "none" and self._start(request, python, archive):
-            self._bring(archive, parts)
             answer = self._handled(request, kind, starts=True)
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith("archive"):
@@ -300,11 +313,13 @@ class WarmPython:
         if before:
             return False
         self._log("starting warm Python in the guest")
+        beside = f"{Path(_SPOOL).name}.{self._line.number}"
         with self._agent.forgetting():
-            start_shell(self._agent, *_starter(_SPOOL, request, python))
+            start_shell(self._agent, *_starter(_SPOOL, request, python, f"{HOME}/{beside}"))
         began = time.monotonic()
-        if _is_ours(python):
-            archive.compile(archive.remembered())  # it is most likely of use, and there is nothing else to do
+        # Nothing else is to be done meanwhile, and most likely it is of use.
+        parts = archive.remembered()
+        runners.write(f"{beside}.archive", archive.brought(parts, archive.code(parts) if _is_ours(python) else b""))
         for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
             time.sleep(pause)
             if self._line.open():
@@ -323,8 +338,20 @@ def _is_ours(python: str) -> bool:
     return not version or version.group(1) == f"3.{sys.version_info.minor}"
 
 
-def _starter(spool: str, request: bytes, python: str) -> tuple[bytes, bytes]:
-    """Return the shell command that starts a server in ``spool`` for a request, and its standard input."""
+def _is_alone(python: str, command: str) -> bool:
+    """Return whether a command line has nothing but an interpreter and its environment."""
+    try:
+        *environment, program = shlex.split(command)
+    except ValueError:
+        return False
+    return program == python and all(map(_ASSIGNMENT.match, environment))
+
+
+def _starter(spool: str, request: bytes, python: str, beside: str) -> tuple[bytes, bytes]:
+    """Return the shell command that starts a server in ``spool`` for a request, and its standard input.
+
+    It has files whose names begin with ``beside``, and removes all of them at the end.
+    """
     first = request.partition(b"\n")[0]
     header = json.loads(first)
     parts = {
@@ -335,9 +362,20 @@ def _starter(spool: str, request: bytes, python: str) -> tuple[bytes, bytes]:
         "first": first,
     }
     sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
-    size = len(_START_PROGRAM)
-    command = _START.format(python=shlex.quote(python), size=size, spool=spool, sizes=sizes, no_room=_NO_ROOM)
-    return command.encode("utf-8"), _START_PROGRAM + zlib.compress(b"".join(parts.values()))
+    interpreter = ""
+    if _is_alone(python, header["command"]):
+        program = f"{_FIRST_PROGRAM}\nexec(program_from({beside!r}))"
+        interpreter = _FIRST.format(command=shlex.quote(header["command"]), beside=beside, program=program)
+    command = _START.format(
+        python=shlex.quote(python),
+        size=len(_START_PROGRAM),
+        spool=spool,
+        sizes=sizes,
+        no_room=_NO_ROOM,
+        first=interpreter,
+        beside=beside,
+    )
+    return command.encode("utf-8", "surrogateescape"), _START_PROGRAM + zlib.compress(b"".join(parts.values()))
 
 
 def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:

@@ -377,6 +377,31 @@ class Interpreter:
         return True
 
 
+class Coming(Interpreter):
+    """One that was started beside this, and comes to a socket when it is there.
+
+    What it would say at its start was not looked at: if it has said something, another is to take its place.
+    """
+
+    def __init__(self, awaited: Spawned, surroundings: Surroundings, beside: str, path: str) -> None:
+        super().__init__(awaited, surroundings, "", path)
+        self.beside = beside
+
+    def listen(self) -> None:
+        if not self.beside:
+            super().listen()
+            return
+        listener, beside, self.beside = self.socket, self.beside, ""
+        self.dead = True
+        with suppress(OSError), open("modules.py", "rb") as program:  # it may have ended
+            self.socket = _socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]
+            listener.close()
+            said = os.stat(f"{beside}.out").st_size + os.fstat(self.errors.fileno()).st_size
+            for suffix in ("socket", "out", "err"):
+                os.unlink(f"{beside}.{suffix}")
+            self.dead = bool(said) or not self.socket.send(program.read())
+
+
 class Archives:
     """The archives of modules, in files as _warm_modules.Modules takes them, and parts for others."""
 
@@ -385,17 +410,16 @@ class Archives:
         self.files: dict[str, BinaryIO] = {}  # by what is told of what is in them
         self.parts: dict[str, bytes] = {}  # by their checksum
 
-    def found(self, digest: str, path: str) -> tuple[BinaryIO | None, bytes]:
+    def found(self, digest: str, *paths: str) -> tuple[BinaryIO | None, bytes]:
         """Return the file of an archive; and if it is not here, the answer that says what is missing.
 
-        What a client brings of it is in files of its own, whose names begin with ``path``: who found that it is missing
-        may write it while another's is in use already, and the archive of another run, with the same in it, is another
-        file.
+        What a client brings of it is in a file of its own, one of ``paths``: who found that it is missing may write it
+        while another's is in use already, and the archive of another run, with the same in it, is another file.
         """
         if not digest:
             return None, b""
         if digest not in self.files:
-            recipe, code = self.brought(path + "archive")
+            recipe, code = next(filter(any, map(self.brought, paths)), (b"", b""))
             if not recipe:
                 return None, b"archive\n"
             line, names, between = recipe.split(b"\n", 2)
@@ -471,12 +495,20 @@ class Server:
     def path(self, number: int, suffix: str) -> str:
         return f"{self.home}/{number}.{suffix}"
 
-    def adopt(self, first: Spawned, began: float) -> None:
-        """Take the interpreter that this was started for, unless what it would look at has changed since."""
+    def adopt(self, first: Spawned, began: float, beside: str) -> None:
+        """Take the interpreter that this was started for, unless what it would look at has changed since.
+
+        It may have been started before ``began``, and come to a socket ``beside``.
+        """
         with open("first", "rb") as file:
             request = Request(file.readline(), file, 0)
         os.unlink("first")
-        one = Interpreter(first, Surroundings(WATCHED), request.marker, request.path)
+        surroundings = Surroundings(WATCHED)
+        if os.path.exists(f"{beside}.socket"):
+            one: Interpreter = Coming(first, surroundings, beside, request.path)
+            began = min(began, os.fstat(first[1].fileno()).st_mtime)
+        else:
+            one = Interpreter(first, surroundings, request.marker, request.path)
         if changed_since(began, WATCHED):
             self.leaving.append(one)
         else:
@@ -610,7 +642,9 @@ class Server:
         answer = b""
         if os.path.exists(self.path(number, "rc")):
             try:
-                request.content, answer = self.archives.found(request.archive, self.path(number, ""))
+                # Before there was a place here, it was brought beside that.
+                brought = self.path(number, "archive"), f"{self.home}.{number}.archive"
+                request.content, answer = self.archives.found(request.archive, *brought)
                 waits = not answer and request.users and self.others_leave(request)
                 one = None if answer or waits or self.ending else self.interpreter(request)
                 if waits or (one and one.starts):
@@ -676,14 +710,14 @@ class Server:
                 file.write(b"5\nfull\n")
 
 
-def serve_spool(home: str, ring: int, first: Spawned | None, began: float) -> None:
+def serve_spool(home: str, ring: int, first: Spawned | None, began: float, beside: str) -> None:
     """Serve in the spool ``home``, which is the working directory, until nobody needs it any more.
 
-    ``first`` is the interpreter that this was started for, since ``began`` (time).
+    ``first`` is the interpreter that this was started for, since ``began`` (time); see ``adopt``.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
     server = Server(home, ring)
     if first:
-        server.adopt(first, began)
+        server.adopt(first, began, beside)
     server.serve()

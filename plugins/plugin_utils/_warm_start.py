@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For the guest: make a spool, start an interpreter, and serve there (_warm_server.py).
 
-The interpreter starts first: a task waits for that, and what serves takes about as long to load.
+The interpreter starts first: a task waits for that, and what serves takes about as long to load. If its command
+line is nothing but an interpreter, it was started beside this already, and comes when it is there (_warm_first.py).
 """
 
 from __future__ import annotations
@@ -30,19 +31,25 @@ NO_ROOM = 75  # exit status: the next one may come to another end
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 
 
-def main(home: str, parts: str) -> None:
+def main(home: str, parts: str, beside: str) -> None:
     """Make the spool ``home``, serve there, and remove it at the end.
 
-    ``parts`` are the names and sizes of what comes behind this program.
+    ``parts`` are the names and sizes of what comes behind this program. What the names of files begin with is
+    ``beside``, if an interpreter was started.
     """
     os.umask(0o077)
     if not begun(home):
         return
     try:
         unpack(parts)
-        began = time.time()
-        first = spawn(".", "modules.py", taken("command"), taken("path")) if free_memory() > LEAST_FREE else None
-        serve(home, made(home), first, began)
+        began, command, path = time.time(), taken("command"), taken("path")
+        comes = os.path.exists(f"{beside}.err")
+        first: Spawned | None = None
+        if free_memory() > LEAST_FREE:
+            first = awaited(beside) if comes else spawn(".", "modules.py", command, path)
+        elif comes:
+            os.unlink(f"{beside}.err")
+        serve(home, made(home), first, began, beside)
     except OSError:  # whatever else it is
         sys.excepthook(*sys.exc_info())
         sys.exit(NO_ROOM)
@@ -144,6 +151,14 @@ def spawn(home: str, program: str, command: str, path: str) -> Spawned:
     return ours, errors
 
 
+def awaited(beside: str) -> Spawned:
+    """Return where an interpreter will come to, and the file to which its errors go."""
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    listener.bind(f"{beside}.socket")
+    listener.listen(1)
+    return listener, open(f"{beside}.err", "r+b")
+
+
 def scratch(home: str) -> BinaryIO:
     """Return a file that nobody finds, open for reading and writing."""
     path = f"{home}/scratch"
@@ -168,12 +183,12 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
             os._exit(127)
 
 
-def serve(home: str, ring: int, first: Spawned | None, began: float) -> None:
+def serve(home: str, ring: int, first: Spawned | None, began: float, beside: str) -> None:
     with open("server.py", "rb") as file:
         program = compile(file.read(), "server.py", "exec")
     os.unlink("server.py")
     exec(program, globals())
-    globals()["serve_spool"](home, ring, first, began)
+    globals()["serve_spool"](home, ring, first, began, beside)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import base64
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -70,7 +71,9 @@ class Guest:
         self.directory = directory / "directory of the agent"
         self.directory.mkdir()
         self.spool = str(directory / "spool.")
-        self.runner = directory / "runner"
+        # Sockets are made in there: their paths have to be short.
+        self.place = tempfile.TemporaryDirectory(prefix="runner-", ignore_cleanup_errors=True)
+        self.runner = Path(self.place.name) / "runner"
         self.shell = list(shell)
         self.files: dict[int, int] = {}
         self.capture = CAPTURE
@@ -102,6 +105,7 @@ class Guest:
             with suppress(ProcessLookupError):
                 os.killpg(program.process.pid, signal.SIGKILL)
             program.thread.join(30)
+        self.place.cleanup()
 
     # guest-file-*
 

@@ -47,7 +47,7 @@ def archives(tmp_path: Path) -> Archives:
 
 def brought(archives: Archives, archive: Archive, recipe: bytes | None = None) -> tuple[bytes, list[list[str]]]:
     """Bring an archive; return what is in the server's file then, and the parts that it has asked for, each time."""
-    path = f"{archives.home}/1."
+    path = f"{archives.home}/1.archive"
     if recipe is not None:
         archive = replace(archive, recipe=recipe)
     asked: list[list[str]] = []
@@ -59,7 +59,7 @@ def brought(archives: Archives, archive: Archive, recipe: bytes | None = None) -
         what, *parts = answer.decode().split()
         assert what == "archive"
         asked.append(parts)
-        Path(path + what).write_bytes(archive.brought(parts))
+        Path(path).write_bytes(archive.brought(parts))
     return b"", asked
 
 
@@ -120,7 +120,7 @@ def test_archive_that_is_cut_off(archives: Archives) -> None:
     other = read(packed(OTHER))
     for cut in (b"", other.brought([])[:3], other.brought([])[:-1], b"\5\0\0\0other"):
         Path(archives.home, "1.archive").write_bytes(cut)
-        assert archives.found(other.digest, f"{archives.home}/1.") == (None, b"archive\n")
+        assert archives.found(other.digest, f"{archives.home}/1.archive") == (None, b"archive\n")
 
 
 def damaged(place: int) -> bytes:

@@ -215,9 +215,9 @@ def test_same_as_plain(agent: RunnerAgent, warm: WarmPython, program: str) -> No
 FAILS = {**LIBRARIES, "ansible/module_utils/fails.py": "import json\n\n\ndef fail():\n    return json.nothing + 1\n"}
 
 
-@pytest.mark.parametrize(("other", "brought"), [("", True), ("MAGIC", False), ("KIND", True)])
+@pytest.mark.parametrize(("other", "times"), [("", 2), ("MAGIC", 1), ("KIND", 2)])
 def test_what_the_controller_has_compiled(
-    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, other: str, brought: bool
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, other: str, times: int
 ) -> None:
     """Of the same kind or not, a traceback names the same lines, of files in an archive whose place is its own."""
     if other:
@@ -235,8 +235,8 @@ def test_what_the_controller_has_compiled(
         assert result
         assert b"AttributeError: " in result.stderr
         assert without_archive(result.stderr) == without_archive(expected.stderr)
-    # Of the second one, what is new. What is empty is not a part.
-    assert codes == ([len(set(FAILS.values()) - {""}), 1] if brought else [])
+    # The first goes while nobody can be asked yet; of the second, what is new. What is empty is not a part.
+    assert codes == [len(set(FAILS.values()) - {""}), 1][:times]
 
 
 def without_archive(text: bytes) -> bytes:
@@ -369,11 +369,11 @@ def test_task_goes_on_where_another_stopped(
         assert result and result.stdout == b"%d\n" % number
         assert not left, "nobody else has it meanwhile"
         task.rest()
-    # Each archive that is new here takes a file; the next task of the kind opens none.
-    assert guest.handle - opened == 3
+    # Each archive that is new here takes a file, and once it is asked which Python it is for.
+    assert guest.handle - opened == 3 + 1
     task = WarmPython(agent, lambda line: None)
     assert task.run(COMMAND, module("print(2)"))
-    assert guest.handle - opened == 3
+    assert guest.handle - opened == 3 + 1
     task.rest()
 
     guest.files.clear()  # the agent is restarted
@@ -869,16 +869,17 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
     assert result and result.stdout == b"another\n"
 
 
-def test_those_who_start_one_at_once(tmp_path: Path) -> None:
+def test_those_who_start_one_at_once(guest: Guest) -> None:
     """As tasks do that follow each other before it is there."""
+    tmp_path = Path(guest.place.name)
     for number in range(5):
         spool = tmp_path / f"warm{number}"
         request = _warm._request(COMMAND, "a" * 64, b"", b"")
-        command, data = _warm._starter(str(spool), request, sys.executable)
-        (tmp_path / "input").write_bytes(data)
         starters = []
-        for _number in range(60):  # from before the first has begun until after its server has
-            with open(tmp_path / "input", "rb") as stdin:
+        for another in range(30):  # from before the first has begun until after its server has
+            command, data = _warm._starter(str(spool), request, sys.executable, f"{spool}.{another}")
+            (tmp_path / f"input{another}").write_bytes(data)
+            with open(tmp_path / f"input{another}", "rb") as stdin:
                 starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
             time.sleep(0.003)
         for starter in starters:
@@ -894,11 +895,54 @@ def test_those_who_start_one_at_once(tmp_path: Path) -> None:
             time.sleep(0.2)
             servers = subprocess.run(pgrep, stdout=subprocess.PIPE, text=True, check=True).stdout
         assert servers == (spool / "pid").read_text(), "one, and it is the one there"
-        assert {path.name for path in tmp_path.glob("warm*")} == {spool.name}
+        # Of those who were not needed, the last may still be about to remove what it had.
+        until(lambda: {path.name for path in tmp_path.glob("warm*")} == {spool.name})  # noqa: B023 - called at once
         (spool / "ring").write_text("quit\n")
         while spool.exists():
             assert time.monotonic() < end
             time.sleep(0.01)
+
+
+SHRINKS = """
+import os, sys, zlib
+sys.path.insert(0, sys.argv[1])
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_commands
+whole = zlib.crc32
+def crc32(*arguments):
+    os.truncate(sys.argv[2], 0)
+    return whole(*arguments)
+zlib.crc32 = crc32
+_warm_commands.sum_of_part(b"5", os.fsencode(sys.argv[2]), b"100000")
+"""
+
+
+def test_file_that_shrinks_while_it_is_summed_up(tmp_path: Path) -> None:
+    """Nobody is told a checksum, and the guest's administrator not of a crash."""
+    (tmp_path / "file").write_bytes(bytes(200_000))
+    collections = Path(_warm_commands.__file__).parents[5]
+
+    def allow_core() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+
+    arguments = [COMMAND, "-c", SHRINKS, str(collections), str(tmp_path / "file")]
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, preexec_fn=allow_core) as process:
+        status = os.waitpid(process.pid, 0)[1]
+        assert process.stdout
+        assert process.stdout.read() == b""
+    assert os.WTERMSIG(status) == signal.SIGBUS
+    assert not os.WCOREDUMP(status)
+
+
+@pytest.mark.parametrize(
+    ("start", "size"), [(0, 300_000), (1, 1), (4096, 10), (65_537, 100_000), (299_999, 5), (300_000, 5)]
+)
+def test_parts_of_a_file_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, size: int) -> None:
+    """In windows, which begin where a page does."""
+    monkeypatch.setattr(_warm_commands, "WINDOW", 70_000)
+    content = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(content)
+    printed = _warm_commands.sum_of_part(b"%d" % (start + 1), os.fsencode(tmp_path / "file"), b"%d" % size)
+    assert printed == b"%08x  -\n" % zlib.crc32(content[start : start + size])
 
 
 def server_pid(guest: Guest) -> int:
@@ -922,6 +966,53 @@ def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPyt
     until(lambda: not list(guest.runner.glob("1/[0-9]*")))
     there = {path.name for path in (guest.runner / SPOOL).iterdir()}
     assert there == {*STAYS, f"{warm._line.number}.rc"}
+
+
+COMES = f"{_warm._FIRST_PROGRAM}\nos.environ['CAME'] = 'yes'"
+
+
+@pytest.mark.parametrize(
+    ("command", "came"),
+    [
+        (COMMAND, True),
+        (f"A='1 2' {COMMAND}", True),
+        (f"true; {COMMAND}", False),
+        (f"PYTHONWARNINGS=none {COMMAND}", False),
+    ],
+    ids=["alone", "with an environment", "with something before it", "that says something"],
+)
+def test_first_interpreter_starts_beside_its_server(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, command: str, came: bool
+) -> None:
+    """Unless what it says at its start is to be said by each task, or it may be another's."""
+    monkeypatch.setattr(_warm, "_FIRST_PROGRAM", COMES)
+    program = module("import os; print(os.environ.pop('CAME', 'no'), sorted(os.environ))")
+    result, expected = warm.run(command, program), plain(agent, program, command)
+    assert result
+    assert (result.rc, result.stderr) == (expected.rc, expected.stderr)
+    assert result.stdout == (expected.stdout.replace(b"no", b"yes", 1) if came else expected.stdout)
+    assert {path.name for path in guest.runner.glob("warm*")} == {SPOOL}
+
+
+def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told to go."""
+    program = _warm._START_PROGRAM.replace(b"LEAST_FREE = 96 << 20", b"LEAST_FREE = 1 << 60")
+    assert program != _warm._START_PROGRAM
+    monkeypatch.setattr(_warm, "_START_PROGRAM", program)
+    assert warm.run(COMMAND, module("")) is None
+    assert not list(guest.runner.glob("*.err"))
+
+
+@pytest.mark.parametrize(("wanted", "seconds"), [(False, 0.0), (True, 0.3)])
+def test_first_interpreter_that_nobody_waits_for(tmp_path: Path, wanted: bool, seconds: float) -> None:
+    """It ends: at once if it is not wanted any more, later if nobody is left to tell."""
+    if wanted:
+        (tmp_path / "x.err").touch()
+    program = _warm._FIRST_PROGRAM.replace("PATIENCE_SECONDS = 30", "PATIENCE_SECONDS = 0.3")
+    program += f"\nprogram_from({str(tmp_path / 'x')!r})\nraise OSError"
+    began = time.monotonic()
+    assert subprocess.run([COMMAND], input=program.encode(), check=False).returncode == 0
+    assert seconds <= time.monotonic() - began < 10
 
 
 def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -1278,7 +1369,7 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
     server = a_server(tmp_path)
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with zygote, ours, open(os.devnull, "rb") as errors:
-        server.adopt((ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1))
+        server.adopt((ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1), "")
         assert bool(server.interpreters) != changed
         server.settle([])
         assert bool(server.leaving) == changed
