@@ -180,8 +180,6 @@ class Line:
         """Seconds that the last request of each kind took."""
         self.known: list[str] = []
         """What the other end is known to have, the last of it."""
-        self.magic = ""
-        """What the other end has told of its Python; nothing if nobody has asked."""
         self.is_begun = False
         """Whether the last request is at work, or was."""
         self.is_lost = False
@@ -200,7 +198,7 @@ class Line:
         left = agent.find(spool.path, "guest-file-open")
         if left:
             line.number, line.used, line.quick = left["number"], left["used"], left["quick"]
-            line.known, line.magic = left["known"], left["magic"]
+            line.known = left["known"]
             line._ring = GuestFile(agent, f"{spool.path}/ring", handle=left["ring"])
             line._answers = GuestFile(agent, line._path, handle=left["answers"])
             line._position = left["position"]
@@ -215,7 +213,6 @@ class Line:
             "used": self.used,
             "quick": self.quick,
             "known": self.known,
-            "magic": self.magic,
             "ring": self._ring.handle,
             "answers": self._answers.handle,
             "position": self._position,

@@ -14,13 +14,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Container
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled, packed
-
-if TYPE_CHECKING:
-    from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import Codes
 
 __all__ = ("REMEMBERED", "Archive", "read_archive")
 
@@ -44,35 +40,22 @@ class Archive:
     The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
     what was compressed of a file. The recipe is a line of JSON, then one with what is in the archive, then all that is
     between the parts. C(checksum) in the first one is that of the whole, see _warm_server.Archives; C(parts) has the
-    checksum of each, and where it belongs in what follows. The ``sources`` are those of modules, by their parts;
-    ``codes``, by their digests, what was compiled of them.
+    checksum of each, and where it belongs in what follows. The ``sources`` are those of modules, by their parts.
     """
 
     digest: str
     recipe: bytes
     parts: dict[str, bytes]
     sources: dict[str, Source]
-    codes: Codes = field(default_factory=dict)
 
-    def brought(self, missing: Container[str], code: bytes = b"") -> bytes:
-        """Return the recipe, ``code`` and the parts that are ``missing`` in the guest, as the server reads them: each
-        after its size, in four bytes, and compressed.
+    def brought(self, missing: Container[str], *, with_code: bool = False) -> bytes:
+        """Return the recipe, code and the parts that are ``missing`` in the guest, as the server reads them: each after
+        its size, in four bytes, and compressed. The code is that of these parts, or nothing.
         """
         parts = [part for checksum, part in self.parts.items() if checksum[:REMEMBERED] in missing]
-        return b"".join(struct.pack("<I", len(piece)) + piece for piece in (zlib.compress(self.recipe), code, *parts))
-
-    def code(self, missing: Container[str]) -> bytes:
-        """Return the code of the parts that are ``missing`` in the guest, as the interpreter reads it."""
-        self.compile(missing)
-        return packed({digest: self.codes[digest] for digest in self._missing(missing) if digest in self.codes})
-
-    def compile(self, missing: Container[str]) -> None:
-        """Compile these parts, unless that was done before."""
-        new = {digest: source for digest, source in self._missing(missing).items() if digest not in self.codes}
-        self.codes.update(compiled(new))
-
-    def _missing(self, missing: Container[str]) -> dict[str, tuple[bytes, str]]:
-        return dict(source for checksum, source in self.sources.items() if checksum[:REMEMBERED] in missing)
+        sources = dict(source for checksum, source in self.sources.items() if checksum[:REMEMBERED] in missing)
+        pieces = zlib.compress(self.recipe), packed(compiled(sources)) if with_code else b"", *parts
+        return b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
 
     def remembered(self) -> list[str]:
         """Return what tells the parts from others."""

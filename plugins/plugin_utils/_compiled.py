@@ -29,11 +29,8 @@ if TYPE_CHECKING:
 
 # What is not indented is imported in any case.
 IMPORT = re.compile(rb"^(?:import|from) +(?!ansible\b|_)([\w.]+)", re.MULTILINE)
-MAGIC = MAGIC_NUMBER.hex()
-"""What tells the bytecode of one Python from that of others."""
-
 _no_ranges = "no_debug_ranges" in sys._xoptions or bool(os.environ.get("PYTHONNODEBUGRANGES"))
-KIND = f"{MAGIC} {sys.flags.optimize} {_no_ranges:d}\n".encode("ascii")
+KIND = f"{MAGIC_NUMBER.hex()} {sys.flags.optimize} {_no_ranges:d}\n".encode("ascii")
 """What tells code that this interpreter would have compiled from that of others."""
 
 

@@ -94,8 +94,6 @@ exec 4>&- 5>&-
 """
 _NO_ROOM = 75
 _FAILED = f"{Path(_SPOOL).name}.failed"
-# What the server has told of its Python.
-_MAGIC = "magic"
 
 # Bytes beside a request on the ring.
 _ROOM = 64
@@ -175,30 +173,23 @@ class WarmPython:
         answer: ExecResult | str = "none"
         if self._opened():
             if self._line.known and kind not in self._line.quick:
-                self._bring(archive, [part for part in parts if part not in self._line.known])
+                self._bring(archive, [part for part in parts if part not in self._line.known], python)
             answer = self._handled(request, kind)
         if answer == "none" and self._start(request, python, archive):
             answer = self._handled(request, kind, starts=True)
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith("archive"):
                 break
-            self._bring(archive, answer.split()[1:])
+            self._bring(archive, answer.split()[1:], python)
             answer = self._handled(request, kind)
         if isinstance(answer, str):
             return None
         self._line.remember(parts)
         return answer
 
-    def _bring(self, archive: Archive, missing: Container[str]) -> None:
+    def _bring(self, archive: Archive, missing: Container[str], python: str) -> None:
         # Whole under its name or not: the server looks whether its checksum is right.
-        code = archive.code(missing) if self._compiles() else b""
-        self._spool.write(f"{self._line.number}.archive", archive.brought(missing, code))
-
-    def _compiles(self) -> bool:
-        """Return whether code that this Python has compiled is of use in the guest."""
-        if not self._line.magic:
-            self._line.magic = (self._spool.read(_MAGIC) or b"-").decode("ascii")
-        return self._line.magic == _compiled.MAGIC
+        self._spool.write(f"{self._line.number}.archive", archive.brought(missing, with_code=_is_ours(python)))
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
@@ -317,9 +308,8 @@ class WarmPython:
         with self._agent.forgetting():
             start_shell(self._agent, *_starter(_SPOOL, request, python, f"{HOME}/{beside}"))
         began = time.monotonic()
-        # Nothing else is to be done meanwhile, and most likely it is of use.
-        parts = archive.remembered()
-        runners.write(f"{beside}.archive", archive.brought(parts, archive.code(parts) if _is_ours(python) else b""))
+        # Nothing else is to be done meanwhile.
+        runners.write(f"{beside}.archive", archive.brought(archive.remembered(), with_code=_is_ours(python)))
         for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
             time.sleep(pause)
             if self._line.open():
@@ -333,7 +323,7 @@ class WarmPython:
 
 
 def _is_ours(python: str) -> bool:
-    """Return whether an interpreter may well compile as this one does, by its path."""
+    """Return whether an interpreter may well compile as this one does, by its path. Otherwise it compiles itself."""
     version = re.search(r"python(3\.\d+)$", python)
     return not version or version.group(1) == f"3.{sys.version_info.minor}"
 

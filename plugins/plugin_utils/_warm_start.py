@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 import zlib
-from _frozen_importlib_external import MAGIC_NUMBER
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
@@ -85,8 +84,6 @@ def made(home: str) -> int:
     os.mkfifo("ring")
     with open("pid", "w") as file:
         file.write(f"{os.getpid()}\n")
-    with open("magic", "w") as file:
-        file.write(MAGIC_NUMBER.hex())
     ring = os.open("ring", os.O_RDWR)
     os.rename(home + ".new", home)
     return ring
