@@ -84,12 +84,13 @@ exec 3<&0
     [ $r -eq 0 ] || (umask 077 && printf %s "$e" >{spool}.failed)
 }} </dev/null >/dev/null 2>&1 &
 """
-# An interpreter that takes nothing else to start, as become, starts beside that.
+# An interpreter that takes nothing else to start, as become, starts beside that. It is nobody's child then.
 _FIRST = """
 exec 4>{beside}.out 5>{beside}.err
-eval {command} <<'QEMU_GUEST' >&4 2>&5 3<&- 4>&- 5>&- &
+(eval {command} <<'QEMU_GUEST' >&4 2>&5 3<&- 4>&- 5>&- &
 {program}
 QEMU_GUEST
+)
 exec 4>&- 5>&-
 """
 _NO_ROOM = 75

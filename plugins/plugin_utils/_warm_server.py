@@ -59,11 +59,13 @@ TICK_SECONDS = 60
 MOST_INTERPRETERS = 6
 LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
 CLOCK_SECONDS = 0.1  # by which the time of files may be behind
+SUFFIXES = ("in", "archive", "out", "err", "rc")  # of a client's files
 MOST_ARCHIVES = 32
 MOST_PARTS = 8 << 20  # bytes
 REMEMBERED = 12  # letters of a part's checksum, for clients
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
+COME_SECONDS = 5.0  # how long one that was started beside this may take to come
 LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
 COMMANDS = ""  # key of the interpreter for shell commands
@@ -295,6 +297,11 @@ class Interpreter:
         """Whether it is worth while to wait for it."""
         return not self.ready and not self.dead and time.monotonic() - self.began < START_SECONDS
 
+    @property
+    def is_late(self) -> bool:
+        """Whether another is to take its place."""
+        return False
+
     def leave(self) -> bool:
         """Have it end, if it is not at work; return whether it has, or has taken too long for that."""
         if self.tasks:
@@ -386,6 +393,10 @@ class Coming(Interpreter):
     def __init__(self, awaited: Spawned, surroundings: Surroundings, beside: str, path: str) -> None:
         super().__init__(awaited, surroundings, "", path)
         self.beside = beside
+
+    @property
+    def is_late(self) -> bool:
+        return bool(self.beside) and time.monotonic() - self.began > COME_SECONDS
 
     def listen(self) -> None:
         if not self.beside:
@@ -494,6 +505,10 @@ class Server:
 
     def path(self, number: int, suffix: str) -> str:
         return f"{self.home}/{number}.{suffix}"
+
+    def archive_beside(self, number: int) -> str:
+        """Return where a client has put an archive that it brought before there was a place for it here."""
+        return f"{self.home}.{number}.archive"
 
     def adopt(self, first: Spawned, began: float, beside: str) -> None:
         """Take the interpreter that this was started for, unless what it would look at has changed since.
@@ -618,9 +633,9 @@ class Server:
         self.take(number, Request(header, file, start))
 
     def forget(self, number: int) -> None:
-        for suffix in ("in", "archive", "out", "err", "rc"):
+        for path in (self.archive_beside(number), *(self.path(number, suffix) for suffix in SUFFIXES)):
             with suppress(OSError):
-                os.unlink(self.path(number, suffix))
+                os.unlink(path)
 
     def sweep(self) -> None:
         """Remove the files of clients that have not been heard of for long and wait for nothing."""
@@ -642,8 +657,7 @@ class Server:
         answer = b""
         if os.path.exists(self.path(number, "rc")):
             try:
-                # Before there was a place here, it was brought beside that.
-                brought = self.path(number, "archive"), f"{self.home}.{number}.archive"
+                brought = self.path(number, "archive"), self.archive_beside(number)
                 request.content, answer = self.archives.found(request.archive, *brought)
                 waits = not answer and request.users and self.others_leave(request)
                 one = None if answer or waits or self.ending else self.interpreter(request)
@@ -675,7 +689,7 @@ class Server:
         """Return the interpreter for a request, which may be one that starts; None if there is no room for one."""
         key = request.key
         one = self.interpreters.get(key)
-        if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
+        if one is not None and ((one.dead and not one.failed) or one.is_late or not one.surroundings.same()):
             self.leaving.append(self.interpreters.pop(key))
             one = None
         return one or self.start(key, request.command or f"'{sys.executable}'", request.marker, request.path)

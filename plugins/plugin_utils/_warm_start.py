@@ -33,8 +33,8 @@ LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 def main(home: str, parts: str, beside: str) -> None:
     """Make the spool ``home``, serve there, and remove it at the end.
 
-    ``parts`` are the names and sizes of what comes behind this program. What the names of files begin with is
-    ``beside``, if an interpreter was started.
+    ``parts`` are the names and sizes of what comes behind this program. If an interpreter was started, the
+    names of its files begin with ``beside``.
     """
     os.umask(0o077)
     if not begun(home):
@@ -42,12 +42,11 @@ def main(home: str, parts: str, beside: str) -> None:
     try:
         unpack(parts)
         began, command, path = time.time(), taken("command"), taken("path")
-        comes = os.path.exists(f"{beside}.err")
-        first: Spawned | None = None
+        first = None
         if free_memory() > LEAST_FREE:
-            first = awaited(beside) if comes else spawn(".", "modules.py", command, path)
-        elif comes:
-            os.unlink(f"{beside}.err")
+            first = awaited(beside) or spawn(".", "modules.py", command, path)
+        else:
+            unwanted(beside)
         serve(home, made(home), first, began, beside)
     except OSError:  # whatever else it is
         sys.excepthook(*sys.exc_info())
@@ -148,12 +147,23 @@ def spawn(home: str, program: str, command: str, path: str) -> Spawned:
     return ours, errors
 
 
-def awaited(beside: str) -> Spawned:
-    """Return where an interpreter will come to, and the file to which its errors go."""
-    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    listener.bind(f"{beside}.socket")
-    listener.listen(1)
-    return listener, open(f"{beside}.err", "r+b")
+def awaited(beside: str) -> Spawned | None:
+    """Return where an interpreter will come to, and the file to which its errors go; None if none will."""
+    try:
+        errors = open(f"{beside}.err", "r+b")  # noqa: SIM115 - it is for whoever asks
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        listener.bind(f"{beside}.socket")
+        listener.listen(1)
+    except OSError:  # there is none, or it could not come here
+        unwanted(beside)
+        return None
+    return listener, errors
+
+
+def unwanted(beside: str) -> None:
+    """Have no interpreter come."""
+    if os.path.exists(f"{beside}.err"):
+        os.unlink(f"{beside}.err")
 
 
 def scratch(home: str) -> BinaryIO:

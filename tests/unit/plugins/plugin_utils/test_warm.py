@@ -998,6 +998,23 @@ def test_first_interpreter_starts_beside_its_server(
     assert {path.name for path in guest.runner.glob("warm*")} == {SPOOL}
 
 
+@pytest.mark.parametrize("trouble", ["does not come", "cannot come"])
+def test_first_interpreter_that_does_not_come(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """Another is started in its place."""
+    if trouble == "does not come":
+        monkeypatch.setattr(_warm, "_FIRST_PROGRAM", "import time\ntime.sleep(3)\nraise SystemExit")
+        name, programs, old, new = "server.py", _warm._PROGRAMS, b"COME_SECONDS = 5.0", b"COME_SECONDS = 0.5"
+    else:
+        monkeypatch.setattr(_warm, "_FIRST_PROGRAM", COMES)
+        name, programs, old, new = "_START_PROGRAM", vars(_warm), b"{beside}.socket", b"/nowhere{beside}.socket"
+    assert old in programs[name]
+    monkeypatch.setitem(programs, name, programs[name].replace(old, new))
+    result = warm.run(COMMAND, module("import os; print(os.environ.get('CAME', 'another'))"))
+    assert result and result.stdout == b"another\n"
+
+
 def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told to go."""
     program = _warm._START_PROGRAM.replace(b"LEAST_FREE = 96 << 20", b"LEAST_FREE = 1 << 60")
