@@ -105,9 +105,11 @@ _FORGOTTEN_AT_ONCE = 64 << 10
 # How long a server that starts is waited for.
 _START_SECONDS = 10.0
 _FIRST_LOOK = 0.05
+# What tells a guest that is emulated from others: how long the requests take that start a server.
+_QUICK_START_SECONDS = 0.02
 _LOOKS = 4  # for a server, before one for why there is none
-# Pauses while an interpreter starts and imports.
-_WHILE_STARTING = (0.05,) * 60
+# Pauses while an interpreter starts and imports, some seconds at most.
+_WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _FIRST_LOOK, pauses(0.01)), *[_FIRST_LOOK] * 60)
 # How often a server may ask for what it has not got of an archive: the recipe, its parts, what it has lost meanwhile.
 _ATTEMPTS = 4
 # Answers, or what they begin with, that say why something was not run.
@@ -264,16 +266,16 @@ class WarmPython:
         began = looked = time.monotonic()
         alone = False  # nobody will answer any more
         what, why = "the interpreter in the guest ended", "was the guest rebooted?"
-        # Nobody asks while a task as quick as the last one, or the quickest, is at work: that would only delay it.
-        quick = line.quick.get(kind) or min(line.quick.values(), default=0.0)
-        time.sleep(max(0.0, min(quick / 2, _LONGEST_SLEEP) - (began - line.used)))
+        # Nobody asks while a task as quick as the last one is at work: that would only delay it.
+        time.sleep(max(0.0, min(line.quick.get(kind, 0.0) / 2, _LONGEST_SLEEP) - (began - line.used)))
         for pause in itertools.chain(first, pauses()):
             content = line.answer()
             if content.startswith(b"lost\n"):
                 why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
                 break
             if content:
-                if began - line.used < _AT_ONCE and not content.startswith(_NOT_RUN):  # else nobody knows when it ended
+                # Else nobody knows when it ended, or how long it takes where nothing starts.
+                if began - line.used < _AT_ONCE and not (first or content.startswith(_NOT_RUN)):
                     line.note(kind)
                 return content
             if alone and not (line.is_begun or line.is_lost):
@@ -306,13 +308,15 @@ class WarmPython:
             return False
         self._log("starting warm Python in the guest")
         beside = f"{Path(_SPOOL).name}.{self._line.number}"
+        began = time.monotonic()
         with self._agent.forgetting():
             start_shell(self._agent, *_starter(_SPOOL, request, python, f"{HOME}/{beside}"))
-        began = time.monotonic()
-        # Nothing else is to be done meanwhile.
-        runners.write(f"{beside}.archive", archive.brought(archive.remembered(), with_code=_is_ours(python)))
+        is_slow = time.monotonic() - began > _QUICK_START_SECONDS
+        # Nothing else is to be done meanwhile. A guest that is as quick as this machine compiles by itself as soon.
+        with_code = is_slow and _is_ours(python)
+        runners.write(f"{beside}.archive", archive.brought(archive.remembered(), with_code=with_code))
         for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
-            time.sleep(pause)
+            time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
             if self._line.open():
                 return True
             # The agent writes each file that it opens to the guest's log.
