@@ -274,9 +274,10 @@ class WarmPython:
                 why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
                 break
             if content:
-                # Else nobody knows when it ended, or how long it takes where nothing starts.
-                if began - line.used < _AT_ONCE and not (first or content.startswith(_NOT_RUN)):
+                if began - line.used < _AT_ONCE and not content.startswith(_NOT_RUN):  # else nobody knows when it ended
                     line.note(kind)
+                    if first:  # how long it takes where nothing starts, nobody knows either
+                        line.quick[kind] = 0.0
                 return content
             if alone and not (line.is_begun or line.is_lost):
                 line.close()
