@@ -232,6 +232,8 @@ class WarmPython:
     def _ended(self, line: Line, kind: str, starts: bool = False) -> ExecResult | str:
         """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
         content = self._answered(line, kind, _WHILE_STARTING if starts else ())
+        if starts:
+            line.quick[kind] = 0.0  # how long it takes where nothing starts, nobody knows
         if content.startswith(_NOT_RUN):
             self._keep(line)
             return content.decode("ascii").strip()
@@ -276,8 +278,6 @@ class WarmPython:
             if content:
                 if began - line.used < _AT_ONCE and not content.startswith(_NOT_RUN):  # else nobody knows when it ended
                     line.note(kind)
-                    if first:  # how long it takes where nothing starts, nobody knows either
-                        line.quick[kind] = 0.0
                 return content
             if alone and not (line.is_begun or line.is_lost):
                 line.close()
