@@ -250,7 +250,7 @@ class Archive:
         self.count = 0
 
     def open(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(io.BytesIO(base64.b64decode(self.text)))
+        return zipfile.ZipFile(io.BytesIO(self.content or base64.b64decode(self.text)))
 
     def learn(self) -> None:
         """Find out what `appended` needs."""

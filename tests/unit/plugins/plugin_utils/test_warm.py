@@ -882,7 +882,7 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
         spool = tmp_path / f"warm{number}"
         request = _warm._request(COMMAND, "a" * 64, b"", b"")
         starters = []
-        for another in range(30):  # from before the first has begun until after its server has
+        for another in range(60):  # from before the first has begun until after its server has
             command, data = _warm._starter(str(spool), request, sys.executable, f"{spool}.{another}")
             (tmp_path / f"input{another}").write_bytes(data)
             with open(tmp_path / f"input{another}", "rb") as stdin:
