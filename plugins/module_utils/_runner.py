@@ -69,7 +69,7 @@ keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
     [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
     exec 4<"$d/$1.in"
-    rm -f "$d/$1.in"
+    rm -f "$d/$1.in" &
     {
         {
             (

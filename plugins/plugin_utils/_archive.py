@@ -48,13 +48,13 @@ class Archive:
     parts: dict[str, bytes]
     sources: dict[str, Source]
 
-    def brought(self, missing: Container[str], *, with_code: bool = False) -> bytes:
-        """Return the recipe, code and the parts that are ``missing`` in the guest, as the server reads them: each after
-        its size, in four bytes, and compressed. The code is that of these parts, or nothing.
+    def brought(self, missing: Container[str], *, code: bool = False, programs: bytes = b"") -> bytes:
+        """Return the recipe, ``code`` of parts or nothing, that of ``programs``, and the parts that are ``missing`` in
+        the guest, as the server and what starts it read them: each after its size, in four bytes, and compressed.
         """
         parts = [part for checksum, part in self.parts.items() if checksum[:REMEMBERED] in missing]
         sources = dict(source for checksum, source in self.sources.items() if checksum[:REMEMBERED] in missing)
-        pieces = zlib.compress(self.recipe), packed(compiled(sources)) if with_code else b"", *parts
+        pieces = zlib.compress(self.recipe), packed(compiled(sources)) if code else b"", programs, *parts
         return b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
 
     def remembered(self) -> list[str]:

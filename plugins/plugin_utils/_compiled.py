@@ -10,13 +10,12 @@ there. What it has compiled is of use to an interpreter of the same KIND.
 from __future__ import annotations
 
 import marshal
-import os
 import re
-import sys
 import warnings
 import zlib
-from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util takes long to import
 from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._kind import KIND
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 
 # What is not indented is imported in any case.
 IMPORT = re.compile(rb"^(?:import|from) +(?!ansible\b|_)([\w.]+)", re.MULTILINE)
-_no_ranges = "no_debug_ranges" in sys._xoptions or bool(os.environ.get("PYTHONNODEBUGRANGES"))
-KIND = f"{MAGIC_NUMBER.hex()} {sys.flags.optimize} {_no_ranges:d}\n".encode("ascii")
-"""What tells code that this interpreter would have compiled from that of others."""
 
 
 def compiled(sources: Sources) -> Codes:
@@ -45,7 +41,7 @@ def compiled(sources: Sources) -> Codes:
     return codes
 
 
-def packed(codes: Codes) -> bytes:
+def packed(codes: Codes | dict[str, types.CodeType]) -> bytes:
     return KIND + zlib.compress(marshal.dumps(codes))
 
 

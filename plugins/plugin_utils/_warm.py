@@ -29,7 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
-from ansible_collections.qemu.guest.plugins.plugin_utils import _compiled
+from ansible_collections.qemu.guest.plugins.plugin_utils import _compiled, _kind
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 
 __all__ = ("WarmPython",)
@@ -42,23 +42,23 @@ def _program(name: str) -> bytes:
 
 def _alone(program: bytes) -> bytes:
     """Return a program as it is where what it imports of the others has come before it."""
-    return b"".join(line for line in program.splitlines(keepends=True) if not line.lstrip().startswith(_ELSEWHERE))
+    return _ELSEWHERE.sub(b"", program)
 
 
-def _interpreter(work: str, *programs: bytes) -> bytes:
-    return b"".join([_program("zygote"), *map(_alone, programs), f"\n\nmain({work}())\n".encode("ascii")])
+def _interpreter(*programs: bytes) -> bytes:
+    return b"".join([_program("zygote"), *map(_alone, programs)])
 
 
-_IMPORTS = re.compile(rb"^import [\w.]+\n", re.MULTILINE)
-_ELSEWHERE = b"from ansible_collections.", b"from __future__"
-_START_PROGRAM = _program("start")
+_ELSEWHERE = re.compile(rb"^ *from (?:ansible_collections|__future__)\b[^\n(]*(?:\([^)]*\))?\n", re.MULTILINE)
+_KIND = Path(_kind.__file__).read_bytes()
+_START_PROGRAM = b"from __future__ import annotations\n" + _alone(_KIND) + _alone(_program("start"))
+# An interpreter that is started for one of them has a last line behind that.
 _PROGRAMS = {
     "server.py": _alone(_program("server")),
-    "modules.py": _interpreter("Modules", Path(_compiled.__file__).read_bytes(), _program("modules")),
-    "commands.py": _interpreter("Commands", Path(_zstd.__file__).read_bytes(), _program("commands")),
+    "modules.py": _interpreter(_KIND, Path(_compiled.__file__).read_bytes(), _program("modules")),
+    "commands.py": _interpreter(Path(_zstd.__file__).read_bytes(), _program("commands")),
 }
-# What is imported for modules is imported before there is more of a program than this.
-_FIRST_PROGRAM = _program("first").decode("ascii") + b"".join(_IMPORTS.findall(_PROGRAMS["modules.py"])).decode("ascii")
+_LAST_LINES = {"modules.py": b"\n\nmain(Modules())\n", "commands.py": b"\n\nmain(Commands())\n"}
 # Another version of them has a spool of its own.
 _SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join([_START_PROGRAM, *_PROGRAMS.values()])).hexdigest()[:16]}"
 
@@ -76,23 +76,21 @@ _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 _START = """
 exec 3<&0
 {{
-{first}
-    e=$({python} -IS -c 'import os; exec(os.read(0, {size}))' {spool} {sizes} {beside} 2>&1 >/dev/null <&3 3<&-)
+    exec 4>{beside}.err 5<{beside}.err
+    {launch}
     r=$?
     rm -f {beside}.*
-    [ $r -ne {no_room} ] && [ $r -lt 128 ] || e=
-    [ $r -eq 0 ] || (umask 077 && printf %s "$e" >{spool}.failed)
+    [ $r -ne {no_room} ] && [ $r -lt 128 ] || exec 5</dev/null
+    [ $r -eq 0 ] || (umask 077 && cat <&5 >{spool}.failed)
 }} </dev/null >/dev/null 2>&1 &
 """
-# An interpreter that takes nothing else to start, as become, starts beside that. It is nobody's child then.
-_FIRST = """
-exec 4>{beside}.out 5>{beside}.err
-(eval {command} <<'QEMU_GUEST' >&4 2>&5 3<&- 4>&- 5>&- &
+# The command line of an interpreter takes its program from standard input; what is read here by the shell, it reads
+# byte by byte.
+_BY_ITSELF = """eval {command} <<'QEMU_GUEST' >&4 2>&4 4>&- 5<&-
 {program}
-QEMU_GUEST
-)
-exec 4>&- 5>&-
-"""
+QEMU_GUEST"""
+_BY_ANOTHER = "{python} -IS -c {program} >&4 2>&4 4>&- 5<&-"
+_PROGRAM = "import os; exec(os.read(3, {size})); start({spool!r}, {sizes!r}, {beside!r}, {copies!r})"
 _NO_ROOM = 75
 _FAILED = f"{Path(_SPOOL).name}.failed"
 
@@ -115,7 +113,7 @@ _ATTEMPTS = 4
 # Answers, or what they begin with, that say why something was not run.
 _NOT_RUN = (b"archive", b"plain\n")
 # Letters of an archive's digest: requests whose archives are the same take about as long.
-_KIND = 12
+_SAME = 12
 # Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
 _LONGEST_SLEEP = 0.1
 _AT_ONCE = 0.01
@@ -172,7 +170,7 @@ class WarmPython:
         return self._line.open()
 
     def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
-        kind, parts = archive.digest[:_KIND], archive.remembered()
+        kind, parts = archive.digest[:_SAME], archive.remembered()
         answer: ExecResult | str = "none"
         if self._opened():
             if self._line.known and kind not in self._line.quick:
@@ -192,7 +190,7 @@ class WarmPython:
 
     def _bring(self, archive: Archive, missing: Container[str], python: str) -> None:
         # Whole under its name or not: the server looks whether its checksum is right.
-        self._spool.write(f"{self._line.number}.archive", archive.brought(missing, with_code=_is_ours(python)))
+        self._spool.write(f"{self._line.number}.archive", archive.brought(missing, code=_is_ours(python)))
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
@@ -314,8 +312,9 @@ class WarmPython:
             start_shell(self._agent, *_starter(_SPOOL, request, python, f"{HOME}/{beside}"))
         is_slow = time.monotonic() - began > _QUICK_START_SECONDS
         # Nothing else is to be done meanwhile. A guest that is as quick as this machine compiles by itself as soon.
-        with_code = is_slow and _is_ours(python)
-        runners.write(f"{beside}.archive", archive.brought(archive.remembered(), with_code=with_code))
+        code = is_slow and _is_ours(python)
+        brought = archive.brought(archive.remembered(), code=code, programs=_code_of_programs() if code else b"")
+        runners.write(f"{beside}.archive", brought)
         for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
             if self._line.open():
@@ -328,19 +327,29 @@ class WarmPython:
         return False
 
 
+def _code_of_programs() -> bytes:
+    return _compiled.packed({name: compile(text, "<stdin>", "exec") for name, text in _PROGRAMS.items()})
+
+
 def _is_ours(python: str) -> bool:
     """Return whether an interpreter may well compile as this one does, by its path. Otherwise it compiles itself."""
     version = re.search(r"python(3\.\d+)$", python)
     return not version or version.group(1) == f"3.{sys.version_info.minor}"
 
 
-def _is_alone(python: str, command: str) -> bool:
-    """Return whether a command line has nothing but an interpreter and its environment."""
+def _copies(python: str, command: str) -> list[str]:
+    """Return the programs that a command line of the interpreter ``python`` starts as a copy of this would.
+
+    Nobody knows what more there is to some of them than an interpreter, and its environment.
+    """
     try:
         *environment, program = shlex.split(command)
     except ValueError:
-        return False
-    return program == python and all(map(_ASSIGNMENT.match, environment))
+        return []
+    if program != python or not all(map(_ASSIGNMENT.match, environment)):
+        return []
+    # Shell commands have the environment of a login.
+    return ["modules.py"] if environment else ["modules.py", "commands.py"]
 
 
 def _starter(spool: str, request: bytes, python: str, beside: str) -> tuple[bytes, bytes]:
@@ -351,26 +360,26 @@ def _starter(spool: str, request: bytes, python: str, beside: str) -> tuple[byte
     first = request.partition(b"\n")[0]
     header = json.loads(first)
     parts = {
-        **_PROGRAMS,
+        **{name: program + _LAST_LINES.get(name, b"") for name, program in _PROGRAMS.items()},
         "prologue": login_program().encode("utf-8"),
         "command": header["command"].encode("utf-8", "surrogateescape"),
         "path": header["path"].encode("ascii"),
         "first": first,
     }
     sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
-    interpreter = ""
-    if _is_alone(python, header["command"]):
-        program = f"{_FIRST_PROGRAM}\nexec(program_from({beside!r}))"
-        interpreter = _FIRST.format(command=shlex.quote(header["command"]), beside=beside, program=program)
-    command = _START.format(
-        python=shlex.quote(python),
+    copies = _copies(python, header["command"])
+    program = _PROGRAM.format(
         size=len(_START_PROGRAM),
         spool=spool,
         sizes=sizes,
-        no_room=_NO_ROOM,
-        first=interpreter,
         beside=beside,
+        copies=" ".join(copies or ["commands.py"]),
     )
+    if copies:
+        launch = _BY_ITSELF.format(command=shlex.quote(header["command"]), program=program)
+    else:
+        launch = _BY_ANOTHER.format(python=shlex.quote(python), program=shlex.quote(program))
+    command = _START.format(launch=launch, spool=spool, no_room=_NO_ROOM, beside=beside)
     return command.encode("utf-8", "surrogateescape"), _START_PROGRAM + zlib.compress(b"".join(parts.values()))
 
 

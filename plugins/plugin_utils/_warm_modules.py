@@ -28,6 +28,7 @@ import sys
 import threading
 import types
 import zipfile
+import zlib
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
@@ -104,9 +105,10 @@ class Importer:
 
     def learn(self, archive: Archive) -> None:
         """Take the code of what is new in the payload's archive, or compile it: much of it on two processors."""
-        self.take(unpacked(archive.code))
+        if not self.has_all_code():
+            self.take(unpacked(archive.code))
         archive.code = b""
-        if all(digest in self.code for digest, _package in self.table.values()):
+        if self.has_all_code():
             return
         new: Sources = {}
         with archive.open() as opened:
@@ -129,6 +131,10 @@ class Importer:
         for digest, (code, imports) in codes.items():
             self.code[digest] = code
             self.wanted.update(imports)
+
+    def has_all_code(self) -> bool:
+        """Return whether all that is in the payload was compiled."""
+        return all(digest in self.code for digest, _package in self.table.values())
 
     def lacks(self, table: Table) -> bool:
         """Return whether some of the libraries of a payload are not imported."""
@@ -172,6 +178,11 @@ class Importer:
         if everything:  # what they have put there besides themselves
             for name in [name for name in sys.modules if name.startswith("ansible.")]:
                 del sys.modules[name]
+
+
+def table_of(text: bytes) -> Table:
+    """Return what a client has written of what is in an archive."""
+    return {name: tuple(known) for name, known in json.loads(text.decode("ascii")).items()}
 
 
 def is_library(name: str) -> bool:
@@ -420,8 +431,13 @@ class Modules(Work):
         self.memory = Memory()
 
     def begin(self) -> None:
-        sys.meta_path.insert(0, self.importer)
+        self.find_here()
         start_programs_at_once()  # in all children
+
+    def find_here(self) -> None:
+        """Have Python find modules here first."""
+        if self.importer not in sys.meta_path:
+            sys.meta_path.insert(0, self.importer)
 
     def prepare(self) -> None:
         self.memory.begin()
@@ -431,6 +447,16 @@ class Modules(Work):
             locale.setlocale(locale.LC_ALL, "")
         locale.setlocale(locale.LC_ALL, before)
 
+    def expect(self, recipe: bytes, code: bytes) -> None:
+        """Import its libraries."""
+        self.find_here()
+        gc.disable()  # as later
+        with suppress(Exception):  # then it is done when that comes
+            self.importer.table = table_of(zlib.decompress(recipe).split(b"\n", 2)[1])
+            self.importer.take(unpacked(code))
+            self.importer.import_libraries()
+        gc.freeze()
+
     def note(self, request: Request) -> None:
         """Keep the archive that a request brings."""
         for digest in request.forget:
@@ -439,8 +465,7 @@ class Modules(Work):
         if request.content is not None:
             content = os.pread(request.content, os.fstat(request.content).st_size, 0)
             table, text, code = content.split(b"\n", 2)
-            names = {name: tuple(known) for name, known in json.loads(table.decode("ascii")).items()}
-            self.archives[request.archive] = Archive(names, text.decode("ascii"), code)
+            self.archives[request.archive] = Archive(table_of(table), text.decode("ascii"), code)
 
     def learns(self, request: Request) -> bool:
         """Learn what a module needs, if a library is among that.
@@ -451,7 +476,7 @@ class Modules(Work):
         if request.archive in self.learnt:
             return False
         lesson = request.archive, request.program(), request.before
-        if self.importer.lacks(self.archives[request.archive].table):
+        if not self.learnt or self.importer.lacks(self.archives[request.archive].table):
             self.take(*lesson)
             return True
         if request.content is None:

@@ -35,7 +35,13 @@ import time
 import zlib
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import LEAST_FREE, free_memory, scratch, spawn
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import (
+    LEAST_FREE,
+    free_memory,
+    piece,
+    scratch,
+    spawn,
+)
 
 try:  # what hashlib would take, without the time that importing that takes
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -50,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, BinaryIO
 
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import Spawned
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import Copy, Spawned
 
 READY = b"\0qemu.guest ready\n"
 IDLE_SECONDS = 600
@@ -65,7 +71,6 @@ MOST_PARTS = 8 << 20  # bytes
 REMEMBERED = 12  # letters of a part's checksum, for clients
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
-COME_SECONDS = 5.0  # how long one that was started beside this may take to come
 LARGEST = 1 << 16
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
 COMMANDS = ""  # key of the interpreter for shell commands
@@ -297,11 +302,6 @@ class Interpreter:
         """Whether it is worth while to wait for it."""
         return not self.ready and not self.dead and time.monotonic() - self.began < START_SECONDS
 
-    @property
-    def is_late(self) -> bool:
-        """Whether another is to take its place."""
-        return False
-
     def leave(self) -> bool:
         """Have it end, if it is not at work; return whether it has, or has taken too long for that."""
         if self.tasks:
@@ -384,35 +384,6 @@ class Interpreter:
         return True
 
 
-class Coming(Interpreter):
-    """One that was started beside this, and comes to a socket when it is there.
-
-    What it would say at its start was not looked at: if it has said something, another is to take its place.
-    """
-
-    def __init__(self, awaited: Spawned, surroundings: Surroundings, beside: str, path: str) -> None:
-        super().__init__(awaited, surroundings, "", path)
-        self.beside = beside
-
-    @property
-    def is_late(self) -> bool:
-        return bool(self.beside) and time.monotonic() - self.began > COME_SECONDS
-
-    def listen(self) -> None:
-        if not self.beside:
-            super().listen()
-            return
-        listener, beside, self.beside = self.socket, self.beside, ""
-        self.dead = True
-        with suppress(OSError), open("modules.py", "rb") as program:  # it may have ended
-            self.socket = _socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]
-            listener.close()
-            said = os.stat(f"{beside}.out").st_size + os.fstat(self.errors.fileno()).st_size
-            for suffix in ("socket", "out", "err"):
-                os.unlink(f"{beside}.{suffix}")
-            self.dead = bool(said) or not self.socket.send(program.read())
-
-
 class Archives:
     """The archives of modules, in files as _warm_modules.Modules takes them, and parts for others."""
 
@@ -449,21 +420,15 @@ class Archives:
         """Take what a client has brought: keep the parts, and return the recipe, nothing if that is not there, and the
         code of these parts, if it is not left to an interpreter here.
         """
-        pieces = []
         try:
             with open(path, "rb") as file:
-                while True:
-                    header = file.read(4)
-                    size = int.from_bytes(header, "little")
-                    piece = file.read(size)
-                    if len(header) < 4 or len(piece) < size:
-                        break
-                    pieces.append(piece)
+                pieces: list[bytes] = list(iter(functools.partial(piece, file), None))
             os.unlink(path)
-            recipe, code = zlib.decompress(pieces[0]), pieces[1]
-        except (FileNotFoundError, IndexError, zlib.error):  # or not whole
+            recipe, code, _programs, *parts = pieces
+            recipe = zlib.decompress(recipe)
+        except (FileNotFoundError, ValueError, zlib.error):  # or not whole
             return b"", b""
-        self.parts.update({sha256(part).hexdigest(): part for part in pieces[2:]})
+        self.parts.update({sha256(part).hexdigest(): part for part in parts})
         return recipe, code
 
     def made(self, parts: list[tuple[str, int]], between: bytes) -> bytes:
@@ -493,9 +458,11 @@ class Archives:
 class Server:
     """The spool ``home``, with its ``ring`` open, the interpreters, and what goes on between them."""
 
-    def __init__(self, home: str, ring: int) -> None:
+    def __init__(self, home: str, ring: int, copy: Copy) -> None:
         self.home = home
         self.ring = ring
+        self.copy = copy
+        self.login: Surroundings | None = None  # of which the copied process is
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those that have no key any more: at work still, or ending
         self.archives = Archives(home)
@@ -510,24 +477,18 @@ class Server:
         """Return where a client has put an archive that it brought before there was a place for it here."""
         return f"{self.home}.{number}.archive"
 
-    def adopt(self, first: Spawned, began: float, beside: str) -> None:
-        """Take the interpreter that this was started for, unless what it would look at has changed since.
-
-        It may have been started before ``began``, and come to a socket ``beside``.
-        """
+    def adopt(self, first: Spawned, began: float) -> None:
+        """Take the interpreter that this was started for, unless what it would look at has changed since."""
         with open("first", "rb") as file:
             request = Request(file.readline(), file, 0)
         os.unlink("first")
-        surroundings = Surroundings(WATCHED)
-        if os.path.exists(f"{beside}.socket"):
-            one: Interpreter = Coming(first, surroundings, beside, request.path)
-            began = min(began, os.fstat(first[1].fileno()).st_mtime)
-        else:
-            one = Interpreter(first, surroundings, request.marker, request.path)
+        one = Interpreter(first, Surroundings(WATCHED), request.marker, request.path)
+        login = Surroundings(WATCHED)
         if changed_since(began, WATCHED):
             self.leaving.append(one)
         else:
             self.interpreters[request.key] = one
+            self.login = login
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
@@ -689,7 +650,7 @@ class Server:
         """Return the interpreter for a request, which may be one that starts; None if there is no room for one."""
         key = request.key
         one = self.interpreters.get(key)
-        if one is not None and ((one.dead and not one.failed) or one.is_late or not one.surroundings.same()):
+        if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
             self.leaving.append(self.interpreters.pop(key))
             one = None
         return one or self.start(key, request.command or f"'{sys.executable}'", request.marker, request.path)
@@ -703,10 +664,13 @@ class Server:
             if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
                 return None
             self.leaving.append(self.interpreters.pop(oldest))
-        program = "commands.py" if key == COMMANDS else "modules.py"
         surroundings = Surroundings(WATCHED)
-        one = Interpreter(spawn(self.home, program, command, path), surroundings, marker, path)
-        self.interpreters[key] = one
+        spawned = None
+        if key == COMMANDS and self.login and self.login.same():  # else a copy is not what a login would be by now
+            spawned = self.copy.start("commands.py")
+        program = "commands.py" if key == COMMANDS else "modules.py"
+        spawned = spawned or spawn(self.home, program, command, path)
+        one = self.interpreters[key] = Interpreter(spawned, surroundings, marker, path)
         return one
 
     def say(self, number: int, content: bytes) -> None:
@@ -724,14 +688,15 @@ class Server:
                 file.write(b"5\nfull\n")
 
 
-def serve_spool(home: str, ring: int, first: Spawned | None, began: float, beside: str) -> None:
+def serve_spool(home: str, ring: int, first: Spawned | None, began: float, copy: Copy) -> None:
     """Serve in the spool ``home``, which is the working directory, until nobody needs it any more.
 
-    ``first`` is the interpreter that this was started for, since ``began`` (time); see ``adopt``.
+    ``first`` is the interpreter that this was started for, since ``began`` (time); ``copy`` makes others of this.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
-    server = Server(home, ring)
+    sys.path[:] = filter(None, sys.path)  # not what is in the spool
+    server = Server(home, ring, copy)
     if first:
-        server.adopt(first, began, beside)
+        server.adopt(first, began)
     server.serve()

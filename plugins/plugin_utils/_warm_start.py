@@ -3,23 +3,32 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For the guest: make a spool, start an interpreter, and serve there (_warm_server.py).
 
-The interpreter starts first: a task waits for that, and what serves takes about as long to load. If its command
-line is nothing but an interpreter, it was started beside this already, and comes when it is there (_warm_first.py).
+Of all that a guest has to do until the first task runs, starting Python is most, so it is started once. If the command
+line of the interpreter that is wanted is nothing but one, this was started by that, and is copied then. The interpreter
+goes first: a task waits for that.
 """
 
 from __future__ import annotations
 
 import _socket
+import marshal
 import os
 import signal
 import sys
 import time
 import zlib
+from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._kind import KIND
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_commands import Commands
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_modules import Modules
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import main
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
+    import types
     from collections.abc import Sequence
-    from typing import BinaryIO
+    from typing import BinaryIO, NoReturn
 
     Spawned = tuple[_socket.socket, BinaryIO]
     """The other end of an interpreter's standard output, and the file to which its errors go."""
@@ -28,31 +37,40 @@ if TYPE_CHECKING:
 STALE_SECONDS = 30
 NO_ROOM = 75  # exit status: the next one may come to another end
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
+SOURCE = 3  # where this program came from
+# How long what a client brings is waited for: it is about as long under way as Python takes to start.
+LATE_SECONDS = 1.0
+PAUSE = 0.01
 
 
-def main(home: str, parts: str, beside: str) -> None:
+def start(home: str, parts: str, beside: str, copies: str) -> None:
     """Make the spool ``home``, serve there, and remove it at the end.
 
-    ``parts`` are the names and sizes of what comes behind this program. If an interpreter was started, the
-    names of its files begin with ``beside``.
+    ``parts`` are the names and sizes of what comes behind this program. Names of files for this begin with ``beside``.
+    ``copies`` are the programs that a copy of this process may run, as if it was just started for that.
     """
-    os.umask(0o077)
+    began = os.fstat(2).st_mtime  # when the shell made that file, to start this
+    itself, copy = os.getpid(), Copy(copies.split())
+    with suppress(OSError):
+        os.unlink(f"{beside}.err")
     if not begun(home):
         return
     try:
         unpack(parts)
-        began, command, path = time.time(), taken("command"), taken("path")
+        command, path = taken("command"), taken("path")
+        copy.take(*brought(f"{beside}.archive"))
         first = None
         if free_memory() > LEAST_FREE:
-            first = awaited(beside) or spawn(".", "modules.py", command, path)
-        else:
-            unwanted(beside)
-        serve(home, made(home), first, began, beside)
+            # What is said at the start is to be said by each task.
+            said = os.fstat(2).st_size
+            first = (None if said else copy.start("modules.py")) or spawn(".", "modules.py", command, path)
+        copy.recipe = copy.code = b""  # which nobody else needs
+        serve(home, made(home), first, began, copy)
     except OSError:  # whatever else it is
         sys.excepthook(*sys.exc_info())
         sys.exit(NO_ROOM)
     finally:
-        for path in (home, home + ".new"):
+        for path in (home, home + ".new") if os.getpid() == itself else ():
             if os.path.exists(path) and os.path.samefile(path, "."):  # not what another has put there
                 remove(path)
 
@@ -108,13 +126,33 @@ def remove(directory: str) -> None:
 
 def unpack(parts: str) -> None:
     """Write the files that were brought with this."""
-    with open(0, "rb", closefd=False) as file:
+    with open(SOURCE, "rb") as file:
         content = zlib.decompress(file.read())
     for part in parts.split(","):
         name, size = part.split(":")
         with open(name, "wb") as target:
             target.write(content[: int(size)])
         content = content[int(size) :]
+
+
+def brought(path: str) -> list[bytes]:
+    """Wait for what a client brings, and return what comes first of that: see ``brought`` in _archive.py."""
+    end = time.monotonic() + LATE_SECONDS
+    while time.monotonic() < end:
+        with suppress(OSError), open(path, "rb") as file:
+            pieces = [piece(file) for _number in range(3)]
+            if None not in pieces:
+                return [content or b"" for content in pieces]
+        time.sleep(PAUSE)
+    return [b""] * 3
+
+
+def piece(file: BinaryIO) -> bytes | None:
+    """Return the next piece of what a client brings; None if it is not there, all of it."""
+    header = file.read(4)
+    size = int.from_bytes(header, "little")
+    content = file.read(size)
+    return content if len(header) == 4 and len(content) == size else None
 
 
 def taken(name: str) -> str:
@@ -147,23 +185,59 @@ def spawn(home: str, program: str, command: str, path: str) -> Spawned:
     return ours, errors
 
 
-def awaited(beside: str) -> Spawned | None:
-    """Return where an interpreter will come to, and the file to which its errors go; None if none will."""
-    try:
-        errors = open(f"{beside}.err", "r+b")  # noqa: SIM115 - it is for whoever asks
-        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        listener.bind(f"{beside}.socket")
-        listener.listen(1)
-    except OSError:  # there is none, or it could not come here
-        unwanted(beside)
-        return None
-    return listener, errors
+class Copy:
+    """Makes interpreters of this process, as if they were just started, for the programs for which that is so."""
 
+    def __init__(self, programs: Sequence[str]) -> None:
+        self.directory, self.umask = os.getcwd(), os.umask(0o077)
+        self.programs = programs
+        self.recipe = self.code = b""
+        self.codes: dict[str, types.CodeType] = {}  # of programs, as far as it was brought
 
-def unwanted(beside: str) -> None:
-    """Have no interpreter come."""
-    if os.path.exists(f"{beside}.err"):
-        os.unlink(f"{beside}.err")
+    def take(self, recipe: bytes, code: bytes, programs: bytes) -> None:
+        """Keep what a client has brought."""
+        if programs.startswith(KIND):
+            self.recipe, self.code = recipe, code
+            self.codes = marshal.loads(zlib.decompress(programs[len(KIND) :]))
+
+    def start(self, program: str) -> Spawned | None:
+        """Start an interpreter; return None if that is not to be done in this way."""
+        if program not in self.programs:
+            return None
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        errors = scratch(".")
+        if not os.fork():
+            try:
+                ours.close()
+                self.be(program, theirs, errors)
+            except SystemExit:  # of a task: its process ends as any
+                raise
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+        theirs.close()
+        return ours, errors
+
+    def be(self, program: str, output: _socket.socket, errors: BinaryIO) -> NoReturn:
+        """Be an interpreter. Who has called this stays where it is: what that has open is closed here by number."""
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        with open(program, "rb") as file:
+            code = self.codes.get(program) or compile(file.read(), "<stdin>", "exec", dont_inherit=True)
+        os.setsid()
+        os.umask(self.umask)
+        os.chdir(self.directory)
+        for number, descriptor in enumerate([nothing, output.fileno(), errors.fileno()]):
+            os.dup2(descriptor, number)
+        output.close()
+        errors.close()
+        os.closerange(SOURCE, 1 << 10)
+        for changed in (signal.SIGTERM, signal.SIGCHLD):  # by what serves
+            signal.signal(changed, signal.SIG_DFL)
+        exec(code, globals())
+        work = Modules() if program == "modules.py" else Commands()
+        work.expect(self.recipe, self.code)
+        main(work)
+        raise AssertionError("an interpreter does not return")
 
 
 def scratch(home: str) -> BinaryIO:
@@ -190,13 +264,9 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
             os._exit(127)
 
 
-def serve(home: str, ring: int, first: Spawned | None, began: float, beside: str) -> None:
+def serve(home: str, ring: int, first: Spawned | None, began: float, copy: Copy) -> None:
     with open("server.py", "rb") as file:
-        program = compile(file.read(), "server.py", "exec")
+        program = copy.codes.pop("server.py", None) or compile(file.read(), "server.py", "exec")
     os.unlink("server.py")
     exec(program, globals())
-    globals()["serve_spool"](home, ring, first, began, beside)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    globals()["serve_spool"](home, ring, first, began, copy)

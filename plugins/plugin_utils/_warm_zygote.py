@@ -14,16 +14,16 @@ What modules need and commands do not is imported there: this is all that a gues
 
 from __future__ import annotations
 
+import _socket
 import array
 import gc
 import json
 import os
 import select
 import signal
-import socket
 import stat
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class Work:
     looks = 0  # how often it is still of use to look at a child at work
     lessons = 0  # what is still to be learnt of what came, as long as nobody asks for anything
 
+    def expect(self, recipe: bytes, code: bytes) -> None:
+        """Get ready for an archive that will come, by its recipe and its code, if that is there already."""
+
     def begin(self) -> None:
         """Get ready for what comes first."""
 
@@ -118,11 +121,11 @@ class LastWord:
 class Zygote:
     """The parent: it hands requests to children."""
 
-    def __init__(self, server: socket.socket, work: Work) -> None:
+    def __init__(self, server: _socket.socket, work: Work) -> None:
         self.server = server
         self.work = work
         self.children: dict[int, int] = {}  # process: number of its request
-        self.spare: tuple[int, socket.socket] | None = None  # a child that waits, and where it does
+        self.spare: tuple[int, _socket.socket] | None = None  # a child that waits, and where it does
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
         self.crowded = False  # there was no room for a child
@@ -139,7 +142,7 @@ class Zygote:
         self.server.sendall(READY + json.dumps(watched).encode("ascii"))
         while True:
             patience, chore = self.chore()
-            sources: list[socket.socket | int] = [self.server, self.ended]
+            sources: list[_socket.socket | int] = [self.server, self.ended]
             busy = select.select(sources, [], [], patience)[0]
             if self.ended in busy:
                 os.read(self.ended, 4096)
@@ -208,7 +211,7 @@ class Zygote:
 
     def fork_spare(self) -> Request | None:
         """Fork the child that takes the next request, and return that there."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         pid = self.fork()
         if pid != 0:
             theirs.close()
@@ -221,7 +224,7 @@ class Zygote:
         ours.close()
         self.work.wait()
         # Closed by its name: a socket that is forgotten later would close a number that is somebody else's by then.
-        with theirs:
+        with closing(theirs):
             request = receive(theirs)
         if not request:
             os._exit(0)
@@ -235,7 +238,7 @@ class Zygote:
         pid, its_socket = self.spare
         rights = array.array("i", request.descriptors).tobytes()
         try:
-            its_socket.sendmsg([request.message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            its_socket.sendmsg([request.message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         except OSError:  # somebody has killed it
             pid = 0
         self.end_spare()
@@ -274,14 +277,14 @@ class Zygote:
         self.server.sendall(json.dumps({"number": number, "rc": code}).encode("ascii"))
 
 
-def receive(connection: socket.socket) -> Request | None:
+def receive(connection: _socket.socket) -> Request | None:
     """Return the next request; None if there will be none."""
     descriptors: array.array[int] = array.array("i")
     message, ancillary, _flags, _address = connection.recvmsg(
-        LARGEST, socket.CMSG_LEN(4 * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
+        LARGEST, _socket.CMSG_LEN(4 * descriptors.itemsize), _socket.MSG_CMSG_CLOEXEC
     )
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     return Request(message, list(descriptors)) if message else None
 
@@ -290,7 +293,7 @@ def main(work: Work) -> None:
     """Serve, and in each child run what it was forked for."""
     if not stat.S_ISSOCK(os.fstat(1).st_mode):
         os._exit(1)
-    request = Zygote(socket.socket(fileno=os.dup(1)), work).serve()
+    request = Zygote(_socket.socket(fileno=os.dup(1)), work).serve()
     for number, descriptor in enumerate(request.files):
         os.dup2(descriptor, number)
     last_word = LastWord(0)

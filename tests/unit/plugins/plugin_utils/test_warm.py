@@ -27,7 +27,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._packed import pack_com
 from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
+from ansible_collections.qemu.guest.plugins.module_utils._spool import Line, Spool
 from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import (
     create_command,
@@ -56,13 +56,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor
 from ansible_collections.qemu.guest.plugins.plugin_utils import (
     _archive,
     _compiled,
+    _kind,
     _warm,
     _warm_commands,
     _warm_modules,
     _warm_server,
     _warm_zygote,
 )
-from ansible_collections.qemu.guest.plugins.plugin_utils._archive import read_archive
+from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
@@ -226,7 +227,7 @@ def test_what_the_controller_has_compiled(
         command = str(tmp_path / "python3.1")
         os.symlink(sys.executable, command)
     elif other == "kind":
-        monkeypatch.setattr(_compiled, "KIND", _compiled.KIND[::-1])
+        monkeypatch.setattr(_compiled, "KIND", _kind.KIND[::-1])
     codes: list[int] = []
 
     def packed(code: _compiled.Codes) -> bytes:
@@ -812,7 +813,7 @@ def test_what_is_not_understood_is_left_to_the_plain_path(
 
 def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     broken = guest.tools / "python3"
-    broken.write_text(f"#!/bin/sh\n[ $# -eq 0 ] || echo ran >>{guest.tools}/count\necho broken >&2\nexit 1\n")
+    broken.write_text(f"#!/bin/sh\necho ran >>{guest.tools}/count\necho broken >&2\nexit 1\n")
     broken.chmod(0o755)
     for _attempt in range(5):
         assert warm.run(str(broken), module("")) is None
@@ -875,18 +876,39 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
     assert result and result.stdout == b"another\n"
 
 
+def with_archive(program: bytes) -> tuple[re.Match[bytes], Archive]:
+    """Return where a module's program has its archive, and that."""
+    payload = _warm._ARCHIVE.search(program)
+    assert payload
+    archive = read_archive(payload.group(1))
+    assert archive
+    return payload, archive
+
+
+def at_work_in(spool: Path) -> list[int]:
+    """Return the processes whose working directory this is, or was."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(process / "cwd").startswith(str(spool)):
+                found.append(int(process.name))
+    return found
+
+
 def test_those_who_start_one_at_once(guest: Guest) -> None:
     """As tasks do that follow each other before it is there."""
     tmp_path = Path(guest.place.name)
     for number in range(5):
         spool = tmp_path / f"warm{number}"
         request = _warm._request(COMMAND, "a" * 64, b"", b"")
+        archive = with_archive(module(""))[1].brought([])
         starters = []
         for another in range(60):  # from before the first has begun until after its server has
             command, data = _warm._starter(str(spool), request, sys.executable, f"{spool}.{another}")
             (tmp_path / f"input{another}").write_bytes(data)
             with open(tmp_path / f"input{another}", "rb") as stdin:
                 starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
+            Path(f"{spool}.{another}.archive").write_bytes(archive)
             time.sleep(0.003)
         for starter in starters:
             starter.wait(30)
@@ -894,15 +916,10 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
         while not (spool / "pid").exists():
             assert time.monotonic() < end
             time.sleep(0.01)
-        pgrep = ["pgrep", "-f", f"^[^ ]*python.* {spool} server.py:"]
-        servers = ""
-        while servers.count("\n") != 1:  # others may be about to see that they are not needed
-            assert time.monotonic() < end, servers
-            time.sleep(0.2)
-            servers = subprocess.run(pgrep, stdout=subprocess.PIPE, text=True, check=True).stdout
-        assert servers == (spool / "pid").read_text(), "one, and it is the one there"
-        # Of those who were not needed, the last may still be about to remove what it had.
-        until(lambda: {path.name for path in tmp_path.glob("warm*")} == {spool.name})  # noqa: B023 - called at once
+        until(lambda: len(at_work_in(spool)) == 1)  # noqa: B023 - called at once; others may be about to end
+        assert at_work_in(spool) == [int((spool / "pid").read_text())], "the one that is there"
+        # Of those who were not needed, the last may still be about to remove what it had. Archives wait for a request.
+        until(lambda: {path.name for path in tmp_path.glob("warm*[!e]")} == {spool.name})  # noqa: B023 - called at once
         (spool / "ring").write_text("quit\n")
         while spool.exists():
             assert time.monotonic() < end
@@ -974,11 +991,63 @@ def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPyt
     assert there == {*STAYS, f"{warm._line.number}.rc"}
 
 
-COMES = f"{_warm._FIRST_PROGRAM}\nos.environ['CAME'] = 'yes'"
+SEEN = {
+    **LIBRARIES,
+    "ansible/module_utils/seen.py": "import os\nopen(os.environ['SEEN'], 'a').write(f'{os.getpid()}\\n')\n",
+}
+
+
+def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
+    """If the code of them comes that the controller has compiled."""
+    place = Path(guest.place.name)
+    spool, seen = place / "warm", place / "seen"
+    _payload, archive = with_archive(module("", SEEN))
+    brought = archive.brought(archive.remembered(), code=True, programs=_warm._code_of_programs())
+    command, data = _warm._starter(str(spool), _warm._request(COMMAND, archive.digest, b"", b""), COMMAND, f"{spool}.1")
+    (place / "input").write_bytes(data)
+    with open(place / "input", "rb") as stdin:
+        subprocess.run(["sh", "-c", command], stdin=stdin, env={**os.environ, "SEEN": str(seen)}, check=True)
+    Path(f"{spool}.1.archive").write_bytes(brought)
+    until(seen.exists)
+    until(spool.exists)
+    (spool / "ring").write_text("quit\n")
+    until(lambda: not spool.exists())
+    assert seen.read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("late", ["nothing", "cut off", "of another kind"])
+def test_start_does_not_depend_on_what_a_client_brings(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    monkeypatch.setattr(_warm, "_QUICK_START_SECONDS", -1)
+    write = Spool.write
+
+    def written(spool: Spool, name: str, data: bytes) -> bool:
+        if name.startswith("warm"):
+            if late == "nothing":
+                return True
+            if late == "cut off":
+                data = data[:1000]
+        return write(spool, name, data)
+
+    monkeypatch.setattr(Spool, "write", written)
+    if late == "of another kind":
+        monkeypatch.setattr(_compiled, "KIND", _kind.KIND[::-1])
+    result = warm.run(COMMAND, module("print(library.VALUE)"))
+    assert result and result.stdout == b"first\n"
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have interpreters tell whether they are copies of what starts them."""
+    begin = b"        exec(code, globals())\n"
+    assert begin in _warm._START_PROGRAM
+    marked = _warm._START_PROGRAM.replace(begin, b"        os.environ['COPY'] = 'yes'\n" + begin)
+    monkeypatch.setattr(_warm, "_START_PROGRAM", marked)
 
 
 @pytest.mark.parametrize(
-    ("command", "came"),
+    ("command", "copied"),
     [
         (COMMAND, True),
         (f"A='1 2' {COMMAND}", True),
@@ -987,34 +1056,20 @@ COMES = f"{_warm._FIRST_PROGRAM}\nos.environ['CAME'] = 'yes'"
     ],
     ids=["alone", "with an environment", "with something before it", "that says something"],
 )
-def test_first_interpreter_starts_beside_its_server(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, command: str, came: bool
+@pytest.mark.usefixtures("copies")
+def test_first_interpreter_is_a_copy(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, command: str, copied: bool
 ) -> None:
     """Unless what it says at its start is to be said by each task, or it may be another's."""
-    monkeypatch.setattr(_warm, "_FIRST_PROGRAM", COMES)
-    program = module("import os; print(os.environ.pop('CAME', 'no'), sorted(os.environ))")
+    program = module(
+        "import os; print(os.environ.pop('COPY', 'no'), sorted(os.environ), os.getcwd(), os.umask(0));"
+        "print(sorted(os.listdir('/proc/self/fd')))"
+    )
     result, expected = warm.run(command, program), plain(agent, program, command)
     assert result
     assert (result.rc, result.stderr) == (expected.rc, expected.stderr)
-    assert result.stdout == (expected.stdout.replace(b"no", b"yes", 1) if came else expected.stdout)
+    assert result.stdout == (expected.stdout.replace(b"no", b"yes", 1) if copied else expected.stdout)
     assert {path.name for path in guest.runner.glob("warm*")} == {SPOOL}
-
-
-@pytest.mark.parametrize("trouble", ["does not come", "cannot come"])
-def test_first_interpreter_that_does_not_come(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
-    """Another is started in its place."""
-    if trouble == "does not come":
-        monkeypatch.setattr(_warm, "_FIRST_PROGRAM", "import time\ntime.sleep(3)\nraise SystemExit")
-        name, programs, old, new = "server.py", _warm._PROGRAMS, b"COME_SECONDS = 5.0", b"COME_SECONDS = 0.5"
-    else:
-        monkeypatch.setattr(_warm, "_FIRST_PROGRAM", COMES)
-        name, programs, old, new = "_START_PROGRAM", vars(_warm), b"{beside}.socket", b"/nowhere{beside}.socket"
-    assert old in programs[name]
-    monkeypatch.setitem(programs, name, programs[name].replace(old, new))
-    result = warm.run(COMMAND, module("import os; print(os.environ.get('CAME', 'another'))"))
-    assert result and result.stdout == b"another\n"
 
 
 def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1024,18 +1079,6 @@ def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkey
     monkeypatch.setattr(_warm, "_START_PROGRAM", program)
     assert warm.run(COMMAND, module("")) is None
     assert not list(guest.runner.glob("*.err"))
-
-
-@pytest.mark.parametrize(("wanted", "seconds"), [(False, 0.0), (True, 0.3)])
-def test_first_interpreter_that_nobody_waits_for(tmp_path: Path, wanted: bool, seconds: float) -> None:
-    """It ends: at once if it is not wanted any more, later if nobody is left to tell."""
-    if wanted:
-        (tmp_path / "x.err").touch()
-    program = _warm._FIRST_PROGRAM.replace("PATIENCE_SECONDS = 30", "PATIENCE_SECONDS = 0.3")
-    program += f"\nprogram_from({str(tmp_path / 'x')!r})\nraise OSError"
-    began = time.monotonic()
-    assert subprocess.run([COMMAND], input=program.encode(), check=False).returncode == 0
-    assert seconds <= time.monotonic() - began < 10
 
 
 def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
@@ -1089,7 +1132,7 @@ def test_task_does_not_wait_for_an_interpreter_that_takes_long(tmp_path: Path) -
 def a_server(home: Path) -> _warm_server.Server:
     server = _warm_server.Server.__new__(_warm_server.Server)
     server.home, server.ending, server.rung = str(home), 0.0, b""
-    server.interpreters, server.leaving, server.waiting = {}, [], []
+    server.interpreters, server.leaving, server.waiting, server.login = {}, [], [], None
     server.archives = _warm_server.Archives(str(home))
     return server
 
@@ -1110,10 +1153,7 @@ def test_task_outlives_its_interpreter(agent: RunnerAgent, warm: WarmPython) -> 
     warmed(warm)
     another = Line(agent, warm._spool)
     program = module(END_IT + "print('done'); raise SystemExit(3)")
-    payload = _warm._ARCHIVE.search(program)
-    assert payload
-    archive = read_archive(payload.group(1))
-    assert archive
+    payload, archive = with_archive(program)
     assert warm._spool.write(f"{another.number}.archive", archive.brought(archive.remembered()))
     around = program[: payload.start(1)], program[payload.end(1) :]
     assert warm._asked(another, _warm._request(COMMAND, archive.digest, *around))
@@ -1392,7 +1432,7 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
     server = a_server(tmp_path)
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with zygote, ours, open(os.devnull, "rb") as errors:
-        server.adopt((ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1), "")
+        server.adopt((ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1))
         assert bool(server.interpreters) != changed
         server.settle([])
         assert bool(server.leaving) == changed
@@ -1512,7 +1552,7 @@ def test_compiler_beside_that_does_not_end_well(monkeypatch: pytest.MonkeyPatch,
 WARNS = "VALUE = 1 is 1\n"
 
 
-@pytest.mark.parametrize("kind", [_compiled.KIND, b"another's\n"])
+@pytest.mark.parametrize("kind", [_kind.KIND, b"another's\n"])
 def test_code_that_comes_with_an_archive(monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
     """It is taken by an interpreter of its kind; others compile, and what does not compile silently is in neither."""
     sources = {**many("c"), "ansible/module_utils/warns.py": WARNS}
@@ -1535,12 +1575,12 @@ def test_code_that_comes_with_an_archive(monkeypatch: pytest.MonkeyPatch, kind: 
     monkeypatch.setattr(_warm_modules, "compiled", compiled)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     encoded = base64.b64encode(text).decode()
-    archive = _warm_modules.Archive(work.importer.table, encoded, code.replace(_compiled.KIND, kind))
+    archive = _warm_modules.Archive(work.importer.table, encoded, code.replace(_kind.KIND, kind))
     work.importer.learn(archive)
     new = {digest for digest, _package in work.importer.table.values()}
     assert len(new - set(work.importer.code)) == 2
     # What does not compile is tried here, and what is empty is no part.
-    assert compiled_here == [3 if kind == _compiled.KIND else len(new)]
+    assert compiled_here == [3 if kind == _kind.KIND else len(new)]
     place = f"{_warm_modules.ARCHIVE}/ansible/module_utils/library.py"
     assert work.importer.get_code("ansible.module_utils.library").co_filename == place
     assert place in [path for _digest, (_text, path) in there.sources.values()], "it need not be put in again"
@@ -1552,6 +1592,7 @@ def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> Non
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("ansible/modules/quick.py", "print('quick')\n")
     work = _warm_modules.Modules()
+    work.learnt.add("another")
     text = base64.b64encode(content.getvalue()).decode()
     work.archives["digest"] = _warm_modules.Archive({"ansible.modules.quick": ("source", False)}, text)
     request: Any = SimpleNamespace(archive="digest", before=0, content=3, program=lambda: WRAPPER.format("").encode())
