@@ -51,11 +51,10 @@ def start(home: str, parts: str, beside: str, copies: str) -> None:
     """
     began = os.fstat(2).st_mtime  # when the shell made that file, to start this
     itself, copy = os.getpid(), Copy(copies.split())
-    with suppress(OSError):
-        os.unlink(f"{beside}.err")
     if not begun(home):
         return
     try:
+        os.unlink(f"{beside}.err")
         unpack(parts)
         command, path = taken("command"), taken("path")
         copy.take(*brought(f"{beside}.archive"))
