@@ -54,7 +54,8 @@ start() {
     env -i PATH="$PATH" LANG=C.UTF-8 setpriv "$bounds" \
         qemu-ga -m unix-listen -p /lab/agent.sock -b "$blocked" </dev/null >&2 &
     agent=$!
-    until [ -S /lab/agent.sock ]; do
+    # The socket is there before it can be connected to: that is this flag.
+    until grep -q " 00010000 .* /lab/agent.sock$" /proc/net/unix; do
         kill -0 "$agent"
         sleep 0.02
     done
