@@ -211,7 +211,7 @@ class Copy:
                 self.be(program, theirs, errors)
             except SystemExit:  # of a task: its process ends as any
                 raise
-            except BaseException:
+            except BaseException:  # whatever it is: a copy does not go on as what serves
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
         theirs.close()
@@ -222,11 +222,7 @@ class Copy:
         nothing = os.open(os.devnull, os.O_RDONLY)
         with open(program, "rb") as file:
             code = self.codes.get(program) or compile(file.read(), "<stdin>", "exec", dont_inherit=True)
-        os.setsid()
-        os.umask(self.umask)
-        os.chdir(self.directory)
-        for number, descriptor in enumerate([nothing, output.fileno(), errors.fileno()]):
-            os.dup2(descriptor, number)
+        be_apart(self.directory, self.umask, [nothing, output.fileno(), errors.fileno()])
         output.close()
         errors.close()
         os.closerange(SOURCE, 1 << 10)
@@ -236,7 +232,6 @@ class Copy:
         work = Modules() if program == "modules.py" else Commands()
         work.expect(self.recipe, self.code)
         main(work)
-        raise AssertionError("an interpreter does not return")
 
 
 def scratch(home: str) -> BinaryIO:
@@ -251,16 +246,21 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
     """Start what _shell.py has in its program, with these as its standard descriptors."""
     if not os.fork():
         try:
-            os.setsid()
-            os.umask(0o022)
-            os.chdir("/")
-            for number, descriptor in enumerate(descriptors):
-                os.dup2(descriptor, number)
+            be_apart("/", 0o022, descriptors)
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # by Python and by us
                 signal.signal(ignored, signal.SIG_DFL)
             os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
         finally:
             os._exit(127)
+
+
+def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:
+    """In a new process: have a session of its own, and these as its standard descriptors."""
+    os.setsid()
+    os.umask(umask)
+    os.chdir(directory)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
 
 
 def serve(home: str, ring: int, first: Spawned | None, began: float, copy: Copy) -> None:

@@ -289,7 +289,7 @@ def receive(connection: _socket.socket) -> Request | None:
     return Request(message, list(descriptors)) if message else None
 
 
-def main(work: Work) -> None:
+def main(work: Work) -> NoReturn:
     """Serve, and in each child run what it was forked for."""
     if not stat.S_ISSOCK(os.fstat(1).st_mode):
         os._exit(1)

@@ -901,14 +901,12 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
     for number in range(5):
         spool = tmp_path / f"warm{number}"
         request = _warm._request(COMMAND, "a" * 64, b"", b"")
-        archive = with_archive(module(""))[1].brought([])
         starters = []
         for another in range(60):  # from before the first has begun until after its server has
             command, data = _warm._starter(str(spool), request, sys.executable, f"{spool}.{another}")
             (tmp_path / f"input{another}").write_bytes(data)
             with open(tmp_path / f"input{another}", "rb") as stdin:
                 starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
-            Path(f"{spool}.{another}.archive").write_bytes(archive)
             time.sleep(0.003)
         for starter in starters:
             starter.wait(30)
@@ -918,8 +916,8 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
             time.sleep(0.01)
         until(lambda: len(at_work_in(spool)) == 1)  # noqa: B023 - called at once; others may be about to end
         assert at_work_in(spool) == [int((spool / "pid").read_text())], "the one that is there"
-        # Of those who were not needed, the last may still be about to remove what it had. Archives wait for a request.
-        until(lambda: {path.name for path in tmp_path.glob("warm*[!e]")} == {spool.name})  # noqa: B023 - called at once
+        # Of those who were not needed, the last may still be about to remove what it had.
+        until(lambda: {path.name for path in tmp_path.glob("warm*")} == {spool.name})  # noqa: B023 - called at once
         (spool / "ring").write_text("quit\n")
         while spool.exists():
             assert time.monotonic() < end
@@ -1073,7 +1071,7 @@ def test_first_interpreter_is_a_copy(
 
 
 def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told to go."""
+    """There is none."""
     program = _warm._START_PROGRAM.replace(b"LEAST_FREE = 96 << 20", b"LEAST_FREE = 1 << 60")
     assert program != _warm._START_PROGRAM
     monkeypatch.setattr(_warm, "_START_PROGRAM", program)
