@@ -16,7 +16,8 @@ import zlib
 from collections.abc import Container
 from dataclasses import dataclass
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled, packed
+from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled
+from ansible_collections.qemu.guest.plugins.plugin_utils._kind import packed
 
 __all__ = ("REMEMBERED", "Archive", "read_archive")
 

@@ -9,13 +9,9 @@ there. What it has compiled is of use to an interpreter of the same KIND.
 
 from __future__ import annotations
 
-import marshal
 import re
 import warnings
-import zlib
 from contextlib import suppress
-
-from ansible_collections.qemu.guest.plugins.plugin_utils._kind import KIND
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
@@ -38,14 +34,4 @@ def compiled(sources: Sources) -> Codes:
             warnings.simplefilter("error")
             code = compile(source, path, "exec", dont_inherit=True)
             codes[digest] = code, sorted({name.decode("utf-8") for name in IMPORT.findall(source)})
-    return codes
-
-
-def packed(codes: Codes | dict[str, types.CodeType]) -> bytes:
-    return KIND + zlib.compress(marshal.dumps(codes))
-
-
-def unpacked(content: bytes) -> Codes:
-    """Return what was packed, if that is of this interpreter's kind."""
-    codes: Codes = marshal.loads(zlib.decompress(content[len(KIND) :])) if content.startswith(KIND) else {}
     return codes

@@ -328,7 +328,7 @@ class WarmPython:
 
 
 def _code_of_programs() -> bytes:
-    return _compiled.packed({name: compile(text, "<stdin>", "exec") for name, text in _PROGRAMS.items()})
+    return _kind.packed({name: compile(text, "<stdin>", "exec") for name, text in _PROGRAMS.items()})
 
 
 def _is_ours(python: str) -> bool:

@@ -32,7 +32,8 @@ import zlib
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled, unpacked
+from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled
+from ansible_collections.qemu.guest.plugins.plugin_utils._kind import unpacked
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import LastWord, Request, Work
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes

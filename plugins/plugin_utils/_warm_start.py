@@ -11,7 +11,6 @@ goes first: a task waits for that.
 from __future__ import annotations
 
 import _socket
-import marshal
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ import time
 import zlib
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._kind import KIND
+from ansible_collections.qemu.guest.plugins.plugin_utils._kind import unpacked
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_commands import Commands
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_modules import Modules
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import main
@@ -195,9 +194,7 @@ class Copy:
 
     def take(self, recipe: bytes, code: bytes, programs: bytes) -> None:
         """Keep what a client has brought."""
-        if programs.startswith(KIND):
-            self.recipe, self.code = recipe, code
-            self.codes = marshal.loads(zlib.decompress(programs[len(KIND) :]))
+        self.recipe, self.code, self.codes = recipe, code, unpacked(programs)
 
     def start(self, program: str) -> Spawned | None:
         """Start an interpreter; return None if that is not to be done in this way."""

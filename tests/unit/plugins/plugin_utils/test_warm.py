@@ -227,12 +227,12 @@ def test_what_the_controller_has_compiled(
         command = str(tmp_path / "python3.1")
         os.symlink(sys.executable, command)
     elif other == "kind":
-        monkeypatch.setattr(_compiled, "KIND", _kind.KIND[::-1])
+        monkeypatch.setattr(_kind, "KIND", _kind.KIND[::-1])
     codes: list[int] = []
 
     def packed(code: _compiled.Codes) -> bytes:
         codes.append(len(code))
-        return _compiled.packed(code)
+        return _kind.packed(code)
 
     monkeypatch.setattr(_archive, "packed", packed)
     for program in ("from ansible.module_utils import fails\nfails.fail()", "def f():\n    library.nothing\nf()"):
@@ -1030,7 +1030,7 @@ def test_start_does_not_depend_on_what_a_client_brings(
 
     monkeypatch.setattr(Spool, "write", written)
     if late == "of another kind":
-        monkeypatch.setattr(_compiled, "KIND", _kind.KIND[::-1])
+        monkeypatch.setattr(_kind, "KIND", _kind.KIND[::-1])
     result = warm.run(COMMAND, module("print(library.VALUE)"))
     assert result and result.stdout == b"first\n"
 
@@ -1557,7 +1557,7 @@ def test_code_that_comes_with_an_archive(monkeypatch: pytest.MonkeyPatch, kind: 
     text = base64.b64decode(module("", sources).split(b"'")[-2])
     there = read_archive(base64.b64encode(text))
     assert there
-    code = _compiled.packed(_compiled.compiled(dict(there.sources.values())))
+    code = _kind.packed(_compiled.compiled(dict(there.sources.values())))
     work = _warm_modules.Modules()
     with zipfile.ZipFile(io.BytesIO(text)) as file:
         for name in file.namelist():
