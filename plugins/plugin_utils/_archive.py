@@ -39,9 +39,9 @@ class Archive:
     """An archive: ``digest`` of what is in it, its ``parts`` by their checksums, and how they make it (``recipe``).
 
     The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
-    what was compressed of a file. The recipe is a line of JSON, then one with what is in the archive, then all that is
-    between the parts. C(checksum) in the first one is that of the whole, see _warm_server.Archives; C(parts) has the
-    checksum of each, and where it belongs in what follows. The ``sources`` are those of modules, by their parts.
+    what was compressed of a file. The recipe is a line with the checksum of the digest and of all that follows, one of
+    JSON with the checksum of each part and where it belongs in the last of what follows, one with what is in the
+    archive, and all that is between the parts. The ``sources`` are those of modules, by their parts.
     """
 
     digest: str
@@ -102,6 +102,6 @@ def read_archive(encoded: bytes) -> Archive | None:
                 sources[checksum] = source
             listed.append((checksum, length))
     between.append(packed[end:])
-    checksum = hashlib.sha256(b"\n".join([whole.encode("ascii"), names, encoded])).hexdigest()
-    head = json.dumps({"checksum": checksum, "parts": listed}).encode("ascii")
-    return Archive(whole, b"\n".join([head, names, b"".join(between)]), parts, sources)
+    lines = b"\n".join([json.dumps(listed).encode("ascii"), names, b"".join(between)])
+    checksum = hashlib.sha256(whole.encode("ascii") + lines).hexdigest()
+    return Archive(whole, checksum.encode("ascii") + b"\n" + lines, parts, sources)

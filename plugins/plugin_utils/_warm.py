@@ -174,7 +174,10 @@ class WarmPython:
         answer: ExecResult | str = "none"
         if self._opened():
             if self._line.known and kind not in self._line.quick:
+                began = time.monotonic()
                 self._bring(archive, [part for part in parts if part not in self._line.known], python)
+                # To run it takes longer than to bring it. That it is asked after then, see `_answered`.
+                self._line.quick[kind] = 2 * (time.monotonic() - began)
             answer = self._handled(request, kind)
         if answer == "none" and self._start(request, python, archive):
             answer = self._handled(request, kind, starts=True)

@@ -404,16 +404,16 @@ class Archives:
             recipe, code = next(filter(any, map(self.brought, paths)), (b"", b""))
             if not recipe:
                 return None, b"archive\n"
-            line, names, between = recipe.split(b"\n", 2)
-            head = json.loads(line.decode("ascii"))
-            missing = [name for name, _place in head["parts"] if name not in self.parts]
+            checksum, lines = recipe.split(b"\n", 1)
+            if sha256(digest.encode("ascii") + lines).hexdigest().encode("ascii") != checksum:
+                return None, b"archive\n"  # it is that of another
+            line, names, between = lines.split(b"\n", 2)
+            parts = json.loads(line.decode("ascii"))
+            missing = [name for name, _place in parts if name not in self.parts]
             if missing:
                 named = " ".join(name[:REMEMBERED] for name in missing)
                 return None, f"archive {named}\n".encode("ascii")
-            text = self.made(head["parts"], between)
-            if sha256(b"\n".join([digest.encode("ascii"), names, text])).hexdigest() != head["checksum"]:
-                return None, b"archive\n"  # it is that of another
-            self.keep(digest, b"\n".join([names, text, code]))
+            self.keep(digest, b"\n".join([names, self.made(parts, between), code]))
         return self.files[digest], b""
 
     def brought(self, path: str) -> tuple[bytes, bytes]:

@@ -165,10 +165,10 @@ class Zygote:
         if self.asked and not self.crowded and (self.beside or not self.children):
             if not self.prepared:
                 return 0, self.prepare
+            if self.work.lessons:  # first: a spare child would not have it
+                return 0, self.take_lesson
             if not self.spare:
                 return 0, self.fork_spare
-            if self.work.lessons:
-                return 0, self.take_lesson
         if self.children and self.work.looks:
             return LOOK_SECONDS, lambda: self.work.look(max(self.children))
         return None, lambda: None
