@@ -10,8 +10,8 @@ its own.
 from __future__ import annotations
 import __future__
 
+import _imp
 import _posixsubprocess
-import array
 import atexit
 import base64
 import binascii
@@ -22,6 +22,7 @@ import json
 import locale
 import marshal
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import Las
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import Codes, Sources
@@ -243,8 +244,9 @@ def placed(code: types.CodeType, path: str) -> types.CodeType:
     """Return ``code`` as if it was compiled from ``path``: tracebacks name it."""
     if code.co_filename == path:
         return code
-    constants = tuple(placed(c, path) if isinstance(c, types.CodeType) else c for c in code.co_consts)
-    return code.replace(co_filename=path, co_consts=constants)
+    copy: types.CodeType = marshal.loads(marshal.dumps(code))  # another module may have the same source
+    _imp._fix_co_filename(copy, path)  # type: ignore[attr-defined]  # as importlib does with what it reads
+    return copy
 
 
 class Archive:
@@ -358,17 +360,6 @@ class Payload:
         return compile(self.head + b"\n", "<stdin>", "exec", dont_inherit=True)
 
 
-def ranges(pages: Iterable[int], size: int) -> list[Range]:
-    """Return where pages of that size are, by their numbers."""
-    found: list[Range] = []
-    for page in sorted(pages):
-        start = page * size
-        if found and found[-1][1] == start:
-            start = found.pop()[0]
-        found.append((start, (page + 1) * size))
-    return found
-
-
 class Memory:
     """What tasks write to, as seen of the first ones: a spare child has its own copies of these pages ready.
 
@@ -379,15 +370,21 @@ class Memory:
 
     POPULATE_WRITE = 23  # for madvise(), since Linux 5.14
     PAGE = os.sysconf("SC_PAGE_SIZE")
-    LOOKS = 8
+    WRITABLE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw-p ", re.MULTILINE)
+    # Of the last byte of what the kernel says of a page: it is there (bit 63), and no other process has the same (56).
+    OWN = bytes(byte & 0x81 == 0x81 for byte in range(256))
+    LOOKS = 12
+    FIRST_LOOK = 0.02  # seconds; at the same child, each next one is after twice as many
 
     def __init__(self) -> None:
         self.written: list[Range] = []
         self.looks = 0  # that are left
         self.process = 0  # the child that was looked at last
-        self.pages: set[int] = set()  # by their numbers: those that it has written to
-        self.once: set[int] = set()  # those that one before it has
-        self.twice: set[int] = set()  # those that two have
+        self.pause = 0.0  # before it is to be looked at again
+        # A byte for each page from a number on, that is 1 if a child has written to it, as one number for all.
+        self.own: dict[int, int] = {}  # of the child that was looked at last
+        self.once: dict[int, int] = {}  # of those before
+        self.twice: dict[int, int] = {}  # of two children
 
     def begin(self) -> None:
         """Begin to look, if that is of any use here."""
@@ -409,23 +406,31 @@ class Memory:
         for start, end in self.written:
             self.get(start, end - start)  # it does not matter if it fails
 
+    def look_after(self, process: int) -> float | None:
+        if not self.looks:
+            return None
+        return self.pause if process == self.process else self.FIRST_LOOK
+
     def look(self, process: int) -> None:
         """See what a child has written to by now."""
         self.looks -= 1
-        if process != self.process:
-            self.process = process
-            self.once |= self.pages
-        self.pages = set()
+        if process == self.process:
+            self.pause *= 2
+        else:
+            self.process, self.pause = process, 2 * self.FIRST_LOOK
+            self.once = {first: pages | self.once.get(first, 0) for first, pages in self.own.items()}
         home = f"/proc/{process}"
         with suppress(OSError), open(f"{home}/maps", "rb") as maps, open(f"{home}/pagemap", "rb") as pagemap:
-            for span, rights, *_rest in map(bytes.split, maps):
-                if rights == b"rw-p":
-                    first, last = (int(address, 16) // self.PAGE for address in span.split(b"-"))
-                    entries = array.array("Q", os.pread(pagemap.fileno(), (last - first) * 8, first * 8))
-                    # It is present, and no other process has the same.
-                    self.pages.update(n for n, entry in enumerate(entries, first) if entry >> 63 and entry >> 56 & 1)
-        self.twice |= self.pages & self.once
-        self.written = ranges(self.twice, self.PAGE)
+            for span in self.WRITABLE.findall(maps.read()):
+                first, last = (int(address, 16) // self.PAGE for address in span)
+                said = os.pread(pagemap.fileno(), (last - first) * 8, first * 8)
+                self.own[first] = own = int.from_bytes(said[7::8].translate(self.OWN), "little")
+                self.twice[first] = self.twice.get(first, 0) | own & self.once.get(first, 0)
+        self.written = [
+            ((first + run.start()) * self.PAGE, (first + run.end()) * self.PAGE)
+            for first, pages in self.twice.items()
+            for run in re.finditer(b"\1+", pages.to_bytes((pages.bit_length() + 7) // 8, "little"))
+        ]
 
 
 class Modules(Work):
@@ -518,9 +523,8 @@ class Modules(Work):
                 self.heads[payload.head] = payload.compiled_head()
         gc.freeze()  # children share it as long as nobody looks through it
 
-    @property
-    def looks(self) -> int:  # type: ignore[override]
-        return self.memory.looks
+    def look_after(self, process: int) -> float | None:
+        return self.memory.look_after(process)
 
     def look(self, process: int) -> None:
         self.memory.look(process)

@@ -404,7 +404,7 @@ class Archives:
             recipe, code = next(filter(any, map(self.brought, paths)), (b"", b""))
             if not recipe:
                 return None, b"archive\n"
-            checksum, lines = recipe.split(b"\n", 1)
+            checksum, _newline, lines = recipe.partition(b"\n")
             if sha256(digest.encode("ascii") + lines).hexdigest().encode("ascii") != checksum:
                 return None, b"archive\n"  # it is that of another
             line, names, between = lines.split(b"\n", 2)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 READY = b"\0qemu.guest ready\n"
 NOT_RUN = -2  # in place of an exit status
 LARGEST = 1 << 16
-LOOK_SECONDS = 0.03
 
 
 class Request:
@@ -69,7 +68,6 @@ class Request:
 class Work:
     """What an interpreter is for."""
 
-    looks = 0  # how often it is still of use to look at a child at work
     lessons = 0  # what is still to be learnt of what came, as long as nobody asks for anything
 
     def expect(self, recipe: bytes, code: bytes) -> None:
@@ -93,6 +91,10 @@ class Work:
 
     def wait(self) -> None:
         """In a child that is to wait for a request: get ready for that."""
+
+    def look_after(self, process: int) -> float | None:
+        """Return after how many seconds without anything else to do a child at work is to be looked at, if at all."""
+        return None
 
     def look(self, process: int) -> None:
         """Look at a child at work."""
@@ -169,8 +171,9 @@ class Zygote:
                 return 0, self.take_lesson
             if not self.spare:
                 return 0, self.fork_spare
-        if self.children and self.work.looks:
-            return LOOK_SECONDS, lambda: self.work.look(max(self.children))
+        if self.children:
+            child = max(self.children)
+            return self.work.look_after(child), lambda: self.work.look(child)
         return None, lambda: None
 
     def prepare(self) -> None:

@@ -112,6 +112,17 @@ def test_recipe_of_another(archives: Archives) -> None:
     assert archive.digest not in archives.files
 
 
+def test_recipe_that_was_changed(archives: Archives) -> None:
+    """Each of its lines, and what is between the parts: all that is not a part with a checksum of its own."""
+    archive = read(packed(FILES))
+    lines = archive.recipe.split(b"\n", 3)
+    for number, line in enumerate(lines):
+        changed = b"\n".join([*lines[:number], bytes([line[0] ^ 1]) + line[1:], *lines[number + 1 :]])
+        assert brought(archives, archive, changed) == (b"", [[]] * 3)
+    assert brought(archives, archive, archive.recipe[:10]) == (b"", [[]] * 3)
+    assert brought(archives, archive)[0]
+
+
 def test_archive_that_is_cut_off(archives: Archives) -> None:
     archive = read(packed(FILES))
     names = archive.remembered()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _posixsubprocess
 import base64
+import ctypes
 import errno
 import functools
 import gzip
@@ -14,6 +15,7 @@ import hashlib
 import io
 import itertools
 import json
+import mmap
 import os
 import re
 import resource
@@ -30,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1334,6 +1336,19 @@ def test_request_that_there_is_no_room_for_is_not_run(monkeypatch: pytest.Monkey
     os.close(server.ring)
 
 
+def test_what_is_to_be_learnt_goes_before_the_next_child() -> None:
+    """One that was forked before would not have it, and be in vain."""
+    one, theirs = an_interpreter()
+    work = _warm_zygote.Work()
+    zygote = _warm_zygote.Zygote(theirs, work)
+    with closing(one.socket), theirs:
+        zygote.asked = zygote.prepared = zygote.beside = True
+        work.lessons = 1
+        assert zygote.chore() == (0, zygote.take_lesson)
+        work.lessons = 0
+        assert zygote.chore() == (0, zygote.fork_spare)
+
+
 def test_interpreter_without_room_for_a_child_lives_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -1603,3 +1618,78 @@ def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> Non
     work.importer.code.clear()
     work.take_lesson()
     assert [work.lessons, *work.importer.code] == [0]
+
+
+def test_modules_of_the_same_source_keep_their_paths() -> None:
+    code = compile("def function():\n    return [lambda: 1]\n", "archive/first.py", "exec")
+    assert _warm_modules.placed(code, "archive/first.py") is code
+    other = _warm_modules.placed(code, "archive/other.py")
+    for where, whole in (("archive/first.py", code), ("archive/other.py", other)):
+        paths = []
+        inner = [whole]
+        while inner:
+            one = inner.pop()
+            paths.append(one.co_filename)
+            inner += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
+        assert set(paths) == {where}
+        assert len(paths) > 2
+
+
+def child_that_writes(pages: mmap.mmap, numbers: range) -> int:
+    """Start a child that writes to these pages, and return its process when it has."""
+    ours, theirs = os.pipe()
+    process = os.fork()
+    if not process:
+        for number in numbers:
+            pages[number * mmap.PAGESIZE] = 1
+        os.write(theirs, b".")
+        signal.pause()
+    os.close(theirs)
+    assert os.read(ours, 1) == b"."
+    os.close(ours)
+    return process
+
+
+def test_pages_that_two_children_write_to_are_had_ready() -> None:
+    """Not those of one alone, however often that is looked at. The parent's own pages are no child's."""
+    memory = _warm_modules.Memory()
+    memory.begin()
+    if not memory.looks:  # Linux before 5.14
+        pytest.skip("the kernel has no MADV_POPULATE_WRITE")
+    with mmap.mmap(-1, 64 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        for number in range(64):
+            pages[number * mmap.PAGESIZE] = 2
+        buffer = ctypes.c_char.from_buffer(pages)
+        first = ctypes.addressof(buffer) // mmap.PAGESIZE
+        del buffer
+
+        def ready() -> set[int]:
+            spans = [range(start // mmap.PAGESIZE, end // mmap.PAGESIZE) for start, end in memory.written]
+            return {number - first for span in spans for number in span} & set(range(64))
+
+        children = [child_that_writes(pages, numbers) for numbers in (range(32), range(16, 48), range(40, 64))]
+        try:
+            pauses, seen = [], []
+            for child in children:
+                for _time in range(2):
+                    pauses.append(memory.look_after(child))
+                    memory.look(child)
+                    seen.append(ready())
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+        assert pauses == [memory.FIRST_LOOK, 2 * memory.FIRST_LOOK] * 3
+        two, three = set(range(16, 32)), {*range(16, 32), *range(40, 48)}
+        assert seen == [set(), set(), two, two, three, three]
+        memory.look(children[-1])  # which has gone
+        assert ready() == three
+        memory.looks = 0
+        assert memory.look_after(children[0]) is None
+        child = os.fork()
+        if not child:
+            memory.get_ready()
+            with open("/proc/self/pagemap", "rb") as pagemap:
+                said = os.pread(pagemap.fileno(), 64 * 8, first * 8)[7::8].translate(memory.OWN)
+            os._exit(0 if {number for number in range(64) if said[number]} == ready() else 1)
+        assert os.waitpid(child, 0)[1] == 0
