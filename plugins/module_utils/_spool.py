@@ -177,7 +177,7 @@ class Line:
         self.used = 0.0
         """When the last request was made, or it was opened for the first (monotonic)."""
         self.quick: dict[str, float] = {}
-        """Seconds that the last request of each kind took."""
+        """Seconds that a request of each kind takes; see ``note``."""
         self.known: list[str] = []
         """What the other end is known to have, the last of it."""
         self.is_begun = False
@@ -290,9 +290,9 @@ class Line:
         """Note what the other end has."""
         self.known = [*[one for one in self.known if one not in what], *what][-_MOST_KNOWN:]
 
-    def note(self, kind: str) -> None:
-        """Note that the last request, of this kind, was answered now."""
-        self.quick[kind] = round(time.monotonic() - self.used, 3)
+    def note(self, kind: str, seconds: float) -> None:
+        """Note how long a request of this kind takes."""
+        self.quick[kind] = round(seconds, 3)
         if len(self.quick) > _MOST_KINDS:
             self.quick.pop(next(iter(self.quick)))
 

@@ -177,7 +177,7 @@ class WarmPython:
                 began = time.monotonic()
                 self._bring(archive, [part for part in parts if part not in self._line.known], python)
                 # To run it takes longer than to bring it. That it is asked after then, see `_answered`.
-                self._line.quick[kind] = 2 * (time.monotonic() - began)
+                self._line.note(kind, 2 * (time.monotonic() - began))
             answer = self._handled(request, kind)
         if answer == "none" and self._start(request, python, archive):
             answer = self._handled(request, kind, starts=True)
@@ -234,7 +234,7 @@ class WarmPython:
         """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
         content = self._answered(line, kind, _WHILE_STARTING if starts else ())
         if starts:
-            line.quick[kind] = 0.0  # how long it takes where nothing starts, nobody knows
+            line.note(kind, 0.0)  # how long it takes where nothing starts, nobody knows
         if content.startswith(_NOT_RUN):
             self._keep(line)
             return content.decode("ascii").strip()
@@ -278,7 +278,7 @@ class WarmPython:
                 break
             if content:
                 if began - line.used < _AT_ONCE and not content.startswith(_NOT_RUN):  # else nobody knows when it ended
-                    line.note(kind)
+                    line.note(kind, time.monotonic() - line.used)
                 return content
             if alone and not (line.is_begun or line.is_lost):
                 line.close()

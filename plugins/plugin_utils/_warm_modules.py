@@ -380,6 +380,7 @@ class Memory:
         self.written: list[Range] = []
         self.looks = 0  # that are left
         self.process = 0  # the child that was looked at last
+        self.before: set[int] = set()  # those before
         self.pause = 0.0  # before it is to be looked at again
         # A byte for each page from a number on, that is 1 if a child has written to it, as one number for all.
         self.own: dict[int, int] = {}  # of the child that was looked at last
@@ -407,7 +408,7 @@ class Memory:
             self.get(start, end - start)  # it does not matter if it fails
 
     def look_after(self, process: int) -> float | None:
-        if not self.looks:
+        if not self.looks or process in self.before:  # again, as one of two: it would be both of them
             return None
         return self.pause if process == self.process else self.FIRST_LOOK
 
@@ -417,6 +418,7 @@ class Memory:
         if process == self.process:
             self.pause *= 2
         else:
+            self.before.add(self.process)
             self.process, self.pause = process, 2 * self.FIRST_LOOK
             self.once = {first: pages | self.once.get(first, 0) for first, pages in self.own.items()}
         home = f"/proc/{process}"

@@ -168,7 +168,7 @@ class Zygote:
             if not self.prepared:
                 return 0, self.prepare
             if self.work.lessons:  # first: a spare child would not have it
-                return 0, self.take_lesson
+                return 0, self.work.take_lesson
             if not self.spare:
                 return 0, self.fork_spare
         if self.children:
@@ -179,10 +179,6 @@ class Zygote:
     def prepare(self) -> None:
         self.prepared = True
         self.work.prepare()
-
-    def take_lesson(self) -> None:
-        self.work.take_lesson()
-        self.end_spare()  # which has not
 
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
