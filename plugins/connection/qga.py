@@ -238,7 +238,6 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
     from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
     from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
-    from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
     from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
     from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
@@ -329,6 +328,8 @@ class Connection(ConnectionBase):
         local = to_bytes(in_path, errors="surrogate_or_strict")
         if not os.path.exists(local):
             raise AnsibleFileNotFound(f"there is no file {to_text(in_path)} to copy to the guest")
+        with kept_bytecode():  # by who copies, not by each task
+            from ansible_collections.qemu.guest.plugins.module_utils._transfer import put
         with open(local, "rb") as source:
             started = time.monotonic()
             size = self._guarded(
@@ -339,6 +340,8 @@ class Connection(ConnectionBase):
     def fetch_file(self, in_path: str, out_path: str) -> None:
         """Copy the guest's file ``in_path`` to the controller's ``out_path``."""
         super().fetch_file(in_path, out_path)
+        with kept_bytecode():
+            from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch
         with open(to_bytes(out_path, errors="surrogate_or_strict"), "w+b") as sink:
             started = time.monotonic()
             size = self._guarded(

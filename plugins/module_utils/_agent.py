@@ -18,8 +18,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils import _commands, _errors, _wire
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
@@ -56,15 +55,14 @@ _SECONDS_TO_FAIL = 5.0
 # The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
 _IDLE_SECONDS = 0.5
 
-_DISABLED = re.compile(r"(The c|C)ommand \S+ has been disabled\b")
+_DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
 
 Log = Callable[[str], None]
 Share = Callable[[Address, Channel], Channel]
 """Offers the channel to others of this user on this machine, and returns it as one that is shared with them."""
 
 
-@dataclass(frozen=True)
-class AgentInfo:
+class AgentInfo(NamedTuple):
     """What guest-info tells: the agent's ``version`` and which ``commands`` it has, by name: enabled or not."""
 
     version: str
@@ -217,7 +215,7 @@ class Agent(ABC):
             error = _wire.expect(reply["error"], dict, "the error")
             desc = _wire.expect(error.get("desc", ""), str, "the error's desc").strip()
             # Agents before 4.0 give what is disabled the class GenericError.
-            if error.get("class") == "CommandNotFound" or _DISABLED.match(desc):
+            if error.get("class") == "CommandNotFound" or re.match(_DISABLED, desc):
                 raise self._unavailable(command, desc)
             raise _errors.command_error(command, str(error.get("class", "")), desc)
         if "return" not in reply:
@@ -393,7 +391,7 @@ class SocketAgent(Agent):
             left = Step(takes_id=step.takes_id)
             channel.send(data, deadline)
             reply = self._reply(channel, request_id, step, deadline)
-            left = replace(step, since=time.monotonic())
+            left = step._replace(since=time.monotonic())
         except QgaError as exc:
             # What is slow may answer later; else the channel is gone, or nobody knows what is in it.
             if left is not step and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
@@ -461,19 +459,19 @@ class SocketAgent(Agent):
         fallen_back = False
         for reply in self._replies_amid_noise(channel, deadline):
             if request_id and reply.get("id") == request_id:
-                step = replace(step, echoes_id=True)
+                step = step._replace(echoes_id=True)
                 break
             if reply.get("return") == sync_id and not isinstance(reply["return"], bool):
-                step = replace(step, echoes_id="id" in reply)
+                step = step._replace(echoes_id="id" in reply)
                 break
             if step.takes_id and _refuses_id(reply):
-                step, request_id = replace(step, takes_id=False), ""
+                step, request_id = step._replace(takes_id=False), ""
                 channel.send(_wire.encode_request("guest-sync-delimited", {"id": sync_id}, ""), deadline)
             # Once: a former client may have left the same error, and each sync has a reply.
             if not fallen_back and _lacks_delimited(reply):
                 fallen_back = True
                 channel.send(_wire.encode_request("guest-sync", {"id": sync_id}, request_id), deadline)
-        return replace(step, since=time.monotonic())
+        return step._replace(since=time.monotonic())
 
     def _replies_amid_noise(self, channel: Channel, deadline: Deadline) -> Iterator[dict[str, Any]]:
         while True:

@@ -24,8 +24,7 @@ import struct
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
-from typing import IO, Any, Callable, Iterator, Mapping
+from typing import IO, Any, Callable, Iterator, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
@@ -69,8 +68,7 @@ class Deadline:
         return self.left() <= 0.0
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
 
     C(ssh) is a UNIX socket on another machine, see plugin_utils/_forward.py.
@@ -235,8 +233,7 @@ def _private_directory() -> str:
     return path
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Whether client and agent are in step: nothing of anybody's is left in the channel.
 
     ``since``: the time (monotonic) of the last reply that was awaited; 0: out of step. What the agent does with ids

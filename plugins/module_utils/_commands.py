@@ -9,16 +9,14 @@ what never answers, and of what type an answer must be.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ("COMMANDS", "Command", "is_read_only")
 
 _NOTHING = dict  # "returns nothing" is an empty object on the wire
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command of the schema.
 
     ``since`` is the QEMU version that brought it; ``returns`` the Python type of its return value; ``read_only`` tells

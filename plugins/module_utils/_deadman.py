@@ -21,8 +21,7 @@ import sys
 import syslog
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import private_path
@@ -39,8 +38,7 @@ _THAW_SECONDS = 60.0
 _SECONDS_TO_ARM = 10.0
 
 
-@dataclass(frozen=True)
-class Timer:
+class Timer(NamedTuple):
     """A timer: its process, when it will thaw, and when it has thawed; the times in words, in UTC."""
 
     token: str
@@ -51,7 +49,7 @@ class Timer:
 
     def as_result(self) -> dict[str, Any]:
         """Return it as tasks show it."""
-        return {name: value for name, value in asdict(self).items() if name != "token"}
+        return {name: value for name, value in self._asdict().items() if name != "token"}
 
 
 def arm(agent: Agent, seconds: float) -> Timer:
@@ -69,7 +67,7 @@ def arm(agent: Agent, seconds: float) -> Timer:
         answer = exc.strerror or str(exc)
     if not answer.isdigit():
         raise OperationError(f"the thaw timer could not be armed: {answer or 'its process does not answer'}.")
-    return replace(timer, pid=int(answer))
+    return timer._replace(pid=int(answer))
 
 
 def disarm(agent: Agent) -> Timer | None:
@@ -80,7 +78,7 @@ def disarm(agent: Agent) -> Timer | None:
     path = private_path(agent.identity, "thaw")
     timer = _read(path)
     if timer and timer.token:
-        _write(path, replace(timer, token=""))
+        _write(path, timer._replace(token=""))
         return timer
     return None
 
@@ -115,7 +113,7 @@ def _write(path: str, timer: Timer) -> None:
     new = f"{path}.{os.getpid()}"
     try:
         with open(new, "w", encoding="utf-8") as file:
-            json.dump(asdict(timer), file)
+            json.dump(timer._asdict(), file)
         os.replace(new, path)
     except OSError as exc:
         raise OperationError(f"cannot write {path}: {exc.strerror}.") from exc
@@ -137,8 +135,7 @@ def _words(moment: float) -> str:
 # ansible's workers. So it imports nothing, and it never returns from here.
 
 
-@dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     agent: Agent
     path: str
     deadline: float
@@ -150,7 +147,7 @@ def _leave_home(work: _Work, timer: Timer, writer: int) -> NoReturn:
     try:
         os.setsid()
         if os.fork() == 0:
-            timer = replace(timer, pid=os.getpid())
+            timer = timer._replace(pid=os.getpid())
             _detach(keep=writer)
             _write(work.path, timer)
             os.write(writer, b"%d" % timer.pid)
@@ -233,7 +230,7 @@ def _watch(work: _Work, timer: Timer) -> None:
             syslog.LOG_WARNING, f"{work.agent.name}: thawed the guest's filesystems, {timer.seconds:g} s after arming"
         )
         with suppress(QgaError):
-            _write(work.path, replace(timer, fired=_words(time.time())))
+            _write(work.path, timer._replace(fired=_words(time.time())))
 
 
 def _counts(work: _Work, timer: Timer) -> bool:

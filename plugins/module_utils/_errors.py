@@ -227,18 +227,18 @@ _CAUSES = {
 
 # One row per family of error texts (agents 5.2 to 11.1); the first match wins. CommandNotFound is not here: what it
 # means needs a question to the agent (Agent.explain_unavailable).
-_TABLE: tuple[tuple[re.Pattern[str], type[CommandError]], ...] = (
-    (re.compile(r"handle '\d+' has not been found"), HandleLostError),
-    (re.compile(r"Invalid parameter 'pid'|PID \S+ does not exist"), HandleLostError),
-    (re.compile(r"^failed to (open|read|write|seek|flush|close)\b"), GuestFileError),
-    (re.compile(r"failed to commit persistent state"), GuestFileError),
+_TABLE: tuple[tuple[str, type[CommandError]], ...] = (
+    (r"handle '\d+' has not been found", HandleLostError),
+    (r"Invalid parameter 'pid'|PID \S+ does not exist", HandleLostError),
+    (r"^failed to (open|read|write|seek|flush|close)\b", GuestFileError),
+    (r"failed to commit persistent state", GuestFileError),
 )
 
 
 def command_error(command: str, error_class: str, desc: str) -> CommandError:
     """Return the exception for an error reply ``{"class": error_class, "desc": desc}`` to ``command``."""
     for pattern, kind in _TABLE:
-        if not pattern.search(desc):
+        if not re.search(pattern, desc):
             continue
         if kind is GuestFileError:
             cause = desc.rpartition(": ")[2].strip()

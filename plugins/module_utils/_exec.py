@@ -12,8 +12,7 @@ from __future__ import annotations
 import base64
 import math
 import time
-from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -41,8 +40,7 @@ _LONGEST_POLL = 0.25
 _LONG = 24 * 3600.0
 
 
-@dataclass(frozen=True)
-class ExecResult:
+class ExecResult(NamedTuple):
     """How a program ended: by ``rc`` or by ``signal``, the other being None; what it wrote.
 
     ``stdout_truncated`` and ``stderr_truncated`` tell that the program wrote more than the agent kept.

@@ -15,8 +15,7 @@ from __future__ import annotations
 import base64
 import errno
 import time
-from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, Callable, Iterator, Sequence
+from typing import IO, Any, BinaryIO, Callable, Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -47,16 +46,14 @@ CHUNK = 1024 * 1024
 _FIRST = CHUNK // 4  # bytes that are read to see what comes
 
 
-@dataclass(frozen=True)
-class Copied:
+class Copied(NamedTuple):
     """What was copied: its ``size`` in bytes, and whether both ends were compared already."""
 
     size: int
     checked: bool
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """Content as it travels: ``size`` bytes, in base64. Coding takes a while that can pass beside a request."""
 
     size: int

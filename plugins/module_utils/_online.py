@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
@@ -35,8 +34,7 @@ CONSTRAINTS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """A processor or memory block, as the agent describes it."""
 
     number: int
@@ -44,8 +42,7 @@ class Unit:
     can_offline: bool
 
 
-@dataclass(frozen=True)
-class Switches:
+class Switches(NamedTuple):
     """What to switch: pairs of a number and whether it is to be online, in order.
 
     ``needed`` of them are to succeed; the others stand by in case one of those cannot be switched.

@@ -10,8 +10,7 @@ so no module writes them by hand. The same Operation runs on a hypervisor (_modu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 
@@ -23,8 +22,7 @@ Params = Mapping[str, Any]
 DIFF_LIMIT = 104448
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What is, and what is to be.
 
     ``before`` and ``after`` describe the guest in the words of the module's return values; where they differ,
@@ -34,12 +32,12 @@ class Plan:
     line-by-line diff, and ``subject`` names what the diff is about.
     """
 
-    before: Mapping[str, Any] = field(default_factory=dict)
-    after: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = {}
+    after: Mapping[str, Any] = {}
     changed: bool | None = None
     always: bool = False
     todo: Any = None
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = {}
     warnings: Sequence[str] = ()
     subject: str = ""
     texts: tuple[str, str] | None = None
@@ -63,8 +61,7 @@ def _nothing_to_apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """A module.
 
     ``spec`` is its argument spec; ``constraints`` the rest that AnsibleModule knows (``mutually_exclusive``, …).
@@ -79,7 +76,7 @@ class Operation:
     read: Callable[[Agent, Params], Any]
     plan: Callable[[Any, Params], Plan]
     apply: Callable[[Agent, Plan], Mapping[str, Any]] = _nothing_to_apply
-    constraints: Mapping[str, Any] = field(default_factory=dict)
+    constraints: Mapping[str, Any] = {}
     quiet: Sequence[str] = ()
     local_files: Sequence[str] = ()
 

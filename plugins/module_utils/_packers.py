@@ -11,8 +11,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import (
     Compressor,
@@ -37,8 +36,7 @@ Unpack = Callable[[bytes, int], bytes]
 Raises ValueError for what is damaged, or more."""
 
 
-@dataclass(frozen=True)
-class Packer:
+class Packer(NamedTuple):
     """A way to compress."""
 
     packing: Callable[[], Callable[[bytes], bytes]]

@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from dataclasses import dataclass
-from typing import Any, Collection, ContextManager
+from typing import Any, Collection, ContextManager, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -123,8 +122,7 @@ class Presence:
         return False
 
 
-@dataclass(frozen=True)
-class Boot:
+class Boot(NamedTuple):
     """What tells one boot from another, as far as the agent may tell: a Linux guest's ``id``, its ``uptime``.
 
     ``uptime`` is in seconds, None if it is not known; ``at`` is the host's clock at that moment.

@@ -64,32 +64,40 @@ fi
 case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
 own=$(command -v setsid)
 
+# What NUMBER.in has before the program's input.
+program() {
+    IFS= read -r n
+    c=
+    while [ "$n" -gt 0 ]; do
+        IFS= read -r l
+        c=$c$l'
+'
+        n=$((n - 1))
+    done
+    umask 022
+    eval "unset c d idle l mark n; $c"
+}
 # Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
 keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
     [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
     exec 4<"$d/$1.in"
+    case $mark in
+    "$1.part")
+        (program) <&4 4<&- >/dev/null 2>&1
+        rm -f "$d/$1".*
+        return
+        ;;
+    esac
     rm -f "$d/$1.in" &
     {
         {
-            (
-                IFS= read -r n
-                c=
-                while [ "$n" -gt 0 ]; do
-                    IFS= read -r l
-                    c=$c$l'
-'
-                    n=$((n - 1))
-                done
-                umask 022
-                eval "unset c d idle l mark n; $c"
-            ) <&4 4<&- 5>&- &
+            program <&4 4<&- 5>&- &
             echo $! >"$d/$1.pid"
             wait $!
             echo $? >"$d/$1.status"
         } 2>&1 >&5 | keep "$d/$1.err" "$1" 4<&- 5>&-
     } 5>&1 | keep "$d/$1.out" "$1" 4<&-
-    case $mark in "$1.part") rm -f "$d/$1".*; return ;; esac
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
@@ -172,7 +180,7 @@ _LOOK_SECONDS = 1.0
 _ATTEMPTS = 3
 _EXEC = ("guest-exec", "guest-exec-status")
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 Start = Callable[[Agent], None]
 """Starts a runner through the agent given; returns when its ring can be opened, or raises."""
@@ -283,7 +291,8 @@ class RunnerAgent(Agent):
     def forgetting(self) -> Iterator[None]:
         """Have the runner leave nothing of what is started meanwhile, once it has ended: nobody asks after it.
 
-        A runner that was installed some time ago forgets a program of which nobody asks after some minutes.
+        Where that is a shell, it is started without a new program, and has no session of its own. A runner that was
+        installed some time ago forgets a program of which nobody asks after some minutes.
         """
         self._forgetting = True
         try:
@@ -298,7 +307,7 @@ class RunnerAgent(Agent):
 
     def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         self._below.require(*_FILE)
-        command = _command_line(arguments).encode("utf-8", "surrogateescape")
+        command = _command_line(arguments, here=self._forgetting).encode("utf-8", "surrogateescape")
         stdin = base64.b64decode(arguments.get("input-data", ""))
         number = new_number()
         self._untaken[number] = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
@@ -368,13 +377,19 @@ class RunnerAgent(Agent):
         return self._spool.ring("") or self._spool.has(f"{number}.rc")
 
 
-def _command_line(arguments: Mapping[str, Any]) -> str:
-    """Return the shell command that does what guest-exec does with ``arguments``."""
+def _command_line(arguments: Mapping[str, Any], *, here: bool) -> str:
+    """Return the shell command that does what guest-exec does with ``arguments``.
+
+    With ``here``, the shell that runs that command does what another would be started for. To start a program takes an
+    emulated guest 60 ms.
+    """
     words = " ".join(map(shlex.quote, [arguments["path"], *arguments.get("arg", ())]))
     program = f'exec ${{own:+"$own"}} {words}'
+    if here and arguments["path"] == "/bin/sh" and arguments.get("arg", ())[:1] == ["-c"]:
+        program = arguments["arg"][1]
     if "env" not in arguments:
         return program
     variables = [variable.partition("=") for variable in arguments["env"]]
-    if not all(_NAME.fullmatch(name) for name, _equals, _value in variables):
+    if not all(re.fullmatch(_NAME, name) for name, _equals, _value in variables):
         return f'exec ${{own:+"$own"}} env -i {" ".join(map(shlex.quote, arguments["env"]))} {words}'
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, _equals, value in variables) + program

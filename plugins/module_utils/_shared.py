@@ -24,7 +24,6 @@ import select
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import astuple
 from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
@@ -124,7 +123,7 @@ def _gone() -> ConnectError:
 
 
 def encode_step(step: Step) -> bytes:
-    return json.dumps(astuple(step)).encode("ascii")
+    return json.dumps(step).encode("ascii")
 
 
 def decode_step(text: bytes) -> Step:

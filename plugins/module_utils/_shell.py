@@ -14,7 +14,6 @@ import functools
 import io
 import secrets
 from contextlib import suppress
-from dataclasses import replace
 from typing import Callable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -218,8 +217,7 @@ def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
     if len(result.stdout) < _KEPT and len(result.stderr) < _KEPT:
         return result
     try:
-        return replace(
-            result,
+        return result._replace(
             stdout=result.stdout + _spooled(agent, f"{spool}.out", len(result.stdout)),
             stderr=result.stderr + _spooled(agent, f"{spool}.err", len(result.stderr)),
         )

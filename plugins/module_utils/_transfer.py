@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from typing import IO, BinaryIO, Callable, Generator, Iterator, Sequence
+from typing import IO, BinaryIO, Callable, Generator, Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
@@ -200,8 +199,7 @@ def _send(guest_file: GuestFile, piece: _Piece, progress: Progress = no_progress
         progress(sent)
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A part of what is copied: its content, its Sum in hex, and what is sent of it."""
 
     content: bytes

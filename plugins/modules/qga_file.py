@@ -149,8 +149,7 @@ import os
 import secrets
 import shlex
 import time
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Mapping
+from typing import Any, BinaryIO, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError
@@ -178,8 +177,7 @@ DEFAULT_MODE = 0o644
 AGENTS_MODE = 0o666
 
 
-@dataclass(frozen=True)
-class Current:
+class Current(NamedTuple):
     """The file as it is, and the content that it is to have.
 
     ``kind`` is ``file``, ``absent`` or ``other``; ``programs`` tells whether the agent may run programs, without which

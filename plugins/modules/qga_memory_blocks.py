@@ -122,8 +122,7 @@ responses:
 """
 
 import os
-from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._commands import with_underscores
@@ -144,8 +143,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._operation import Opera
 from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
 
 
-@dataclass(frozen=True)
-class Current:
+class Current(NamedTuple):
     """The guest's memory blocks, and what the agent tells of all of them."""
 
     blocks: list[Unit]

@@ -116,8 +116,7 @@ boot_id_after:
 """
 
 import time
-from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils import _power
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -146,12 +145,11 @@ _UNPROVEN = (
 )
 
 
-@dataclass(frozen=True)
-class Current:
+class Current(NamedTuple):
     """The machine's ``status`` in QMP's words (that of one whose agent answers is C(running)), and its present boot."""
 
     status: str
-    boot: Boot = field(default_factory=Boot)
+    boot: Boot = Boot()
 
 
 def read(agent: Agent, params: Params) -> Current:

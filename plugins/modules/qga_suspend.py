@@ -111,8 +111,7 @@ elapsed:
 """
 
 import time
-from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils import _power
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -153,8 +152,7 @@ _HINTS = {
 _COMMANDS = {"ram": "guest-suspend-ram", "disk": "guest-suspend-disk", "hybrid": "guest-suspend-hybrid"}
 
 
-@dataclass(frozen=True)
-class Current:
+class Current(NamedTuple):
     """The machine's ``status`` in QMP's words, and why QEMU cannot wake the guest: empty if it can."""
 
     status: str

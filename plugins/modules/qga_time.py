@@ -122,9 +122,8 @@ rtc_set:
 import calendar
 import re
 import time
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, CommandUnavailable, OperationError
@@ -151,8 +150,7 @@ _REFUSED = "Agents take the years 1970 to 2069, and Linux no instant that would 
 Clock = Callable[[], int]
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """How far the guest's clock is off; all in nanoseconds."""
 
     time: int
@@ -166,8 +164,7 @@ class Measurement:
         return {"time": self.time, "offset": self.offset / _SECOND, "uncertainty": self.uncertainty / _SECOND}
 
 
-@dataclass(frozen=True)
-class Current:
+class Current(NamedTuple):
     """The clock that the guest's should agree with, and how far the guest's is off."""
 
     wanted: Clock

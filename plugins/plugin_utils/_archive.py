@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Container
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import compiled
 from ansible_collections.qemu.guest.plugins.plugin_utils._kind import packed
@@ -34,8 +34,7 @@ Source = tuple[str, tuple[bytes, str]]
 """A module's source: its digest, and what is in it with its path."""
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """An archive: ``digest`` of what is in it, its ``parts`` by their checksums, and how they make it (``recipe``).
 
     The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is

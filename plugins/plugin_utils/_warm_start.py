@@ -49,6 +49,8 @@ def start(home: str, parts: str, beside: str, copies: str) -> None:
     ``copies`` are the programs that a copy of this process may run, as if it was just started for that.
     """
     began = os.fstat(2).st_mtime  # when the shell made that file, to start this
+    with suppress(OSError):  # it has one already
+        os.setsid()
     itself, copy = os.getpid(), Copy(copies.split())
     if not begun(home):
         return

@@ -16,7 +16,6 @@ import syslog
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +81,15 @@ def timers(locks: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The pids of the timers that this process armed. None outlives its test."""
     pids: list[int] = []
 
-    def note(timer: Timer, **changes: Any) -> Timer:
-        timer = replace(timer, **changes)
-        if changes.get("pid"):
-            pids.append(timer.pid)
-        return timer
+    fork = _deadman._fork
 
-    monkeypatch.setattr(_deadman, "replace", note)
+    def note(*work: Any) -> str:
+        answer = fork(*work)
+        if answer.isdigit():
+            pids.append(int(answer))
+        return answer
+
+    monkeypatch.setattr(_deadman, "_fork", note)
     monkeypatch.setattr(_deadman, "_TICK", 0.1)
     yield pids
     for pid in pids:

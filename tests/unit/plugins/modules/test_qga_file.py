@@ -9,7 +9,6 @@ import hashlib
 import os
 import pwd
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +142,7 @@ def test_second_run_changes_nothing(now: Current, params: dict[str, Any], then: 
         about = plan(now, params).after
         after = current(written, now.wanted, now.programs)
         if now.programs:
-            after = replace(
-                after,
+            after = after._replace(
                 mode=int(about["mode"], 8),
                 **{name: about.get(name, "root") for name in ("owner", "group")},
                 uid=about.get("owner", "0") if about.get("owner", "0").isdigit() else "1001",
@@ -173,8 +171,8 @@ def test_plan_for_what_is_no_file(state: str) -> None:
         (current(b"\xff", b"x"), options(append=True), None),
         (current(OLD, b"x" * (DIFF_LIMIT + 1)), options(), None),
         (current(OLD, b"x" * DIFF_LIMIT), options(), ("old\n", "x" * DIFF_LIMIT)),
-        (replace(current(OLD, NEW), text=None), options(), None),
-        (replace(current(OLD, NEW), text=None), options(append=True), None),
+        (current(OLD, NEW)._replace(text=None), options(), None),
+        (current(OLD, NEW)._replace(text=None), options(append=True), None),
         (current(OLD), options(state="absent"), None),
     ],
 )

@@ -11,7 +11,6 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,7 @@ def brought(archives: Archives, archive: Archive, recipe: bytes | None = None) -
     """Bring an archive; return what is in the server's file then, and the parts that it has asked for, each time."""
     path = f"{archives.home}/1.archive"
     if recipe is not None:
-        archive = replace(archive, recipe=recipe)
+        archive = archive._replace(recipe=recipe)
     asked: list[list[str]] = []
     for _time in range(3):
         file, answer = archives.found(archive.digest, path)
