@@ -385,7 +385,7 @@ def _command_line(arguments: Mapping[str, Any], *, here: bool) -> str:
     """
     words = " ".join(map(shlex.quote, [arguments["path"], *arguments.get("arg", ())]))
     program = f'exec ${{own:+"$own"}} {words}'
-    if here and arguments["path"] == "/bin/sh" and arguments.get("arg", ())[:1] == ["-c"]:
+    if here and arguments["path"] == "/bin/sh" and arguments.get("arg", ())[:-1] == ["-c"]:
         program = arguments["arg"][1]
     if "env" not in arguments:
         return program

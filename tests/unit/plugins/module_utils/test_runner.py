@@ -110,6 +110,17 @@ def test_program_that_nobody_asks_after(agent: RunnerAgent, guest: Guest) -> Non
     assert done.read_bytes() == b"input"
 
 
+def test_shell_that_nobody_asks_after_is_the_runners_own(agent: RunnerAgent, guest: Guest) -> None:
+    """To start another takes longer than what it does."""
+    done = guest.tools / "done"
+    tool(guest, "setsid", "echo started; exit 1")
+    with agent.forgetting():
+        start(agent, "/bin/sh", ["-c", f'echo $$ $(umask) $(pwd) "$A" >{done}'], env=["A=b c"])
+    eventually(lambda: in_spool(guest), "it does not run")
+    eventually(lambda: not in_spool(guest), "something is left")
+    assert done.read_text() == f"{runner_pid(guest)} 0022 / b c\n"
+
+
 def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest) -> None:
     result = run_shell(agent, b"set; umask; ls -l /proc/self/fd")
     shown = result.stdout.decode()

@@ -988,6 +988,7 @@ def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPyt
     until(lambda: not list(guest.runner.glob("1/[0-9]*")))
     there = {path.name for path in (guest.runner / SPOOL).iterdir()}
     assert there == {*STAYS, f"{warm._line.number}.rc"}
+    assert os.getsid(server_pid(guest)) == server_pid(guest), "what ends the runner's session ends this too"
 
 
 SEEN = {
