@@ -80,7 +80,12 @@ program() {
 # Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
 keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
 job() {
-    [ -f "$d/$1.in" ] && (set -C; : >"$d/$1.taken") 2>/dev/null || return
+    (set -C; : >"$d/$1.taken") 2>/dev/null || return
+    # In this order: what was rung for twice may have run meanwhile, and be forgotten.
+    [ -f "$d/$1.in" ] || {
+        rm -f "$d/$1.taken"
+        return
+    }
     exec 4<"$d/$1.in"
     case $mark in
     "$1.part")

@@ -266,12 +266,19 @@ def test_rung_for_twice_runs_once(agent: RunnerAgent, guest: Guest) -> None:
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
+def test_rung_for_again_when_it_was_forgotten(agent: RunnerAgent, guest: Guest) -> None:
+    run_shell(agent, b"true")
+    agent._spool.ring("4711")
+    run_shell(agent, b"sleep 0.2")
+    eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
+
+
 def test_kill(agent: RunnerAgent, guest: Guest) -> None:
     """With what it started, and what that starts when it is told to end."""
     started = guest.tools / "started"
     program = f"trap 'sleep 60 & wait' TERM; sleep 60 & : >{started}; wait"
     pid = start(agent, "/bin/sh", ["-c", program])
-    eventually(started.exists, "no program")
+    eventually(lambda: started.exists() and agent.process_id(pid), "no program")  # the runner may be behind it
     began = time.monotonic()
     kill(agent, pid, grace=1)
     assert finish(agent, pid).rc != 0
