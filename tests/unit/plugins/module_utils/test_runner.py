@@ -113,7 +113,6 @@ def test_program_that_nobody_asks_after(agent: RunnerAgent, guest: Guest) -> Non
 def test_shell_that_nobody_asks_after_is_the_runners_own(agent: RunnerAgent, guest: Guest) -> None:
     """To start another takes longer than what it does."""
     done = guest.tools / "done"
-    tool(guest, "setsid", "echo started; exit 1")
     with agent.forgetting():
         start(agent, "/bin/sh", ["-c", f'echo $$ $(umask) $(pwd) "$A" >{done}'], env=["A=b c"])
     eventually(lambda: in_spool(guest), "it does not run")
