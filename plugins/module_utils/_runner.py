@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._shell import READ_COMMAND, input_of
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number, patiently
 
 __all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent")
@@ -43,7 +44,8 @@ HOME = "/run/qemu-guest-runner"
 # renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2 seconds ends
 # (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another ends at
 # once, or with $3 takes its place (roles/guest_prep).
-PROGRAM = r"""
+PROGRAM = (
+    r"""
 d=$1 idle=$2 over=$3
 umask 077
 cd / || exit 1
@@ -66,14 +68,9 @@ own=$(command -v setsid)
 
 # What NUMBER.in has before the program's input.
 program() {
-    IFS= read -r n
-    c=
-    while [ "$n" -gt 0 ]; do
-        IFS= read -r l
-        c=$c$l'
-'
-        n=$((n - 1))
-    done
+"""
+    + READ_COMMAND
+    + r"""
     umask 022
     eval "unset c d idle l mark n; $c"
 }
@@ -173,6 +170,7 @@ while IFS= read -r l <&3; do
     esac
 done
 """
+)
 SPOOL = f"{HOME}/1"
 """The runner's spool. The number is that of the protocol, so that one which was installed some time ago is of use."""
 
@@ -315,7 +313,7 @@ class RunnerAgent(Agent):
         command = _command_line(arguments, here=self._forgetting).encode("utf-8", "surrogateescape")
         stdin = base64.b64decode(arguments.get("input-data", ""))
         number = new_number()
-        self._untaken[number] = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+        self._untaken[number] = input_of(command, stdin)
         if self._forgetting:
             self._forgotten.add(number)
         self._hand_over(number)

@@ -27,8 +27,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, 
 
 __all__ = (
     "PATH",
+    "READ_COMMAND",
     "begin_shell",
     "check_shell",
+    "input_of",
     "kill",
     "login_program",
     "new_spool",
@@ -42,17 +44,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
 
-# The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
-# variable (the environment is not logged) and the same for every command. It reads the command, a count of lines and
-# then the lines, from stdin: `read` takes byte by byte, so what follows is left for the command's own stdin. What is
-# more than one request can carry is put into a file first, which the program takes for its stdin and removes.
-_PROLOGUE = r"""
-unset QEMU_GUEST
-if [ "${QEMU_GUEST_INPUT:-}" ]; then
-    exec <"$QEMU_GUEST_INPUT" || exit 1
-    rm -f "$QEMU_GUEST_INPUT"
-    unset QEMU_GUEST_INPUT
-fi
+READ_COMMAND = r"""
 IFS= read -r n
 c=
 while [ "$n" -gt 0 ]; do
@@ -61,6 +53,24 @@ while [ "$n" -gt 0 ]; do
 '
     n=$((n - 1))
 done
+"""
+"""The shell program that reads into C(c) the command that ``input_of`` begins with. `read` takes byte by byte, so what
+follows is left for the command's own stdin."""
+
+# The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
+# variable (the environment is not logged) and the same for every command. It reads the command from stdin. What is more
+# than one request can carry is put into a file first, which the program takes for its stdin and removes.
+_PROLOGUE = (
+    r"""
+unset QEMU_GUEST
+if [ "${QEMU_GUEST_INPUT:-}" ]; then
+    exec <"$QEMU_GUEST_INPUT" || exit 1
+    rm -f "$QEMU_GUEST_INPUT"
+    unset QEMU_GUEST_INPUT
+fi
+"""
+    + READ_COMMAND
+    + r"""
 u=root
 [ -O / ] || u=$(id -un)
 eval "HOME=~$u"
@@ -86,6 +96,7 @@ done
 cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
+)
 # The command takes the shell's place: what ends it, a signal included, is what the agent tells.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
 # Comes before that: what is more than a pipe holds is put into such a file, if there can be one. An agent whose program
@@ -181,7 +192,7 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
 
     ``spool`` is the path that the files for long output begin with; without it there are none.
     """
-    data = b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+    data = input_of(command, stdin)
     keep = _KEEP if _PIPE < len(data) <= agent.largest_input and agent.pipes_input else ""
     env = [f"PATH={PATH}", "QEMU_GUEST=" + keep + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
@@ -200,6 +211,11 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
         with suppress(QgaError):
             run_shell(agent, f"rm -f {path}".encode("ascii"), whole=False)
         raise
+
+
+def input_of(command: bytes, stdin: bytes) -> bytes:
+    """Return what a shell takes as its input that reads a command by READ_COMMAND: a count of lines, and the lines."""
+    return b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
 
 
 def login_program() -> str:
