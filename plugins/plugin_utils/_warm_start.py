@@ -220,11 +220,12 @@ class Copy:
         """Be an interpreter. Who has called this stays where it is: what that has open is closed here by number."""
         nothing = os.open(os.devnull, os.O_RDONLY)
         with open(program, "rb") as file:
-            code = self.codes.get(program) or compile(file.read(), "<stdin>", "exec", dont_inherit=True)
+            text = file.read()
         be_apart(self.directory, self.umask, [nothing, output.fileno(), errors.fileno()])
         output.close()
         errors.close()
-        os.closerange(SOURCE, 1 << 10)
+        os.closerange(SOURCE, 1 << 10)  # soon: as long as the ring is open, clients believe that somebody serves
+        code = self.codes.get(program) or compile(text, "<stdin>", "exec", dont_inherit=True)
         for changed in (signal.SIGTERM, signal.SIGCHLD):  # by what serves
             signal.signal(changed, signal.SIG_DFL)
         exec(code, globals())

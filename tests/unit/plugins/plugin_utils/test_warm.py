@@ -869,6 +869,7 @@ def test_server_that_does_not_come_is_not_waited_for_long(
 
 def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     warmed(warm)
+    assert warm.run("true", b"")  # what the server starts beside is there: as it begins, it has the ring open, too
     pid = server_pid(guest)
     os.kill(pid, signal.SIGKILL)
     while os.path.exists(f"/proc/{pid}"):
