@@ -130,7 +130,7 @@ class Agent(ABC):
         return False
 
     def process_id(self, pid: int) -> int:
-        """Return the process number in the guest of the program that guest-exec called ``pid``."""
+        """Return the process number in the guest of the program that guest-exec called ``pid``; 0 if nobody tells."""
         return pid
 
     @property

@@ -29,7 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     NoRunnerError,
     OutcomeUnknownError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._shell import READ_COMMAND, input_of
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number, patiently
 
@@ -179,6 +179,8 @@ IDLE_SECONDS = 600
 
 # A request that nobody has taken after this many seconds is rung for again, and whether the runner lives is looked at.
 _LOOK_SECONDS = 1.0
+# How long a program's process number is waited for, from when somebody wants it.
+_PID_SECONDS = 10.0
 # Attempts to hand a request over: a runner may end of idleness just then.
 _ATTEMPTS = 3
 _EXEC = ("guest-exec", "guest-exec-status")
@@ -284,11 +286,24 @@ class RunnerAgent(Agent):
         return self._below.again()
 
     def process_id(self, pid: int) -> int:
-        """Return the process number of the program that guest-exec called ``pid``; 0 if it has none yet."""
+        """Return the process number of the program that guest-exec called ``pid``, once it was started.
+
+        It is 0 if the runner does not write it within _PID_SECONDS: there is no room for it.
+
+        :raise OutcomeUnknownError: if the runner has ended.
+        """
         if self._left_below():
             return pid
-        text = self._spool.read(f"{pid}.pid") or b""
-        return int(text) if re.fullmatch(rb"\d{1,9}\n", text) else 0
+        deadline = Deadline(_PID_SECONDS)
+        for pause in pauses():
+            text = self._spool.read(f"{pid}.pid") or b""
+            if re.fullmatch(rb"\d{1,9}\n", text):
+                return int(text)
+            if deadline.expired:
+                break
+            self._look_after(pid)
+            time.sleep(pause)
+        return 0
 
     @contextmanager
     def forgetting(self) -> Iterator[None]:

@@ -289,6 +289,12 @@ done
 """
 
 
-def kill(agent: Agent, pid: int, grace: int = 5) -> None:
-    """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL."""
-    run_shell(agent, (_KILL % {"pid": agent.process_id(pid), "grace": grace}).encode("ascii"), whole=False)
+def kill(agent: Agent, pid: int, grace: int = 5) -> int:
+    """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL.
+
+    Return its process number. Where that is 0, nobody tells it, and nothing is ended: process 0 has started them all.
+    """
+    process = agent.process_id(pid)
+    if process:
+        run_shell(agent, (_KILL % {"pid": process, "grace": grace}).encode("ascii"), whole=False)
+    return process

@@ -216,13 +216,14 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     result = finish(agent, pid) if params["timeout"] is None else wait(agent, pid, params["timeout"])
     timed_out = result is None
     if timed_out:
-        kill(agent, pid)
+        process = kill(agent, pid)
         result = wait(agent, pid, _SECONDS_TO_DIE)
     if result and spool:
         result = with_spooled(agent, result, spool)
     answer = {**(described(result) if result else {}), "elapsed": round(time.monotonic() - started, 3)}
     if timed_out:
-        fate = "It and what it started was ended." if result else f"It could not be ended; its pid is {pid}."
+        which = f"its pid is {process}" if process else "nothing tells its pid (is the guest's /run full?)"
+        fate = "It and what it started was ended." if result else f"It could not be ended; {which}."
         raise OperationError(f"the program took more than {params['timeout']:g} s. {fate}", result=answer)
     if answer["rc"] != 0:
         how = f"ended by signal {answer['signal']}" if answer["rc"] is None else f"exit status {answer['rc']}"

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap
+from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap, _runner
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
@@ -196,18 +197,15 @@ def test_dead_runner_is_replaced(agent: RunnerAgent, guest: Guest) -> None:
 
 def test_nobody_but_the_runner_keeps_the_ring_open(agent: RunnerAgent, guest: Guest) -> None:
     """Else one that was killed would seem to live as long as a program of its does."""
-    pid = start(agent, "/bin/sleep", ["60"])
-    eventually(lambda: agent.process_id(pid), "no program")
-    runner = int((guest.runner / "1" / "pid").read_text())
-    os.kill(runner, signal.SIGKILL)
+    process = agent.process_id(start(agent, "/bin/sleep", ["60"]))
+    os.kill(runner_pid(guest), signal.SIGKILL)
     eventually(lambda: not agent._spool.ring(""), "somebody else reads the ring")
-    os.kill(agent.process_id(pid), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
 
 
 @only_sh
 def test_runner_that_dies_with_its_program(agent: RunnerAgent, guest: Guest) -> None:
     pid = start(agent, "/bin/sleep", ["60"])
-    eventually(lambda: agent.process_id(pid), "no program")
     os.kill(agent.process_id(pid), signal.SIGSTOP)
     # The one that waits for the program too.
     subprocess.run(["pkill", "-KILL", "-f", str(guest.runner / "1")], check=True)
@@ -218,7 +216,7 @@ def test_runner_that_dies_with_its_program(agent: RunnerAgent, guest: Guest) -> 
 @only_sh
 def test_runner_that_dies_while_its_program_goes_on(agent: RunnerAgent, guest: Guest) -> None:
     pid = start(agent, "/bin/sh", ["-c", "sleep 2; echo done"])
-    eventually(lambda: agent.process_id(pid), "no program")
+    assert agent.process_id(pid)
     assert wait(agent, pid, 0) is None
     os.kill(runner_pid(guest), signal.SIGKILL)
     eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
@@ -277,11 +275,37 @@ def test_kill(agent: RunnerAgent, guest: Guest) -> None:
     started = guest.tools / "started"
     program = f"trap 'sleep 60 & wait' TERM; sleep 60 & : >{started}; wait"
     pid = start(agent, "/bin/sh", ["-c", program])
-    eventually(lambda: started.exists() and agent.process_id(pid), "no program")  # the runner may be behind it
+    eventually(started.exists, "no program")
     began = time.monotonic()
-    kill(agent, pid, grace=1)
+    assert kill(agent, pid, grace=1)
     assert finish(agent, pid).rc != 0
     assert time.monotonic() - began < 30
+
+
+def test_kill_before_it_was_taken(agent: RunnerAgent, guest: Guest) -> None:
+    run_shell(agent, b"true")
+    os.kill(runner_pid(guest), signal.SIGSTOP)
+    pid = start(agent, "/bin/sleep", ["60"])
+    threading.Timer(0.5, os.kill, (runner_pid(guest), signal.SIGCONT)).start()
+    assert kill(agent, pid, grace=1)
+    assert finish(agent, pid).rc != 0
+
+
+@only_sh
+def test_nothing_is_ended_where_nobody_tells_its_pid(
+    agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was no room for it."""
+    monkeypatch.setattr(_runner, "time", clock)
+    pid = start(agent, "/bin/sleep", ["60"])
+    process = agent.process_id(pid)
+    (guest.runner / "1" / f"{pid}.pid").unlink()
+    before = in_spool(guest)
+    assert kill(agent, pid) == 0
+    assert in_spool(guest) == before, "something was run"
+    assert wait(agent, pid, 0) is None
+    os.kill(process, signal.SIGKILL)
+    assert finish(agent, pid).rc == 128 + signal.SIGKILL
 
 
 @only_sh

@@ -210,6 +210,17 @@ def test_program_that_cannot_be_ended(agent: SocketAgent, server: Scripted, cloc
     assert "rc" not in error.result
 
 
+def test_program_whose_pid_nobody_tells(
+    agent: SocketAgent, server: Scripted, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 0 is no program: everything has been started by it."""
+    server.answers.update({"guest-exec": {"pid": 4711}, "guest-exec-status": {"exited": False}})
+    monkeypatch.setattr(agent, "process_id", lambda pid: 0)
+    error = failure(agent, shell="x", timeout=3)
+    assert "could not be ended; nothing tells its pid" in str(error)
+    assert server.work.count("guest-exec") == 1
+
+
 def test_creates_and_removes(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
     path = str(tmp_path / "it")
     assert run(agent, shell=f"touch '{path}'", creates=path)["changed"] is True
