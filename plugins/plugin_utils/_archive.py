@@ -25,7 +25,7 @@ __all__ = ("REMEMBERED", "Archive", "read_archive")
 _HEADER = 30
 _LENGTHS = struct.Struct("<HH")
 _AT = 26
-# What the archive is in a traceback: ARCHIVE in _warm_modules.py.
+# What the archive is in a traceback: ARCHIVE in _warm_payload.py.
 _NAME = "_payload.zip"
 REMEMBERED = 12
 """Letters of a part's checksum by which a client remembers that it is in the guest."""

@@ -23,40 +23,35 @@ import zlib
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from ansible_collections.qemu.guest.plugins.module_utils import _zstd
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
-from ansible_collections.qemu.guest.plugins.plugin_utils import _compiled, _kind
+from ansible_collections.qemu.guest.plugins.plugin_utils import _kind
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 
 __all__ = ("WarmPython",)
 
 
-# Read, not imported: they are for the guest, and a connection is made anew for each task.
-def _program(name: str) -> bytes:
-    return Path(__file__).with_name(f"_warm_{name}.py").read_bytes()
+def _program(*names: str) -> bytes:
+    """Return the text of these modules, each behind what it imports of the others, as one program.
 
-
-def _alone(program: bytes) -> bytes:
-    """Return a program as it is where what it imports of the others has come before it."""
-    return _ELSEWHERE.sub(b"", program)
-
-
-def _interpreter(*programs: bytes) -> bytes:
-    return b"".join([_program("zygote"), *map(_alone, programs)])
+    They are read, not imported: they are for the guest, and a connection is made anew for each task.
+    """
+    texts = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in names]
+    return b"from __future__ import annotations\n" + b"".join(_ELSEWHERE.sub(b"", text) for text in texts)
 
 
 _ELSEWHERE = re.compile(rb"^ *from (?:ansible_collections|__future__)\b[^\n(]*(?:\([^)]*\))?\n", re.MULTILINE)
-_KIND = Path(_kind.__file__).read_bytes()
-_START_PROGRAM = b"from __future__ import annotations\n" + _alone(_KIND) + _alone(_program("start"))
+_START_PROGRAM = _program("_kind", "_warm_start")
 # An interpreter that is started for one of them has a last line behind that.
 _PROGRAMS = {
-    "server.py": _alone(_program("server")),
-    "modules.py": _interpreter(_KIND, Path(_compiled.__file__).read_bytes(), _program("modules")),
-    "commands.py": _interpreter(Path(_zstd.__file__).read_bytes(), _program("commands")),
+    "server.py": _program("_warm_surroundings", "_warm_tasks", "_warm_archives", "_warm_interpreters", "_warm_server"),
+    "modules.py": _program(
+        "_warm_zygote", "_kind", "_compiled", "_warm_payload", "_warm_importer", "_warm_memory", "_warm_modules"
+    ),
+    "commands.py": _program("_warm_zygote", "../module_utils/_zstd", "_warm_commands"),
 }
 _LAST_LINES = {"modules.py": b"\n\nmain(Modules())\n", "commands.py": b"\n\nmain(Commands())\n"}
 # Another version of them has a spool of its own.

@@ -1,0 +1,38 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Warm Python in a guest that is this machine, by a runner of its shell."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+
+
+@pytest.fixture
+def agent(
+    guest: Guest, clock: Clock, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> RunnerAgent:
+    # Where this machine has systemd, it is not to start anything; and all of this needs real time.
+    (guest.tools / "systemd-run").write_text("#!/bin/sh\nexit 1\n")
+    (guest.tools / "systemd-run").chmod(0o755)
+    clock.on_sleep = lambda: time.sleep(0.005)
+    below = connect(scripted(guest.answers()))
+    return RunnerAgent(below, functools.partial(start_runner, routes=(), log=lambda line: None))
+
+
+@pytest.fixture
+def warm(agent: RunnerAgent) -> Iterator[WarmPython]:
+    made = WarmPython(agent, lambda line: None)
+    yield made
+    made.end()

@@ -1,0 +1,292 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shell commands by a warm interpreter, against the plain way."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import os
+import re
+import resource
+import signal
+import stat
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._packed import pack_command
+from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import (
+    create_command,
+    spool_command,
+    unpack_command,
+    write_command,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor, zstd_decompress
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_commands
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, SPOOL, shell_warmed
+
+COMMANDS = {
+    "output": r"printf 'o\377\0'; printf 'e\n' >&2",
+    "exit": "exit 7",
+    "last status": "false",
+    "signal": "kill -9 $$",
+    "terminated": "kill $$",
+    "broken pipe": "yes | head -n 1",
+    "not found": "no_such_program_there",
+    "syntax error": "if true; then (",
+    "syntax error in a later line": "echo a\nfi",
+    "several lines": "echo a\n\necho 'b\nc'\n",
+    "here document": "cat <<E\n$HOME\nE",
+    "variables": "set | grep -v -E '^(PPID|OPTIND|PS.|IFS|_|BASH.*|EPOCH.*|RANDOM|SECONDS|SRANDOM)='",
+    "environment": "env | sort",
+    "arguments": 'echo "$0" "$#" "$-"; tr "\\0" " " </proc/$$/cmdline',
+    "session": "set -- $(cat /proc/$$/stat); [ $6 = $$ ] && echo leads",
+    "directory and mask": "pwd; umask",
+    "descriptors": "ls /proc/self/fd",
+    "limits and signals": "ulimit -n; grep -E 'Sig(Ign|Blk)' /proc/self/status",
+    "input": 'read -r l; echo "$l"; cat',
+    "quotes": "echo 'it'\\''s' \"a  b\" ä",
+    "background": "(sleep 0.3; echo late) & echo early",
+    "daemon": "(exec setsid sleep 5 >/dev/null 2>&1 </dev/null &) ; echo on",
+    "long output": "head -c 300000 /dev/zero; head -c 70000 /dev/zero >&2",
+    "writes to /dev/stderr": "echo a >/dev/stderr; echo b >/dev/stderr; echo c >/dev/stdout",
+    "unset": 'echo "${c-none} ${QEMU_GUEST-none} ${QEMU_GUEST_COMMAND-none} ${n-none} ${OLDPWD-none}"',
+    "long command": "x=" + "y" * 60_000 + "; echo ${#x}",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_shell_command_is_as_plain(agent: RunnerAgent, warm: WarmPython, command: str) -> None:
+    shell_warmed(warm)
+    for stdin in (b"a line\n\xff and more", b""):
+        result, expected = warm.run(command, stdin), run_shell(agent, command.encode(), stdin)
+        if "kill" in command:  # see test_same_as_plain
+            expected = expected._replace(stderr=b"")
+        assert result == expected
+
+
+def test_shell_commands_beside_each_other(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    shell_warmed(warm)
+    before = len(guest.files)
+    begun = [warm.begin_shell(command, b"") for command in (b"sleep 0.3; echo slow", b"exit 3")]
+    result = warm.run("echo other", b"")
+    assert result and result.stdout == b"other\n"
+    ended = [one() for one in begun if one]
+    assert [(one.rc, one.stdout) for one in ended if one] == [(0, b"slow\n"), (3, b"")]
+    assert len(guest.files) == before, "there is one line for the next again"
+
+
+NAME = "ansible-tmp-1700000000.5-12-345"
+MAKE = (
+    f'( umask 77 && mkdir -p "` echo {{0}} `"&& mkdir "` echo {{0}}/{NAME} `" && echo {NAME}="` echo {{0}}/{NAME} `" )'
+)
+REMOVE = f"rm -f -r {{0}}/{NAME}/ > /dev/null 2>&1"
+
+
+def around_modules(base: Path) -> Iterator[str]:
+    """What ansible-core has a shell do around its modules, here below a directory, and what shows what was done."""
+    yield from ["echo ~", "echo ~root", "echo ~nobody_of_this_name"]
+    for parent in (f"{base}/a/b", f"{base}/file", f"{base}/link/c", f"{base}/with space", f"{base}/it's"):
+        yield MAKE.format(parent)
+        yield MAKE.format(parent)  # which finds it there
+        yield f"touch {parent}/{NAME}/x"
+        yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
+        yield REMOVE.format(parent)
+        yield REMOVE.format(parent)
+    yield f"mkdir {base}/kept; touch {base}/kept/x; ln -s {base}/kept {base}/{NAME}"
+    yield REMOVE.format(base)
+    yield f"cd {base}; find . | sort"
+    yield f"rm -f -r {base}/{NAME} > /dev/null 2>&1"
+    yield f"cd {base}; find . | sort"
+    yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file"
+    yield f"cd {base}; mkdir directory; mkfifo fifo; : >empty"
+    for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
+        yield write_command(f"{base}/{name}")
+        yield create_command(f"{base}/{name}.created")
+    yield create_command(f"{base}/file")
+    yield create_command(f"{base}/to-nothing")
+    yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
+    yield f"cd {base}; rm -f -- *.created */*.created"
+    yield write_command("/dev/null")
+    yield write_command("/dev/full")
+    yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
+    for names in (["shared/", "new"], ["to-file"], ["none"], ["to-nothing", "empty"], ["empty", "none", "part"]):
+        yield " ".join(["chmod u+rwx", *(f"{base}/{name}" for name in names)])
+    yield f"chmod u+rwx {base}/e*"
+    yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
+    for name in ("new", "to-file", "empty", "to-nothing", "directory", "fifo", "with space"):
+        yield file_command(f"{base}/{name}")
+        yield part_command(f"{base}/{name}", 3, 5) if name != "fifo" else "true"
+    yield part_command(f"{base}/new", 100, 5)
+    yield f"cd {base}; echo packed | gzip >part; head -c 20 part >damaged; echo plain >text"
+    for name, append in (
+        ("part", False),
+        ("part", True),
+        ("part", True),
+        ("damaged", True),
+        ("text", True),
+        ("no", True),
+    ):
+        yield unpack_command(GZIP, f"{base}/{name}", f"{base}/out", 7, append=append)
+    yield unpack_command(GZIP, f"{base}/part", "/dev/full", 7, append=True)
+    yield unpack_command(GZIP, f"{base}/part", f"{base}/directory", 7, append=False)
+    yield f"cat {base}/out"
+    yield spool_command(f"{base}/spool")
+    yield spool_command(f"{base}/no/spool")
+    for name in ("new", "to-file", "empty", "to-nothing", "directory", "no", "with space"):
+        yield pack_command(ZSTD, f"{base}/{name}", range(3, 11), f"{base}/spool.5", f"{base}/spool.0")
+        yield f"zstd -dc <{base}/spool.5"
+    yield pack_command(ZSTD, f"{base}/new", range(100), f"{base}/no/spool", f"{base}/none")
+    yield pack_command(ZSTD, f"{base}/new", range(100), "/dev/full", f"{base}/none")
+    yield f"cd {base}; echo packed | zstd -c1 >part; head -c 12 part >damaged"
+    for name in ("part", "damaged", "text", "no"):
+        yield unpack_command(ZSTD, f"{base}/{name}", f"{base}/out", 7, append=True)
+    yield f"cat {base}/out"
+    yield f"cd {base}; touch spool spoolx .spool.1; mkdir -p spool.d/x; find . | sort"
+    yield f"rm -f {base}/spool.*"
+    yield f"rm -r {base}/spool.d; rm -f {base}/none.*"
+    yield f"cd {base}; touch spool.5 spool.6"
+    yield f"rm -f {base}/spool.*"
+    yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort; cat new file kept/x"
+
+
+def test_commands_around_modules_are_as_plain(agent: RunnerAgent, warm: WarmPython, tmp_path: Path) -> None:
+    shell_warmed(warm)
+    results = []
+    for name, run in (("warm", warm.run), ("plain", lambda command, stdin: run_shell(agent, command.encode(), stdin))):
+        base = tmp_path / name
+        base.mkdir()
+        (base / "file").touch()
+        (base / "link").symlink_to(base)
+        lines = []
+        for command in around_modules(base):
+            result = run(command, b"its \xff input\n")
+            assert result is not None
+            texts = [
+                text.decode("utf-8", "replace").replace(str(base), "BASE") for text in (result.stdout, result.stderr)
+            ]
+            lines.append([command.replace(str(base), "BASE"), result.rc, *texts])
+        results.append(lines)
+    for warm_line, plain_line in zip(*results, strict=True):
+        if ": or CRC-32;" in warm_line[0] and warm_line[1] == 0:
+            assert re.fullmatch(r"[0-9a-f]{8}  -\n", warm_line[2]) or warm_line == plain_line
+            warm_line[2] = plain_line[2] = "a checksum"
+        elif "command -v zstd" in warm_line[0] and warm_line[1] == 0:  # a shell prints where that is
+            assert warm_line[2]
+            warm_line[2] = plain_line[2] = "something"
+        assert warm_line == plain_line
+
+
+def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/one")
+    done_here = functools.partial(_warm_commands.done_here, read=lambda: b"its input")
+    assert done_here(b"echo ~") == b"/home/one\n"
+    assert done_here(b"echo ~root") == b"/root\n"
+    parent = tmp_path / "a" / "b"
+    made = parent / NAME
+    assert done_here(MAKE.format(parent).encode()) == f"{NAME}={made}\n".encode()
+    assert stat.S_IMODE(made.stat().st_mode) == stat.S_IMODE(parent.stat().st_mode) == 0o700
+    (made / "file").touch()
+    assert done_here(REMOVE.format(parent).encode()) == b""
+    assert not made.exists()
+    path = tmp_path / "file"
+    assert done_here(write_command(str(path)).encode()) == hashlib.sha256(b"its input").hexdigest().encode() + b"  -\n"
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
+    for _time in range(2):
+        assert done_here(create_command(f"{path}.new").encode()) == b""
+        assert stat.S_IMODE(Path(f"{path}.new").stat().st_mode) == 0o600
+    assert done_here(f"chmod u+rwx {parent}/ {path}".encode()) == b""
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    printed = [f"{zlib.crc32(data):08x}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
+    assert done_here(file_command(str(path)).encode()) == printed[0]
+    assert done_here(part_command(str(path), 4, 4).encode()) == printed[1]
+    (tmp_path / "part").write_bytes(gzip.compress(b"more"))
+    assert done_here(unpack_command(GZIP, f"{tmp_path}/part", str(path), 4, append=True).encode()) == printed[2]
+    (tmp_path / "part").write_bytes(Compressor(1).compress(b"more"))
+    assert done_here(unpack_command(ZSTD, f"{tmp_path}/part", str(path), 4, append=True).encode()) == printed[2]
+    assert path.read_bytes() == b"its inputmoremore"
+    spool = tmp_path / "spool"
+    assert done_here(spool_command(str(spool)).encode())
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("spool.0", "spool.1")] == [0o600] * 2
+    packed = pack_command(ZSTD, str(path), range(4, 8), f"{spool}.2", f"{spool}.1").encode()
+    assert done_here(packed) == printed[1]
+    assert zstd_decompress((tmp_path / "spool.2").read_bytes(), 4) == b"inpu"
+    assert stat.S_IMODE((tmp_path / "spool.2").stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.glob("spool.*")) == ["spool.0", "spool.2"]
+    assert done_here(f"rm -f {spool}.*".encode()) == b""
+    assert not list(tmp_path.glob("spool.*"))
+    for command in (
+        f"rm -f -r {parent} > /dev/null 2>&1",
+        "echo ~; id",
+        MAKE.format("/a$(id)"),
+        REMOVE.format("a"),
+        write_command("/a b"),
+    ):
+        assert done_here(command.encode()) is None
+
+
+def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: WarmPython) -> None:
+    shell_warmed(warm)
+    assert warm.run(":" + " " * _warm._LONGEST_COMMAND, b"") is None
+
+
+def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    assert warm.run("echo", b"") is None
+    assert run_shell(agent, b"echo").stdout == b"\n"
+    time.sleep(0.5)
+    assert not list(guest.runner.glob(f"{SPOOL}*"))
+
+
+SHRINKS = """
+import os, sys, zlib
+sys.path.insert(0, sys.argv[1])
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_commands
+whole = zlib.crc32
+def crc32(*arguments):
+    os.truncate(sys.argv[2], 0)
+    return whole(*arguments)
+zlib.crc32 = crc32
+_warm_commands.sum_of_part(b"5", os.fsencode(sys.argv[2]), b"100000")
+"""
+
+
+def test_file_that_shrinks_while_it_is_summed_up(tmp_path: Path) -> None:
+    """Nobody is told a checksum, and the guest's administrator not of a crash."""
+    (tmp_path / "file").write_bytes(bytes(200_000))
+    collections = Path(_warm_commands.__file__).parents[5]
+
+    def allow_core() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+
+    arguments = [COMMAND, "-c", SHRINKS, str(collections), str(tmp_path / "file")]
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, preexec_fn=allow_core) as process:
+        status = os.waitpid(process.pid, 0)[1]
+        assert process.stdout
+        assert process.stdout.read() == b""
+    assert os.WTERMSIG(status) == signal.SIGBUS
+    assert not os.WCOREDUMP(status)
+
+
+@pytest.mark.parametrize(
+    ("start", "size"), [(0, 300_000), (1, 1), (4096, 10), (65_537, 100_000), (299_999, 5), (300_000, 5)]
+)
+def test_parts_of_a_file_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, size: int) -> None:
+    """In windows, which begin where a page does."""
+    monkeypatch.setattr(_warm_commands, "WINDOW", 70_000)
+    content = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(content)
+    printed = _warm_commands.sum_of_part(b"%d" % (start + 1), os.fsencode(tmp_path / "file"), b"%d" % size)
+    assert printed == b"%08x  -\n" % zlib.crc32(content[start : start + size])

@@ -1,0 +1,236 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a server of warm interpreters starts, and the first of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool
+from ansible_collections.qemu.guest.plugins.plugin_utils import _kind, _warm
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.warm import (
+    COMMAND,
+    LIBRARIES,
+    SPOOL,
+    STAYS,
+    module,
+    plain,
+    server_pid,
+    until,
+    warmed,
+    with_archive,
+)
+
+
+def test_server_that_cannot_is_not_tried_again(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_warm, "_START_SECONDS", 60)  # it is not waited for
+    began = time.monotonic()
+    with monkeypatch.context() as broken:
+        broken.setitem(_warm._PROGRAMS, "server.py", b"import no_such_module")
+        assert warm.run(COMMAND, module("")) is None
+    for _attempt in range(5):
+        assert warm.run(COMMAND, module("")) is None
+    assert time.monotonic() - began < 30
+    failed = guest.runner / f"{SPOOL}.failed"
+    assert "No module named 'no_such_module'" in failed.read_text()
+    assert stat.S_IMODE(failed.stat().st_mode) == 0o600
+    assert not (guest.runner / SPOOL).exists()
+
+
+@pytest.mark.parametrize("end", ["raise OSError(28, 'no room')", "import os, signal; os.kill(os.getpid(), 9)"])
+def test_server_without_room_is_tried_again(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """So is one that was killed as it started. The task is run at once, though, the plain way."""
+    monkeypatch.setattr(_warm, "_START_SECONDS", 60)
+    began = time.monotonic()
+    with monkeypatch.context() as broken:
+        broken.setitem(_warm._PROGRAMS, "server.py", end.encode())
+        assert warm.run(COMMAND, module("")) is None
+    failed = guest.runner / f"{SPOOL}.failed"
+    until(failed.exists)  # it may have had a ring for a moment, and then it is not looked for
+    assert failed.read_text() == ""
+    for place in guest.runner.glob(f"{SPOOL}.new"):  # of the killed one
+        os.utime(place, (1, 1))
+    assert warm.run(COMMAND, module(""))
+    assert time.monotonic() - began < 30
+
+
+def test_server_that_does_not_come_is_not_waited_for_long(
+    warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_warm, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(_warm, "_START_PROGRAM", b"import time; time.sleep(2)")
+    began = time.monotonic()
+    assert warm.run(COMMAND, module("")) is None
+    assert 0.3 < time.monotonic() - began < 2
+
+
+def at_work_in(spool: Path) -> list[int]:
+    """Return the processes whose working directory this is, or was."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(process / "cwd").startswith(str(spool)):
+                found.append(int(process.name))
+    return found
+
+
+def test_those_who_start_one_at_once(guest: Guest) -> None:
+    """As tasks do that follow each other before it is there."""
+    tmp_path = Path(guest.place.name)
+    for number in range(5):
+        spool = tmp_path / f"warm{number}"
+        request = _warm._request(COMMAND, "a" * 64, b"", b"")
+        starters = []
+        for another in range(60):  # from before the first has begun until after its server has
+            command, data = _warm._starter(str(spool), request, sys.executable, f"{spool}.{another}")
+            (tmp_path / f"input{another}").write_bytes(data)
+            with open(tmp_path / f"input{another}", "rb") as stdin:
+                starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
+            time.sleep(0.003)
+        for starter in starters:
+            starter.wait(30)
+        end = time.monotonic() + 30
+        while not (spool / "pid").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        until(lambda: len(at_work_in(spool)) == 1)  # noqa: B023 - called at once; others may be about to end
+        assert at_work_in(spool) == [int((spool / "pid").read_text())], "the one that is there"
+        # Of those who were not needed, the last may still be about to remove what it had.
+        until(lambda: {path.name for path in tmp_path.glob("warm*")} == {spool.name})  # noqa: B023 - called at once
+        (spool / "ring").write_text("quit\n")
+        while spool.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPython, guest: Guest) -> None:
+    """And nothing is left of the start."""
+    seen = []
+    for number in range(2):
+        result = warm.run(COMMAND, module(f"import os; print({number}, os.getppid())"))
+        assert result
+        shown, parent = result.stdout.split()
+        assert int(shown) == number
+        seen.append(int(parent))
+    assert seen[0] == seen[1]
+    until(lambda: not list(guest.runner.glob("1/[0-9]*")))
+    there = {path.name for path in (guest.runner / SPOOL).iterdir()}
+    assert there == {*STAYS, f"{warm._line.number}.rc"}
+    assert os.getsid(server_pid(guest)) == server_pid(guest), "what ends the runner's session ends this too"
+
+
+SEEN = {
+    **LIBRARIES,
+    "ansible/module_utils/seen.py": "import os\nopen(os.environ['SEEN'], 'a').write(f'{os.getpid()}\\n')\n",
+}
+
+
+def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
+    """If the code of them comes that the controller has compiled."""
+    place = Path(guest.place.name)
+    spool, seen = place / "warm", place / "seen"
+    _payload, archive = with_archive(module("", SEEN))
+    brought = archive.brought(archive.remembered(), code=True, programs=_warm._code_of_programs())
+    command, data = _warm._starter(str(spool), _warm._request(COMMAND, archive.digest, b"", b""), COMMAND, f"{spool}.1")
+    (place / "input").write_bytes(data)
+    with open(place / "input", "rb") as stdin:
+        subprocess.run(["sh", "-c", command], stdin=stdin, env={**os.environ, "SEEN": str(seen)}, check=True)
+    Path(f"{spool}.1.archive").write_bytes(brought)
+    until(seen.exists)
+    until(spool.exists)
+    (spool / "ring").write_text("quit\n")
+    until(lambda: not spool.exists())
+    assert seen.read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("late", ["nothing", "cut off", "of another kind"])
+def test_start_does_not_depend_on_what_a_client_brings(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    monkeypatch.setattr(_warm, "_QUICK_START_SECONDS", -1)
+    write = Spool.write
+
+    def written(spool: Spool, name: str, data: bytes) -> bool:
+        if name.startswith("warm"):
+            if late == "nothing":
+                return True
+            if late == "cut off":
+                data = data[:1000]
+        return write(spool, name, data)
+
+    monkeypatch.setattr(Spool, "write", written)
+    if late == "of another kind":
+        monkeypatch.setattr(_kind, "KIND", _kind.KIND[::-1])
+    result = warm.run(COMMAND, module("print(library.VALUE)"))
+    assert result and result.stdout == b"first\n"
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have interpreters tell whether they are copies of what starts them."""
+    begin = b"        exec(code, globals())\n"
+    assert begin in _warm._START_PROGRAM
+    marked = _warm._START_PROGRAM.replace(begin, b"        os.environ['COPY'] = 'yes'\n" + begin)
+    monkeypatch.setattr(_warm, "_START_PROGRAM", marked)
+
+
+@pytest.mark.parametrize(
+    ("command", "copied"),
+    [
+        (COMMAND, True),
+        (f"A='1 2' {COMMAND}", True),
+        (f"true; {COMMAND}", False),
+        (f"PYTHONWARNINGS=none {COMMAND}", False),
+    ],
+    ids=["alone", "with an environment", "with something before it", "that says something"],
+)
+@pytest.mark.usefixtures("copies")
+def test_first_interpreter_is_a_copy(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, command: str, copied: bool
+) -> None:
+    """Unless what it says at its start is to be said by each task, or it may be another's."""
+    program = module(
+        "import os; print(os.environ.pop('COPY', 'no'), sorted(os.environ), os.getcwd(), os.umask(0));"
+        "print(sorted(os.listdir('/proc/self/fd')))"
+    )
+    result, expected = warm.run(command, program), plain(agent, program, command)
+    assert result
+    assert (result.rc, result.stderr) == (expected.rc, expected.stderr)
+    assert result.stdout == (expected.stdout.replace(b"no", b"yes", 1) if copied else expected.stdout)
+    assert {path.name for path in guest.runner.glob("warm*")} == {SPOOL}
+
+
+def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none."""
+    program = _warm._START_PROGRAM.replace(b"LEAST_FREE = 96 << 20", b"LEAST_FREE = 1 << 60")
+    assert program != _warm._START_PROGRAM
+    monkeypatch.setattr(_warm, "_START_PROGRAM", program)
+    assert warm.run(COMMAND, module("")) is None
+    assert not list(guest.runner.glob("*.err"))
+
+
+def test_starter_that_was_killed_is_in_the_way_for_a_while_only(warm: WarmPython, guest: Guest) -> None:
+    place = guest.runner / f"{SPOOL}.new"
+    place.mkdir(parents=True)
+    assert warm.run(COMMAND, module("")) is None
+    time.sleep(0.3)
+    assert list(place.iterdir()) == []
+    old = time.time() - 200
+    os.utime(place, (old, old))
+    warmed(warm)

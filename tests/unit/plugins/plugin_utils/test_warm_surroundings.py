@@ -1,0 +1,75 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a new process would look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_surroundings
+
+
+def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
+    path, none = tmp_path / "path", tmp_path / "none"
+    path.write_text("a")
+    there = _warm_surroundings.Surroundings([str(path), str(none)])
+    assert there.same()
+    path.write_text("ab")
+    assert not there.same()
+    there = _warm_surroundings.Surroundings([str(path), str(none)])
+    none.touch()
+    assert not there.same()
+
+
+def test_what_is_watched_later_does_not_hide_what_has_changed(tmp_path: Path) -> None:
+    path, other = tmp_path / "path", tmp_path / "other"
+    path.write_text("a")
+    there = _warm_surroundings.Surroundings([str(path)])
+    path.write_text("ab")
+    there.watch([str(path), str(other)])
+    assert not there.same()
+
+
+TABLE = "root:x:0:\none:x:1:one,two\n"
+
+
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [
+        (TABLE + "three:x:3:\n", True),
+        (TABLE + "three:x:3:0:three:/home/three:/bin/sh\nfour:x:4:0::/:/bin/sh\n", True),
+        (TABLE + "three:x:3:one\n", False),
+        (TABLE + "three:x:3:\nfour:x:4:one\n", False),
+        ("three:x:3:\n" + TABLE, False),
+        (TABLE.replace("two", "two,three"), False),
+        (TABLE.replace("one,two", "one,to"), False),
+        ("root:x:0:\n", False),
+        ("", False),
+    ],
+)
+def test_who_is_added_concerns_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str, same: bool) -> None:
+    """But who becomes the member of a group that is there, or of a new one, may be somebody who has an interpreter."""
+    path = tmp_path / "group"
+    monkeypatch.setattr(_warm_surroundings, "TABLES", (str(path),))
+
+    def replace(content: str) -> None:
+        (tmp_path / "new").write_text(content)
+        (tmp_path / "new").rename(path)
+
+    replace(TABLE)
+    there = _warm_surroundings.Surroundings([str(path)])
+    replace(now)
+    assert there.same() == same
+    if same:
+        replace(now + "five:x:5:\n")
+        assert there.same()
+        replace(TABLE)
+        assert not there.same(), "who was added is gone"
+
+
+def test_line_without_an_end_is_not_the_one_that_it_becomes() -> None:
+    assert not _warm_surroundings.adds_others(b"root:x:0:", b"root:x:0:one\n")
+    assert not _warm_surroundings.adds_others(b"root:x:0", b"root:x:0:\n")

@@ -1,0 +1,130 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of warm Python share: modules as ansible-core sends them, and a guest with an interpreter."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import io
+import itertools
+import json
+import re
+import socket
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_interpreters
+from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
+
+COMMAND = sys.executable
+SPOOL = Path(_warm._SPOOL).name
+# What is there as long as the server is.
+STAYS = {"ring", "pid", "modules.py", "commands.py", "prologue"}
+LIBRARIES = {
+    "ansible/__init__.py": "",
+    "ansible/module_utils/__init__.py": "",
+    "ansible/module_utils/library.py": "VALUE = 'first'\nSTATE = []\n",
+    "ansible/module_utils/other.py": "from ansible.module_utils.library import VALUE\nOTHER = VALUE.upper()\n",
+    "ansible/modules/__init__.py": "",
+    "ansible/modules/work.py": "from ansible.module_utils import library, other\n",
+}
+# As ansible-core's own does it: the archive is written to a file that comes first in sys.path.
+WRAPPER = """
+import base64, os, runpy, shutil, sys, tempfile
+def main(zip_data):
+    sys.path = [entry for entry in sys.path if entry not in ('', '.')]
+    directory = tempfile.mkdtemp()
+    path = os.path.join(directory, "ansible_work_payload.zip")
+    try:
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(zip_data))
+        sys.path.insert(0, path)
+        from ansible.module_utils import library
+        runpy.run_module("ansible.modules.work", run_name="__main__", alter_sys=True)
+    finally:
+        shutil.rmtree(directory)
+if __name__ == "__main__":
+    main(
+zip_data='{}',
+)
+"""
+
+
+def module(
+    work: str,
+    libraries: Mapping[str, str] | None = None,
+    when: tuple[int, int, int, int, int, int] = (2026, 1, 2, 3, 4, 6),
+) -> bytes:
+    """Return what ansible-core would pipe to Python for a module with this program."""
+    libraries = libraries or LIBRARIES
+    content = {**libraries, "ansible/modules/work.py": libraries["ansible/modules/work.py"] + work}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, source in content.items():
+            file.writestr(zipfile.ZipInfo(name, when), source)
+    return WRAPPER.format(base64.b64encode(archive.getvalue()).decode()).encode()
+
+
+def warmed(warm: WarmPython, command: str = COMMAND, program: bytes = b"") -> None:
+    """Have an interpreter for the command."""
+    until(lambda: warm.run(command, program or module("")))
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "that is not so after 60 s"
+        time.sleep(0.05)
+
+
+def plain(agent: RunnerAgent, program: bytes, command: str = COMMAND) -> ExecResult:
+    return run_shell(agent, command.encode(), program)
+
+
+def shell_warmed(warm: WarmPython) -> None:
+    """Wait until shell commands are run beside the interpreters."""
+    warmed(warm)
+    end = time.monotonic() + 60
+    while not warm.run(":", b""):
+        assert time.monotonic() < end, "no shell command was run after 60 s"
+        time.sleep(0.05)
+
+
+def with_archive(program: bytes) -> tuple[re.Match[bytes], Archive]:
+    """Return where a module's program has its archive, and that."""
+    payload = _warm._ARCHIVE.search(program)
+    assert payload
+    archive = read_archive(payload.group(1))
+    assert archive
+    return payload, archive
+
+
+def server_pid(guest: Guest) -> int:
+    return int((guest.runner / SPOOL / "pid").read_text())
+
+
+SAID = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
+HEADER = json.dumps(SAID).encode()
+
+
+def an_interpreter() -> tuple[_warm_interpreters.Interpreter, socket.socket]:
+    """Return one that is ready and at work at nothing, and the zygote's end of its socket."""
+    one = _warm_interpreters.Interpreter.__new__(_warm_interpreters.Interpreter)
+    one.socket, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.ready, one.dead, one.marker, one.preamble, one.known = True, False, "", b"", []
+    one.tasks, one.serials, one.leaves = {}, itertools.count(1), 0.0
+    return one, zygote
+
+
+def full(*_arguments: object) -> int:
+    raise OSError(errno.ENOSPC, "there is no room")
