@@ -256,11 +256,13 @@ def _spooled(agent: Agent, path: str, kept: int) -> bytes:
     return rest.getvalue()
 
 
-# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more. Who goes on after
-# SIGTERM may have started others since.
+# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more, and only programs of
+# the runner have sessions of their own. They are stopped meanwhile, or they would start others. At SIGTERM they may do
+# that again.
 _KILL = r"""
 tree=%(pid)d
 for s in TERM KILL; do
+    kill -s STOP $tree 2>/dev/null
     more=1
     while [ "$more" ]; do
         more=
@@ -271,17 +273,21 @@ for s in TERM KILL; do
             set -- ${l##*) }
             case " $tree " in
             *" $p "*) ;;
-            *" $2 "*) tree="$tree $p" more=1 ;;
+            *" $2 "* | *" $4 "*)
+                kill -s STOP $p 2>/dev/null
+                tree="$tree $p" more=1
+                ;;
             esac
         done
     done
     kill -s $s $tree 2>/dev/null
+    kill -s CONT $tree 2>/dev/null
     i=0
     while [ $i -lt %(grace)d ]; do
         # One by one: of several, dash fails for one that is gone, bash only if all are.
         more=
         for p in $tree; do kill -0 $p 2>/dev/null && more=1; done
-        [ "$more" ] || exit 0
+        [ "$more" ] || break
         sleep 1
         i=$((i + 1))
     done

@@ -270,16 +270,19 @@ def test_rung_for_again_when_it_was_forgotten(agent: RunnerAgent, guest: Guest) 
     eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
 
 
-def test_kill(agent: RunnerAgent, guest: Guest) -> None:
-    """With what it started, and what that starts when it is told to end."""
+@pytest.mark.parametrize("then", ["wait", "exit"])
+def test_kill(agent: RunnerAgent, guest: Guest, then: str) -> None:
+    """With what it started, what that starts when it is told to end, and what has no parent any more."""
     started = guest.tools / "started"
-    program = f"trap 'sleep 60 & wait' TERM; sleep 60 & : >{started}; wait"
+    mark = f"60.{guest.tools.stat().st_ino}"
+    program = f"trap 'sleep {mark} & {then}' TERM; sleep {mark} & sh -c 'sleep {mark} &'; : >{started}; wait"
     pid = start(agent, "/bin/sh", ["-c", program])
     eventually(started.exists, "no program")
     began = time.monotonic()
     assert kill(agent, pid, grace=1)
     assert finish(agent, pid).rc != 0
     assert time.monotonic() - began < 30
+    assert subprocess.run(["pgrep", "-c", "-f", mark], stdout=subprocess.PIPE, check=False).stdout == b"0\n"
 
 
 def test_kill_before_it_was_taken(agent: RunnerAgent, guest: Guest) -> None:

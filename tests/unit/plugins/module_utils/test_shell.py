@@ -569,6 +569,16 @@ def test_kill_ends_the_whole_family(agent: SocketAgent, tmp_path: Path) -> None:
     assert not any(map(runs, family))
 
 
+@pytest.mark.usefixtures("_quick_sleep")
+def test_kill_ends_what_is_started_meanwhile(agent: SocketAgent, tmp_path: Path) -> None:
+    mark = f"60.{tmp_path.stat().st_ino}"
+    command = f"READY; i=0; while [ $i -lt 100 ]; do /bin/sleep {mark} & /bin/sleep 0.03; i=$((i+1)); done; wait"
+    pid, _family = started(agent, command.encode(), tmp_path)
+    kill(agent, pid, grace=5)
+    found = subprocess.run(["pgrep", "-c", "-f", mark], stdout=subprocess.PIPE, check=False).stdout
+    assert found == b"0\n"
+
+
 @only_sh
 @pytest.mark.usefixtures("_quick_sleep")
 def test_kill_spares_others(agent: SocketAgent, tmp_path: Path) -> None:
