@@ -256,8 +256,8 @@ def _spooled(agent: Agent, path: str, kept: int) -> bytes:
     return rest.getvalue()
 
 
-# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more, and only programs of
-# the runner have sessions of their own. They are stopped meanwhile, or they would start others. At SIGTERM they may do
+# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more, and only the runner
+# gives programs sessions of their own. They are stopped meanwhile, or they would start others. At SIGTERM they may do
 # that again.
 _KILL = r"""
 tree=%(pid)d
