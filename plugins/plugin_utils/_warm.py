@@ -67,16 +67,20 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
 # What cannot run at all tells why in a file, and is not tried again until a reboot. The file is empty where there was
-# no room, or something has ended it.
+# no room, or something has ended it, before it served: somebody waits for that then.
 _START = """
 exec 3<&0
 {{
     exec 4>{beside}.err 5<{beside}.err
     {launch}
     r=$?
+    umask 077
+    case $r in
+    0) ;;
+    {no_room} | 12[89] | 1[3-9]? | 2??) [ ! -e {beside}.err ] || : >{spool}.failed ;;
+    *) cat <&5 >{spool}.failed ;;
+    esac
     rm -f {beside}.*
-    [ $r -ne {no_room} ] && [ $r -lt 128 ] || exec 5</dev/null
-    [ $r -eq 0 ] || (umask 077 && cat <&5 >{spool}.failed)
 }} </dev/null >/dev/null 2>&1 &
 """
 # The command line of an interpreter takes its program from standard input; what is read here by the shell, it reads

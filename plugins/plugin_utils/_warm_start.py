@@ -55,7 +55,6 @@ def start(home: str, parts: str, beside: str, copies: str) -> None:
     if not begun(home):
         return
     try:
-        os.unlink(f"{beside}.err")
         unpack(parts)
         command, path = taken("command"), taken("path")
         copy.take(*brought(f"{beside}.archive"))
@@ -65,7 +64,10 @@ def start(home: str, parts: str, beside: str, copies: str) -> None:
             said = os.fstat(2).st_size
             first = (None if said else copy.start("modules.py")) or spawn(".", "modules.py", command, path)
         copy.recipe = copy.code = b""  # which nobody else needs
-        serve(home, made(home), first, began, copy)
+        ring = made(home)
+        learn_to_serve(copy)
+        os.unlink(f"{beside}.err")  # for who looks whether this has served
+        globals()["serve_spool"](home, ring, first, began, copy)
     except OSError:  # whatever else it is
         sys.excepthook(*sys.exc_info())
         sys.exit(NO_ROOM)
@@ -263,9 +265,8 @@ def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:
         os.dup2(descriptor, number)
 
 
-def serve(home: str, ring: int, first: Spawned | None, began: float, copy: Copy) -> None:
+def learn_to_serve(copy: Copy) -> None:
     with open("server.py", "rb") as file:
         program = copy.codes.pop("server.py", None) or compile(file.read(), "server.py", "exec")
     os.unlink("server.py")
     exec(program, globals())
-    globals()["serve_spool"](home, ring, first, began, copy)

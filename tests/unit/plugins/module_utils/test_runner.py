@@ -116,7 +116,7 @@ def test_shell_that_nobody_asks_after_is_the_runners_own(agent: RunnerAgent, gue
     done = guest.tools / "done"
     with agent.forgetting():
         start(agent, "/bin/sh", ["-c", f'echo $$ $(umask) $(pwd) "$A" >{done}'], env=["A=b c"])
-    eventually(lambda: in_spool(guest), "it does not run")
+    eventually(done.exists, "it does not run")
     eventually(lambda: not in_spool(guest), "something is left")
     assert done.read_text() == f"{runner_pid(guest)} 0022 / b c\n"
 
@@ -270,7 +270,7 @@ def test_rung_for_again_when_it_was_forgotten(agent: RunnerAgent, guest: Guest) 
     eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
 
 
-@pytest.mark.parametrize("then", ["wait", "exit"])
+@pytest.mark.parametrize("then", ["wait", "exit 5"])
 def test_kill(agent: RunnerAgent, guest: Guest, then: str) -> None:
     """With what it started, what that starts when it is told to end, and what has no parent any more."""
     started = guest.tools / "started"

@@ -33,6 +33,7 @@ from ansible_collections.qemu.guest.tests.unit.warm import (
     plain,
     server_pid,
     shell_warmed,
+    until,
     warmed,
     with_archive,
 )
@@ -426,11 +427,13 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
     warmed(warm)
     assert warm.run("true", b"")  # what the server starts beside is there: as it begins, it has the ring open, too
     pid = server_pid(guest)
+    starter = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(pid, signal.SIGKILL)
-    while os.path.exists(f"/proc/{pid}"):
-        time.sleep(0.01)
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
     result = warm.run(COMMAND, module("print('another')"))
     assert result and result.stdout == b"another\n"
+    until(lambda: not os.path.exists(f"/proc/{starter}"))
+    assert not (guest.runner / f"{SPOOL}.failed").exists(), "it would be taken for the end of the new one"
 
 
 def children(pid: int) -> str:
