@@ -157,7 +157,7 @@ class HandleLostError(CommandError):
 
 
 class NoRunnerError(QgaError):
-    """No runner could be started in the guest (_bootstrap.py). Nothing was run."""
+    """No runner could be started in the guest (_bootstrap.py), or it can be given nothing. Nothing was run."""
 
 
 class TransferError(QgaError):
@@ -204,6 +204,9 @@ class OperationError(QgaError):
         return self.result
 
 
+# The agent counts the handles that it gives out in a file in /run, and gives none out where it cannot.
+_NO_STATE = "failed to commit persistent state to disk"
+
 # The causes that agents put at the end of guest-file-* errors: strerror() of the guest's C library, untranslated
 # because the agent runs in the C locale.
 _CAUSES = {
@@ -213,6 +216,7 @@ _CAUSES = {
     "Is a directory": _errno.EISDIR,
     "Not a directory": _errno.ENOTDIR,
     "No space left on device": _errno.ENOSPC,
+    _NO_STATE: _errno.ENOSPC,
     "Disk quota exceeded": _errno.EDQUOT,
     "Read-only file system": _errno.EROFS,
     "Text file busy": _errno.ETXTBSY,
@@ -231,7 +235,7 @@ _TABLE: tuple[tuple[str, type[CommandError]], ...] = (
     (r"handle '\d+' has not been found", HandleLostError),
     (r"Invalid parameter 'pid'|PID \S+ does not exist", HandleLostError),
     (r"^failed to (open|read|write|seek|flush|close)\b", GuestFileError),
-    (r"failed to commit persistent state", GuestFileError),
+    (_NO_STATE, GuestFileError),
 )
 
 
@@ -242,6 +246,7 @@ def command_error(command: str, error_class: str, desc: str) -> CommandError:
             continue
         if kind is GuestFileError:
             cause = desc.rpartition(": ")[2].strip()
-            return GuestFileError(desc, command=command, error_class=error_class, errno=_CAUSES.get(cause))
+            hint = "Is the guest's /run full?" if cause == _NO_STATE else ""
+            return GuestFileError(desc, command=command, hint=hint, error_class=error_class, errno=_CAUSES.get(cause))
         return kind(desc, command=command, error_class=error_class)
     return CommandError(desc, command=command, error_class=error_class)

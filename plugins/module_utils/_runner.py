@@ -13,11 +13,12 @@ How a runner gets there is the business of _bootstrap.py.
 from __future__ import annotations
 
 import base64
+import errno
 import re
 import shlex
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
@@ -25,6 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadlin
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
     CommandUnavailable,
+    GuestFileError,
     HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
@@ -92,12 +94,14 @@ job() {
         ;;
     esac
     rm -f "$d/$1.in" &
+    echo - >"$d/$1.status"
     {
         {
             program <&4 4<&- 5>&- &
             echo $! >"$d/$1.pid"
             wait $!
-            echo $? >"$d/$1.status"
+            # In the room that it has had from the beginning: the program may have left no other.
+            echo $? 1<>"$d/$1.status"
         } 2>&1 >&5 | keep "$d/$1.err" "$1" 4<&- 5>&-
     } 5>&1 | keep "$d/$1.out" "$1" 4<&-
     r=- o=- e=- f=.
@@ -107,7 +111,10 @@ job() {
     [ -f "$d/$1.lost" ] && f=lost
     # Its result is to be fetched yet: that is no time to end of idleness.
     echo + 1<>"$d/ring"
-    echo "$r $o $e $f" >"$d/$1.rc"
+    echo "$r $o $e $f" >"$d/$1.rc" || {
+        rm -f "$d/$1.out" "$d/$1.err" "$d/$1.pid"
+        echo "$r - - lost" >"$d/$1.rc"
+    }
 }
 alarm() {
     {
@@ -337,12 +344,20 @@ class RunnerAgent(Agent):
     def _hand_over(self, number: int) -> None:
         """Give the request to the runner; start one where there is none.
 
-        :raise ConnectError: if none stays.
+        :raise AgentSilentError: if none stays.
+        :raise NoRunnerError: if there is no room for the request.
         """
         for _attempt in range(_ATTEMPTS):
             self._looked[number] = time.monotonic()
-            if self._spool.write(f"{number}.in", self._untaken[number]) and self._rung(number):
-                return
+            try:
+                if self._spool.write(f"{number}.in", self._untaken[number]) and self._rung(number):
+                    return
+            except GuestFileError as exc:
+                if exc.errno != errno.ENOSPC:
+                    raise
+                with suppress(GuestFileError):
+                    self._spool.forget(number)
+                raise NoRunnerError("The guest's /run is full; the runner there was given nothing to run.") from exc
             self._start_runner()
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
@@ -352,11 +367,18 @@ class RunnerAgent(Agent):
     # guest-exec-status
 
     def _status(self, number: int) -> dict[str, Any]:
-        content = self._spool.ended(number)
-        if not content:
-            self._look_after(number)
-            return {"exited": False}
-        rc, out, err = self._spool.result(number, content)
+        try:
+            content = self._spool.ended(number)
+            if not content:
+                self._look_after(number)
+                return {"exited": False}
+            rc, out, err = self._spool.result(number, content)
+        except GuestFileError as exc:
+            raise OutcomeUnknownError(
+                f"nothing can be read of the program that the runner was given: {exc.message}",
+                command="guest-exec",
+                hint="Look at the guest before you repeat it.",
+            ) from exc
         self._spool.forget(number)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)

@@ -351,7 +351,10 @@ class Line:
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """Return what ``action`` returns, which only reads; an agent that is restarted meanwhile is waited for."""
+    """Return what ``action`` returns, which only reads. An agent that is restarted meanwhile is waited for.
+
+    So is room in /run, without which the agent opens no file: who fills it may be about to end.
+    """
     grace, no_socket = Deadline(_GRACE_SECONDS), Deadline(_SOCKET_SECONDS)
     while True:
         try:
@@ -361,5 +364,8 @@ def patiently(action: Callable[[], T]) -> T:
                 raise
         except ConnectError:
             if no_socket.expired:
+                raise
+        except GuestFileError as exc:
+            if exc.errno != errno.ENOSPC or grace.expired:
                 raise
         time.sleep(_PAUSE)

@@ -11,6 +11,7 @@ path, by returning None.
 from __future__ import annotations
 
 import base64
+import errno
 import functools
 import hashlib
 import itertools
@@ -22,8 +23,9 @@ import time
 import zlib
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
@@ -32,6 +34,9 @@ from ansible_collections.qemu.guest.plugins.plugin_utils import _kind
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 
 __all__ = ("WarmPython",)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _program(*names: str) -> bytes:
@@ -125,6 +130,21 @@ _LOOK_SECONDS = 1.0
 _LONGEST_COMMAND = 100_000
 
 
+def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
+    """Have a method that comes before a task return None where the guest's /run is full."""
+
+    @functools.wraps(method)
+    def tried(*arguments: P.args, **keywords: P.kwargs) -> T | None:
+        try:
+            return method(*arguments, **keywords)
+        except GuestFileError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            return None
+
+    return tried
+
+
 class WarmPython:
     """Warm interpreters in the guest of ``agent``."""
 
@@ -161,6 +181,7 @@ class WarmPython:
         result = self._ended(line, "")
         return result if isinstance(result, ExecResult) else None
 
+    @_with_room
     def _opened(self) -> bool:
         """Have a line that can be used, another's if that has left one; return False if there is nobody to ask."""
         if not self._line.is_open:
@@ -184,16 +205,19 @@ class WarmPython:
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith("archive"):
                 break
-            self._bring(archive, answer.split()[1:], python)
+            if not self._bring(archive, answer.split()[1:], python):
+                break
             answer = self._handled(request, kind)
         if isinstance(answer, str):
             return None
         self._line.remember(parts)
         return answer
 
-    def _bring(self, archive: Archive, missing: Container[str], python: str) -> None:
+    @_with_room
+    def _bring(self, archive: Archive, missing: Container[str], python: str) -> bool:
+        """Write what is missing of an archive; return whether that could be done."""
         # Whole under its name or not: the server looks whether its checksum is right.
-        self._spool.write(f"{self._line.number}.archive", archive.brought(missing, code=_is_ours(python)))
+        return self._spool.write(f"{self._line.number}.archive", archive.brought(missing, code=_is_ours(python)))
 
     def rest(self) -> None:
         """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
@@ -218,6 +242,7 @@ class WarmPython:
         line = self._begun(request)
         return self._ended(line, kind, starts) if line else "none"
 
+    @_with_room
     def _begun(self, request: bytes) -> Line | None:
         """Give a request to the server, if there is one, and return the line by which it will answer."""
         if not self._opened():
@@ -302,6 +327,7 @@ class WarmPython:
             hint="Look at the guest before you repeat it.",
         )
 
+    @_with_room
     def _start(self, request: bytes, python: str, archive: Archive) -> bool:
         """Start a server that gets an interpreter ready for a request; return whether there is one now."""
         runners = Spool(self._agent, HOME)

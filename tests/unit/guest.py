@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError
 
 # Where the collection keeps what does not fit, and the runner all it has; tests keep it in a directory of theirs.
@@ -55,6 +57,17 @@ class Program:
 
     def _communicate(self, stdin: bytes) -> None:
         self.output = self.process.communicate(stdin)
+
+
+def without_room(execute: Callable[..., Any], *commands: str) -> Callable[..., Any]:
+    """Return what ``execute`` of an agent does in a guest that has no room for these commands."""
+
+    def executed(command: str, *arguments: Any, **how: Any) -> Any:
+        if command in commands:
+            raise GuestFileError("there is no room", command=command, errno=errno.ENOSPC)
+        return execute(command, *arguments, **how)
+
+    return executed
 
 
 class Guest:

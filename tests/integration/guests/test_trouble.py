@@ -121,6 +121,28 @@ def test_full_disk_and_unreadable_files(make_ansible: MakeAnsible, guest: Guest,
     assert "No such file" in absent.message or "does not exist" in absent.message or "not found" in absent.message
 
 
+def test_full_run(make_ansible: MakeAnsible, guest: Guest) -> None:
+    """The runner and warm Python work there. Who fills it is told, and can still run what makes room again."""
+    ansible = make_ansible(variables(guest, ansible_qga_timeout=30))
+    look(guest, "kill $(cat /run/qemu-guest-runner/1/pid); sleep 2", check=False)
+    try:
+        for _time in ("first", "with an interpreter there"):
+            run = ansible.adhoc("ansible.builtin.raw", "echo on; cat /dev/zero >/run/fill", rc=None)
+            assert "No space left on device" in run.output or "did not fit in the guest's /run" in run.message
+            assert run.seconds < 60
+            run = ansible.adhoc("ansible.builtin.ping", rc=2)
+            assert "the program's input did not fit in the guest's /run; it was not run" in run.message
+            refused = ansible.adhoc(
+                "ansible.builtin.raw", "true", rc=2, variables={"ansible_qga_exec_method": "runner"}
+            )
+            assert "The guest's /run is full; the runner there was given nothing to run" in refused.message
+            ansible.adhoc("ansible.builtin.raw", "rm /run/fill")
+            ansible.adhoc("ansible.builtin.ping")
+    finally:
+        # The console has no way without room there.
+        ansible.adhoc("ansible.builtin.raw", "rm -f /run/fill", variables={"ansible_qga_exec_method": "guest-exec"})
+
+
 def test_program_that_will_not_end(make_ansible: MakeAnsible, guest: Guest) -> None:
     command = "trap '' TERM; sleep 1000 & while :; do sleep 1; done"
     run = make_ansible(variables(guest)).adhoc("qemu.guest.qga_exec", {"shell": command, "timeout": 2}, rc=2)

@@ -40,7 +40,7 @@ FILES = {
     "failed to flush file: Invalid argument": None,
     "failed to flush file: Broken pipe": errno.EPIPE,
     "failed to close handle: No space left on device": errno.ENOSPC,
-    "failed to commit persistent state to disk": None,
+    "failed to commit persistent state to disk": errno.ENOSPC,
 }
 
 

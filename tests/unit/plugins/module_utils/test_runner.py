@@ -19,20 +19,21 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap, _runner
+from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap, _runner, _spool
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     CommandUnavailable,
     HandleLostError,
+    NoRunnerError,
     OutcomeUnknownError,
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import finish, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, run_shell
-from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import SHELLS, tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
@@ -251,6 +252,37 @@ def test_agent_that_is_restarted_while_a_request_is_written(
     monkeypatch.setattr(agent._below, "execute", restarted)
     assert run_shell(agent, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
     assert (guest.tools / "count").read_text() == "ran\n"
+
+
+@only_sh
+def test_request_that_there_is_no_room_for(agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not run, by nobody."""
+    run_shell(agent, b"true")
+    for command in ("guest-file-open", "guest-file-write"):
+        with monkeypatch.context() as full:
+            full.setattr(agent._below, "execute", without_room(agent._below.execute, command))
+            with pytest.raises(NoRunnerError, match="/run is full"):
+                start(agent, "/bin/sh", ["-c", f"echo ran >{guest.tools}/ran"])
+    run_shell(agent, b"true")
+    assert not (guest.tools / "ran").exists()
+
+
+@only_sh
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_result_that_cannot_be_read_without_room(
+    agent: RunnerAgent, clock: Clock, monkeypatch: pytest.MonkeyPatch, for_ever: bool
+) -> None:
+    pid = start(agent, "/bin/echo", ["output"])
+    monkeypatch.setattr(_spool, "time", clock)
+    with monkeypatch.context() as full:
+        full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
+        if for_ever:
+            with pytest.raises(OutcomeUnknownError, match=r"nothing can be read of the program .* no room"):
+                finish(agent, pid)
+            return
+        looked = iter(range(3))
+        clock.on_sleep = lambda: next(looked, None) is None and full.undo()
+        assert finish(agent, pid).stdout == b"output\n"
 
 
 @only_sh

@@ -12,18 +12,19 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import NoRunnerError, OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
 from ansible_collections.qemu.guest.plugins.plugin_utils import _archive, _compiled, _kind, _warm
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
-from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
     LIBRARIES,
@@ -421,6 +422,24 @@ def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: Wa
     for _attempt in range(5):
         assert warm.run(str(broken), module("")) is None
     assert (guest.tools / "count").read_text() == "ran\n"
+
+
+@pytest.mark.parametrize("command", ["guest-file-open", "guest-file-write"])
+@pytest.mark.parametrize("there", [False, True])
+def test_guest_without_room_is_left_to_the_plain_path(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, there: bool, command: str
+) -> None:
+    """And nothing was run by then."""
+    if there:
+        shell_warmed(warm)
+    touch = f"open({str(guest.tools / 'ran')!r}, 'w')"
+    with monkeypatch.context() as full:
+        full.setattr(agent._below, "execute", without_room(agent._below.execute, command))
+        for given in (module(touch), os.urandom(100_000)):
+            with suppress(NoRunnerError):  # which leads there, too
+                assert warm.run(COMMAND, given) is None
+    warmed(warm)
+    assert not (guest.tools / "ran").exists()
 
 
 def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
