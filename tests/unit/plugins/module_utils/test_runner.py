@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import signal
@@ -280,8 +281,13 @@ def test_result_that_cannot_be_read_without_room(
             with pytest.raises(OutcomeUnknownError, match=r"nothing can be read of the program .* no room"):
                 finish(agent, pid)
             return
-        looked = iter(range(3))
-        clock.on_sleep = lambda: next(looked, None) is None and full.undo()
+        asked = itertools.count()
+
+        def slept() -> None:
+            if next(asked) == 3:
+                full.undo()
+
+        clock.on_sleep = slept
         assert finish(agent, pid).stdout == b"output\n"
 
 
