@@ -461,4 +461,5 @@ def test_all_errors_are_ours(agent: SocketAgent, server: Scripted) -> None:
     with pytest.raises(QgaError) as caught:
         GuestFile(agent, "/x")
     assert caught.value.__class__ is GuestFileError
-    assert caught.value.errno is None
+    assert caught.value.errno == errno.ENOSPC
+    assert str(caught.value).endswith("Is the guest's /run full?")
