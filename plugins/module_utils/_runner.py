@@ -115,6 +115,8 @@ job() {
         rm -f "$d/$1.out" "$d/$1.err" "$d/$1.pid"
         echo "$r - - lost" >"$d/$1.rc"
     }
+    # Room for the agent, which can open no file without.
+    : >"$d/$1.status"
 }
 alarm() {
     {
