@@ -376,11 +376,7 @@ class RunnerAgent(Agent):
                 return {"exited": False}
             rc, out, err = self._spool.result(number, content)
         except GuestFileError as exc:
-            raise OutcomeUnknownError(
-                f"nothing can be read of the program that the runner was given: {exc.message}",
-                command="guest-exec",
-                hint="Look at the guest before you repeat it.",
-            ) from exc
+            raise _unknown(f"nothing can be read of the program that the runner was given: {exc.message}") from exc
         self._spool.forget(number)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
@@ -400,11 +396,7 @@ class RunnerAgent(Agent):
         if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
             return
         if not patiently(lambda: self._lives(number)):
-            raise OutcomeUnknownError(
-                "the runner in the guest ended while the program ran (was the guest rebooted?)",
-                command="guest-exec",
-                hint="Look at the guest before you repeat it.",
-            )
+            raise _unknown("the runner in the guest ended while the program ran (was the guest rebooted?)")
         self._looked[number] = time.monotonic()
 
     def _lives(self, number: int) -> bool:
@@ -417,6 +409,10 @@ class RunnerAgent(Agent):
             return True
         self._untaken.pop(number, None)
         return self._spool.ring("") or self._spool.has(f"{number}.rc")
+
+
+def _unknown(message: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
 
 
 def _command_line(arguments: Mapping[str, Any], *, here: bool) -> str:

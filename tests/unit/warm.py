@@ -94,10 +94,7 @@ def plain(agent: RunnerAgent, program: bytes, command: str = COMMAND) -> ExecRes
 def shell_warmed(warm: WarmPython) -> None:
     """Wait until shell commands are run beside the interpreters."""
     warmed(warm)
-    end = time.monotonic() + 60
-    while not warm.run(":", b""):
-        assert time.monotonic() < end, "no shell command was run after 60 s"
-        time.sleep(0.05)
+    until(lambda: warm.run(":", b""))
 
 
 def with_archive(program: bytes) -> tuple[re.Match[bytes], Archive]:

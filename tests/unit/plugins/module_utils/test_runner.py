@@ -35,7 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import finish, st
 from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, run_shell
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
-from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import SHELLS, tool
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import SHELLS, count_of, tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 BLOCKED = {"guest-exec": "Command guest-exec has been disabled", "guest-exec-status": "Command guest-exec-status ..."}
@@ -320,7 +320,7 @@ def test_kill(agent: RunnerAgent, guest: Guest, then: str) -> None:
     assert kill(agent, pid, grace=1)
     assert finish(agent, pid).rc != 0
     assert time.monotonic() - began < 30
-    assert subprocess.run(["pgrep", "-c", "-f", mark], stdout=subprocess.PIPE, check=False).stdout == b"0\n"
+    assert count_of(mark) == 0
 
 
 def test_kill_before_it_was_taken(agent: RunnerAgent, guest: Guest) -> None:

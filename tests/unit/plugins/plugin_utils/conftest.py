@@ -16,6 +16,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 
@@ -24,8 +25,7 @@ def agent(
     guest: Guest, clock: Clock, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> RunnerAgent:
     # Where this machine has systemd, it is not to start anything; and all of this needs real time.
-    (guest.tools / "systemd-run").write_text("#!/bin/sh\nexit 1\n")
-    (guest.tools / "systemd-run").chmod(0o755)
+    tool(guest, "systemd-run", "exit 1")
     clock.on_sleep = lambda: time.sleep(0.005)
     below = connect(scripted(guest.answers()))
     return RunnerAgent(below, functools.partial(start_runner, routes=(), log=lambda line: None))
