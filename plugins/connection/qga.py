@@ -360,9 +360,6 @@ class Connection(ConnectionBase):
 
     def close(self) -> None:
         """Give the channel up for others."""
-        if self._warm:
-            with contextlib.suppress(AnsibleError, QgaError):
-                self._warm.rest()
         if self._agent is not None:
             self._agent.close()
             self._agent = self._runner = self._warm = None

@@ -10,18 +10,15 @@ NUMBER.out and NUMBER.err; C(=N): N bytes behind the line; C(-): there is none),
 C(-NUMBER) on the ring has all of that removed.
 
 A program that takes it finds short requests on the ring itself: C(=NUMBER REQUEST), the latter by zlib and in base64.
-See Line for one that keeps a client's ring and results open.
 """
 
 from __future__ import annotations
 
-import base64
 import errno
 import random
 import re
 import time
-from contextlib import suppress
-from typing import Any, Callable, Mapping, Sequence, TypeVar
+from typing import Callable, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -36,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
 
-__all__ = ("LONGEST_RING", "Line", "Spool", "new_number", "patiently")
+__all__ = ("LONGEST_RING", "NOBODY", "Spool", "new_number", "patiently")
 
 T = TypeVar("T")
 
@@ -51,16 +48,7 @@ LONGEST_RING = 4000
 """Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
 
 # What tells that nobody reads the ring: there is none, it has no reader, or none any more.
-_NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
-# Bytes of answers after which a Line begins another file. They are in the guest's memory.
-_LONGEST_FILE = 256 << 10
-_BEGUN = b"0\n"
-# What is read at once: the agent makes room for as much each time that it is asked.
-_ANSWER = 64 << 10
-# Kinds of requests of which is known how long they take. They are left to other clients.
-_MOST_KINDS = 40
-_MOST_KNOWN = 200
-
+NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
 
 def new_number() -> int:
     """Return the number of a request: nobody else's, and larger than any process's."""
@@ -77,7 +65,7 @@ class Spool:
     def bell(self) -> GuestFile:
         """Return the ring, open for writing.
 
-        :raise GuestFileError: with an errno of `_NOBODY` if nobody is there.
+        :raise GuestFileError: with an errno of `NOBODY` if nobody is there.
         """
         return GuestFile(self._agent, f"{self.path}/ring", "w")
 
@@ -87,7 +75,17 @@ class Spool:
             with self.bell() as bell:
                 bell.write(f"{line}\n".encode("ascii"))
         except GuestFileError as exc:
-            if exc.errno in _NOBODY:
+            if exc.errno in NOBODY:
+                return False
+            raise
+        return True
+
+    def is_served(self) -> bool:
+        """Return whether somebody reads the ring."""
+        try:
+            self.bell().close()
+        except GuestFileError as exc:
+            if exc.errno in NOBODY:
                 return False
             raise
         return True
@@ -161,193 +159,6 @@ class Spool:
     def has(self, name: str) -> bool:
         """Return whether there is such a file."""
         return exists(self._agent, f"{self.path}/{name}")
-
-
-class Line:
-    """A client's way to a resident program: the spool's ring, and a file NUMBER.rc, to which answers are added.
-
-    Both are held open. The agent writes each file that it opens to the guest's log, and what is asked again and again
-    whether a file is there makes the guest's journal work harder than its task; reading leaves no trace. An answer is
-    its size in bytes, a newline, and that; an empty one tells that a request is at work. There is one request at a
-    time: a line whose request was given up is not to be used again.
-    """
-
-    def __init__(self, agent: Agent, spool: Spool) -> None:
-        self.number = new_number()
-        self.used = 0.0
-        """When the last request was made, or it was opened for the first (monotonic)."""
-        self.quick: dict[str, float] = {}
-        """Seconds that a request of each kind takes; see ``note``."""
-        self.known: list[str] = []
-        """What the other end is known to have, the last of it."""
-        self.is_begun = False
-        """Whether the last request is at work, or was."""
-        self.is_lost = False
-        """Whether the answers have vanished: with who answers, or the guest is as it was before they were there."""
-        self._agent = agent
-        self._spool = spool
-        self._ring: GuestFile | None = None
-        self._answers: GuestFile | None = None
-        self._position = 0
-        self._unread = b""
-
-    @classmethod
-    def found(cls, agent: Agent, spool: Spool) -> Line:
-        """Return the line that another client has left, or a new one."""
-        line = cls(agent, spool)
-        left = agent.find(spool.path, "guest-file-open")
-        if left:
-            line.number, line.used, line.quick = left["number"], left["used"], left["quick"]
-            line.known = left["known"]
-            line._ring = GuestFile(agent, f"{spool.path}/ring", handle=left["ring"])
-            line._answers = GuestFile(agent, line._path, handle=left["answers"])
-            line._position = left["position"]
-        return line
-
-    def leave(self) -> bool:
-        """Leave it to another client as it is, open; return False if there can be none."""
-        if not self._ring or not self._answers or self._unread:
-            return False
-        left = {
-            "number": self.number,
-            "used": self.used,
-            "quick": self.quick,
-            "known": self.known,
-            "ring": self._ring.handle,
-            "answers": self._answers.handle,
-            "position": self._position,
-        }
-        gone = base64.b64encode(self._gone).decode("ascii")
-        farewell: list[tuple[str, Mapping[str, Any]]] = [
-            ("guest-file-write", {"handle": self._ring.handle, "buf-b64": gone}),
-            ("guest-file-close", {"handle": self._ring.handle}),
-            ("guest-file-close", {"handle": self._answers.handle}),
-        ]
-        if not self._agent.leave(self._spool.path, left, farewell):
-            return False
-        self._begin()
-        return True
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there was somebody the last time."""
-        return self._answers is not None
-
-    def open(self) -> bool:
-        """Return whether somebody is there, as far as can be told; open the files for that if they are not open."""
-        if self._position >= _LONGEST_FILE:
-            self.close()
-        if self.is_open:
-            return True
-        try:
-            self._ring = self._spool.bell()
-            self._answers = GuestFile(self._agent, self._path, "w+")
-        except GuestFileError as exc:
-            return self._nobody(exc)
-        self.used = time.monotonic()
-        return True
-
-    @property
-    def _path(self) -> str:
-        return f"{self._spool.path}/{self.number}.rc"
-
-    def _nobody(self, exc: GuestFileError) -> bool:
-        """Close the files, if ``exc`` says that nobody is there."""
-        if exc.errno not in _NOBODY:
-            raise exc
-        self.close()
-        return False
-
-    def ask(self, line: str) -> bool:
-        """Write a line to the ring, at most LONGEST_RING bytes; return whether somebody is there to read it."""
-        try:
-            self._write(f"{line}\n".encode("ascii"))
-        except GuestFileError as exc:
-            return self._nobody(exc)
-        return True
-
-    def is_heard(self) -> bool:
-        """Return whether somebody is there, and leave everything as it is."""
-        try:
-            self._write(b"\n")
-        except GuestFileError as exc:
-            if exc.errno not in _NOBODY:
-                raise
-            return False
-        return True
-
-    def _write(self, text: bytes) -> None:
-        ring = self._ring or self._spool.bell()
-        try:
-            ring.write(text)
-        except HandleLostError:  # the agent was restarted: nothing was written
-            ring = self._spool.bell()
-            ring.write(text)
-        self._ring = ring
-        ring.flush()
-
-    def remember(self, what: Sequence[str]) -> None:
-        """Note what the other end has."""
-        self.known = [*[one for one in self.known if one not in what], *what][-_MOST_KNOWN:]
-
-    def note(self, kind: str, seconds: float) -> None:
-        """Note how long a request of this kind takes."""
-        self.quick[kind] = round(seconds, 3)
-        if len(self.quick) > _MOST_KINDS:
-            self.quick.pop(next(iter(self.quick)))
-
-    def answer(self) -> bytes:
-        """Return what was answered; nothing as long as that is not there, all of it."""
-        self._unread += self._read()
-        if self._unread.startswith(_BEGUN):
-            self.is_begun = True
-            self._unread = self._unread[len(_BEGUN) :]
-        size, newline, rest = self._unread.partition(b"\n")
-        if not newline or len(rest) < int(size):
-            return b""
-        self._unread = b""
-        return rest
-
-    def _read(self) -> bytes:
-        try:
-            data = self._answers.read(_ANSWER) if self._answers else self._read_anew()
-        except (AgentSilentError, ChannelBusyError, ConnectError, HandleLostError, OutcomeUnknownError):
-            data = patiently(self._read_anew)
-        self._position += len(data)
-        return data
-
-    def _read_anew(self) -> bytes:
-        """Read with an agent that was restarted, or that may have read what did not arrive."""
-        try:
-            self._answers = answers = GuestFile(self._agent, self._path)
-        except GuestFileError as exc:
-            if exc.errno != errno.ENOENT:
-                raise
-            self.is_lost = True
-            return b""
-        answers.seek(self._position)
-        return answers.read(_ANSWER)
-
-    def close(self) -> None:
-        """Leave nothing in the guest, neither handles nor answers."""
-        if self._ring and self._answers:
-            with suppress(GuestFileError, HandleLostError):
-                self._ring.write(self._gone)
-        for file in (self._ring, self._answers):
-            if file:
-                with suppress(GuestFileError, HandleLostError):
-                    file.close()
-        if self._ring or self._answers:  # else nobody knows its number
-            self._begin()
-
-    @property
-    def _gone(self) -> bytes:
-        return f"-{self.number}\n".encode("ascii")
-
-    def _begin(self) -> None:
-        self._ring = self._answers = None
-        self._position, self._unread = 0, b""
-        self.number = new_number()
 
 
 def patiently(action: Callable[[], T]) -> T:

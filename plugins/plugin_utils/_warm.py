@@ -10,7 +10,6 @@ path, by returning None.
 
 from __future__ import annotations
 
-import base64
 import errno
 import functools
 import hashlib
@@ -21,22 +20,24 @@ import shlex
 import sys
 import time
 import zlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
+from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils import _kind
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_call import NOT_RUN, Call, ended_meanwhile
 
 __all__ = ("WarmPython",)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Log = Callable[[str], None]
 
 
 def _program(*names: str) -> bytes:
@@ -50,14 +51,15 @@ def _program(*names: str) -> bytes:
 
 # From a newline on, not at the beginning of a line: looking for that would take each task's process a millisecond more.
 _ELSEWHERE = re.compile(rb"\n *from (?:ansible_collections|__future__)\b[^\n(]*(?:\([^)]*\))?(?=\n)")
-_START_PROGRAM = _program("_kind", "_warm_start")
+_BOTH = ("_warm_fresh", "_warm_wire")  # what each interpreter has, and what starts them
+_START_PROGRAM = _program("_kind", *_BOTH, "_warm_start")
 # An interpreter that is started for one of them has a last line behind that.
 _PROGRAMS = {
     "server.py": _program("_warm_surroundings", "_warm_tasks", "_warm_archives", "_warm_interpreters", "_warm_server"),
     "modules.py": _program(
-        "_warm_zygote", "_kind", "_compiled", "_warm_payload", "_warm_importer", "_warm_memory", "_warm_modules"
+        *_BOTH, "_warm_zygote", "_kind", "_compiled", "_warm_payload", "_warm_importer", "_warm_memory", "_warm_modules"
     ),
-    "commands.py": _program("_warm_zygote", "../module_utils/_zstd", "_warm_commands"),
+    "commands.py": _program(*_BOTH, "_warm_zygote", "../module_utils/_zstd", "_warm_commands"),
 }
 _LAST_LINES = {"modules.py": b"\n\nmain(Modules())\n", "commands.py": b"\n\nmain(Commands())\n"}
 # Another version of them has a spool of its own.
@@ -72,38 +74,42 @@ _USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# What cannot run at all tells why in a file, and is not tried again until a reboot. The file is empty where there was
-# no room, or something has ended it, before it served: somebody waits for that then.
+# Options of sudo, su and the like that have a login shell read what nobody knows.
+_LOGIN = re.compile(r"-|--login|-[A-Za-z]*[il][A-Za-z]*")
+
+# Where the server does not come to serve, the number of this start is in a file, and why, if that is worth keeping:
+# then this command line is not tried again until a reboot. Else it was killed, or there was no room or interpreter.
+# What `exec` has opened above 2 is inherited by no program in some shells (mksh), unless it gets another number there.
 _START = """
-exec 3<&0
+exec 6<&0
 {{
     exec 4>{beside}.err 5<{beside}.err
     {launch}
     r=$?
     umask 077
-    case $r in
-    0) ;;
-    {no_room} | 12[89] | 1[3-9]? | 2??) [ ! -e {beside}.err ] || : >{spool}.failed ;;
-    *) cat <&5 >{spool}.failed ;;
-    esac
+    if [ -e {beside}.err ]; then
+        case $r in
+        0) ;;
+        {no_room} | 12[6-9] | 1[3-9]? | 2??) echo {number} >{failed} ;;
+        *) {{ echo {number}; cat <&5; }} >{failed} ;;
+        esac
+    fi
     rm -f {beside}.*
 }} </dev/null >/dev/null 2>&1 &
 """
 # The command line of an interpreter takes its program from standard input; what is read here by the shell, it reads
 # byte by byte.
-_BY_ITSELF = """eval {command} <<'QEMU_GUEST' >&4 2>&4 4>&- 5<&-
+_BY_ITSELF = """eval {command} <<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
 {program}
 QEMU_GUEST"""
-_BY_ANOTHER = "{python} -IS -c {program} >&4 2>&4 4>&- 5<&-"
-_PROGRAM = "import os; exec(os.read(3, {size})); start({spool!r}, {sizes!r}, {beside!r}, {copies!r})"
+_BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&-"
+_PROGRAM = (
+    "import os; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); exec(s[:{size}]); "
+    "start({spool!r}, {sizes!r}, {beside!r}, {copies!r}, s[{size}:])"
+)
 _NO_ROOM = 75
-_FAILED = f"{Path(_SPOOL).name}.failed"
 
-# Bytes beside a request on the ring.
-_ROOM = 64
-# Answers that nobody has read for long are swept away, and the file with them.
-_LINE_SECONDS = 60.0
-# Bytes of output that do not stay in the guest's memory until the next request.
+# Bytes of output that do not stay in the guest's memory until they are swept away.
 _FORGOTTEN_AT_ONCE = 64 << 10
 # How long a server that starts is waited for.
 _START_SECONDS = 10.0
@@ -116,16 +122,6 @@ _LOOKS = 4  # for a server, before one for why there is none
 _WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _FIRST_LOOK, pauses(0.01)), *[_FIRST_LOOK] * 60)
 # How often a server may ask for what it has not got of an archive: the recipe, its parts, what it has lost meanwhile.
 _ATTEMPTS = 4
-# Answers, or what they begin with, that say why something was not run.
-_NOT_RUN = (b"archive", b"plain\n")
-# Letters of an archive's digest: requests whose archives are the same take about as long.
-_SAME = 12
-# Seconds without a question after a request; and after which one is not waited for at once, but beside other work.
-_LONGEST_SLEEP = 0.1
-_AT_ONCE = 0.01
-# How often somebody who waits makes sure that the server lives.
-_LOOK_SECONDS = 1.0
-
 
 # Longer ones do not fit into a variable.
 _LONGEST_COMMAND = 100_000
@@ -147,13 +143,13 @@ def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
 
 
 class WarmPython:
-    """Warm interpreters in the guest of ``agent``."""
+    """Warm interpreters in the guest of ``agent``. ``log`` takes what happens, ``tell`` what users should know."""
 
-    def __init__(self, agent: RunnerAgent, log: Callable[[str], None]) -> None:
+    def __init__(self, agent: RunnerAgent, log: Log, tell: Log | None = None) -> None:
         self._agent = agent
         self._log = log
+        self._tell = tell or log
         self._spool = Spool(agent, _SPOOL)
-        self._line = Line(agent, self._spool)
 
     def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
         """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
@@ -164,8 +160,9 @@ class WarmPython:
         """
         python, payload = _PYTHON.search(command), _ARCHIVE.search(stdin)
         archive = read_archive(payload.group(1)) if python and payload and not password else None
-        if python and payload and archive:
-            request = _request(command, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
+        if python and payload and archive and not _is_login(command):
+            without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
+            request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
             return self._run_module(request, archive, python.group(1))
         begun = self.begin_shell(command.encode("utf-8", "surrogateescape"), stdin)
         return begun() if begun else None
@@ -175,171 +172,80 @@ class WarmPython:
         if len(command) > _LONGEST_COMMAND or b"\0" in command:
             return None
         # Never what a server is started for: it may be there to install Python.
-        line = self._begun(_request("", "", command, stdin))
-        return functools.partial(self._shell_ended, line) if line else None
+        call = self._asked(_request("", "", command, stdin), new_number())
+        return functools.partial(self._shell_ended, call) if call else None
 
-    def _shell_ended(self, line: Line) -> ExecResult | None:
-        result = self._ended(line, "")
+    def _shell_ended(self, call: Call) -> ExecResult | None:
+        result = self._ended(call)
         return result if isinstance(result, ExecResult) else None
 
-    @_with_room
-    def _opened(self) -> bool:
-        """Have a line that can be used, another's if that has left one; return False if there is nobody to ask."""
-        if not self._line.is_open:
-            self._line = Line.found(self._agent, self._spool)
-        if time.monotonic() - self._line.used > _LINE_SECONDS:
-            self._line.close()
-        return self._line.open()
-
     def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
-        kind, parts = archive.digest[:_SAME], archive.remembered()
-        answer: ExecResult | str = "none"
-        if self._opened():
-            if self._line.known and kind not in self._line.quick:
-                began = time.monotonic()
-                self._bring(archive, [part for part in parts if part not in self._line.known], python)
-                # To run it takes longer than to bring it. That it is asked after then, see `_answered`.
-                self._line.note(kind, 2 * (time.monotonic() - began))
-            answer = self._handled(request, kind)
-        if answer == "none" and self._start(request, python, archive):
-            answer = self._handled(request, kind, starts=True)
+        number = new_number()
+        answer = self._handled(request, number)
+        if answer == "none" and self._start(request, python, archive, number):
+            answer = self._handled(request, number, _WHILE_STARTING)
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith("archive"):
                 break
-            if not self._bring(archive, answer.split()[1:], python):
+            number = new_number()
+            there = answer.split()[1:]
+            missing = [part for part in archive.remembered() if part not in there]
+            if not self._bring(archive, missing, python, number):
                 break
-            answer = self._handled(request, kind)
-        if isinstance(answer, str):
-            return None
-        self._line.remember(parts)
-        return answer
+            answer = self._handled(request, number)
+        return None if isinstance(answer, str) else answer
 
     @_with_room
-    def _bring(self, archive: Archive, missing: Container[str], python: str) -> bool:
+    def _bring(self, archive: Archive, missing: Container[str], python: str, number: int) -> bool:
         """Write what is missing of an archive; return whether that could be done."""
         # Whole under its name or not: the server looks whether its checksum is right.
-        return self._spool.write(f"{self._line.number}.archive", archive.brought(missing, code=_is_ours(python)))
-
-    def rest(self) -> None:
-        """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
-        if not self._line.leave():
-            self.forget()
-
-    def forget(self) -> None:
-        """Leave nothing of what was run."""
-        self._line.close()
+        return self._spool.write(f"{number}.archive", archive.brought(missing, code=_is_ours(python)))
 
     def end(self) -> None:
         """End all warm interpreters, if there are any, when they have nothing to do."""
-        self.forget()
         self._spool.ring("quit")
 
-    def _handled(self, request: bytes, kind: str, *, starts: bool = False) -> ExecResult | str:
+    def _handled(self, request: bytes, number: int, first: Iterable[float] = ()) -> ExecResult | str:
         """Return the result of a request, or the word that tells why it has none; it was not run then.
 
-        C(none) is the word if there is no server; see _warm_server.py for others. Requests of the same ``kind`` take
-        about as long, but for one for which an interpreter ``starts``.
+        C(none) is the word if there is no server; see _warm_server.py for others. ``first``: see Call.answer.
         """
-        line = self._begun(request)
-        return self._ended(line, kind, starts) if line else "none"
+        call = self._asked(request, number)
+        return self._ended(call, first) if call else "none"
 
     @_with_room
-    def _begun(self, request: bytes) -> Line | None:
-        """Give a request to the server, if there is one, and return the line by which it will answer."""
-        if not self._opened():
-            return None
-        # Whatever interrupts this: nobody takes a late answer for that to another request.
-        line, self._line = self._line, Line(self._agent, self._spool)
-        # One that has ended since the last request may have been followed by another.
-        if not (self._asked(line, request) or self._asked(line, request)):
-            return None
-        line.used = time.monotonic()
-        return line
+    def _asked(self, request: bytes, number: int) -> Call | None:
+        """Give a request to the server, if there is one."""
+        call = Call(self._agent, self._spool, number)
+        return call if call.ask(request) else None
 
-    def _ended(self, line: Line, kind: str, starts: bool = False) -> ExecResult | str:
-        """Return the result of the request that was given to the server by ``line``, see ``_handled``."""
-        content = self._answered(line, kind, _WHILE_STARTING if starts else ())
-        if starts:
-            line.note(kind, 0.0)  # how long it takes where nothing starts, nobody knows
-        if content.startswith(_NOT_RUN):
-            self._keep(line)
+    def _ended(self, call: Call, first: Iterable[float] = ()) -> ExecResult | str:
+        """Return the result of the request that was given to the server, see ``_handled``."""
+        content = call.answer(first)
+        if content.startswith(NOT_RUN):
             return content.decode("ascii").strip()
-        rc, out, err = self._spool.result(line.number, content)
+        if content.startswith(b"lost\n"):
+            raise ended_meanwhile(content[len(b"lost\n") :])
+        rc, out, err = self._spool.result(call.number, content)
         if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
-            line.close()
-        self._keep(line)
+            call.forget()
         return ExecResult(rc, None, out, err)
 
-    def _keep(self, line: Line) -> None:
-        """Have the next request use this line, unless there is one from another that was at work meanwhile."""
-        if self._line.is_open:
-            line.close()
-        else:
-            self._line = line
-
-    def _asked(self, line: Line, request: bytes) -> bool:
-        """Give a request to the server; return whether there is one."""
-        if not line.open():
-            return False
-        line.is_begun = False
-        packed = base64.b64encode(zlib.compress(request)).decode("ascii")
-        if len(packed) + _ROOM < LONGEST_RING:
-            return line.ask(f"={line.number} {packed}")
-        return self._spool.write(f"{line.number}.in", request) and line.ask(str(line.number))
-
-    def _answered(self, line: Line, kind: str, first: Sequence[float]) -> bytes:
-        """Wait for the answer to a request, with these pauses at ``first``.
-
-        :raise OutcomeUnknownError: if there will be none.
-        """
-        began = looked = time.monotonic()
-        alone = False  # nobody will answer any more
-        what, why = "the interpreter in the guest ended", "was the guest rebooted?"
-        # Nobody asks while a task as quick as the last one is at work: that would only delay it.
-        time.sleep(max(0.0, min(line.quick.get(kind, 0.0) / 2, _LONGEST_SLEEP) - (began - line.used)))
-        for pause in itertools.chain(first, pauses()):
-            content = line.answer()
-            if content.startswith(b"lost\n"):
-                why = content[len(b"lost\n") :].decode("utf-8", "replace") or why
-                break
-            if content:
-                if began - line.used < _AT_ONCE and not content.startswith(_NOT_RUN):  # else nobody knows when it ended
-                    line.note(kind, time.monotonic() - line.used)
-                return content
-            if alone and not (line.is_begun or line.is_lost):
-                line.close()
-                return b"plain\n"
-            if alone:
-                what = "what serves the interpreters in the guest ended"
-                break
-            if time.monotonic() - looked > _LOOK_SECONDS:
-                looked = time.monotonic()
-                alone = not patiently(line.is_heard)
-                if alone:
-                    continue  # it may have answered since
-                if line.is_lost:
-                    what = "the file for the answer vanished"
-                    break
-            time.sleep(pause)
-        line.close()
-        raise OutcomeUnknownError(
-            f"{what} while the task ran ({why})",
-            command="guest-exec",
-            hint="Look at the guest before you repeat it.",
-        )
-
     @_with_room
-    def _start(self, request: bytes, python: str, archive: Archive) -> bool:
+    def _start(self, request: bytes, python: str, archive: Archive, number: int) -> bool:
         """Start a server that gets an interpreter ready for a request; return whether there is one now."""
         runners = Spool(self._agent, HOME)
-        before = runners.read(_FAILED)
-        if before:
+        failed = f"{Path(_SPOOL).name}.{_header(request)['key'][:16]}.failed"
+        why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
+        if why:
+            last = why.rpartition(b"\n")[2].decode("utf-8", "replace")
+            self._tell(f"warm Python could not be started by this command line, and runs nothing of it: {last}")
             return False
         self._log("starting warm Python in the guest")
-        beside = f"{Path(_SPOOL).name}.{self._line.number}"
+        beside = f"{Path(_SPOOL).name}.{number}"
         began = time.monotonic()
         with self._agent.forgetting():
-            start_shell(self._agent, *_starter(_SPOOL, request, python, f"{HOME}/{beside}"))
+            start_shell(self._agent, *_starter(_SPOOL, request, python, number, failed))
         is_slow = time.monotonic() - began > _QUICK_START_SECONDS
         # Nothing else is to be done meanwhile. A guest that is as quick as this machine compiles by itself as soon.
         code = is_slow and _is_ours(python)
@@ -347,10 +253,10 @@ class WarmPython:
         runners.write(f"{beside}.archive", brought)
         for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
-            if self._line.open():
+            if self._spool.is_served():
                 return True
             # The agent writes each file that it opens to the guest's log.
-            if looks % _LOOKS == 0 and runners.read(_FAILED) != before:
+            if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):
                 break
             if time.monotonic() - began > _START_SECONDS:
                 break
@@ -373,7 +279,7 @@ def _copies(python: str, command: str) -> list[str]:
     Nobody knows what more there is to some of them than an interpreter, and its environment.
     """
     try:
-        *environment, program = shlex.split(command)
+        *environment, program, _without_site = shlex.split(command)
     except ValueError:
         return []
     if program != python or not all(map(_ASSIGNMENT.match, environment)):
@@ -382,19 +288,35 @@ def _copies(python: str, command: str) -> list[str]:
     return ["modules.py"] if environment else ["modules.py", "commands.py"]
 
 
-def _starter(spool: str, request: bytes, python: str, beside: str) -> tuple[bytes, bytes]:
+def _is_login(command: str) -> bool:
+    """Return whether a command line has a login shell read what it likes before it starts an interpreter."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return True
+    if len(words) == 1:
+        return False
+    return any(map(_LOGIN.fullmatch, words)) or (" " in words[-1] and _is_login(words[-1]))
+
+
+def _header(request: bytes) -> dict[str, Any]:
+    """Return what a request says of itself."""
+    return dict(json.loads(request.partition(b"\n")[0]))
+
+
+def _starter(spool: str, request: bytes, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server in ``spool`` for a request, and its standard input.
 
-    It has files whose names begin with ``beside``, and removes all of them at the end.
+    It has files whose names begin with that of the spool and the ``number``, and removes all of them at the end. If the
+    server does not come to serve, it writes the file ``failed``.
     """
-    first = request.partition(b"\n")[0]
-    header = json.loads(first)
+    header, beside = _header(request), f"{spool}.{number}"
     parts = {
         **{name: program + _LAST_LINES.get(name, b"") for name, program in _PROGRAMS.items()},
         "prologue": login_program().encode("utf-8"),
         "command": header["command"].encode("utf-8", "surrogateescape"),
         "path": header["path"].encode("ascii"),
-        "first": first,
+        "first": request.partition(b"\n")[0],
     }
     sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
     copies = _copies(python, header["command"])
@@ -409,7 +331,8 @@ def _starter(spool: str, request: bytes, python: str, beside: str) -> tuple[byte
         launch = _BY_ITSELF.format(command=shlex.quote(header["command"]), program=program)
     else:
         launch = _BY_ANOTHER.format(python=shlex.quote(python), program=shlex.quote(program))
-    command = _START.format(launch=launch, spool=spool, no_room=_NO_ROOM, beside=beside)
+    failed = f"{HOME}/{failed}"
+    command = _START.format(launch=launch, no_room=_NO_ROOM, beside=beside, number=number, failed=failed)
     return command.encode("utf-8", "surrogateescape"), _START_PROGRAM + zlib.compress(b"".join(parts.values()))
 
 

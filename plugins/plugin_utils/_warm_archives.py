@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import piece, scratch
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import piece
 
 try:  # what hashlib would take, without the time that importing that takes
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -21,46 +21,46 @@ except ImportError:
     except ImportError:
         from hashlib import sha256
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
-if TYPE_CHECKING:
-    from typing import BinaryIO
-
 MOST_ARCHIVES = 32
 MOST_PARTS = 8 << 20  # bytes
 REMEMBERED = 12  # letters of a part's checksum, for clients
 
 
 class Archives:
-    """The archives of modules, in files as _warm_modules.Modules takes them, and parts for others."""
+    """The archives of modules, as _warm_modules.Modules takes them, and parts for others.
 
-    def __init__(self, home: str) -> None:
-        self.home = home
-        self.files: dict[str, BinaryIO] = {}  # by what is told of what is in them
+    They are in this process's memory: each interpreter is sent a copy of its own of what it needs.
+    """
+
+    def __init__(self) -> None:
+        self.contents: dict[str, bytes] = {}  # by what is told of what is in them
         self.parts: dict[str, bytes] = {}  # by their checksum
 
-    def found(self, digest: str, *paths: str) -> tuple[BinaryIO | None, bytes]:
-        """Return the file of an archive; and if it is not here, the answer that says what is missing.
+    def found(self, digest: str, *paths: str) -> tuple[bytes, bytes]:
+        """Return the content of an archive; and if it is not here, the answer that says what there is of it.
 
         What a client brings of it is in a file of its own, one of ``paths``: who found that it is missing may write it
         while another's is in use already, and the archive of another run, with the same in it, is another file.
         """
         if not digest:
-            return None, b""
-        if digest not in self.files:
+            return b"", b""
+        if digest not in self.contents:
             recipe, code = next(filter(any, map(self.brought, paths)), (b"", b""))
             if not recipe:
-                return None, b"archive\n"
+                return b"", self.wanted()
             checksum, _newline, lines = recipe.partition(b"\n")
             if sha256(digest.encode("ascii") + lines).hexdigest().encode("ascii") != checksum:
-                return None, b"archive\n"  # it is that of another
+                return b"", self.wanted()  # it is that of another
             line, names, between = lines.split(b"\n", 2)
             parts = json.loads(line.decode("ascii"))
-            missing = [name for name, _place in parts if name not in self.parts]
-            if missing:
-                named = " ".join(name[:REMEMBERED] for name in missing)
-                return None, f"archive {named}\n".encode("ascii")
+            if any(name not in self.parts for name, _place in parts):
+                return b"", self.wanted()
             self.keep(digest, b"\n".join([names, self.made(parts, between), code]))
-        return self.files[digest], b""
+        return self.contents[digest], b""
+
+    def wanted(self) -> bytes:
+        """Return the answer that says that an archive is missing, and which parts there are that it may be made of."""
+        return " ".join(["archive", *(name[:REMEMBERED] for name in self.parts)]).encode("ascii") + b"\n"
 
     def brought(self, path: str) -> tuple[bytes, bytes]:
         """Take what a client has brought: keep the parts, and return the recipe, nothing if that is not there, and the
@@ -89,13 +89,10 @@ class Archives:
         return binascii.b2a_base64(b"".join(pieces), newline=False)
 
     def keep(self, digest: str, content: bytes) -> None:
-        """Put an archive into a file, and let go what is too much then."""
-        file = scratch(self.home)
-        file.write(content)
-        file.flush()
-        self.files[digest] = file
-        while len(self.files) > MOST_ARCHIVES:
-            self.files.pop(next(iter(self.files))).close()
+        """Keep an archive, and let go what is too much then."""
+        self.contents[digest] = content
+        while len(self.contents) > MOST_ARCHIVES:
+            self.contents.pop(next(iter(self.contents)))
         size = sum(map(len, self.parts.values()))
         while size > MOST_PARTS:
             size -= len(self.parts.pop(next(iter(self.parts))))

@@ -20,7 +20,8 @@ import zlib
 from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor, zstd, zstd_decompress
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import LastWord, Request, Work
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_wire import Request
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import LastWord, Work
 
 try:  # what hashlib would take, without what importing that takes
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -56,17 +57,18 @@ class Commands(Work):
         with suppress(ImportError):
             zstd()
 
+    def input_of(self, request: Request) -> bytes:
+        return request.program[request.before :]
+
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
         """Run a shell command, which comes before its input. Its environment is that of a login."""
-        command = os.pread(0, request.before, request.start)
-        start = request.start + request.before
+        command = request.program[: request.before]
         with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will say what is wrong
-            output = done_here(command, lambda: os.pread(0, os.fstat(0).st_size, start))
+            output = done_here(command, lambda: self.input_of(request))
             if output is not None:
                 os.write(1, output)
                 last_word.say(0)
                 os._exit(0)
-        os.lseek(0, start, os.SEEK_SET)
         with open("/proc/self/environ", "rb") as file:
             variables = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
         for name in (b"SHLVL", b"_"):  # the shell sets them anew

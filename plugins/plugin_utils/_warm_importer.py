@@ -20,7 +20,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm_payload import AR
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ansible_collections.qemu.guest.plugins.plugin_utils._compiled import Codes, Sources
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm_payload import Archive, Table
@@ -30,13 +30,18 @@ LIBRARIES = "ansible.module_utils"
 # What is in there acts when it is imported.
 LEFT_OUT = "._extensions"
 MANY = 8  # modules, to compile them on two processors
-STANDARD = frozenset(getattr(sys, "stdlib_module_names", ()))  # Python 3.10
 
 
 class Importer:
-    """Finds the modules of a payload by the digest of their source, if that was compiled before."""
+    """Finds the modules of a payload by the digest of their source, if that was compiled before.
+
+    It comes first where Python looks for modules, and ``vain`` comes last.
+    """
 
     def __init__(self) -> None:
+        self.vain = Vain(self)
+        self.importing: list[str] = []  # modules of the payload, each imported by the one before
+        self.uses: dict[str, set[str]] = {}  # name: the names in its code
         self.code: dict[str, types.CodeType] = {}  # digest: code
         self.table: Table = {}  # name: (digest, whether it is a package), of the payload at hand
         self.loaded: dict[str, str] = {}  # name: digest, of what is imported in this interpreter
@@ -59,7 +64,13 @@ class Importer:
     def exec_module(self, module: types.ModuleType) -> None:
         name = module.__name__
         self.loaded[name] = self.table[name][0]
-        exec(self.get_code(name), module.__dict__)
+        code = self.get_code(name)
+        self.uses[name] = names_in(code)
+        self.importing.append(name)
+        try:
+            exec(code, module.__dict__)
+        finally:
+            self.importing.pop()
         if name in self.table and self.table[name][1]:
             module.__path__ = SearchPath(name, list(module.__path__))  # type: ignore[assignment]
 
@@ -115,12 +126,11 @@ class Importer:
         """Import the libraries of the payload that are not imported yet.
 
         A module outside of them is not imported, but what it will import of the standard library is: looking for that
-        in a child would have it read the payload's archive.
+        in a child would have it read the payload's archive. Nothing but that library can be found here.
         """
         for name in sorted(self.wanted):
-            if name.partition(".")[0] in STANDARD:
-                with suppress(Exception):  # what is not there, the task will miss by itself
-                    importlib.import_module(name)
+            with suppress(Exception):  # what is not there, the task will miss by itself
+                importlib.import_module(name)
         self.wanted.clear()
         for name, (digest, _package) in sorted(self.table.items()):
             if is_library(name) and digest in self.code and name not in sys.modules:
@@ -136,15 +146,47 @@ class Importer:
         if last in vars(sys.modules.get(parent, sys)) and parent in sys.modules:
             delattr(sys.modules[parent], last)
 
-    def forget_others(self) -> None:
-        """In a child: keep what its payload brings and nothing else."""
+    def forget_others(self, found: Sequence[str]) -> None:
+        """In a child: keep what its payload brings and nothing else; nor what has asked for ``found`` in vain."""
         everything = not self.fits()
+        outdated = self.dependents(found)
         for name in sorted(self.loaded, reverse=True):
-            if everything or name not in self.table:
+            if everything or name not in self.table or name in outdated:
                 self.forget(name)
         if everything:  # what they have put there besides themselves
             for name in [name for name in sys.modules if name.startswith("ansible.")]:
                 del sys.modules[name]
+
+    def dependents(self, found: Sequence[str]) -> set[str]:
+        """Return the modules that have asked for one of these in vain, and those that have imported such a module."""
+        outdated = {name for wanted in found for name in self.vain.asked[wanted] if name in self.loaded}
+        size = 0
+        while len(outdated) > size:
+            size = len(outdated)
+            words = outdated.union(name.rpartition(".")[2] for name in outdated)
+            outdated.update(name for name in self.loaded if words.intersection(self.uses.get(name, ())))
+        return outdated
+
+
+class Vain:
+    """Notes which modules the payload's libraries ask for in vain: a site directory may have them."""
+
+    def __init__(self, importer: Importer) -> None:
+        self.importer = importer
+        self.asked: dict[str, set[str]] = {}  # top-level name: who asked
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if path is None and self.importer.importing:
+            self.asked.setdefault(name, set()).add(self.importer.importing[-1])
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    """Return all names in the code, those of what it imports among them."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= names_in(constant)
+    return names
 
 
 def is_library(name: str) -> bool:

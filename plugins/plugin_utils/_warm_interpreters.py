@@ -1,12 +1,15 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: warm interpreters (_warm_zygote.py) as their server sees them, and the requests that it hands them."""
+"""For the guest: warm interpreters (_warm_zygote.py) as their server sees them, and the requests that it hands them.
+
+An interpreter may be another user's, and under that user's control. So nothing that it sends is trusted: it is limited
+in size and checked, and what is out of shape ends that interpreter and nothing else.
+"""
 
 from __future__ import annotations
 
 import _socket
-import array
 import itertools
 import json
 import os
@@ -15,29 +18,43 @@ from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_archives import MOST_ARCHIVES
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_tasks import LOST, Task
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_wire import (
+    LARGEST_STATUS,
+    NOT_RUN,
+    READY,
+    RECORD,
+    STALE,
+    STAYS,
+    frame,
+    records,
+    rights,
+)
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from typing import Any
 
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm_start import Spawned
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm_surroundings import Surroundings
 
-READY = b"\0qemu.guest ready\n"
-LARGEST = 1 << 16
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
 END_SECONDS = 5.0  # how long results are kept for those who wait, when it is told to end
+# How long an interpreter stays without work that others want to be gone: its user cannot be removed meanwhile.
+GUEST_SECONDS = 5.0
+# How long an interpreter may leave unread what it is sent.
+STUCK_SECONDS = 10.0
+MOST_SAID = 64 << 10  # bytes that an interpreter may say at its start, on each of its streams
 
 
-class Request:
-    """A request: its header, the open file whose offset ``start`` is where the rest is, and that of the archive."""
+class Asked:
+    """A request of a client's: its header, and the ``program`` behind that. ``content`` is that of its archive."""
 
-    def __init__(self, line: bytes, file: BinaryIO, start: int) -> None:
-        os.lseek(file.fileno(), start, os.SEEK_SET)  # for who takes it as standard input
+    def __init__(self, line: bytes, program: bytes) -> None:
         header = json.loads(line.decode("ascii"))
-        self.file = file
-        self.start = start
+        self.program = program
+        self.content = b""
+        self.tries = 0
         self.key: str = header["key"]
         self.command: str = header["command"]  # of the interpreter; empty for a shell command
         self.marker: str = header["marker"]
@@ -45,7 +62,20 @@ class Request:
         self.archive: str = header["archive"]
         self.before: int = header["before"]
         self.users: bool = header["users"]  # whether it may remove a user, who must not have processes then
-        self.content: BinaryIO | None = None
+
+
+class Outgoing:
+    """A request on its way to an interpreter: what is still to be sent of it, and the descriptors that go with it."""
+
+    def __init__(self, serial: int, data: bytes, streams: list[int]) -> None:
+        self.serial = serial
+        self.data: Any = memoryview(data)
+        self.streams = streams
+
+    def close(self) -> None:
+        for stream in self.streams:
+            os.close(stream)
+        self.streams = []
 
 
 class Interpreter:
@@ -56,24 +86,34 @@ class Interpreter:
 
     def __init__(self, spawned: Spawned, surroundings: Surroundings, marker: str, path: str) -> None:
         self.socket, self.errors = spawned
+        self.socket.setblocking(False)
+        os.set_blocking(self.errors, False)
         self.surroundings = surroundings
         self.ready = False
+        self.stays = False  # without work, too
         self.dead = False
         self.failed = False  # it has never been ready, and is not to be tried again
         # By a number of each one's own: of one that has told its status, the end of the process is heard of later.
         self.tasks: dict[int, Task] = {}
         self.serials = itertools.count(1)
+        self.queue: list[Outgoing] = []
         self.known: list[str] = []  # archives that it has
         self.marker = marker
         self.path = path
         self.leaves = 0.0  # since when it is to end
-        self.began = self.used = time.monotonic()
-        self.preamble = b""
+        self.began = self.used = self.moved = time.monotonic()
+        self.heard = self.preamble = self.said = b""
 
     @property
     def starts(self) -> bool:
         """Whether it is worth while to wait for it."""
         return not self.ready and not self.dead and time.monotonic() - self.began < START_SECONDS
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it is to end, because nothing came for it and it is not one that stays."""
+        idle = not self.tasks and time.monotonic() - self.used > GUEST_SECONDS
+        return idle and self.ready and not self.stays
 
     def leave(self) -> bool:
         """Have it end, if it is not at work; return whether it has, or has taken too long for that."""
@@ -85,73 +125,127 @@ class Interpreter:
                 self.socket.shutdown(_socket.SHUT_WR)
         return self.dead or time.monotonic() - self.leaves > END_SECONDS
 
+    def close(self) -> None:
+        """Let go of it, whatever it does."""
+        self.end()
+        os.close(self.errors)
+
+    # What it says
+
     def listen(self) -> None:
-        """Take a message from the interpreter."""
+        """Take what the interpreter has sent."""
         try:
-            message = self.socket.recv(LARGEST)
+            data = self.socket.recv(1 << 12)
+        except BlockingIOError:
+            return
         except OSError:
-            message = b""
-        if not message:
-            self.dead = True
-            self.failed = not self.ready
-            for task in self.tasks.values():
-                task.rc = LOST
-        elif self.ready:
-            ended = json.loads(message.decode("ascii"))
-            if ended["number"] in self.tasks:
-                self.tasks[ended["number"]].rc = ended["rc"]
-        else:
-            before, mark, paths = message.partition(READY)
-            self.preamble += before
-            if mark:
-                # What changed while it started may have been seen before or after.
-                self.ready = self.surroundings.same()
-                self.dead = not self.ready
-                self.surroundings.watch(json.loads(paths.decode("ascii")))
+            data = b""
+        if not data:
+            self.end()
+            return
+        self.heard += data
+        if not self.ready:
+            self.take_preamble()
+        if self.ready:
+            self.take_records()
+
+    def take_preamble(self) -> None:
+        """Look for the end of what its command line says before it is ready."""
+        before, mark, rest = self.heard.partition(READY)
+        if len(before) > MOST_SAID:
+            self.end()
+        elif mark and rest:
+            self.preamble, self.heard = before, rest[1:]
+            self.stays = rest[0] == STAYS
+            self.said += self.read_errors()
+            # What changed while it started may have been seen before or after.
+            self.ready = self.surroundings.same()
+            if not self.ready:
+                self.end()
+
+    def take_records(self) -> None:
+        size = len(self.heard) // RECORD * RECORD
+        told, self.heard = records(self.heard[:size]), self.heard[size:]
+        for serial, status in told:
+            if status > LARGEST_STATUS or serial not in self.tasks:
+                self.end()
+                return
+            self.tasks[serial].rc = status
+
+    def read_errors(self) -> bytes:
+        """Return what it has written to its error stream, as much of it as is kept."""
+        try:
+            return os.read(self.errors, MOST_SAID)
+        except OSError:
+            return b""
 
     def last_words(self) -> bytes:
         """Return the last line of what it has said as it ended."""
-        self.errors.seek(0)
-        return self.errors.read().strip().rpartition(b"\n")[2][:200]
+        return self.read_errors().strip().rpartition(b"\n")[2][:200]
 
-    def hand_over(self, number: int, request: Request, path: str) -> bool:
-        """Give a request to the interpreter; return False if it has ended, unheard of yet: then nothing was run."""
-        self.errors.seek(0)
-        was, now = self.marker.encode("ascii"), request.marker.encode("ascii")
-        preamble, errors = (text.replace(was, now) if was else text for text in (self.preamble, self.errors.read()))
+    def end(self) -> None:
+        """Have nothing more to do with it: it has ended, or what it says makes no sense."""
+        if self.dead:
+            return
+        self.dead = True
+        self.failed = not self.ready
+        self.socket.close()
+        unsent = {one.serial for one in self.queue}
+        for serial, task in self.tasks.items():
+            if task.rc is None:
+                task.rc = NOT_RUN if serial in unsent else LOST
+        for one in self.queue:
+            one.close()
+        self.queue = []
+
+    # What it is told
+
+    def hand_over(self, number: int, asked: Asked, path: str) -> None:
+        """Give it a request; the task's files begin with ``path``.
+
+        :raise OSError: if there is no room for what that takes; nothing was given to it then.
+        """
+        was, now = self.marker.encode("ascii"), asked.marker.encode("ascii")
+        preamble, errors = (text.replace(was, now) if was else text for text in (self.preamble, self.said))
         serial = next(self.serials)
-        task = Task(number, path, preamble, errors, os.dup(request.file.fileno()))
-        out, err = task.theirs
-        given = self.say(serial, request, {"in": request.file.fileno(), "out": out, "err": err})
-        os.close(out)
-        os.close(err)
-        self.used = time.monotonic()
-        if given:
-            self.tasks[serial] = task
-        else:
-            task.drop()
-        return given
+        task = Task(number, asked, path, preamble, errors)
+        streams, task.theirs = task.theirs, []
+        self.tasks[serial] = task
+        self.queue.append(Outgoing(serial, self.packed(serial, asked), streams))
+        self.used = self.moved = time.monotonic()
+        self.send()
 
-    def say(self, serial: int, request: Request, files: dict[str, int]) -> bool:
-        """Hand a request over; return False if nobody is there: then ``listen`` will hear of its end."""
+    def packed(self, serial: int, asked: Asked) -> bytes:
+        """Return a request as the interpreter reads it, with its archive if that is new there."""
         forget: list[str] = []
-        if request.content and request.archive not in self.known:
-            self.known.append(request.archive)
+        content = b""
+        if asked.archive and asked.archive not in self.known:
+            self.known.append(asked.archive)
             self.known, forget = self.known[-MOST_ARCHIVES:], self.known[:-MOST_ARCHIVES]
-            files["content"] = request.content.fileno()
-        message = {
-            "number": serial,
-            "archive": request.archive,
-            "start": request.start,
-            "before": request.before,
-            "forget": forget,
-            "files": list(files),
-        }
-        rights = array.array("i", files.values()).tobytes()
-        try:
-            self.socket.sendmsg(
-                [json.dumps(message).encode("ascii")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
-            )
-        except OSError:
-            return False
-        return True
+            content = asked.content
+        header = {"number": serial, "archive": asked.archive, "before": asked.before, "forget": forget}
+        return frame(json.dumps(header).encode("ascii"), content, asked.program)
+
+    def send(self) -> None:
+        """Send as much of what is to be sent as it takes now."""
+        while self.queue:
+            first = self.queue[0]
+            try:
+                sent = self.socket.sendmsg([first.data], rights(first.streams))
+            except BlockingIOError:
+                if time.monotonic() - self.moved > STUCK_SECONDS:
+                    self.end()
+                return
+            except OSError:
+                self.end()
+                return
+            self.moved = time.monotonic()
+            first.close()
+            first.data = first.data[sent:]
+            if not first.data:
+                self.queue.pop(0)
+
+    def retire_stale(self) -> list[Task]:
+        """Return the tasks that it did not take because it is stale; they are another's now."""
+        stale = [serial for serial, task in self.tasks.items() if task.rc == STALE]
+        return [self.tasks.pop(serial) for serial in stale]

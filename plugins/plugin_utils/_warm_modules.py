@@ -12,7 +12,6 @@ from __future__ import annotations
 import _posixsubprocess
 import atexit
 import gc
-import locale
 import os
 import subprocess
 import sys
@@ -22,10 +21,12 @@ import zlib
 from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._kind import unpacked
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import found_now, renew
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_importer import Importer
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_memory import Memory
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_payload import STEPS, Archive, Payload, table_of
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import LastWord, Request, Work
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_wire import Request
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import LastWord, Work
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
@@ -54,14 +55,10 @@ class Modules(Work):
         """Have Python find modules here first."""
         if self.importer not in sys.meta_path:
             sys.meta_path.insert(0, self.importer)
+            sys.meta_path.append(self.importer.vain)
 
     def prepare(self) -> None:
         self.memory.begin()
-        # The C library reads the files of the locale, which modules ask for, and keeps them.
-        before = locale.setlocale(locale.LC_ALL)
-        with suppress(locale.Error):
-            locale.setlocale(locale.LC_ALL, "")
-        locale.setlocale(locale.LC_ALL, before)
 
     def expect(self, recipe: bytes, code: bytes) -> None:
         """Import its libraries."""
@@ -78,9 +75,8 @@ class Modules(Work):
         for digest in request.forget:
             self.archives.pop(digest, None)
             self.learnt.discard(digest)
-        if request.content is not None:
-            content = os.pread(request.content, os.fstat(request.content).st_size, 0)
-            table, text, code = content.split(b"\n", 2)
+        if request.content:
+            table, text, code = request.content.split(b"\n", 2)
             self.archives[request.archive] = Archive(table_of(table), text.decode("ascii"), code)
 
     def learns(self, request: Request) -> bool:
@@ -91,11 +87,11 @@ class Modules(Work):
         """
         if request.archive in self.learnt:
             return False
-        lesson = request.archive, request.program(), request.before
+        lesson = request.archive, request.program, request.before
         if not self.learnt or self.importer.lacks(self.archives[request.archive].table):
             self.take(*lesson)
             return True
-        if request.content is None:
+        if not request.content:
             self.todo.append(lesson)
         return False
 
@@ -137,13 +133,12 @@ class Modules(Work):
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
         """Run a module as the interpreter would have."""
         archive = self.archives[request.archive]
-        with open(0, "rb", closefd=False) as file:
-            program = file.read()
         if request.archive not in self.learnt:
-            self.learn(archive, program, request.before)
+            self.learn(archive, request.program, request.before)
+        renew()
         self.importer.table = archive.table
-        self.importer.forget_others()
-        payload = Payload(program, request.before, archive.text)
+        self.importer.forget_others(found_now(self.importer.vain.asked))
+        payload = Payload(request.program, request.before, archive.text)
         if archive.content and all(step in payload.head for step in STEPS):
             archive.expect()
         run(payload, self.heads, last_word)

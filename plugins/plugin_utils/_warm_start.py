@@ -20,7 +20,9 @@ from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._kind import unpacked
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_commands import Commands
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import Fingerprint, reset_signals
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_modules import Modules
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_wire import input_pipe
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_zygote import main
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
@@ -29,24 +31,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import BinaryIO, NoReturn
 
-    Spawned = tuple[_socket.socket, BinaryIO]
-    """The other end of an interpreter's standard output, and the file to which its errors go."""
+    Spawned = tuple[_socket.socket, int]
+    """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe."""
 
-# What was made by one that was killed meanwhile.
-STALE_SECONDS = 30
+# Between two looks whether anybody is at work in a directory: who makes one is not in there at once.
+LOOK_SECONDS = 0.1
 NO_ROOM = 75  # exit status: the next one may come to another end
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
-SOURCE = 3  # where this program came from
+OURS = 3  # where descriptors begin that are no standard ones
 # How long what a client brings is waited for: it is about as long under way as Python takes to start.
 LATE_SECONDS = 1.0
 PAUSE = 0.01
 
 
-def start(home: str, parts: str, beside: str, copies: str) -> None:
+def start(home: str, parts: str, beside: str, copies: str, packed: bytes) -> None:
     """Make the spool ``home``, serve there, and remove it at the end.
 
-    ``parts`` are the names and sizes of what comes behind this program. Names of files for this begin with ``beside``.
-    ``copies`` are the programs that a copy of this process may run, as if it was just started for that.
+    ``packed`` is what came behind this program, and ``parts`` are the names and sizes of what is in it. Names of files
+    for this begin with ``beside``. ``copies`` are the programs that a copy of this process may run, as if it was just
+    started for that.
     """
     began = os.fstat(2).st_mtime  # when the shell made that file, to start this
     with suppress(OSError):  # it has one already
@@ -55,7 +58,7 @@ def start(home: str, parts: str, beside: str, copies: str) -> None:
     if not begun(home):
         return
     try:
-        unpack(parts)
+        unpack(parts, zlib.decompress(packed))
         command, path = taken("command"), taken("path")
         copy.take(*brought(f"{beside}.archive"))
         first = None
@@ -80,11 +83,9 @@ def start(home: str, parts: str, beside: str, copies: str) -> None:
 def begun(home: str) -> bool:
     """Make a directory for the spool, and enter it; return False if there is a server, or another starts."""
     new = home + ".new"
-    try:
-        if time.time() - os.stat(new).st_mtime > STALE_SECONDS:
+    if os.path.exists(new) and is_abandoned(new):
+        with suppress(OSError):  # another was faster
             remove(new)
-    except OSError:  # there is none
-        pass
     try:
         os.mkdir(new)
     except OSError:  # another has, or there is no room
@@ -96,6 +97,22 @@ def begun(home: str) -> bool:
         remove(home)
     os.chdir(new)
     return True
+
+
+def is_abandoned(directory: str) -> bool:
+    """Return whether who made a directory, to work there, has ended since."""
+    for _look in range(2):
+        if any(is_in(directory, process) for process in os.listdir("/proc") if process.isdecimal()):
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
+
+
+def is_in(directory: str, process: str) -> bool:
+    try:
+        return os.path.samefile(f"/proc/{process}/cwd", directory)
+    except OSError:  # it has ended
+        return False
 
 
 def made(home: str) -> int:
@@ -126,10 +143,8 @@ def remove(directory: str) -> None:
     os.rmdir(gone)
 
 
-def unpack(parts: str) -> None:
+def unpack(parts: str, content: bytes) -> None:
     """Write the files that were brought with this."""
-    with open(SOURCE, "rb") as file:
-        content = zlib.decompress(file.read())
     for part in parts.split(","):
         name, size = part.split(":")
         with open(name, "wb") as target:
@@ -174,16 +189,20 @@ def free_memory() -> int:
 
 
 def spawn(home: str, program: str, command: str, path: str) -> Spawned:
-    """Start an interpreter by a shell command, to run a program that is in ``home``; ``path`` is PATH before that."""
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    errors = scratch(home)
-    with open(f"{home}/{program}") as file, open(f"{home}/prologue") as prologue, scratch(home) as stdin:
+    """Start an interpreter by a shell command, to run a program that is in ``home``; ``path`` is PATH before that.
+
+    It has nothing of this process but a socket and two pipes: it may be another user's.
+    """
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    errors, theirs_too = os.pipe()
+    with open(f"{home}/{program}") as file, open(f"{home}/prologue") as prologue:
         text = f"{command.count(chr(10)) + 1}\n{command}\n{file.read()}"
-        stdin.write(text.encode("utf-8", "surrogateescape"))
-        stdin.seek(0)
+        stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
         environment = {"PATH": path, "QEMU_GUEST": prologue.read()}
-        start_shell(environment, [stdin.fileno(), theirs.fileno(), errors.fileno()])
+    start_shell(environment, [stdin, theirs.fileno(), theirs_too])
     theirs.close()
+    os.close(theirs_too)
+    os.close(stdin)
     return ours, errors
 
 
@@ -195,6 +214,7 @@ class Copy:
         self.programs = programs
         self.recipe = self.code = b""
         self.codes: dict[str, types.CodeType] = {}  # of programs, as far as it was brought
+        self.fingerprint = Fingerprint()
 
     def take(self, recipe: bytes, code: bytes, programs: bytes) -> None:
         """Keep what a client has brought."""
@@ -202,46 +222,37 @@ class Copy:
 
     def start(self, program: str) -> Spawned | None:
         """Start an interpreter; return None if that is not to be done in this way."""
-        if program not in self.programs:
+        if program not in self.programs or self.fingerprint.changed():
             return None
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        errors = scratch(".")
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        errors, theirs_too = os.pipe()
         if not os.fork():
             try:
                 ours.close()
-                self.be(program, theirs, errors)
+                self.be(program, theirs, theirs_too)
             except SystemExit:  # of a task: its process ends as any
                 raise
             except BaseException:  # whatever it is: a copy does not go on as what serves
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
         theirs.close()
+        os.close(theirs_too)
         return ours, errors
 
-    def be(self, program: str, output: _socket.socket, errors: BinaryIO) -> NoReturn:
+    def be(self, program: str, output: _socket.socket, errors: int) -> NoReturn:
         """Be an interpreter. Who has called this stays where it is: what that has open is closed here by number."""
         nothing = os.open(os.devnull, os.O_RDONLY)
         with open(program, "rb") as file:
             text = file.read()
-        be_apart(self.directory, self.umask, [nothing, output.fileno(), errors.fileno()])
+        be_apart(self.directory, self.umask, [nothing, output.fileno(), errors])
         output.close()
-        errors.close()
-        os.closerange(SOURCE, 1 << 10)  # soon: as long as the ring is open, clients believe that somebody serves
+        os.closerange(OURS, 1 << 10)  # soon: as long as the ring is open, clients believe that somebody serves
         code = self.codes.get(program) or compile(text, "<stdin>", "exec", dont_inherit=True)
-        for changed in (signal.SIGTERM, signal.SIGCHLD):  # by what serves
-            signal.signal(changed, signal.SIG_DFL)
+        reset_signals()
         exec(code, globals())
         work = Modules() if program == "modules.py" else Commands()
         work.expect(self.recipe, self.code)
-        main(work)
-
-
-def scratch(home: str) -> BinaryIO:
-    """Return a file that nobody finds, open for reading and writing."""
-    path = f"{home}/scratch"
-    file = open(path, "x+b")  # noqa: SIM115 - it is for whoever asks
-    os.unlink(path)
-    return file
+        main(work, self.fingerprint)
 
 
 def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
@@ -249,7 +260,8 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
     if not os.fork():
         try:
             be_apart("/", 0o022, descriptors)
-            for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # by Python and by us
+            reset_signals()
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python
                 signal.signal(ignored, signal.SIG_DFL)
             os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
         finally:

@@ -14,30 +14,35 @@ if TYPE_CHECKING:
     from typing import Any
 
 CLOCK_SECONDS = 0.1  # by which the time of files may be behind
+# What a login and become read before they start an interpreter. Of a directory, all that is in it.
 WATCHED = [
     "/etc/environment",
     "/etc/default/locale",
     "/etc/locale.conf",
     "/etc/passwd",
     "/etc/group",
-    "/etc/localtime",
     "/etc/nsswitch.conf",
     "/etc/sudoers",
     "/etc/sudoers.d",
+    "/etc/sudoers-rs",
+    "/etc/sudo.conf",
+    "/etc/doas.conf",
+    "/etc/doas.d",
+    "/etc/pam.conf",
     "/etc/pam.d",
     "/etc/security",
     "/etc/security/limits.d",
     "/etc/login.defs",
-    "/etc/hostname",
 ]
+MOST_FILES = 200  # of a directory that are looked at
 # What is added to these, mostly, concerns no process that is there.
 TABLES = ("/etc/passwd", "/etc/group")
 
 
-def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
+def signature_of(paths: Sequence[str]) -> list[tuple[Any, ...]]:
     """Return something that differs when one of the files has changed."""
     seen: list[tuple[Any, ...]] = []
-    for path in paths:
+    for path in all_of(paths):
         try:
             status = os.stat(path)
             seen.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
@@ -46,9 +51,19 @@ def signature(paths: Sequence[str]) -> list[tuple[Any, ...]]:
     return seen
 
 
+def all_of(paths: Sequence[str]) -> list[str]:
+    """Return these paths, and behind each that of a directory those of what is in it."""
+    found = []
+    for path in paths:
+        found.append(path)
+        with suppress(OSError):  # it is no directory
+            found += [f"{path}/{name}" for name in sorted(os.listdir(path))[:MOST_FILES]]
+    return found
+
+
 def changed_since(when: float, paths: Sequence[str]) -> bool:
     """Return whether one of the files may have been changed since a time."""
-    for path in paths:
+    for path in all_of(paths):
         with suppress(OSError):
             if os.stat(path).st_ctime > when - CLOCK_SECONDS:
                 return True
@@ -56,30 +71,23 @@ def changed_since(when: float, paths: Sequence[str]) -> bool:
 
 
 class Surroundings:
-    """What a new process would look at, as it is now."""
+    """What a new login would look at, as it is now."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.paths: list[str] = []
-        self.seen: list[tuple[Any, ...]] = []
-        self.tables: dict[str, bytes] = {}
-        self.watch(paths)
-
-    def watch(self, paths: Sequence[str]) -> None:
-        """Look at these too from now on."""
-        new = [path for path in paths if path not in self.paths]
+        self.paths = paths
         while True:  # until nothing has changed between the two
-            seen = signature(new)
-            tables = {path: content(path) for path in new if path in TABLES}
-            if signature(new) == seen:
+            self.seen = signature_of(paths)
+            self.tables = {path: content(path) for path in paths if path in TABLES}
+            if signature_of(paths) == self.seen:
                 break
-        self.paths += new
-        self.seen += seen
-        self.tables.update(tables)
 
     def same(self) -> bool:
         """Return whether all is for a process that is there already as it would be for a new one."""
-        now = signature(self.paths)
-        for path, before, after in zip(self.paths, self.seen, now):  # noqa: B905 - Python 3.10
+        now = signature_of(self.paths)
+        if len(now) != len(self.seen):
+            return False
+        for before, after in zip(self.seen, now):  # noqa: B905 - Python 3.10
+            path = after[0]
             if before != after:
                 there = content(path) if path in TABLES else b""
                 if path not in TABLES or not adds_others(self.tables[path], there):

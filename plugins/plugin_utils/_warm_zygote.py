@@ -3,21 +3,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For the guest: an interpreter that forks for each request, what it forks for having been imported already.
 
-It is started by the very command line that it stands in for, become included, and read from standard input like a
-module, with what it is for behind it: modules (_warm_modules.py) or shell commands (_warm_commands.py). Its standard
-output is a socket to _warm_server.py; of standard descriptors, that one survives sudo and su. A message there is a
-request (see Request), with the descriptors of its input, output and errors. A child takes these as its own. There is
-always a child that waits for the next request: forking a process of this size takes a while.
+It is started by the very command line that it stands in for, become included, but without its site (-S), and read from
+standard input like a module, with what it is for behind it: modules (_warm_modules.py) or shell commands
+(_warm_commands.py). Its standard output is a socket to _warm_server.py; of standard descriptors, that one survives sudo
+and su. See _warm_wire.py for what is said there, and _warm_fresh.py for what a child of it is.
 
-What modules need and commands do not is imported there: this is all that a guest's first command waits for.
+There is always a child that waits for the next request: forking a process of this size takes a while. What modules need
+and commands do not is imported there: this is all that a guest's first command waits for.
 """
 
 from __future__ import annotations
 
 import _socket
-import array
+import fcntl
 import gc
-import json
 import os
 import select
 import signal
@@ -25,44 +24,33 @@ import stat
 import sys
 from contextlib import closing, suppress
 
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import (
+    UNSAFE,
+    Fingerprint,
+    leave_directory,
+    reset_signals,
+)
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_wire import (
+    NOT_RUN,
+    READY,
+    RECORD,
+    STALE,
+    STAYS,
+    Request,
+    input_pipe,
+    receive,
+    record,
+    records,
+    rights,
+)
+
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-READY = b"\0qemu.guest ready\n"
-NOT_RUN = -2  # in place of an exit status
-LARGEST = 1 << 16
-
-
-class Request:
-    """What the server asks for: to run a module or a shell command.
-
-    A module's ``archive`` is told by a digest; ``content`` is a file with that and its table, if they are new here. The
-    program around it is in the first of the ``files``, from offset ``start`` on, the archive's place in it ``before``
-    bytes further. Without an archive there is a command of ``before`` bytes, and what follows is its input.
-    """
-
-    def __init__(self, message: bytes, descriptors: list[int]) -> None:
-        said = json.loads(message.decode("ascii"))
-        self.message = message
-        self.number: int = said["number"]
-        self.archive: str = said["archive"]
-        self.start: int = said["start"]
-        self.before: int = said["before"]
-        self.forget: list[str] = said["forget"]
-        files = dict(zip(said["files"], descriptors))  # noqa: B905 - Python 3.10
-        self.descriptors = list(files.values())
-        self.content: int | None = files.pop("content", None)
-        self.files = list(files.values())
-
-    def program(self) -> bytes:
-        """Return all that comes from ``start`` on, without reading it."""
-        return os.pread(self.files[0], os.fstat(self.files[0]).st_size, self.start)
-
-    def close(self) -> None:
-        for descriptor in self.descriptors:
-            os.close(descriptor)
+# The number of a child's way to tell its status: none that a program would use.
+REPORT = 100
 
 
 class Work:
@@ -99,23 +87,28 @@ class Work:
     def look(self, process: int) -> None:
         """Look at a child at work."""
 
+    def input_of(self, request: Request) -> bytes:
+        """Return what a child reads from its standard input."""
+        return b""
+
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
         """In a child: do what it was forked for, with its standard descriptors, and end."""
         raise NotImplementedError
 
 
 class LastWord:
-    """How a task tells its exit status before its process ends, which takes a while: behind its input, in that file."""
+    """How a task tells its exit status before its process ends, which takes a while."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, number: int) -> None:
         self.descriptor = descriptor
-        self.file = os.fstat(descriptor)
+        self.number = number
+        self.pipe = os.fstat(descriptor)
 
     def say(self, code: int) -> None:
-        with suppress(OSError):  # then the zygote will tell
+        with suppress(OSError):  # then the zygote will see
             now = os.fstat(self.descriptor)
-            if (now.st_dev, now.st_ino) == (self.file.st_dev, self.file.st_ino):
-                os.pwrite(self.descriptor, b"%d\n" % code, self.file.st_size)
+            if (now.st_dev, now.st_ino) == (self.pipe.st_dev, self.pipe.st_ino):  # a task may close what it knows not
+                os.write(self.descriptor, record(self.number, code))
                 os.close(1)
                 os.close(2)
 
@@ -123,12 +116,16 @@ class LastWord:
 class Zygote:
     """The parent: it hands requests to children."""
 
-    def __init__(self, server: _socket.socket, work: Work) -> None:
+    def __init__(self, server: _socket.socket, work: Work, fingerprint: Fingerprint) -> None:
         self.server = server
         self.work = work
+        self.fingerprint = fingerprint
+        self.directory = leave_directory()
         self.children: dict[int, int] = {}  # process: number of its request
+        self.told: set[int] = set()  # numbers of requests whose status was told by the children themselves
         self.spare: tuple[int, _socket.socket] | None = None  # a child that waits, and where it does
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.reports, self.report_here = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
         self.crowded = False  # there was no room for a child
         self.asked = False  # for anything
@@ -138,17 +135,21 @@ class Zygote:
         """Serve until the server has gone; return in a child only, with what it is to do."""
         self.work.begin()
         gc.disable()  # it takes time, and there is little to collect; not in children
-        watched = [sys.executable, os.path.realpath(sys.executable), *sys.path[1:]]
+        self.fingerprint.update()
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.server.sendall(READY + json.dumps(watched).encode("ascii"))
+        # What is another user's, or keeps a filesystem busy that may be unmounted, does not stay without work.
+        stays = os.geteuid() == 0 and bool(self.directory) and self.fingerprint.is_at_home()
+        self.server.sendall(READY + bytes([STAYS if stays else 0]))
         while True:
             patience, chore = self.chore()
-            sources: list[_socket.socket | int] = [self.server, self.ended]
+            sources: list[_socket.socket | int] = [self.server, self.ended, self.reports]
             busy = select.select(sources, [], [], patience)[0]
+            if self.reports in busy:
+                self.pass_reports()
             if self.ended in busy:
                 os.read(self.ended, 4096)
-                self.report()
+                self.reap()
             if self.server in busy:
                 request = receive(self.server)
                 if not request:
@@ -168,7 +169,7 @@ class Zygote:
             if not self.prepared:
                 return 0, self.prepare
             if self.work.lessons:  # first: a spare child would not have it
-                return 0, self.work.take_lesson
+                return 0, self.take_lesson
             if not self.spare:
                 return 0, self.fork_spare
         if self.children:
@@ -179,12 +180,22 @@ class Zygote:
     def prepare(self) -> None:
         self.prepared = True
         self.work.prepare()
+        self.fingerprint.update()
+
+    def take_lesson(self) -> None:
+        self.work.take_lesson()
+        self.fingerprint.update()
 
     def hand_over(self, request: Request) -> Request | None:
         """Give a request to a child; in one that is forked for it, return it."""
+        if self.fingerprint.changed():
+            self.tell(request.number, STALE)
+            request.close()
+            return None
         self.asked = True
         self.work.note(request)
         if self.work.learns(request):
+            self.fingerprint.update()
             self.end_spare()  # which has not
         pid = self.give_spare(request) or self.fork()
         if pid == 0:
@@ -192,9 +203,8 @@ class Zygote:
             return request
         if pid is None:
             self.tell(request.number, NOT_RUN)
-            request.close()
-            return None
-        self.children[pid] = request.number
+        else:
+            self.children[pid] = request.number
         request.close()
         return None
 
@@ -210,7 +220,7 @@ class Zygote:
 
     def fork_spare(self) -> Request | None:
         """Fork the child that takes the next request, and return that there."""
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         pid = self.fork()
         if pid != 0:
             theirs.close()
@@ -235,10 +245,12 @@ class Zygote:
         if not self.spare:
             return 0
         pid, its_socket = self.spare
-        rights = array.array("i", request.descriptors).tobytes()
+        frame = request.frame()
         try:
-            its_socket.sendmsg([request.message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-        except OSError:  # somebody has killed it
+            rest = frame[its_socket.sendmsg([frame], rights(request.streams)) :]
+            if rest:  # not nothing: that fails where it has all of it, and has closed its end
+                its_socket.sendall(rest)
+        except OSError:  # somebody has killed it, and it has not got all
             pid = 0
         self.end_spare()
         return pid
@@ -252,15 +264,24 @@ class Zygote:
     def leave(self) -> None:
         """In a child: be a process that has just been started."""
         self.server.close()
-        os.close(self.ended)
-        os.close(self.wake)
+        for descriptor in (self.ended, self.wake, self.reports):
+            os.close(descriptor)
         gc.enable()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
+        if self.directory:
+            with suppress(OSError):  # it is gone: a login would be in the root directory, too
+                os.chdir(self.directory)
 
-    def report(self) -> None:
-        """Tell the server of children that have ended."""
+    def pass_reports(self) -> None:
+        """Tell the server what children have told."""
+        for number, status in records(os.read(self.reports, 100 * RECORD)):
+            self.told.add(number)
+            self.tell(number, status)
+
+    def reap(self) -> None:
+        """Tell the server of children that have ended without a word."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -268,33 +289,31 @@ class Zygote:
                 return
             if not pid:
                 return
-            if pid in self.children:  # not a spare one
-                code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-                self.tell(self.children.pop(pid), code)
+            if pid not in self.children:  # a spare one
+                continue
+            number = self.children.pop(pid)
+            with suppress(BlockingIOError):  # what it told just before its end
+                self.pass_reports()
+            if number not in self.told:
+                self.tell(number, os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+            self.told.discard(number)
 
-    def tell(self, number: int, code: int) -> None:
-        self.server.sendall(json.dumps({"number": number, "rc": code}).encode("ascii"))
-
-
-def receive(connection: _socket.socket) -> Request | None:
-    """Return the next request; None if there will be none."""
-    descriptors: array.array[int] = array.array("i")
-    message, ancillary, _flags, _address = connection.recvmsg(
-        LARGEST, _socket.CMSG_LEN(4 * descriptors.itemsize), _socket.MSG_CMSG_CLOEXEC
-    )
-    for level, kind, data in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return Request(message, list(descriptors)) if message else None
+    def tell(self, number: int, status: int) -> None:
+        self.server.sendall(record(number, status))
 
 
-def main(work: Work) -> NoReturn:
+def main(work: Work, fingerprint: Fingerprint | None = None) -> NoReturn:
     """Serve, and in each child run what it was forked for."""
-    if not stat.S_ISSOCK(os.fstat(1).st_mode):
+    if not stat.S_ISSOCK(os.fstat(1).st_mode) or any(name in os.environ for name in UNSAFE):
         os._exit(1)
-    request = Zygote(_socket.socket(fileno=os.dup(1)), work).serve()
-    for number, descriptor in enumerate(request.files):
+    reset_signals()
+    sys.path[:] = filter(None, sys.path)  # what is in the working directory is nobody's library here
+    zygote = Zygote(_socket.socket(fileno=os.dup(1)), work, fingerprint or Fingerprint())
+    request = zygote.serve()
+    source = input_pipe(work.input_of(request))
+    report = fcntl.fcntl(zygote.report_here, fcntl.F_DUPFD_CLOEXEC, REPORT)
+    for number, descriptor in enumerate([source, *request.streams]):
         os.dup2(descriptor, number)
-    last_word = LastWord(0)
-    os.closerange(3, 256)
-    work.run(request, last_word)
+    os.closerange(3, report)
+    os.closerange(report + 1, 1 << 10)
+    work.run(request, LastWord(report, request.number))

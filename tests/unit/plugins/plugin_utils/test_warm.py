@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -21,9 +22,10 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._errors import NoRunnerError, OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import Line
-from ansible_collections.qemu.guest.plugins.plugin_utils import _archive, _compiled, _kind, _warm
+from ansible_collections.qemu.guest.plugins.module_utils._spool import new_number
+from ansible_collections.qemu.guest.plugins.plugin_utils import _archive, _compiled, _kind, _warm, _warm_call
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_call import Call
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -36,7 +38,6 @@ from ansible_collections.qemu.guest.tests.unit.warm import (
     shell_warmed,
     until,
     warmed,
-    with_archive,
 )
 
 PROGRAMS = {
@@ -62,7 +63,7 @@ PROGRAMS = {
     "place": "import os; print(os.path.basename(os.path.dirname(os.path.dirname(os.path.dirname(__file__)))))",
     "directory and mask": "import os; print(os.getcwd(), os.umask(0))",
     "environment": "import os; print(sorted(name for name in os.environ if name not in ('_', 'SHLVL')))",
-    "descriptors": "import os; print(sorted(int(n) < 4 for n in os.listdir('/proc/self/fd')))",
+    "descriptors": "import subprocess; print(subprocess.run(['ls', '/proc/self/fd'], stdout=subprocess.PIPE).stdout)",
     "no socket that would close what is not its own": "import gc, socket; gc.unfreeze()\n"
     "print([s for s in gc.get_objects() if isinstance(s, socket.socket) and s.fileno() >= 0])",
     "limits and signals": "import resource, signal; print(resource.getrlimit(resource.RLIMIT_NOFILE), "
@@ -151,15 +152,6 @@ def test_input_that_does_not_fit_on_the_ring(agent: RunnerAgent, warm: WarmPytho
         assert result and (result.rc, result.stdout) == (0, stdin)
 
 
-def test_answers_fill_more_than_one_file(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
-    shell_warmed(warm)
-    for number in range(12):
-        result = warm.run(f"echo {number}; head -c 60000 /dev/zero", b"")
-        assert result and result.stdout == b"%d\n" % number + bytes(60000)
-    time.sleep(0.2)
-    assert len(list((guest.runner / SPOOL).glob("*.rc"))) == 1
-
-
 def test_agent_that_is_restarted_between_and_during_tasks(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     """Its handles are gone, and the answers are read from where they were."""
     warmed(warm)
@@ -173,68 +165,67 @@ def test_agent_that_is_restarted_between_and_during_tasks(agent: RunnerAgent, wa
     assert result and result.stdout == b"late\n"
 
 
-def test_what_a_task_opens_that_finds_nothing_of_another(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
-    """The server's ring and a file for answers, once."""
+def test_what_a_task_opens(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    """The server's ring and a file for the answer: no handle is used for a second request."""
     warmed(warm)
     task = WarmPython(agent, lambda line: None)
     opened = guest.handle
     assert task.run(COMMAND, module(""))
     assert guest.handle - opened == 2
-    task.forget()
+    assert not guest.files, "and none stays open"
 
 
-def test_task_goes_on_where_another_stopped(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left: dict[str, Any] = {}
-    monkeypatch.setattr(agent, "leave", lambda name, what, farewell: left.update({name: what}) is None)
-    monkeypatch.setattr(agent, "find", lambda name, before: left.pop(name, None))
-    warmed(warm)
-    warm.rest()
-    opened = guest.handle
-    for number in range(3):
-        task = WarmPython(agent, lambda line: None)
-        assert len(left) == 1
-        result = task.run(COMMAND, module(f"print({number})"))
-        assert result and result.stdout == b"%d\n" % number
-        assert not left, "nobody else has it meanwhile"
-        task.rest()
-    # Each archive that is new here takes a file; the next task of the kind opens none.
-    assert guest.handle - opened == 3
-    task = WarmPython(agent, lambda line: None)
-    assert task.run(COMMAND, module("print(2)"))
-    assert guest.handle - opened == 3
-    task.rest()
-
-    guest.files.clear()  # the agent is restarted
-    task = WarmPython(agent, lambda line: None)
-    result = task.run(COMMAND, module("print(2)"))
-    assert result and result.stdout == b"2\n"
-    task.rest()
-
-    warm.end()  # and its interpreters too
-    end = time.monotonic() + 10
-    while (guest.runner / SPOOL).exists():
-        assert time.monotonic() < end, "it goes on"
-        time.sleep(0.02)
-    task = WarmPython(agent, lambda line: None)
-    result = task.run(COMMAND, module("print(2)"))
-    assert result and result.stdout == b"2\n", "another server is started"
-    task.end()
-    assert not left
-
-
-def test_guest_that_is_as_it_was_before(agent: RunnerAgent, warm: WarmPython, guest: Guest, tmp_path: Path) -> None:
-    """A snapshot was reverted, say: the agent does not know the handles, nor has the server the answers."""
+def test_guest_that_is_put_back_between_tasks(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    """The agent does not know any handle, nor has the server any answer: the next task is run, silently."""
     warmed(warm)
     guest.files.clear()
     for path in (guest.runner / SPOOL).glob("*.rc"):
         path.unlink()
-    began = tmp_path / "began"
-    with pytest.raises(OutcomeUnknownError, match="Look at the guest before you repeat it"):
-        warm.run(COMMAND, module(f"open({str(began)!r}, 'w')"))
-    assert not began.exists(), "nobody could be told how that ended"
+    result = warm.run(COMMAND, module("print('next')"))
+    assert result and result.stdout == b"next\n"
+
+
+@pytest.mark.parametrize("handles", ["known", "unknown", "another's"])
+def test_guest_that_is_put_back_during_a_task(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, tmp_path: Path, handles: str
+) -> None:
+    """What the guest knows nothing of any more is lost, and that is said within seconds."""
     warmed(warm)
+    others = tmp_path / "others"
+    others.write_text("4711 answer 4\n0 - -\n")
+
+    def put_back() -> None:
+        for path in (guest.runner / SPOOL).glob("*.rc"):
+            path.unlink()
+        if handles == "unknown":
+            guest.files.clear()
+        elif handles == "another's":
+            for number in guest.files:
+                guest.files[number] = os.open(others, os.O_RDONLY)
+
+    threading.Timer(0.5, put_back).start()
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknownError, match=r"put back to a snapshot.*Look at the guest before you repeat it"):
+        warm.run(COMMAND, module("import time; time.sleep(30); print('of another time')"))
+    assert time.monotonic() - began < 15
+    result = warm.run(COMMAND, module("print('next')"))
+    assert result and result.stdout == b"next\n"
+
+
+def test_task_that_the_guest_has_never_taken(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the client says it was rung for: the guest is as it was just before."""
+    warmed(warm)
+    execute = agent._below.execute
+
+    def swallowed(command: str, arguments: Any = None, **how: Any) -> Any:
+        data = base64.b64decode((arguments or {}).get("buf-b64", ""))
+        return {"count": len(data), "eof": False} if data.startswith(b"=") else execute(command, arguments, **how)
+
+    monkeypatch.setattr(agent._below, "execute", swallowed)
+    with pytest.raises(OutcomeUnknownError, match="has not taken the task"):
+        warm.run(COMMAND, module(""))
 
 
 def test_request_that_was_given_up_is_not_answered_to_the_next(
@@ -242,7 +233,7 @@ def test_request_that_was_given_up_is_not_answered_to_the_next(
 ) -> None:
     warmed(warm)
     with monkeypatch.context() as patch:
-        patch.setattr(_warm, "pauses", lambda: iter([0.05]))  # and no further
+        patch.setattr(_warm_call, "pauses", lambda: iter([0.05]))  # and no further
         assert_given_up(warm)
     time.sleep(0.7)
     result = warm.run(COMMAND, module("print('second')"))
@@ -337,8 +328,6 @@ def test_each_brings_its_own_archive(
     result = another.run(COMMAND, module("print('other')"))
     assert result, "and not with what is left of that"
     assert b"other" in result.stdout
-    another.forget()
-    warm.forget()
     time.sleep(0.3)
     assert len({name.partition(".")[0] for name in names}) == 2
     assert not list((guest.runner / SPOOL).glob("*.archive"))
@@ -452,7 +441,7 @@ def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython
     result = warm.run(COMMAND, module("print('another')"))
     assert result and result.stdout == b"another\n"
     until(lambda: not os.path.exists(f"/proc/{starter}"))
-    assert not (guest.runner / f"{SPOOL}.failed").exists(), "it would be taken for the end of the new one"
+    assert not list(guest.runner.glob(f"{SPOOL}*.failed")), "it would be taken for the end of the new one"
 
 
 def children(pid: int) -> str:
@@ -499,25 +488,18 @@ def test_interpreter_that_is_killed_with_its_task(warm: WarmPython) -> None:
     warmed(warm)
 
 
-def test_task_outlives_its_interpreter(agent: RunnerAgent, warm: WarmPython) -> None:
-    """It tells its status itself, whatever comes for the next interpreter meanwhile."""
-    warmed(warm)
-    another = Line(agent, warm._spool)
-    program = module(END_IT + "print('done'); raise SystemExit(3)")
-    payload, archive = with_archive(program)
-    assert warm._spool.write(f"{another.number}.archive", archive.brought(archive.remembered()))
-    around = program[: payload.start(1)], program[payload.end(1) :]
-    assert warm._asked(another, _warm._request(COMMAND, archive.digest, *around))
-    time.sleep(0.25)
+def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+    """What serves goes on, and so does the task of another interpreter."""
+    shell_warmed(warm)
+    pid = server_pid(guest)
+    command = Call(agent, warm._spool, new_number())
+    assert command.ask(_warm._request("", "", b"sleep 1; echo fine", b""))
+    with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
+        warm.run(COMMAND, module(END_IT + "time.sleep(1)"))
+    assert warm._ended(command).stdout == b"fine\n"  # type: ignore[union-attr]
     result = warm.run(COMMAND, module("print('next')"))
     assert result and result.stdout == b"next\n"
-    end = time.monotonic() + 10
-    while not (content := another.answer()):
-        assert time.monotonic() < end, "there is no answer"
-        time.sleep(0.02)
-    rc, out, err = warm._spool.result(another.number, content)
-    assert (rc, out.split(), err) == (3, [b"done"], b"")
-    another.close()
+    assert server_pid(guest) == pid
 
 
 def test_why_an_interpreter_ended_is_told(warm: WarmPython) -> None:
@@ -541,36 +523,26 @@ def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
 
 def test_end_waits_for_the_task_of_another(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     shell_warmed(warm)
-    another = Line(agent, warm._spool)
+    another = Call(agent, warm._spool, new_number())
     command = f"touch {guest.tools}/on; sleep 0.7; echo x"
-    assert warm._asked(another, _warm._request("", "", command.encode(), b""))
+    assert another.ask(_warm._request("", "", command.encode(), b""))
     while not (guest.tools / "on").exists():
         time.sleep(0.01)
     warm.end()
     assert warm.run(COMMAND, module("")) is None, "it takes nothing on any more"
-    assert not another.answer()
-    end = time.monotonic() + 10
-    while not (content := another.answer()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    assert warm._spool.result(another.number, content) == (0, b"x\n", b"")
-    warm.forget()
-    another.close()
-    while (guest.runner / SPOOL).exists():
-        assert time.monotonic() < end, "it goes on"
-        time.sleep(0.02)
+    assert warm._spool.result(another.number, another.answer()) == (0, b"x\n", b"")
+    until(lambda: not (guest.runner / SPOOL).exists())
 
 
 def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
-    warmed(warm)
+    """But its answer, for a while; and what is long, not even that."""
+    shell_warmed(warm)
     for _time in range(2):
         assert warm.run(COMMAND, module("SECRET = 'hunter2'"))
-    handles = len(guest.files)
-    warm.forget()
-    assert len(guest.files) == handles - 2, "the ring and the answers"
-    time.sleep(0.3)
-    left = {path.name for path in (guest.runner / SPOOL).iterdir()}
-    assert left == STAYS
+    assert warm.run("head -c 300000 /dev/zero", bytes(100_000))
+    assert not guest.files
+    until(lambda: {path.name for path in (guest.runner / SPOOL).iterdir() if path.suffix != ".rc"} == STAYS)
+    assert not any(b"hunter2" in path.read_bytes() for path in (guest.runner / SPOOL).glob("*.rc"))
 
 
 def test_each_task_has_its_own_status(warm: WarmPython) -> None:
