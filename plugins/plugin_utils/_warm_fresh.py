@@ -108,7 +108,7 @@ def mapped_files() -> Iterator[str]:
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             path = line.rstrip("\n").partition("/")[2]
-            if path:
+            if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # memory that is shared
                 yield f"/{path}"
 
 
@@ -133,12 +133,24 @@ def renew() -> None:
     sys.path[:] = filter(None, sys.path)
     site.main()
     sys.path.insert(0, "")  # of a program on standard input
-    time.tzset()
+    read_zone()
     platform: Any = sys.modules.get("platform")
     for name in ("_uname_cache", "_os_release_cache"):
         if getattr(platform, name, None) is not None:
             setattr(platform, name, None)
     getattr(platform, "_platform_cache", {}).clear()
+
+
+def read_zone() -> None:
+    """Have the C library read the time zone's file again. It does so if another zone was set meanwhile."""
+    zone = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC0"
+    time.tzset()
+    if zone is None:
+        del os.environ["TZ"]
+    else:
+        os.environ["TZ"] = zone
+    time.tzset()
 
 
 def found_now(names: Iterable[str]) -> list[str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LIBRARIES = "ansible.module_utils"
 # What is in there acts when it is imported.
 LEFT_OUT = "._extensions"
+# Of nothing: what is empty is no part of an archive, so it never comes with one.
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb924"
 MANY = 8  # modules, to compile them on two processors
 
 
@@ -42,7 +44,7 @@ class Importer:
         self.vain = Vain(self)
         self.importing: list[str] = []  # modules of the payload, each imported by the one before
         self.uses: dict[str, set[str]] = {}  # name: the names in its code
-        self.code: dict[str, types.CodeType] = {}  # digest: code
+        self.code = {EMPTY: compile(b"", ARCHIVE, "exec")}  # digest: code
         self.table: Table = {}  # name: (digest, whether it is a package), of the payload at hand
         self.loaded: dict[str, str] = {}  # name: digest, of what is imported in this interpreter
         self.wanted: set[str] = set()  # what payloads import of the standard library

@@ -11,6 +11,7 @@ goes first: a task waits for that.
 from __future__ import annotations
 
 import _socket
+import fcntl
 import os
 import signal
 import sys
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     Spawned = tuple[_socket.socket, int]
     """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe."""
 
-# Between two looks whether anybody is at work in a directory: who makes one is not in there at once.
-LOOK_SECONDS = 0.1
 NO_ROOM = 75  # exit status: the next one may come to another end
 LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
 OURS = 3  # where descriptors begin that are no standard ones
@@ -55,9 +54,10 @@ def start(home: str, parts: str, beside: str, copies: str, packed: bytes) -> Non
     with suppress(OSError):  # it has one already
         os.setsid()
     itself, copy = os.getpid(), Copy(copies.split())
-    if not begun(home):
-        return
     try:
+        lock = begun(home)
+        if lock < 0:
+            return
         unpack(parts, zlib.decompress(packed))
         command, path = taken("command"), taken("path")
         copy.take(*brought(f"{beside}.archive"))
@@ -68,6 +68,7 @@ def start(home: str, parts: str, beside: str, copies: str, packed: bytes) -> Non
             first = (None if said else copy.start("modules.py")) or spawn(".", "modules.py", command, path)
         copy.recipe = copy.code = b""  # which nobody else needs
         ring = made(home)
+        os.close(lock)
         learn_to_serve(copy)
         os.unlink(f"{beside}.err")  # for who looks whether this has served
         globals()["serve_spool"](home, ring, first, began, copy)
@@ -80,39 +81,25 @@ def start(home: str, parts: str, beside: str, copies: str, packed: bytes) -> Non
                 remove(path)
 
 
-def begun(home: str) -> bool:
-    """Make a directory for the spool, and enter it; return False if there is a server, or another starts."""
-    new = home + ".new"
-    if os.path.exists(new) and is_abandoned(new):
-        with suppress(OSError):  # another was faster
-            remove(new)
+def begun(home: str) -> int:
+    """Make a directory for the spool, and enter it; return -1 if there is a server, or another starts.
+
+    Else it is the descriptor of a lock, which who starts holds until the spool has its name, or it ends.
+    """
+    lock = os.open(home + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.mkdir(new)
-    except OSError:  # another has, or there is no room
-        return False
-    if serves(home):
-        os.rmdir(new)
-        return False
-    if os.path.exists(home):
-        remove(home)
-    os.chdir(new)
-    return True
-
-
-def is_abandoned(directory: str) -> bool:
-    """Return whether who made a directory, to work there, has ended since."""
-    for _look in range(2):
-        if any(is_in(directory, process) for process in os.listdir("/proc") if process.isdecimal()):
-            return False
-        time.sleep(LOOK_SECONDS)
-    return True
-
-
-def is_in(directory: str, process: str) -> bool:
-    try:
-        return os.path.samefile(f"/proc/{process}/cwd", directory)
-    except OSError:  # it has ended
-        return False
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if serves(home):
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(lock)
+        return -1
+    for left in (home, home + ".new"):  # of one that was killed
+        if os.path.exists(left):
+            remove(left)
+    os.mkdir(home + ".new")
+    os.chdir(home + ".new")
+    return lock
 
 
 def made(home: str) -> int:

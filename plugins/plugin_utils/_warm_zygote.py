@@ -15,8 +15,8 @@ and commands do not is imported there: this is all that a guest's first command 
 from __future__ import annotations
 
 import _socket
-import fcntl
 import gc
+import mmap
 import os
 import select
 import signal
@@ -33,14 +33,12 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import (
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_wire import (
     NOT_RUN,
     READY,
-    RECORD,
     STALE,
     STAYS,
     Request,
     input_pipe,
     receive,
     record,
-    records,
     rights,
 )
 
@@ -49,8 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-# The number of a child's way to tell its status: none that a program would use.
-REPORT = 100
+# Children that can be at work at once, and bytes by which each tells its status.
+MOST_CHILDREN = 1024
+SLOT = 2
 
 
 class Work:
@@ -96,21 +95,47 @@ class Work:
         raise NotImplementedError
 
 
+class Board(mmap.mmap):
+    """Memory that the parent shares with its children, where each has a slot for its exit status.
+
+    A descriptor would do as well, but a new process has none besides its standard ones.
+    """
+
+    def write_status(self, slot: int, status: int) -> None:
+        self[slot * SLOT : (slot + 1) * SLOT] = (status + 1).to_bytes(SLOT, "little")
+
+    def read_status(self, slot: int) -> int | None:
+        """Return the status; None if there is none."""
+        said = int.from_bytes(self[slot * SLOT : (slot + 1) * SLOT], "little")
+        return said - 1 if said else None
+
+    def clear(self, slot: int) -> None:
+        self[slot * SLOT : (slot + 1) * SLOT] = bytes(SLOT)
+
+
 class LastWord:
     """How a task tells its exit status before its process ends, which takes a while."""
 
-    def __init__(self, descriptor: int, number: int) -> None:
-        self.descriptor = descriptor
-        self.number = number
-        self.pipe = os.fstat(descriptor)
+    def __init__(self, board: Board, slot: int) -> None:
+        self.board = board
+        self.slot = slot
+        self.parent = os.getppid()
 
     def say(self, code: int) -> None:
-        with suppress(OSError):  # then the zygote will see
-            now = os.fstat(self.descriptor)
-            if (now.st_dev, now.st_ino) == (self.pipe.st_dev, self.pipe.st_ino):  # a task may close what it knows not
-                os.write(self.descriptor, record(self.number, code))
-                os.close(1)
-                os.close(2)
+        self.board.write_status(self.slot, code)
+        with suppress(OSError):  # the task has closed them, or is another user by now: then its end will tell
+            os.close(1)
+            os.close(2)
+            if os.getppid() == self.parent:
+                os.kill(self.parent, signal.SIGCHLD)
+
+
+class Child:
+    """A child at work: the ``number`` of its request, None when its status was told; and its ``slot``."""
+
+    def __init__(self, number: int | None, slot: int) -> None:
+        self.number = number
+        self.slot = slot
 
 
 class Zygote:
@@ -121,11 +146,12 @@ class Zygote:
         self.work = work
         self.fingerprint = fingerprint
         self.directory = leave_directory()
-        self.children: dict[int, int] = {}  # process: number of its request
-        self.told: set[int] = set()  # numbers of requests whose status was told by the children themselves
+        self.children: dict[int, Child] = {}  # by their processes
+        self.board = Board(-1, MOST_CHILDREN * SLOT)
+        self.free = list(range(MOST_CHILDREN))  # slots
+        self.slot = 0  # of the child that was forked last; in a child, its own
         self.spare: tuple[int, _socket.socket] | None = None  # a child that waits, and where it does
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.reports, self.report_here = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
         self.crowded = False  # there was no room for a child
         self.asked = False  # for anything
@@ -143,12 +169,11 @@ class Zygote:
         self.server.sendall(READY + bytes([STAYS if stays else 0]))
         while True:
             patience, chore = self.chore()
-            sources: list[_socket.socket | int] = [self.server, self.ended, self.reports]
+            sources: list[_socket.socket | int] = [self.server, self.ended]
             busy = select.select(sources, [], [], patience)[0]
-            if self.reports in busy:
-                self.pass_reports()
             if self.ended in busy:
                 os.read(self.ended, 4096)
+                self.collect()
                 self.reap()
             if self.server in busy:
                 request = receive(self.server)
@@ -204,18 +229,23 @@ class Zygote:
         if pid is None:
             self.tell(request.number, NOT_RUN)
         else:
-            self.children[pid] = request.number
+            self.children[pid].number = request.number
         request.close()
         return None
 
     def fork(self) -> int | None:
         """Fork a child and return its process, 0 in there; None if there is no room for one."""
+        self.crowded = True
+        if not self.free:
+            return None
+        self.slot = self.free[-1]
         try:
             pid = os.fork()
         except OSError:
-            self.crowded = True
             return None
         self.crowded = False
+        if pid:
+            self.children[pid] = Child(None, self.free.pop())
         return pid
 
     def fork_spare(self) -> Request | None:
@@ -264,8 +294,8 @@ class Zygote:
     def leave(self) -> None:
         """In a child: be a process that has just been started."""
         self.server.close()
-        for descriptor in (self.ended, self.wake, self.reports):
-            os.close(descriptor)
+        os.close(self.ended)
+        os.close(self.wake)
         gc.enable()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -274,11 +304,13 @@ class Zygote:
             with suppress(OSError):  # it is gone: a login would be in the root directory, too
                 os.chdir(self.directory)
 
-    def pass_reports(self) -> None:
+    def collect(self) -> None:
         """Tell the server what children have told."""
-        for number, status in records(os.read(self.reports, 100 * RECORD)):
-            self.told.add(number)
-            self.tell(number, status)
+        for child in self.children.values():
+            status = self.board.read_status(child.slot)
+            if child.number is not None and status is not None:
+                self.tell(child.number, status)
+                child.number = None
 
     def reap(self) -> None:
         """Tell the server of children that have ended without a word."""
@@ -289,14 +321,14 @@ class Zygote:
                 return
             if not pid:
                 return
-            if pid not in self.children:  # a spare one
+            if pid not in self.children:
                 continue
-            number = self.children.pop(pid)
-            with suppress(BlockingIOError):  # what it told just before its end
-                self.pass_reports()
-            if number not in self.told:
-                self.tell(number, os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
-            self.told.discard(number)
+            self.collect()  # what it told just before its end
+            child = self.children.pop(pid)
+            if child.number is not None:
+                self.tell(child.number, os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+            self.board.clear(child.slot)
+            self.free.append(child.slot)
 
     def tell(self, number: int, status: int) -> None:
         self.server.sendall(record(number, status))
@@ -311,9 +343,7 @@ def main(work: Work, fingerprint: Fingerprint | None = None) -> NoReturn:
     zygote = Zygote(_socket.socket(fileno=os.dup(1)), work, fingerprint or Fingerprint())
     request = zygote.serve()
     source = input_pipe(work.input_of(request))
-    report = fcntl.fcntl(zygote.report_here, fcntl.F_DUPFD_CLOEXEC, REPORT)
     for number, descriptor in enumerate([source, *request.streams]):
         os.dup2(descriptor, number)
-    os.closerange(3, report)
-    os.closerange(report + 1, 1 << 10)
-    work.run(request, LastWord(report, request.number))
+    os.closerange(3, 1 << 10)
+    work.run(request, LastWord(zygote.board, zygote.slot))

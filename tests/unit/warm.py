@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import errno
 import io
-import itertools
 import json
+import os
 import re
 import socket
 import sys
@@ -17,11 +17,17 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_interpreters
+from ansible_collections.qemu.guest.plugins.plugin_utils import (
+    _warm,
+    _warm_interpreters,
+    _warm_surroundings,
+    _warm_wire,
+)
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -110,16 +116,26 @@ def server_pid(guest: Guest) -> int:
     return int((guest.runner / SPOOL / "pid").read_text())
 
 
-SAID = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
+SAID: dict[str, Any] = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
 HEADER = json.dumps(SAID).encode()
 
 
-def an_interpreter() -> tuple[_warm_interpreters.Interpreter, socket.socket]:
-    """Return one that is ready and at work at nothing, and the zygote's end of its socket."""
-    one = _warm_interpreters.Interpreter.__new__(_warm_interpreters.Interpreter)
-    one.socket, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    one.ready, one.dead, one.marker, one.preamble, one.known = True, False, "", b"", []
-    one.tasks, one.serials, one.leaves = {}, itertools.count(1), 0.0
+def asked(**said: Any) -> _warm_interpreters.Asked:
+    """Return a request as a server takes it."""
+    return _warm_interpreters.Asked(json.dumps({**SAID, **said}).encode(), b"program")
+
+
+def an_interpreter(*, ready: bool = True) -> tuple[_warm_interpreters.Interpreter, socket.socket]:
+    """Return one that is at work at nothing, and the zygote's end of its socket."""
+    ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    errors, theirs = os.pipe()
+    os.close(theirs)
+    surroundings = _warm_surroundings.Surroundings([])
+    one = _warm_interpreters.Interpreter((ours, errors), surroundings, "", "/bin")
+    if ready:
+        zygote.sendall(_warm_wire.READY + bytes([_warm_wire.STAYS]))
+        one.listen()
+        assert one.ready
     return one, zygote
 
 

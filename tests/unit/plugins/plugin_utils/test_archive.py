@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,98 +38,105 @@ def read(text: bytes) -> Archive:
 
 
 @pytest.fixture
-def archives(tmp_path: Path) -> Archives:
-    (tmp_path / "spool").mkdir()
-    return Archives(str(tmp_path / "spool"))
+def archives() -> Archives:
+    return Archives()
 
 
-def brought(archives: Archives, archive: Archive, recipe: bytes | None = None) -> tuple[bytes, list[list[str]]]:
-    """Bring an archive; return what is in the server's file then, and the parts that it has asked for, each time."""
-    path = f"{archives.home}/1.archive"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a client puts what it brings."""
+    return tmp_path / "1.archive"
+
+
+def brought(
+    archives: Archives, path: Path, archive: Archive, recipe: bytes | None = None
+) -> tuple[bytes, list[list[str]]]:
+    """Bring an archive; return what the server has of it then, and which parts were brought, each time."""
     if recipe is not None:
         archive = archive._replace(recipe=recipe)
     asked: list[list[str]] = []
     for _time in range(3):
-        file, answer = archives.found(archive.digest, path)
-        if file:
-            assert os.listdir(archives.home) == []
-            return os.pread(file.fileno(), 1 << 20, 0), asked
-        what, *parts = answer.decode().split()
+        content, answer = archives.found(archive.digest, str(path))
+        if content:
+            assert not path.exists()
+            return content, asked
+        what, *there = answer.decode().split()
         assert what == "archive"
-        asked.append(parts)
-        Path(path).write_bytes(archive.brought(parts))
+        asked.append([part for part in archive.remembered() if part not in there])
+        path.write_bytes(archive.brought(asked[-1]))
     return b"", asked
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
 @pytest.mark.parametrize("files", [FILES, OTHER, {}])
-def test_it_is_put_together_as_it_was(archives: Archives, files: Mapping[str, str], method: int) -> None:
+def test_it_is_put_together_as_it_was(archives: Archives, path: Path, files: Mapping[str, str], method: int) -> None:
     text = packed(files, method)
-    content, _asked = brought(archives, read(text))
+    content, _asked = brought(archives, path, read(text))
     table, again, code = content.split(b"\n", 2)
     assert code == b""
     assert again == text
     assert len(json.loads(table)) == len(files)
 
 
-def test_what_is_there_is_not_asked_for(archives: Archives) -> None:
+def test_what_is_there_is_not_asked_for(archives: Archives, path: Path) -> None:
     first, other = read(packed(FILES)), read(packed(OTHER))
-    assert brought(archives, first)[1] == [[], first.remembered()]
-    assert brought(archives, first)[1] == [], "it is there"
-    assert brought(archives, read(packed(FILES, when=(2025, 1, 1, 0, 0, 0))))[1] == [], "it has the same in it"
-    content, asked = brought(archives, other)
-    assert asked == [[], other.remembered()[-1:]]
+    assert brought(archives, path, first)[1] == [first.remembered()]
+    assert brought(archives, path, first)[1] == [], "it is there"
+    again = read(packed(FILES, when=(2025, 1, 1, 0, 0, 0)))
+    assert brought(archives, path, again)[1] == [], "it has the same in it"
+    content, asked = brought(archives, path, other)
+    assert asked == [other.remembered()[-1:]]
     assert content.endswith(packed(OTHER) + b"\n")
 
 
 @pytest.mark.parametrize("parts", [slice(None), slice(2), slice(2, None)])
-def test_what_comes_first_is_not_asked_for(archives: Archives, parts: slice) -> None:
+def test_what_comes_first_is_not_asked_for(archives: Archives, path: Path, parts: slice) -> None:
     archive = read(packed(FILES))
     names = archive.remembered()
-    Path(archives.home, "1.archive").write_bytes(archive.brought(names[parts]))
+    path.write_bytes(archive.brought(names[parts]))
     missing = [name for name in names if name not in names[parts]]
-    assert brought(archives, archive)[1] == ([missing] if missing else [])
+    assert brought(archives, path, archive)[1] == ([missing] if missing else [])
 
 
-def test_parts_that_were_let_go_are_asked_for_again(archives: Archives, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_were_let_go_are_asked_for_again(archives: Archives, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_warm_archives, "MOST_PARTS", 60)
     monkeypatch.setattr(_warm_archives, "MOST_ARCHIVES", 1)
-    brought(archives, read(packed(FILES)))
+    brought(archives, path, read(packed(FILES)))
     assert sum(map(len, archives.parts.values())) <= 60
-    content, asked = brought(archives, read(packed(OTHER)))
+    content, asked = brought(archives, path, read(packed(OTHER)))
     assert content.endswith(packed(OTHER) + b"\n")
-    assert len(asked[1]) > 1
-    assert len(archives.files) == 1
+    assert len(asked[0]) > 1
+    assert len(archives.contents) == 1
 
 
-def test_recipe_of_another(archives: Archives) -> None:
+def test_recipe_of_another(archives: Archives, path: Path) -> None:
     other = read(packed(OTHER))
-    brought(archives, other)
+    brought(archives, path, other)
     archive = read(packed(FILES))
-    assert brought(archives, archive, other.recipe) == (b"", [[]] * 3)
-    assert archive.digest not in archives.files
+    assert brought(archives, path, archive, other.recipe) == (b"", [[], [], []]), "its parts are there"
+    assert archive.digest not in archives.contents
 
 
-def test_recipe_that_was_changed(archives: Archives) -> None:
+def test_recipe_that_was_changed(archives: Archives, path: Path) -> None:
     """Each of its lines, and what is between the parts: all that is not a part with a checksum of its own."""
     archive = read(packed(FILES))
     lines = archive.recipe.split(b"\n", 3)
     for number, line in enumerate(lines):
         changed = b"\n".join([*lines[:number], bytes([line[0] ^ 1]) + line[1:], *lines[number + 1 :]])
-        assert brought(archives, archive, changed) == (b"", [[]] * 3)
-    assert brought(archives, archive, archive.recipe[:10]) == (b"", [[]] * 3)
-    assert brought(archives, archive)[0]
+        assert brought(archives, path, archive, changed)[0] == b""
+    assert brought(archives, path, archive, archive.recipe[:10])[0] == b""
+    assert brought(archives, path, archive)[0]
 
 
-def test_archive_that_is_cut_off(archives: Archives) -> None:
+def test_archive_that_is_cut_off(archives: Archives, path: Path) -> None:
     archive = read(packed(FILES))
     names = archive.remembered()
-    Path(archives.home, "1.archive").write_bytes(archive.brought(names)[:-1])
-    assert brought(archives, archive)[1] == [names[-1:]]
+    path.write_bytes(archive.brought(names)[:-1])
+    assert brought(archives, path, archive)[1] == [names[-1:]]
     other = read(packed(OTHER))
     for cut in (b"", other.brought([])[:3], other.brought([])[:-1], b"\5\0\0\0other"):
-        Path(archives.home, "1.archive").write_bytes(cut)
-        assert archives.found(other.digest, f"{archives.home}/1.archive") == (None, b"archive\n")
+        path.write_bytes(cut)
+        assert archives.found(other.digest, str(path)) == (b"", archives.wanted())
 
 
 def damaged(place: int) -> bytes:

@@ -1,43 +1,130 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Interpreters, as their server sees them."""
+"""Interpreters, as their server sees them: what they send may be anything."""
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import closing
+import random
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_interpreters
-from ansible_collections.qemu.guest.tests.unit.warm import HEADER, an_interpreter
+import pytest
+
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_interpreters, _warm_wire
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_tasks import LOST
+from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked
 
 
 def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> None:
     """A task tells its status before its process ends, and the next one may have begun when that is heard of."""
     one, zygote = an_interpreter()
-    told = []
-    with closing(one.socket), zygote, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
+    numbers = []
+    with closing(one), zygote:
         for _task in range(2):
-            one.hand_over(7, _warm_interpreters.Request(HEADER, file, 0), str(tmp_path / "7"))
-            told.append(json.loads(zygote.recv(4096))["number"])
-            assert [task.number for task in one.tasks.values()] == [7]
-            if len(told) == 1:
-                one.tasks.clear()  # it has told its status
-        zygote.send(json.dumps({"number": told[0], "rc": 3}).encode())
+            one.hand_over(7, asked(), str(tmp_path / "7"))
+            request = _warm_wire.receive(zygote)
+            assert request
+            request.close()
+            numbers.append(request.number)
+        zygote.sendall(_warm_wire.record(numbers[0], 3))
         one.listen()
-        assert one.tasks[told[1]].rc is None
-        zygote.send(json.dumps({"number": told[1], "rc": 4}).encode())
+        assert [task.rc for task in one.tasks.values()] == [3, None]
+        zygote.sendall(_warm_wire.record(numbers[1], 4))
         one.listen()
-        assert one.tasks[told[1]].rc == 4
+        assert [task.rc for task in one.tasks.values()] == [3, 4]
 
 
-def test_interpreter_that_has_ended_unheard_of_is_given_nothing(tmp_path: Path) -> None:
+def test_interpreter_that_has_ended_unheard_of_runs_nothing(tmp_path: Path) -> None:
     one, zygote = an_interpreter()
     zygote.close()
     before = len(os.listdir("/proc/self/fd"))
-    with closing(one.socket), open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
-        assert not one.hand_over(7, _warm_interpreters.Request(HEADER, file, 0), str(tmp_path / "7"))
-        assert not one.tasks
-    assert len(os.listdir("/proc/self/fd")) == before - 1, "nothing stays open"
+    one.hand_over(7, asked(), str(tmp_path / "7"))
+    (task,) = one.tasks.values()
+    assert one.dead and task.ended
+    assert task.result() == b"plain\n"
+    task.drop()
+    one.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2, "nothing stays open"
+
+
+def junk() -> Iterator[bytes]:
+    """Yield what no interpreter sends."""
+    yield _warm_wire.record(4711, 0)  # of no request
+    yield _warm_wire.record(1, 0xFFFF)
+    yield b'{"number": 1, "rc": 0}\n' * 10
+    yield bytes(1 << 16)
+    chance = random.Random(1)
+    yield from (chance.randbytes(size) for size in (7, 100, 5000))
+
+
+@pytest.mark.parametrize("text", list(junk()), ids=range(len(list(junk()))))
+def test_junk_costs_its_interpreter_alone(tmp_path: Path, text: bytes) -> None:
+    one, zygote = an_interpreter()
+    with closing(one), zygote:
+        one.hand_over(7, asked(), str(tmp_path / "7"))
+        zygote.setblocking(False)
+        for _time in range(50):
+            with suppress(BlockingIOError, BrokenPipeError):
+                zygote.send(text)
+            if one.dead:
+                break
+            one.listen()
+        assert one.dead
+        assert [task.rc for task in one.tasks.values()] == [LOST]
+
+
+def test_interpreter_that_talks_before_it_is_ready_is_not_listened_to_for_ever() -> None:
+    one, zygote = an_interpreter(ready=False)
+    with closing(one), zygote:
+        zygote.setblocking(False)
+        for _time in range(1000):
+            with suppress(BlockingIOError, BrokenPipeError):
+                zygote.send(bytes(4096))
+            if one.dead:
+                break
+            one.listen()
+        assert one.dead and one.failed
+        assert len(one.heard) <= _warm_interpreters.MOST_SAID + 8192
+
+
+def test_descriptors_that_an_interpreter_sends_are_not_taken() -> None:
+    one, zygote = an_interpreter()
+    with closing(one), zygote, open(os.devnull, "rb") as file:
+        before = len(os.listdir("/proc/self/fd"))
+        zygote.sendmsg([_warm_wire.record(1, 0)], _warm_wire.rights([file.fileno()]))
+        one.listen()
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_interpreter_that_reads_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has not got all of its request, so nothing was run."""
+    one, zygote = an_interpreter()
+    with closing(one), zygote:
+        request = asked()
+        request.program = bytes(10_000_000)
+        one.hand_over(7, request, str(tmp_path / "7"))
+        one.send()
+        assert one.queue and not one.dead
+        monkeypatch.setattr(_warm_interpreters, "STUCK_SECONDS", -1)
+        one.send()
+        assert one.dead
+        (task,) = one.tasks.values()
+        assert task.result() == b"plain\n"
+        task.drop()
+
+
+def test_interpreter_that_does_not_stay_is_overdue(tmp_path: Path) -> None:
+    """One of another user: nobody could remove that user otherwise."""
+    one, zygote = an_interpreter(ready=False)
+    with closing(one), zygote:
+        zygote.sendall(_warm_wire.READY + b"\0")
+        one.listen()
+        assert one.ready and not one.is_overdue
+        one.used -= _warm_interpreters.GUEST_SECONDS + 1
+        assert one.is_overdue
+        one.hand_over(7, asked(), str(tmp_path / "7"))
+        one.used -= _warm_interpreters.GUEST_SECONDS + 1
+        assert not one.is_overdue, "it is at work"

@@ -87,11 +87,11 @@ def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> Non
     work.learnt.add("another")
     text = base64.b64encode(content.getvalue()).decode()
     work.archives["digest"] = _warm_payload.Archive({"ansible.modules.quick": ("source", False)}, text)
-    request: Any = SimpleNamespace(archive="digest", before=0, content=3, program=lambda: WRAPPER.format("").encode())
+    request: Any = SimpleNamespace(archive="digest", before=0, content=b"3", program=WRAPPER.format("").encode())
     assert [work.learns(request), work.lessons] == [False, 0]
-    request.content = None
+    request.content = b""
     assert [work.learns(request), work.learns(request), work.lessons] == [False, False, 2]
-    assert not work.importer.code
+    work.importer.code.clear()
     work.take_lesson()
     assert [work.learns(request), work.lessons, *work.importer.code] == [False, 1, "source"]
     work.importer.code.clear()

@@ -11,6 +11,7 @@ import resource
 import socket
 import time
 import zlib
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,53 +23,64 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import Transfer
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils import (
     _warm,
-    _warm_archives,
     _warm_interpreters,
     _warm_server,
     _warm_surroundings,
+    _warm_wire,
 )
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
-from ansible_collections.qemu.guest.tests.unit.warm import HEADER, an_interpreter, full
+from ansible_collections.qemu.guest.tests.unit.warm import HEADER, an_interpreter, asked, full
 
 
-def test_task_does_not_wait_for_an_interpreter_that_takes_long(tmp_path: Path) -> None:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[_warm_server.Server]:
+    """A server with its spool, that is not running."""
+    home = tmp_path / "spool"
+    home.mkdir()
+    os.mkfifo(home / "ring")
+    ring = os.open(home / "ring", os.O_RDWR)
+    copy: Any = SimpleNamespace(start=lambda program: None)
+    made = _warm_server.Server(str(home), ring, copy)
+    yield made
+    for one in (*made.interpreters.values(), *made.leaving):
+        if isinstance(one, _warm_interpreters.Interpreter):
+            one.close()
+    os.close(ring)
+
+
+@pytest.fixture
+def home(server: _warm_server.Server) -> Path:
+    return Path(server.home)
+
+
+def said(server: _warm_server.Server, number: int) -> bytes:
+    return Path(server.path(number, "rc")).read_bytes()
+
+
+def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _warm_server.Server, home: Path) -> None:
     """Somebody may have put a question before it that nobody answers."""
-    one, zygote = an_interpreter()
-    one.ready = False
-    server = a_server(tmp_path)
+    one, zygote = an_interpreter(ready=False)
     server.interpreters["k"] = one
-    one.surroundings = _warm_surroundings.Surroundings([])
-    answers = tmp_path / "7.rc"
-    answers.touch()
-    with closing(one.socket), zygote:
-        for started, answer in ((0.0, b""), (_warm_interpreters.START_SECONDS, b"6\nplain\n")):
+    (home / "7.rc").touch()
+    with zygote:
+        for started, answer in ((0.0, b""), (_warm_interpreters.START_SECONDS, b"7 answer 6\nplain\n")):
             one.began = time.monotonic() - started
-            with open(tmp_path / "in", "w+b") as file:
-                server.take(7, _warm_interpreters.Request(HEADER, file, 0))
-                assert file.closed == bool(answer)
-            assert answers.read_bytes() == answer
+            server.take(7, asked())
+            assert said(server, 7) == answer
             assert len(server.waiting) == 1
 
 
-def a_server(home: Path) -> _warm_server.Server:
-    server = _warm_server.Server.__new__(_warm_server.Server)
-    server.home, server.ending, server.rung = str(home), 0.0, b""
-    server.interpreters, server.leaving, server.waiting, server.login = {}, [], [], None
-    server.archives = _warm_archives.Archives(str(home))
-    return server
-
-
 def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
-    server = _warm_server.Server.__new__(_warm_server.Server)
-    server.home = str(tmp_path / "home")
-    os.mkdir(server.home)
-    os.mkfifo(f"{server.home}/ring")
-    server.ring = os.open(f"{server.home}/ring", os.O_RDWR)
+    home = tmp_path / "home"
+    home.mkdir()
+    os.mkfifo(home / "ring")
+    copy: Any = None
+    server = _warm_server.Server(str(home), os.open(home / "ring", os.O_RDWR), copy)
     os.write(server.ring, b"=1 x\n")
     assert not server.vanish()
-    assert os.path.exists(f"{server.home}/ring")
+    assert (home / "ring").exists()
     os.read(server.ring, 100)
-    holder = os.open(f"{server.home}/ring", os.O_WRONLY)
+    holder = os.open(home / "ring", os.O_WRONLY)
     assert server.vanish()
     assert list(tmp_path.glob("home*")) == []
     with pytest.raises(BrokenPipeError):
@@ -76,7 +88,9 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     os.close(holder)
 
 
-def test_interpreter_that_is_of_use_is_ended_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_that_is_of_use_is_ended_for_no_other(
+    server: _warm_server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a play with one command line too many would start one anew for each task, and none would be ready."""
 
     def started(*_arguments: object) -> Any:
@@ -85,8 +99,6 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(_warm_server, "Interpreter", started)
     monkeypatch.setattr(_warm_server, "spawn", started)
-    server = _warm_server.Server.__new__(_warm_server.Server)
-    server.home, server.interpreters, server.leaving = "", {}, []
 
     def use(key: str) -> bool:
         request: Any = SimpleNamespace(key=key, command="python3", marker="", path="")
@@ -100,62 +112,142 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(monkeypatch: pytest.Mo
     assert most[2] not in server.interpreters and len(server.leaving) == 1
 
 
-def test_request_that_there_is_no_room_for_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    server = a_server(tmp_path)
-    server.ring, ring = os.pipe()
+def test_request_that_there_is_no_room_for_is_not_run(
+    server: _warm_server.Server, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """And one that was rung for twice is taken once."""
     request = _warm._request("", "", b"true", b"")
-    answers = tmp_path / "7.rc"
-    answers.touch()
-    (tmp_path / "7.in").write_bytes(request)
-    os.write(ring, b"7\n=7 " + base64.b64encode(zlib.compress(request)) + b"\n7\n")
-    monkeypatch.setattr(_warm_server, "Interpreter", full)
+    packed = base64.b64encode(zlib.compress(request))
+    for number in (7, 8):
+        (home / f"{number}.rc").touch()
+    (home / "7.in").write_bytes(request)
+    os.write(server.ring, b"7\n=8 %b\n7\n=8 %b\n" % (packed, packed))
+    monkeypatch.setattr(_warm_server, "spawn", full)
     server.answer_ring()
-    assert answers.read_bytes() == b"6\nplain\n" * 2, "the third was taken already"
-    os.close(ring)
-    os.close(server.ring)
+    for number in (7, 8):
+        assert said(server, number) == b"%d taken\n%d answer 6\nplain\n" % (number, number)
 
 
-def test_results_that_nobody_fetches_are_swept_away(tmp_path: Path) -> None:
-    server = _warm_server.Server.__new__(_warm_server.Server)
-    home = tmp_path / "home"
-    home.mkdir()
-    server.home = str(home)
-    server.interpreters, server.leaving = {}, [SimpleNamespace(tasks={1: SimpleNamespace(number=3)})]  # type: ignore[list-item]
-    old = time.time() - _warm_server.IDLE_SECONDS - 1
+@pytest.mark.parametrize("line", [b"=9 x", b"=9 eJw=", b"9", b"-", b"=", b"-x", b"=x eA==", b"\xff\x00", b"="])
+def test_line_on_the_ring_that_makes_no_sense_is_no_harm(
+    server: _warm_server.Server, home: Path, line: bytes
+) -> None:
+    """Half of a request, of a client that was killed."""
+    (home / "9.rc").touch()
+    os.write(server.ring, line + b"\nquit\n")
+    server.answer_ring()
+    assert server.ending
+    assert said(server, 9) in (b"", b"9 taken\n")
+
+
+def test_request_whose_client_has_gone_is_not_run(server: _warm_server.Server) -> None:
+    packed = base64.b64encode(zlib.compress(_warm._request("", "", b"true", b"")))
+    os.write(server.ring, b"=7 %b\n" % packed)
+    server.answer_ring()
+    assert not server.interpreters and not server.taken
+
+
+def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _warm_server.Server, home: Path) -> None:
     for name in ("1.rc", "1.out", "2.rc", "2.err", "3.rc", "pid"):
         (home / name).touch()
-    for name in ("1.rc", "3.rc", "pid"):
-        os.utime(home / name, (old, old))
+    now = time.monotonic()
+    server.taken = {1: now - _warm_server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
+    server.forget_answered()
+    assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "3.rc", "pid", "ring"}, "3 is at work"
+
+
+def test_files_of_a_client_that_never_asked_are_swept_away(server: _warm_server.Server, home: Path) -> None:
+    """Not at once, it may be about to; and whatever the clock says."""
+    for name in ("1.rc", "2.rc", "2.in", "pid"):
+        (home / name).touch()
+        os.utime(home / name, (0, 0))
+    server.taken = {1: 0.0}
     server.sweep()
-    assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "3.rc", "pid"}, "3 is at work"
+    assert (home / "2.in").exists()
+    server.sweep()
+    assert {path.name for path in home.iterdir()} == {"1.rc", "pid", "ring"}
 
 
-def test_no_room_for_the_interpreter_of_commands_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_the_interpreter_of_commands_is_no_harm(
+    server: _warm_server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is started when a module has ended; what serves goes on."""
     monkeypatch.setattr(_warm_server, "spawn", full)
-    server = a_server(tmp_path)
-    (tmp_path / "7.rc").touch()
+    (home / "7.rc").touch()
     one, zygote = an_interpreter()
-    one.path = "/bin"
-    one.tasks = {1: SimpleNamespace(ended=True, number=7, result=lambda: b"0 - - .\n")}  # type: ignore[dict-item]
-    with closing(one.socket), zygote:
-        server.settle([one])
-    assert (tmp_path / "7.rc").read_bytes() == b"8\n0 - - .\n"
+    with closing(one), zygote:
+        one.hand_over(7, asked(), str(home / "7"))
+        request = _warm_wire.receive(zygote)
+        assert request
+        request.close()
+        zygote.sendall(_warm_wire.record(request.number, 0))
+        while b"answer" not in said(server, 7):
+            server.act([one])
+            server.settle([one])
+    assert said(server, 7) == b"7 answer 8\n0 - - .\n"
     assert not server.interpreters
+
+
+def test_interpreter_that_sends_junk_costs_nobody_else(server: _warm_server.Server, home: Path) -> None:
+    """The task of another one goes on, and ends well; the one with the junk is replaced when it is wanted again."""
+    junk, its_zygote = an_interpreter()
+    fine, zygote = an_interpreter()
+    server.interpreters = {"junk": junk, "fine": fine}
+    with its_zygote, zygote:
+        for number, key in ((7, "junk"), (8, "fine")):
+            (home / f"{number}.rc").touch()
+            server.take(number, asked(key=key))
+        request = _warm_wire.receive(zygote)
+        assert request
+        its_zygote.sendall(b"no record of mine\n" * 100)
+        everyone = list(server.interpreters.values())
+        server.act(everyone)
+        server.settle(everyone)
+        assert said(server, 7).startswith(b"7 begun\n7 answer ") and b"lost\n" in said(server, 7)
+        os.write(request.streams[0], b"well\n")
+        request.close()
+        zygote.sendall(_warm_wire.record(request.number, 0))
+        while b"answer" not in said(server, 8):
+            server.act([fine])
+            server.settle([fine])
+        assert said(server, 8) == b"8 begun\n8 answer 14\n0 =5 - .\nwell\n"
+        assert junk.dead and not fine.dead
+
+
+def test_request_to_a_stale_interpreter_is_another_ones(
+    server: _warm_server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale, zygote = an_interpreter()
+    new, its_zygote = an_interpreter(ready=False)
+    server.interpreters["k"] = stale
+    monkeypatch.setattr(_warm_server, "spawn", lambda *arguments: (new.socket, os.dup(new.errors)))
+    (home / "7.rc").touch()
+    with zygote, its_zygote:
+        server.take(7, asked())
+        request = _warm_wire.receive(zygote)
+        assert request
+        zygote.sendall(_warm_wire.record(request.number, _warm_wire.STALE))
+        request.close()
+        server.act([stale])
+        server.settle([stale])
+        assert stale in server.leaving or stale.dead
+        assert [number for number, _asked in server.waiting] == [7], "for the one that starts"
+        assert server.interpreters["k"] is not stale
 
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+    server: _warm_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
     """Nobody had looked at that before."""
     (tmp_path / "first").write_bytes(HEADER)
     (tmp_path / "watched").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_warm_server, "WATCHED", [str(tmp_path / "none"), str(tmp_path / "watched")])
-    server = a_server(tmp_path)
-    ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with zygote, ours, open(os.devnull, "rb") as errors:
+    ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    errors, theirs = os.pipe()
+    os.close(theirs)
+    with zygote:
         server.adopt((ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1))
         assert bool(server.interpreters) != changed
         server.settle([])
@@ -168,17 +260,17 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
                 zygote.recv(100)
 
 
-def test_answer_that_there_is_no_room_for_is_told_of(agent: RunnerAgent, tmp_path: Path) -> None:
-    server = _warm_server.Server.__new__(_warm_server.Server)
-    server.home = str(tmp_path)
-    answers = tmp_path / "1.rc"
-    answers.write_bytes(b"5\nfirst")
+def test_answer_that_there_is_no_room_for_is_told_of(
+    server: _warm_server.Server, agent: RunnerAgent, home: Path
+) -> None:
+    answers = home / "1.rc"
+    answers.write_bytes(b"1 begun\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # Python ignores the signal of that
     try:
-        server.say(1, b"0 =2000 - .\n" + bytes(2000))
+        server.answer(1, b"0 =2000 - .\n" + bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert answers.read_bytes() == b"5\nfirst5\nfull\n"
+    assert answers.read_bytes() == b"1 begun\n1 answer 5\nfull\n"
     with pytest.raises(TransferError, match="did not fit"):
         WarmPython(agent, lambda line: None)._spool.result(1, b"full\n")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -45,7 +46,7 @@ def test_server_that_cannot_is_not_tried_again(
     for _attempt in range(5):
         assert warm.run(COMMAND, module("")) is None
     assert time.monotonic() - began < 30
-    failed = guest.runner / f"{SPOOL}.failed"
+    (failed,) = guest.runner.glob(f"{SPOOL}.*.failed")
     assert "No module named 'no_such_module'" in failed.read_text()
     assert stat.S_IMODE(failed.stat().st_mode) == 0o600
     assert not (guest.runner / SPOOL).exists()
@@ -61,11 +62,8 @@ def test_server_without_room_is_tried_again(
     with monkeypatch.context() as broken:
         broken.setitem(_warm._PROGRAMS, "server.py", end.encode())
         assert warm.run(COMMAND, module("")) is None
-    failed = guest.runner / f"{SPOOL}.failed"
-    until(failed.exists)  # it may have had a ring for a moment, and then it is not looked for
-    assert failed.read_text() == ""
-    for place in guest.runner.glob(f"{SPOOL}.new"):  # of the killed one
-        os.utime(place, (1, 1))
+    (failed,) = guest.runner.glob(f"{SPOOL}.*.failed")
+    assert failed.read_text().count("\n") == 1, "no reason that would hold"
     assert warm.run(COMMAND, module(""))
     assert time.monotonic() - began < 30
 
@@ -95,10 +93,10 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
     tmp_path = Path(guest.place.name)
     for number in range(5):
         spool = tmp_path / f"warm{number}"
-        request = _warm._request(COMMAND, "a" * 64, b"", b"")
+        request = _warm._request(f"{COMMAND} -S", "a" * 64, b"", b"")
         starters = []
         for another in range(60):  # from before the first has begun until after its server has
-            command, data = _warm._starter(str(spool), request, sys.executable, f"{spool}.{another}")
+            command, data = _warm._starter(str(spool), request, sys.executable, another, f"{spool.name}.failed")
             (tmp_path / f"input{another}").write_bytes(data)
             with open(tmp_path / f"input{another}", "rb") as stdin:
                 starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
@@ -112,7 +110,7 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
         until(lambda: len(at_work_in(spool)) == 1)  # noqa: B023 - called at once; others may be about to end
         assert at_work_in(spool) == [int((spool / "pid").read_text())], "the one that is there"
         # Of those who were not needed, the last may still be about to remove what it had.
-        until(lambda: {path.name for path in tmp_path.glob("warm*")} == {spool.name})  # noqa: B023 - called at once
+        until(lambda: {path.name for path in tmp_path.glob(f"{spool.name}*")} == {spool.name, f"{spool.name}.lock"})  # noqa: B023 - called at once
         (spool / "ring").write_text("quit\n")
         while spool.exists():
             assert time.monotonic() < end
@@ -131,7 +129,7 @@ def test_first_task_runs_in_the_interpreter_that_is_started_for_it(warm: WarmPyt
     assert seen[0] == seen[1]
     until(lambda: not list(guest.runner.glob("1/[0-9]*")))
     there = {path.name for path in (guest.runner / SPOOL).iterdir()}
-    assert there == {*STAYS, f"{warm._line.number}.rc"}
+    assert {name for name in there if not name.endswith(".rc")} == STAYS
     assert os.getsid(server_pid(guest)) == server_pid(guest), "what ends the runner's session ends this too"
 
 
@@ -147,7 +145,8 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
     spool, seen = place / "warm", place / "seen"
     _payload, archive = with_archive(module("", SEEN))
     brought = archive.brought(archive.remembered(), code=True, programs=_warm._code_of_programs())
-    command, data = _warm._starter(str(spool), _warm._request(COMMAND, archive.digest, b"", b""), COMMAND, f"{spool}.1")
+    request = _warm._request(f"{COMMAND} -S", archive.digest, b"", b"")
+    command, data = _warm._starter(str(spool), request, COMMAND, 1, "warm.failed")
     (place / "input").write_bytes(data)
     with open(place / "input", "rb") as stdin:
         subprocess.run(["sh", "-c", command], stdin=stdin, env={**os.environ, "SEEN": str(seen)}, check=True)
@@ -196,7 +195,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
         (COMMAND, True),
         (f"A='1 2' {COMMAND}", True),
         (f"true; {COMMAND}", False),
-        (f"PYTHONWARNINGS=none {COMMAND}", False),
+        (f"LD_PRELOAD=/none.so {COMMAND}", False),
     ],
     ids=["alone", "with an environment", "with something before it", "that says something"],
 )
@@ -213,7 +212,7 @@ def test_first_interpreter_is_a_copy(
     assert result
     assert (result.rc, result.stderr) == (expected.rc, expected.stderr)
     assert result.stdout == (expected.stdout.replace(b"no", b"yes", 1) if copied else expected.stdout)
-    assert {path.name for path in guest.runner.glob("warm*")} == {SPOOL}
+    assert {path.name for path in guest.runner.glob("warm*")} == {SPOOL, f"{SPOOL}.lock"}
 
 
 def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,12 +224,42 @@ def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkey
     assert not list(guest.runner.glob("*.err"))
 
 
-def test_starter_that_was_killed_is_in_the_way_for_a_while_only(warm: WarmPython, guest: Guest) -> None:
+def test_starter_that_was_killed_is_not_in_the_way(
+    warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the guest's clock says; one that is at work is."""
     place = guest.runner / f"{SPOOL}.new"
     place.mkdir(parents=True)
-    assert warm.run(COMMAND, module("")) is None
-    time.sleep(0.3)
-    assert list(place.iterdir()) == []
-    old = time.time() - 200
-    os.utime(place, (old, old))
-    warmed(warm)
+    (place / "pid").write_text("half")
+    with open(guest.runner / f"{SPOOL}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(_warm, "_START_SECONDS", 0.5)
+        assert warm.run(COMMAND, module("")) is None
+        monkeypatch.undo()
+    assert warm.run(COMMAND, module(""))
+
+
+def test_interpreter_that_is_missing_turns_nothing_else_off(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest, tmp_path: Path
+) -> None:
+    """It may come, and others are there."""
+    missing = tmp_path / "python3"
+    assert warm.run(str(missing), module("")) is None
+    assert warm.run(COMMAND, module("")), "another command line has its interpreter"
+    missing.symlink_to(COMMAND)
+    warmed(warm, str(missing))
+
+
+def test_command_line_that_cannot_is_told_of_and_turns_nothing_else_off(
+    agent: RunnerAgent, guest: Guest, tmp_path: Path
+) -> None:
+    broken = tmp_path / "python3"
+    broken.write_text("#!/bin/sh\necho no libpython here >&2\nexit 1\n")
+    broken.chmod(0o755)
+    told: list[str] = []
+    warm = WarmPython(agent, lambda line: None, told.append)
+    assert warm.run(str(broken), module("")) is None
+    assert warm.run(str(broken), module("")) is None
+    assert any("no libpython here" in line for line in told)
+    assert warm.run(COMMAND, module(""))
+    warm.end()

@@ -24,12 +24,13 @@ def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
     assert not there.same()
 
 
-def test_what_is_watched_later_does_not_hide_what_has_changed(tmp_path: Path) -> None:
-    path, other = tmp_path / "path", tmp_path / "other"
-    path.write_text("a")
-    there = _warm_surroundings.Surroundings([str(path)])
-    path.write_text("ab")
-    there.watch([str(path), str(other)])
+def test_file_in_a_directory_that_is_changed_in_its_place(tmp_path: Path) -> None:
+    """As one of sudoers.d or limits.d: the directory is the same."""
+    rule = tmp_path / "rule"
+    rule.write_text("a")
+    there = _warm_surroundings.Surroundings([str(tmp_path)])
+    assert there.same()
+    rule.write_text("ab")
     assert not there.same()
 
 

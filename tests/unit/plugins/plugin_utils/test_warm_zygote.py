@@ -6,46 +6,99 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_interpreters, _warm_zygote
-from ansible_collections.qemu.guest.tests.unit.warm import HEADER, an_interpreter, full
+from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_wire, _warm_zygote
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import Fingerprint
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_interpreters import Interpreter
+from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full
+
+Pair = tuple[Interpreter, _warm_zygote.Zygote]
 
 
-def test_what_is_to_be_learnt_goes_before_the_next_child() -> None:
-    """One that was forked before would not have it, and be in vain."""
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    """An interpreter, and its zygote, in this process."""
+    monkeypatch.chdir("/")
     one, theirs = an_interpreter()
-    work = _warm_zygote.Work()
-    zygote = _warm_zygote.Zygote(theirs, work)
-    with closing(one.socket), theirs:
-        zygote.asked = zygote.prepared = zygote.beside = True
-        work.lessons = 1
-        assert zygote.chore() == (0, work.take_lesson)
-        work.lessons = 0
-        assert zygote.chore() == (0, zygote.fork_spare)
+    zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work(), Fingerprint())
+    with closing(one), theirs:
+        yield one, zygote
+    for descriptor in (zygote.ended, zygote.wake):
+        os.close(descriptor)
+
+
+def test_what_is_to_be_learnt_goes_before_the_next_child(pair: Pair) -> None:
+    """One that was forked before would not have it, and be in vain."""
+    _one, zygote = pair
+    zygote.asked = zygote.prepared = zygote.beside = True
+    zygote.work.lessons = 1
+    assert zygote.chore() == (0, zygote.take_lesson)
+    zygote.work.lessons = 0
+    assert zygote.chore() == (0, zygote.fork_spare)
+
+
+def handed_over(pair: Pair, tmp_path: Path) -> _warm_wire.Request:
+    one, zygote = pair
+    one.hand_over(7, asked(), str(tmp_path / "7"))
+    request = _warm_wire.receive(zygote.server)
+    assert request
+    assert request.program == b"program"
+    return request
 
 
 def test_interpreter_without_room_for_a_child_lives_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: Pair
 ) -> None:
-    one, theirs = an_interpreter()
-    zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work())
-    with closing(one.socket), theirs, open(tmp_path / "in", "w+b") as file, open(tmp_path / "err", "w+b") as one.errors:
-        assert one.hand_over(7, _warm_interpreters.Request(HEADER, file, 0), str(tmp_path / "7"))
-        request = _warm_zygote.receive(theirs)
-        assert request
-        monkeypatch.setattr(os, "fork", full)
-        assert zygote.fork_spare() is None
-        assert zygote.hand_over(request) is None
-        assert zygote.chore()[0] is None, "it does not try again and again"
-        one.listen()
-        task = next(iter(one.tasks.values()))
-        for stream in list(task.streams):
-            task.copy(stream)
-        assert task.ended
-        assert task.result() == b"plain\n"
-    os.close(zygote.ended)
-    os.close(zygote.wake)
+    one, zygote = pair
+    request = handed_over(pair, tmp_path)
+    monkeypatch.setattr(os, "fork", full)
+    assert zygote.fork_spare() is None
+    assert zygote.hand_over(request) is None
+    assert zygote.chore()[0] is None, "it does not try again and again"
+    one.listen()
+    task = next(iter(one.tasks.values()))
+    assert task.ended
+    assert task.result() == b"plain\n"
+    task.drop()
+
+
+def test_interpreter_that_is_stale_says_so_and_runs_nothing(tmp_path: Path, pair: Pair) -> None:
+    one, zygote = pair
+    library = tmp_path / "library"
+    zygote.fingerprint.seen[str(library)] = None
+    request = handed_over(pair, tmp_path)
+    library.touch()
+    assert zygote.hand_over(request) is None
+    assert not zygote.children
+    one.listen()
+    (task,) = one.retire_stale()
+    assert task.number == 7 and not one.tasks
+    task.drop()
+
+
+def test_request_is_given_to_one_child(tmp_path: Path, pair: Pair) -> None:
+    """Where the one that has waited has read it, and closed its end, before the last is said."""
+    _one, zygote = pair
+    request = handed_over(pair, tmp_path)
+    ours, theirs = _warm_zygote._socket.socketpair()
+
+    class Quick:
+        """A socket at whose other end all is read at once."""
+
+        def sendmsg(self, *message: object) -> int:
+            sent: int = ours.sendmsg(*message)  # type: ignore[arg-type]
+            theirs.close()
+            return sent
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(ours, name)
+
+    zygote.children[os.getpid()] = _warm_zygote.Child(None, 0)
+    zygote.spare = os.getpid(), Quick()  # type: ignore[assignment]
+    assert zygote.give_spare(request) == os.getpid()
+    request.close()
