@@ -98,7 +98,9 @@ def test_what_comes_first_is_not_asked_for(archives: Archives, path: Path, parts
     assert brought(archives, path, archive)[1] == ([missing] if missing else [])
 
 
-def test_parts_that_were_let_go_are_asked_for_again(archives: Archives, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_were_let_go_are_asked_for_again(
+    archives: Archives, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_warm_archives, "MOST_PARTS", 60)
     monkeypatch.setattr(_warm_archives, "MOST_ARCHIVES", 1)
     brought(archives, path, read(packed(FILES)))

@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -123,18 +124,18 @@ def test_usercustomize_is_run_by_each_task_and_not_by_what_stays(
     agent: RunnerAgent, warm: WarmPython, tmp_path: Path
 ) -> None:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    site = tmp_path / "lib" / version / "site-packages"
-    site.mkdir(parents=True)
+    packages = tmp_path / "lib" / version / "site-packages"
+    packages.mkdir(parents=True)
     python = os.path.realpath(sys.executable)  # in an environment of its own, Python has no user's site
     command = f"PYTHONUSERBASE={tmp_path} {python}"
     program = module("import os; print(os.environ.get('CUSTOM'), flush=True)")
     warmed(warm, command, program)
     for value in ("first", "second"):
-        (site / "usercustomize.py").write_text(
+        (packages / "usercustomize.py").write_text(
             f"import os\nos.environ['CUSTOM'] = {value!r}\n"
             f"open({str(tmp_path / 'ran')!r}, 'a').write(f'{{os.getpid()}} ')\n"
         )
-        shutil.rmtree(site / "__pycache__", ignore_errors=True)
+        shutil.rmtree(packages / "__pycache__", ignore_errors=True)
         (tmp_path / "ran").write_text("")
         result = warm.run(command, program)
         assert result and result.stdout == f"{value}\n".encode()
@@ -237,7 +238,7 @@ def test_host_name_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     real = platform.node()
     monkeypatch.setattr(platform, "_uname_cache", platform.uname()._replace(node="old"))
     assert platform.node() == "old"
-    monkeypatch.setattr(_warm_fresh.site, "main", lambda: None)
+    monkeypatch.setattr(site, "main", lambda: None)
     for name in ("flags", "orig_argv"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(sys, "path", [*sys.path])

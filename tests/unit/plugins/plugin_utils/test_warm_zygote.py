@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -85,13 +86,13 @@ def test_request_is_given_to_one_child(tmp_path: Path, pair: Pair) -> None:
     """Where the one that has waited has read it, and closed its end, before the last is said."""
     _one, zygote = pair
     request = handed_over(pair, tmp_path)
-    ours, theirs = _warm_zygote._socket.socketpair()
+    ours, theirs = _socket.socketpair()
 
     class Quick:
         """A socket at whose other end all is read at once."""
 
         def sendmsg(self, *message: object) -> int:
-            sent: int = ours.sendmsg(*message)  # type: ignore[arg-type]
+            sent = ours.sendmsg(*message)  # type: ignore[arg-type]
             theirs.close()
             return sent
 

@@ -1,0 +1,130 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Warm Python with several users of the guest: nothing of one is another's, and none stays for long."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, guest_variables, look, until
+from lab.agent import LooseAgent
+
+USER = "qgaone"
+SITE = f"su {USER} -c 'python3 -m site --user-site'"
+# What a user may have each Python of theirs do as it starts: damage whatever can be opened for writing.
+HOSTILE = """
+import glob, os, stat
+for path in glob.glob("/proc/[0-9]*/fd/*"):
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, "r+b") as file:
+                file.write(b"rewritten by a user")
+    except OSError:
+        pass
+open("/tmp/hostile", "a").write("x")
+"""
+# Prints each regular file that a process of one user has open for writing, and one of another at all.
+SHARED = r"""
+import collections, glob, os, stat
+users, writers = collections.defaultdict(set), collections.defaultdict(set)
+for directory in glob.glob("/proc/[0-9]*"):
+    for path in glob.glob(directory + "/fd/*"):
+        try:
+            status, owner = os.stat(path), os.stat(directory).st_uid
+            flags = int(open(path.replace("/fd/", "/fdinfo/")).read().split("flags:")[1].split()[0], 8)
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            file = status.st_dev, status.st_ino, os.readlink(path)
+            users[file].add(owner)
+            if flags & os.O_ACCMODE:
+                writers[file].add(owner)
+for file, who in writers.items():
+    for owner in who:
+        if users[file] - {owner}:
+            print(file, owner, users[file])
+"""
+
+
+@pytest.fixture
+def user(agent: LooseAgent) -> Iterator[str]:
+    look(agent, f"userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile; useradd -m -s /bin/sh {USER}")
+    yield USER
+    look(agent, f"pkill -KILL -u {USER}; userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile /etc/sudoers.d/qga")
+
+
+@pytest.fixture
+def ansible(agent: LooseAgent, make_ansible: MakeAnsible) -> Ansible:
+    return make_ansible({"vm": guest_variables(agent)})
+
+
+def play(ansible: Ansible, *tasks: dict[str, Any], rc: int | None = 0) -> Run:
+    playbook = ansible.directory / "play.json"
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    return ansible.playbook(playbook, "-v", rc=rc)
+
+
+def as_user(task: dict[str, Any]) -> dict[str, Any]:
+    return {**task, "become": True, "become_user": USER}
+
+
+WHO = {"ansible.builtin.command": "id -un"}
+
+
+def test_user_who_writes_to_what_there_is_reaches_nobody_else(agent: LooseAgent, ansible: Ansible, user: str) -> None:
+    write = f"d=$({SITE}); mkdir -p \"$d\"; cat >\"$d/usercustomize.py\" <<'END'\n{HOSTILE}\nEND\n"
+    look(agent, f"{write}chown -R {user} /home/{user}")
+    run = play(ansible, WHO, as_user(WHO), WHO, as_user(WHO), WHO, {"ansible.builtin.getent": {"database": "passwd"}})
+    assert run.recap["vm"]["ok"] == 6
+    assert [line for line in run.output.splitlines() if "rewritten" in line] == []
+    assert run.output.count('"stdout": "root"') == 3
+    assert run.output.count(f'"stdout": "{user}"') == 2
+    assert look(agent, "cat /tmp/hostile").startswith("x"), "it has tried"
+
+
+def test_no_file_is_open_for_one_user_and_writable_for_another(agent: LooseAgent, ansible: Ansible, user: str) -> None:
+    play(ansible, WHO, as_user(WHO), {"ansible.builtin.getent": {"database": "passwd"}}, as_user(WHO))
+    assert look(agent, f"ps -o args -u {user} 2>/dev/null || grep -l python3 /proc/*/cmdline") != ""
+    assert look(agent, f"python3 -c {shlex.quote(SHARED)}") == ""
+
+
+def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible, user: str) -> None:
+    """Who comes by another way can remove that user some seconds after a play, as after one over ssh."""
+    play(ansible, WHO, as_user(WHO), as_user(WHO))
+    began = time.monotonic()
+    until(lambda: look(agent, f"pgrep -u {user} || :") == "", 20, "the end of the user's interpreter")
+    assert time.monotonic() - began < 15
+    look(agent, f"userdel {user}")
+    assert play(ansible, WHO).output.count('"stdout": "root"') == 1
+
+
+def test_rule_that_is_changed_in_its_place_is_seen(agent: LooseAgent, ansible: Ansible, user: str) -> None:
+    """The directory of sudo's rules is the same then."""
+    rule = "Defaults:root umask=00{}7, umask_override\\n"
+    look(agent, f"printf '{rule.format(2)}' >/etc/sudoers.d/qga; chmod 440 /etc/sudoers.d/qga")
+    show = as_user({"ansible.builtin.shell": "umask"})
+    change = {"ansible.builtin.shell": f"printf '{rule.format(5)}' >/etc/sudoers.d/qga"}
+    run = play(ansible, show, show, change, show)
+    assert run.output.count('"stdout": "0027"') == 2
+    assert run.output.count('"stdout": "0057"') == 1
+
+
+def test_interpreter_that_is_missing_for_one_task(agent: LooseAgent, ansible: Ansible) -> None:
+    """It turns warm Python off for no other."""
+    parent = {"ansible.builtin.shell": "cut -d ' ' -f 4 /proc/$PPID/stat", "register": "{}"}
+    missing = {
+        "ansible.builtin.command": "true",
+        "vars": {"ansible_python_interpreter": "/usr/bin/python3.99"},
+        "ignore_errors": True,
+    }
+    first, second = ({**parent, "register": name} for name in ("first", "second"))
+    same = {"ansible.builtin.assert": {"that": ["first.stdout == second.stdout"]}}
+    assert play(ansible, missing, first, missing, second, same).recap["vm"]["failed"] == 0
