@@ -26,7 +26,9 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """An interpreter, and its zygote, in this process."""
     monkeypatch.chdir("/")
     one, theirs = an_interpreter()
-    zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work(), Fingerprint())
+    fingerprint = Fingerprint()
+    fingerprint.seen.clear()  # other tests write to where this process finds its modules
+    zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work(), fingerprint)
     with closing(one), theirs:
         yield one, zygote
     for descriptor in (zygote.ended, zygote.wake):
