@@ -18,7 +18,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils import _commands, _errors, _wire
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
@@ -137,23 +137,6 @@ class Agent(ABC):
     def identity(self) -> str:
         """A name by which this machine knows the same agent again, where it goes by several."""
         return self.name
-
-    def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
-        """Leave something in the guest to the next who uses the same channel; return False if there can be none.
-
-        ``what`` is what to tell who asks for ``name``, without spaces (see ``find``), and ``farewell`` the commands and
-        arguments that undo it, where nobody has asked after some seconds.
-        """
-        del name, what, farewell
-        return False
-
-    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
-        """Return what another has left under ``name``: it is the caller's now. None if there is nothing.
-
-        :raise ConnectError: if there is no channel. It names ``before``, the command that was to come next.
-        """
-        del name, before
-        return None
 
     def again(self) -> Agent:
         """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
@@ -354,29 +337,6 @@ class SocketAgent(Agent):
     @property
     def identity(self) -> str:
         return self._address.identity
-
-    def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
-        if not self._channel:
-            return False
-        requests = [_wire.encode_request(command, arguments, "").decode("ascii") for command, arguments in farewell]
-        try:
-            return self._channel.leave(name, {**what, "farewell": requests}, Deadline(self.timeout))
-        except ConnectError:
-            self.close()
-            return False
-
-    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
-        deadline = Deadline(self.timeout)
-        try:
-            channel, step = self._in_step(deadline)
-        except QgaError as exc:
-            raise self._told(exc, before) from None
-        channel.give(step)
-        try:
-            return channel.find(name, deadline)
-        except ConnectError:
-            self.close()  # the next command opens it again, or tells why not
-            return None
 
     def again(self) -> Agent:
         return SocketAgent(self._address, self.timeout, None, self._max_reply, connect=self._connect)

@@ -24,7 +24,7 @@ import struct
 import sys
 import tempfile
 import time
-from typing import IO, Any, Callable, Iterator, Mapping, NamedTuple
+from typing import IO, Callable, Iterator, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
@@ -274,19 +274,6 @@ class Channel:
     def give(self, step: Step) -> None:
         """Leave the channel so."""
         self._step = step
-
-    def leave(self, name: str, what: Mapping[str, Any], deadline: Deadline) -> bool:
-        """Leave something for the next who uses this channel and asks for ``name``: see _shared.py.
-
-        Return False if there can be none.
-        """
-        del name, what, deadline
-        return False
-
-    def find(self, name: str, deadline: Deadline) -> dict[str, Any] | None:
-        """Return what another has left; nobody else finds it. None if there is nothing."""
-        del name, deadline
-        return None
 
     @property
     def inode(self) -> int:

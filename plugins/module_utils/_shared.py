@@ -9,10 +9,7 @@ is the turn, which is had for one request at a time.
 
 They talk by packets on a socket in a directory of the user's alone: C(take), answered by C(busy NAME) while somebody
 else has the turn and by C(step STEP) when it is had; C(step STEP) gives it back. Who goes away with the turn leaves the
-channel out of step. C(leave NAME JSON), answered by C(left) or C(full), gives the next client who says C(find NAME)
-something that is in the guest, who is answered C(found JSON), or C(found) and nothing. The JSON is an object; in it,
-C(farewell) is a list of requests, as texts, with which the keeper undoes that where nobody finds it.
-C(end) ends the keeper when nobody has the turn.
+channel out of step. C(end) ends the keeper when nobody has the turn.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ import select
 import socket
 import struct
 from contextlib import suppress
-from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
     Address,
@@ -75,18 +71,6 @@ class SharedChannel(Channel):
             except ConnectError:
                 self.close()  # others wait for the lock now
 
-    def leave(self, name: str, what: Mapping[str, Any], deadline: Deadline) -> bool:
-        text = json.dumps(what)
-        if len(name) + len(text) > _PACKET - 16:
-            return False
-        self._say(f"leave {name} {text}".encode("ascii"))
-        return self._hear(deadline) == b"left"
-
-    def find(self, name: str, deadline: Deadline) -> dict[str, Any] | None:
-        self._say(f"find {name}".encode("ascii"))
-        text = self._hear(deadline).partition(b" ")[2]
-        return dict(json.loads(text)) if text else None
-
     def close(self) -> None:
         # In this order: who is told that the turn is free finds that it is.
         super().close()
@@ -101,7 +85,7 @@ class SharedChannel(Channel):
         except OSError as exc:
             raise _gone() from exc
 
-    def _hear(self, deadline: Deadline, holder: str = "its keeper") -> bytes:
+    def _hear(self, deadline: Deadline, holder: str) -> bytes:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         if not poller.poll(deadline.left() * 1000):

@@ -15,13 +15,12 @@ See Line for one that keeps a client's ring and results open.
 
 from __future__ import annotations
 
-import base64
 import errno
 import random
 import re
 import time
 from contextlib import suppress
-from typing import Any, Callable, Mapping, Sequence, TypeVar
+from typing import Callable, Sequence, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -57,7 +56,7 @@ _LONGEST_FILE = 256 << 10
 _BEGUN = b"0\n"
 # What is read at once: the agent makes room for as much each time that it is asked.
 _ANSWER = 64 << 10
-# Kinds of requests of which is known how long they take. They are left to other clients.
+# Kinds of requests of which is known how long they take.
 _MOST_KINDS = 40
 _MOST_KNOWN = 200
 
@@ -191,43 +190,6 @@ class Line:
         self._position = 0
         self._unread = b""
 
-    @classmethod
-    def found(cls, agent: Agent, spool: Spool) -> Line:
-        """Return the line that another client has left, or a new one."""
-        line = cls(agent, spool)
-        left = agent.find(spool.path, "guest-file-open")
-        if left:
-            line.number, line.used, line.quick = left["number"], left["used"], left["quick"]
-            line.known = left["known"]
-            line._ring = GuestFile(agent, f"{spool.path}/ring", handle=left["ring"])
-            line._answers = GuestFile(agent, line._path, handle=left["answers"])
-            line._position = left["position"]
-        return line
-
-    def leave(self) -> bool:
-        """Leave it to another client as it is, open; return False if there can be none."""
-        if not self._ring or not self._answers or self._unread:
-            return False
-        left = {
-            "number": self.number,
-            "used": self.used,
-            "quick": self.quick,
-            "known": self.known,
-            "ring": self._ring.handle,
-            "answers": self._answers.handle,
-            "position": self._position,
-        }
-        gone = base64.b64encode(self._gone).decode("ascii")
-        farewell: list[tuple[str, Mapping[str, Any]]] = [
-            ("guest-file-write", {"handle": self._ring.handle, "buf-b64": gone}),
-            ("guest-file-close", {"handle": self._ring.handle}),
-            ("guest-file-close", {"handle": self._answers.handle}),
-        ]
-        if not self._agent.leave(self._spool.path, left, farewell):
-            return False
-        self._begin()
-        return True
-
     @property
     def is_open(self) -> bool:
         """Whether there was somebody the last time."""
@@ -332,17 +294,13 @@ class Line:
         """Leave nothing in the guest, neither handles nor answers."""
         if self._ring and self._answers:
             with suppress(GuestFileError, HandleLostError):
-                self._ring.write(self._gone)
+                self._ring.write(f"-{self.number}\n".encode("ascii"))
         for file in (self._ring, self._answers):
             if file:
                 with suppress(GuestFileError, HandleLostError):
                     file.close()
         if self._ring or self._answers:  # else nobody knows its number
             self._begin()
-
-    @property
-    def _gone(self) -> bytes:
-        return f"-{self.number}\n".encode("ascii")
 
     def _begin(self) -> None:
         self._ring = self._answers = None

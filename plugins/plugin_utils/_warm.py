@@ -184,9 +184,7 @@ class WarmPython:
 
     @_with_room
     def _opened(self) -> bool:
-        """Have a line that can be used, another's if that has left one; return False if there is nobody to ask."""
-        if not self._line.is_open:
-            self._line = Line.found(self._agent, self._spool)
+        """Have a line that can be used; return False if there is nobody to ask."""
         if time.monotonic() - self._line.used > _LINE_SECONDS:
             self._line.close()
         return self._line.open()
@@ -221,17 +219,12 @@ class WarmPython:
         return self._spool.write(f"{self._line.number}.archive", archive.brought(missing, code=_is_ours(python)))
 
     def rest(self) -> None:
-        """Leave what the next task can use, which is gone some seconds later: see Line in _spool.py; or nothing."""
-        if not self._line.leave():
-            self.forget()
-
-    def forget(self) -> None:
         """Leave nothing of what was run."""
         self._line.close()
 
     def end(self) -> None:
         """End all warm interpreters, if there are any, when they have nothing to do."""
-        self.forget()
+        self.rest()
         self._spool.ring("quit")
 
     def _handled(self, request: bytes, kind: str, *, starts: bool = False) -> ExecResult | str:
