@@ -23,6 +23,7 @@ import struct
 from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
+    KEEPER,
     Address,
     Channel,
     Deadline,
@@ -58,6 +59,8 @@ class SharedChannel(Channel):
                 if word == b"step":
                     break
                 holder = text.decode("utf-8", "replace")
+                if deadline.expired:
+                    raise _not_in_time(deadline, holder)
             self._mine = True
             self._step = decode_step(text)
         return super().take(deadline)
@@ -89,10 +92,7 @@ class SharedChannel(Channel):
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         if not poller.poll(deadline.left() * 1000):
-            raise ChannelBusyError(
-                f"another task uses the channel ({holder}) and did not leave it within {deadline.seconds:g} s.",
-                hint="A guest agent serves one client at a time.",
-            )
+            raise _not_in_time(deadline, holder)
         try:
             packet = self._control.recv(_PACKET)
         except OSError as exc:
@@ -100,6 +100,13 @@ class SharedChannel(Channel):
         if not packet:
             raise _gone()
         return packet
+
+
+def _not_in_time(deadline: Deadline, holder: str) -> ChannelBusyError:
+    return ChannelBusyError(
+        f"another task uses the channel ({holder}) and did not leave it within {deadline.seconds:g} s.",
+        hint="A guest agent serves one client at a time.",
+    )
 
 
 def _gone() -> ConnectError:
@@ -123,7 +130,7 @@ def keeper_path(address: Address) -> str:
 
     :raise ConnectError: if there is no directory for it.
     """
-    return private_path(address.identity, "keep")
+    return private_path(address.identity, KEEPER)
 
 
 def join(address: Address, deadline: Deadline) -> SharedChannel | None:
@@ -154,10 +161,11 @@ def dismiss(address: Address) -> None:
     control = _keeper(address)
     if control:
         with control, suppress(OSError):
+            deadline = Deadline(_SECONDS_TO_END)
             control.settimeout(_SECONDS_TO_END)
             control.send(b"end")
-            while control.recv(_PACKET):
-                pass
+            while control.recv(_PACKET) and not deadline.expired:
+                control.settimeout(max(deadline.left(), 0.001))
 
 
 def _keeper(address: Address) -> socket.socket | None:

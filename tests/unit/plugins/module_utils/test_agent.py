@@ -37,7 +37,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._wire import SENTINEL, encode_request
+from ansible_collections.qemu.guest.plugins.module_utils._wire import MAX_STRUCTURE, SENTINEL, encode_request
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     RELEASES,
     SYNCS,
@@ -45,6 +45,7 @@ from ansible_collections.qemu.guest.tests.unit.scripted import (
     Clock,
     Scripted,
     Session,
+    answers,
     answers_in_halves,
     answers_late,
     closes,
@@ -166,9 +167,12 @@ def test_half_a_request_of_a_former_client_is_dropped(scripted: Start, connect: 
 
 
 def test_end_of_a_giant_reply_to_somebody_else_is_skipped(scripted: Start, connect: Connect) -> None:
-    server = scripted(FILE, before=b"x" * 300_000 + b"\n", piece=4096)
-    assert connect(server, max_reply=65536).execute(OPEN, {"path": "17"}) == 17
+    server = scripted(FILE, before=b"x" * 3 * MAX_STRUCTURE + b"\n", piece=1 << 20)
+    assert connect(server).execute(OPEN, {"path": "17"}) == 17
 
+
+# What a new agent says of the end of a request whose beginning another has read.
+STRAY = b'{"error": {"class": "GenericError", "desc": "JSON parse error, invalid keyword \'QUJD\'"}}\n'
 
 # Agents that lack something
 
@@ -247,20 +251,67 @@ def test_late_reply_to_a_former_client(scripted: Start, connect: Connect, echoes
     assert connect(server).execute(OPEN, {"path": "2"}) == 2
 
 
-@pytest.mark.parametrize("late", [swallows, answers_late, answers_in_halves])
-def test_command_that_only_reads_is_repeated_once(scripted: Start, connect: Connect, late: Any) -> None:
+@pytest.mark.parametrize("lost", [closes(), closes(b'{"return": {"host-'), sends(STRAY)])
+def test_command_that_only_reads_is_repeated_once(scripted: Start, connect: Connect, lost: Any) -> None:
     server = scripted({"guest-get-host-name": {"host-name": "vm1"}})
-    server.then("guest-get-host-name", late)
+    server.then("guest-get-host-name", lost)
     assert connect(server).execute("guest-get-host-name") == {"host-name": "vm1"}
     assert server.commands == [SYNC, "guest-get-host-name", SYNC, "guest-get-host-name"]
 
 
 def test_command_that_only_reads_is_not_repeated_twice(scripted: Start, connect: Connect) -> None:
     server = scripted()
-    server.then("guest-ping", swallows, swallows)
+    server.then("guest-ping", closes(), closes())
     with pytest.raises(OutcomeUnknownError):
         connect(server).execute("guest-ping")
     assert server.work == ["guest-ping"] * 2
+
+
+@pytest.mark.parametrize("late", [swallows, answers_late, answers_in_halves])
+def test_command_that_only_reads_has_its_timeout_once(scripted: Start, connect: Connect, late: Any) -> None:
+    server = scripted()
+    server.then("guest-ping", late)
+    with pytest.raises(OutcomeUnknownError, match="no reply within 20 s"):
+        connect(server).execute("guest-ping")
+    assert server.work == ["guest-ping"]
+
+
+def takes(seconds: float, step: Any = answers) -> Any:
+    """Let so much time pass, then go on."""
+
+    def slowly(session: Session, request: Any) -> None:
+        clock = session.server._clock
+        assert clock
+        clock.advance(seconds)
+        step(session, request)
+
+    return slowly
+
+
+def test_one_deadline_for_a_command_and_its_repetition(scripted: Start, connect: Connect, clock: Clock) -> None:
+    server = scripted()
+    server.then("guest-ping", takes(15, closes()), takes(6, sends(b"\n")))
+    started = clock.now
+    with pytest.raises(OutcomeUnknownError, match="no reply within 20 s"):
+        connect(server).execute("guest-ping")
+    assert clock.now - started == 21, "by one second: the second time, it had five"
+
+
+@pytest.mark.parametrize("way", ["execute", "require"])
+def test_one_deadline_for_a_refusal_and_its_explanation(
+    scripted: Start, connect: Connect, clock: Clock, way: str
+) -> None:
+    """The agent takes 9 seconds for each answer: there is no time for all that it could be asked."""
+    server = scripted({"guest-get-osinfo": {"id": "debian"}, "guest-fsfreeze-status": "thawed"}, blocked={EXEC: "No."})
+    for name in (*SYNCS, EXEC, "guest-info", "guest-get-osinfo", "guest-fsfreeze-status"):
+        server.then(name, *[takes(9)] * 10)
+    agent = connect(server)
+    started = clock.now
+    with pytest.raises(CommandUnavailable) as caught:
+        agent.execute(EXEC) if way == "execute" else agent.require(EXEC)
+    assert caught.value.command == EXEC
+    # In either case what is first asked, with its sync, has 20 seconds; what explains the refusal, those that are left.
+    assert clock.now - started < (30 if way == "execute" else 50)
 
 
 @pytest.mark.parametrize(
@@ -543,15 +594,15 @@ def test_sync_interrupted_by_a_signal(scripted: Start, connect: Connect) -> None
         (b"[1]\n", "list"),
         (b'{"return": NaN}\n', "not JSON"),
         (b'{"return": ' + b"[" * 500 + b"]" * 500 + b"}\n", "nested"),
-        (b"x" * 70_000, "larger than 65536 bytes"),
-        (b"x" * 300_000 + b"\n", "larger than 65536 bytes"),
-        (b'{"error": {"class": "GenericError", "desc": "JSON parse error"}}\n', "could not parse the request"),
+        (b"x" * (MAX_STRUCTURE + 1), "larger than 4194304 bytes"),
+        (b"x" * 3 * MAX_STRUCTURE + b"\n", "larger than 4194304 bytes"),
+        (b'{"return": 1}\n', "to no request of ours"),
     ],
 )
 def test_reply_that_is_none(scripted: Start, connect: Connect, reply: bytes, text: str) -> None:
-    server = scripted(FILE, piece=10_000)
+    server = scripted(FILE, piece=1 << 20)
     server.then(OPEN, sends(reply))
-    agent = connect(server, max_reply=65536)
+    agent = connect(server)
     with pytest.raises(ProtocolError, match=text) as caught:
         agent.execute(OPEN, {"path": "1"})
     assert caught.value.executed == "unknown"
@@ -710,7 +761,7 @@ def test_command_blocked_while_frozen(scripted: Start, connect: Connect, release
     server = scripted({"guest-fsfreeze-status": "frozen"}, release=release, blocked=blocked)
     error = unavailable(connect(server))
     assert error.reason == "frozen"
-    assert "frozen" in str(error) and "guest-fsfreeze-thaw" in error.hint
+    assert "frozen" in str(error) and "-m qemu.guest.qga_fsfreeze -a state=thawed" in error.hint
 
 
 def test_disabled_command_that_freezing_would_not_block(scripted: Start, connect: Connect) -> None:

@@ -291,7 +291,8 @@ def test_directory_of_locks_of_another_user_is_refused(runtime: Path) -> None:
         private_directory()
 
 
-def test_directory_of_locks_that_cannot_be_made(runtime: Path) -> None:
+def test_directory_of_locks_that_cannot_be_made(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(runtime))
     runtime.chmod(0o500)
     with as_another_user(), pytest.raises(ConnectError, match="qemu-guest"):
         private_directory()
