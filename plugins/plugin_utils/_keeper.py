@@ -34,8 +34,6 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
 
     The turn is the caller's. Where there can be none, the channel is returned as it is.
     """
-    import subprocess  # by who starts a keeper, not by a keeper
-
     from ansible_collections.qemu.guest.plugins.module_utils._shared import SharedChannel, keeper_path
 
     stream, lock = channel.descriptors
@@ -49,21 +47,34 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
     with theirs:
         given = (stream, lock, theirs.fileno())
         try:
-            subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, path, str(seconds), *map(str, given)],
-                pass_fds=given,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
+            _start([path, str(seconds), *map(str, given)], given)
         except OSError:
             ours.close()
             return channel
     copies = os.dup(stream), os.dup(lock)
     channel.close()
     return SharedChannel(socket.socket(fileno=copies[0]), ours, copies[1], mine=True)
+
+
+def _start(arguments: list[str], given: tuple[int, ...]) -> None:
+    """Start a keeper, which has the descriptors that are ``given``."""
+    import subprocess  # by who starts a keeper, not by a keeper
+
+    class Staying(subprocess.Popen[bytes]):
+        """A process that outlives this one. Popen would have Python warn of it."""
+
+        def __del__(self) -> None:
+            pass
+
+    Staying(
+        [sys.executable, "-I", "-S", __file__, *arguments],
+        pass_fds=given,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 class Client:
@@ -144,11 +155,11 @@ class Keeper:
         except OSError:
             packet = b""
         if not packet:
-            self.part(client)
+            self.part(client, packet)
             return
         word, _space, text = packet.partition(b" ")
         words = {b"take": self.queue, b"step": self.step_on, b"end": self.end}
-        words[word](client, text)
+        words.get(word, self.part)(client, text)
 
     def queue(self, client: Client, _text: bytes) -> None:
         self.waiting.append(client)
@@ -162,7 +173,8 @@ class Keeper:
     def end(self, _client: Client, _text: bytes) -> None:
         self.ending = True
 
-    def part(self, client: Client) -> None:
+    def part(self, client: Client, _text: bytes) -> None:
+        """Be done with a client that has gone, or says what no client says."""
         self.poller.unregister(client.control)
         del self.clients[client.control.fileno()]
         client.control.close()

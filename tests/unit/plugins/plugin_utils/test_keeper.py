@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -350,3 +352,25 @@ def test_connection_keeps_its_channel(scripted: Start, guest: Guest) -> None:
     assert other.exec_command("echo c")[1] == b"c\n"
     other.close()
     assert not joins(address) and free(address)
+
+
+def test_nothing_is_said_of_the_process_that_stays(server: Scripted, address: Address, connect: Connect) -> None:
+    """Python warns of processes that nobody waits for, where warnings are shown; ansible-core takes that for output."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent = connect(server, share=functools.partial(share, seconds=SECONDS))
+        agent.execute("guest-ping")
+        until(lambda: joins(address))
+        agent.close()
+        gc.collect()
+    assert not [str(one.message) for one in caught]
+
+
+def test_client_that_says_what_no_client_says(first: SocketAgent, server: Scripted, address: Address) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.connect(keeper_path(address))
+        control.recv(1)
+        control.send(b"find /a")
+        assert control.recv(10) == b"", "it is shown out"
+    first.execute("guest-ping")
+    assert syncs(server) == 1 and len(server.received) == 1, "and the keeper is still there"
