@@ -238,6 +238,7 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
     from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
     from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
+    from ansible_collections.qemu.guest.plugins.module_utils._words import printable
     from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
     from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
@@ -491,13 +492,13 @@ class Connection(ConnectionBase):
             nonlocal shown
             if time.monotonic() - shown >= _PROGRESS_SECONDS:
                 shown = time.monotonic()
-                display.v(f"{what} {to_text(path)}: {copied} bytes so far", host=self._name)
+                display.v(f"{what} {printable(to_text(path))}: {copied} bytes so far", host=self._name)
 
         return show
 
     def _show_transfer(self, what: str, path: str, size: int, started: float) -> None:
         seconds = time.monotonic() - started
-        display.vvv(f"{what} {to_text(path)}: {size} bytes in {seconds:.2f} s", host=self._name)
+        display.vvv(f"{what} {printable(to_text(path))}: {size} bytes in {seconds:.2f} s", host=self._name)
 
     @property
     def _name(self) -> str:

@@ -18,9 +18,10 @@ import re
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils import _commands, _errors, _wire
+from ansible_collections.qemu.guest.plugins.module_utils._capabilities import AgentInfo, refusal
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
     Address,
     Channel,
@@ -34,6 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import (
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
     ChannelBusyError,
+    CommandError,
     CommandUnavailable,
     ConnectError,
     OperationError,
@@ -62,19 +64,6 @@ Share = Callable[[Address, Channel], Channel]
 """Offers the channel to others of this user on this machine, and returns it as one that is shared with them."""
 
 
-class AgentInfo(NamedTuple):
-    """What guest-info tells: the agent's ``version`` and which ``commands`` it has, by name: enabled or not."""
-
-    version: str
-    commands: Mapping[str, bool]
-
-    @property
-    def version_tuple(self) -> tuple[int, ...]:
-        """Return the version as numbers; what is no number ends it."""
-        digits = itertools.takewhile(str.isdecimal, self.version.replace("-", ".").split("."))
-        return tuple(int(d) for d in digits)
-
-
 class Agent(ABC):
     """A guest's agent. Not thread-safe: an agent runs one command at a time.
 
@@ -94,7 +83,9 @@ class Agent(ABC):
         self.timeout = timeout
         self._log = log
         self._info: AgentInfo | None = None
-        self._explaining = False
+        self._has_answered = False
+        # How long it may still be asked why it has refused a command: as long as that command might have taken.
+        self._explaining: Deadline | None = None
 
     @abstractmethod
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
@@ -138,23 +129,6 @@ class Agent(ABC):
         """A name by which this machine knows the same agent again, where it goes by several."""
         return self.name
 
-    def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
-        """Leave something in the guest to the next who uses the same channel; return False if there can be none.
-
-        ``what`` is what to tell who asks for ``name``, without spaces (see ``find``), and ``farewell`` the commands and
-        arguments that undo it, where nobody has asked after some seconds.
-        """
-        del name, what, farewell
-        return False
-
-    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
-        """Return what another has left under ``name``: it is the caller's now. None if there is nothing.
-
-        :raise ConnectError: if there is no channel. It names ``before``, the command that was to come next.
-        """
-        del name, before
-        return None
-
     def again(self) -> Agent:
         """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
 
@@ -174,8 +148,10 @@ class Agent(ABC):
         """Run the schema command ``command`` and return its return value.
 
         The value is of the type that the schema names; None for commands that answer only when they fail (shutdown,
-        suspend) and did not. A command that only reads is repeated once when its reply got lost. Without a ``timeout``
-        in seconds it has the agent's, or the least that _commands.py knows for it.
+        suspend) and did not. A command that only reads is repeated once when the channel broke before its reply came.
+        Without a ``timeout`` in seconds it has the agent's, or the least that _commands.py knows for it. That limits
+        all that the command causes: the wait for the channel, the repetition, and what the agent is asked about a
+        refusal.
 
         :raise QgaError: one of the tree in _errors.py.
         """
@@ -183,8 +159,10 @@ class Agent(ABC):
         seconds = self.patience(command) if timeout is None else timeout
         started = time.monotonic()
         try:
-            reply = self._request_reading_twice(command, arguments, seconds)
-            value = self._value(command, reply, known)
+            deadline = _deadline(seconds)
+            reply = self._request_reading_twice(command, arguments, deadline)
+            self._has_answered = True
+            value = self._value(command, reply, deadline)
         except OutcomeUnknownError as exc:
             if known.answers:
                 raise self._told(exc, command) from None
@@ -198,32 +176,35 @@ class Agent(ABC):
     def patience(self, command: str) -> float:
         """Return how many seconds ``command`` has, where nobody says."""
         known = _commands.command(command)
-        return max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
+        seconds = max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
+        return min(seconds, self._explaining.left()) if self._explaining else seconds
 
     def _request_reading_twice(
-        self, command: str, arguments: Mapping[str, Any] | None, seconds: float
+        self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline
     ) -> dict[str, Any]:
         try:
-            return self._request(command, arguments, Deadline(seconds))
+            return self._request(command, arguments, deadline)
         except OutcomeUnknownError:
-            if not _commands.command(command).read_only:
+            if not _commands.command(command).read_only or deadline.expired:
                 raise
-            return self._request(command, arguments, Deadline(seconds))
+            return self._request(command, arguments, deadline)
 
-    def _value(self, command: str, reply: Mapping[str, Any], known: _commands.Command) -> Any:
+    def _value(self, command: str, reply: Mapping[str, Any], deadline: Deadline) -> Any:
         if "error" in reply:
             error = _wire.expect(reply["error"], dict, "the error")
             desc = _wire.expect(error.get("desc", ""), str, "the error's desc").strip()
             # Agents before 4.0 give what is disabled the class GenericError.
             if error.get("class") == "CommandNotFound" or re.match(_DISABLED, desc):
-                raise self._unavailable(command, desc)
+                raise self._unavailable([command], desc, deadline)
             raise _errors.command_error(command, str(error.get("class", "")), desc)
         if "return" not in reply:
             raise ProtocolError("the reply has neither a return value nor an error")
-        return _wire.expect(reply["return"], known.returns, "the return value")
+        return _wire.expect(reply["return"], _commands.command(command).returns, "the return value")
 
     def _told(self, exc: QgaError, command: str) -> QgaError:
         exc.command = exc.command or command
+        if isinstance(exc, ConnectError) and not self._has_answered:
+            exc.at_first = True
         exc.address = exc.address or self.name
         if isinstance(exc, OutcomeUnknownError) and not exc.hint:
             exc.hint = "It may still run when the agent is back: look at the guest before you repeat it."
@@ -254,74 +235,44 @@ class Agent(ABC):
     def require(self, *commands: str) -> None:
         """Find out before anything is done whether ``commands`` can be run.
 
-        :raise CommandUnavailable: for the first that cannot, with the reason and what to do.
+        :raise CommandUnavailable: if some cannot. It names all of them, with the reasons and what to do.
         """
-        for command in commands:
-            if not self.supports(command):
-                raise self._told(self._unavailable(command, ""), command)
+        missing = [command for command in commands if not self.supports(command)]
+        if missing:
+            raise self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
 
-    def _unavailable(self, command: str, desc: str) -> CommandUnavailable:
-        """Return the error that tells which of the three it is; agents word them alike."""
-        unexplained = CommandUnavailable(desc or "the agent does not say why", command=command)
+    def _unavailable(self, commands: Sequence[str], desc: str, deadline: Deadline) -> CommandUnavailable:
+        """Return the error that tells why the agent does not run ``commands``; agents word all reasons alike."""
+        unexplained = CommandUnavailable(desc or "the agent does not say why", command=commands[0])
         if self._explaining:  # the agent refuses what it is asked about its refusal
             return unexplained
-        self._explaining = True
+        self._explaining = deadline
         try:
-            return self._explained(command, self.refresh_info())
+            info = self.refresh_info()
+            frozen = any(command in info.commands for command in commands) and self._is_frozen()
+            return refusal(commands, info, self._system(), frozen=frozen)
         except QgaError:
             return unexplained
         finally:
-            self._explaining = False
+            self._explaining = None
 
-    def _explained(self, command: str, info: AgentInfo) -> CommandUnavailable:
-        if command not in info.commands:
-            since = _commands.command(command).since
-            hint = f"It came with version {since}: upgrade qemu-guest-agent in the guest." if since else ""
-            return CommandUnavailable(
-                f"this agent (version {info.version}) does not know the command.", command=command, hint=hint
-            )
-        if not _commands.command(command).while_frozen and self._frozen(info):
-            return CommandUnavailable(
-                "blocked while the guest's filesystems are frozen.",
-                command=command,
-                hint="When nobody needs that any more, thaw them with the command guest-fsfreeze-thaw "
-                "(ansible GUEST -m qemu.guest.qga_command -a command=guest-fsfreeze-thaw).",
-                reason="frozen",
-            )
-        return CommandUnavailable(
-            f"disabled by the guest's administrator (agent version {info.version}).",
-            command=command,
-            hint=self._how_to_enable(command, info),
-            reason="disabled",
-        )
+    def _is_frozen(self) -> bool:
+        return bool(self._if_told("guest-fsfreeze-status") == "frozen")
 
-    def _frozen(self, info: AgentInfo) -> bool:
-        if not info.commands.get("guest-fsfreeze-status"):
-            return False
+    def _system(self) -> str:
+        """Return the id of the guest's operating system, as os-release has it; empty if it is not told."""
+        with suppress(QgaError):  # a worse hint is no reason to hide the error that it belongs to
+            return str((self._if_told("guest-get-osinfo") or {}).get("id", ""))
+        return ""
+
+    def _if_told(self, command: str) -> Any:
+        """Return what ``command`` returns, which only reads; None if the agent refuses it."""
+        if not self.info.commands.get(command):
+            return None
         try:
-            return bool(self.execute("guest-fsfreeze-status") == "frozen")
-        except QgaError:
-            return False
-
-    def _how_to_enable(self, command: str, info: AgentInfo) -> str:
-        """Return what to change in the guest, for its distribution and version of the agent."""
-        family = ""
-        if info.commands.get("guest-get-osinfo"):
-            # A worse hint is no reason to hide the error it belongs to.
-            with suppress(QgaError):
-                family = str(self.execute("guest-get-osinfo").get("id", ""))
-        if family in ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn"):
-            return (
-                f"In the guest, edit /etc/sysconfig/qemu-ga: take {command} out of BLACKLIST_RPC or BLOCK_RPCS, or "
-                "where it says --allow-rpcs (FILTER_RPC_ARGS) add it; then run: systemctl restart qemu-guest-agent"
-            )
-        block = "block-rpcs" if info.version_tuple >= (7,) else "blacklist"
-        return (
-            f"In the guest, take {command} out of {block} (or add it to allow-rpcs, where that is set) in "
-            "/etc/qemu/qemu-ga.conf, section [general], and out of the agent's command line "
-            "(DAEMON_ARGS in /etc/default/qemu-guest-agent on Debian and Ubuntu, systemctl cat qemu-guest-agent "
-            "elsewhere); then run: systemctl restart qemu-guest-agent"
-        )
+            return self.execute(command)
+        except CommandError:
+            return None
 
 
 class SocketAgent(Agent):
@@ -332,16 +283,14 @@ class SocketAgent(Agent):
         address: Address,
         timeout: float = DEFAULT_TIMEOUT,
         log: Log | None = None,
-        max_reply: int = _wire.MAX_REPLY,
         share: Share | None = None,
         connect: Connect | None = None,
     ) -> None:
         super().__init__(str(address), timeout, log)
         self._connect = connect
         self._address = address
-        self._max_reply = max_reply
         self._channel: Channel | None = None
-        self._parser = _wire.ReplyParser(max_reply)
+        self._parser = _wire.ReplyParser()
         self._share = share
         self._ids = itertools.count(1)
         self._id_prefix = f"{random.getrandbits(64):x}"
@@ -355,31 +304,8 @@ class SocketAgent(Agent):
     def identity(self) -> str:
         return self._address.identity
 
-    def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
-        if not self._channel:
-            return False
-        requests = [_wire.encode_request(command, arguments, "").decode("ascii") for command, arguments in farewell]
-        try:
-            return self._channel.leave(name, {**what, "farewell": requests}, Deadline(self.timeout))
-        except ConnectError:
-            self.close()
-            return False
-
-    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
-        deadline = Deadline(self.timeout)
-        try:
-            channel, step = self._in_step(deadline)
-        except QgaError as exc:
-            raise self._told(exc, before) from None
-        channel.give(step)
-        try:
-            return channel.find(name, deadline)
-        except ConnectError:
-            self.close()  # the next command opens it again, or tells why not
-            return None
-
     def again(self) -> Agent:
-        return SocketAgent(self._address, self.timeout, None, self._max_reply, connect=self._connect)
+        return SocketAgent(self._address, self.timeout, connect=self._connect)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         channel, step = self._in_step(deadline)
@@ -389,6 +315,7 @@ class SocketAgent(Agent):
             data = _wire.encode_request(command, arguments, request_id)
             # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
             left = Step(takes_id=step.takes_id)
+            self._parser.limit = _commands.longest_reply(command, arguments)
             channel.send(data, deadline)
             reply = self._reply(channel, request_id, step, deadline)
             left = step._replace(since=time.monotonic())
@@ -409,13 +336,17 @@ class SocketAgent(Agent):
             if "id" in reply:
                 continue  # somebody else's, or of a request given up before
             if step.echoes_id:
-                raise ProtocolError(f"the agent could not parse the request: {reply.get('error', reply)}")
+                raise _unparsed(reply)
             return reply
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
 
     def _lines(self, channel: Channel, deadline: Deadline) -> Iterator[tuple[bytes, bool]]:
+        """Yield lines until one is late: what was awaited may be among many that were not."""
         while True:
-            yield from self._parser.feed(channel.recv(deadline))
+            for line in self._parser.feed(channel.recv(deadline)):
+                yield line
+                if deadline.expired:
+                    raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
 
     def _in_step(self, deadline: Deadline) -> tuple[Channel, Step]:
         """Return the channel, open and ours alone, with nothing of anybody's left in it."""
@@ -452,6 +383,7 @@ class SocketAgent(Agent):
         disabled. One that refuses ids (before 4.0) gets none from then on.
         """
         self._parser.reset()
+        self._parser.limit = _commands.longest_reply("guest-sync")
         sync_id = random.getrandbits(62)
         request_id = self._next_id(step)
         delimited = _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
@@ -481,6 +413,8 @@ class SocketAgent(Agent):
                 with suppress(ProtocolError):
                     for line, _flushed in self._parser.feed(piece):
                         yield _wire.decode_reply(line)
+                if deadline.expired:
+                    raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
 
     def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
         """Close the channel and return why a sync was not answered. A sync changes nothing: nothing was sent."""
@@ -510,6 +444,35 @@ class SocketAgent(Agent):
         return f"{self._id_prefix}-{next(self._ids)}" if step.takes_id else ""
 
 
+def _unparsed(reply: Mapping[str, Any]) -> QgaError:
+    """Return what it means that the agent answers without the id of the request, which it echoes otherwise."""
+    error = reply.get("error")
+    if not isinstance(error, dict):
+        return ProtocolError("the agent sent a reply that is to no request of ours")
+    desc = error.get("desc")
+    if "limit exceeded" in str(desc):
+        too_large = ProtocolError(f"the agent could not parse the request: {desc}")
+        too_large.executed, too_large.fate = "no", "was not run"
+        return too_large
+    # All requests are well-formed. What is not, to the agent, is the end of one whose beginning another has read.
+    return OutcomeUnknownError(
+        f"the agent was restarted while the request was under way (it says: {desc})",
+        hint="What the guest was sent may be there in part: look at it before you repeat it.",
+    )
+
+
+def _deadline(seconds: float) -> Deadline:
+    """Return the deadline of a command that has so many seconds.
+
+    :raise OperationError: if it has none.
+    """
+    if not seconds > 0:
+        error = OperationError(f"it was given {seconds:g} seconds. A timeout is more than 0.")
+        error.executed = "no"
+        raise error
+    return Deadline(seconds)
+
+
 def _refuses_id(reply: Mapping[str, Any]) -> bool:
     error = reply.get("error")
     return isinstance(error, dict) and "member 'id' is unexpected" in str(error.get("desc"))
@@ -524,7 +487,6 @@ def open_agent(
     address: str | Address,
     timeout: float = DEFAULT_TIMEOUT,
     log: Log | None = None,
-    max_reply: int = _wire.MAX_REPLY,
     libvirt_uri: str | None = None,
     share: Share | None = None,
     connect: Connect | None = None,
@@ -542,4 +504,4 @@ def open_agent(
         from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
 
         return LibvirtAgent(address, libvirt_uri, timeout, log)
-    return SocketAgent(address, timeout, log, max_reply, share, connect)
+    return SocketAgent(address, timeout, log, share, connect)

@@ -16,6 +16,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import pwd
 import re
 import select
 import socket
@@ -24,7 +25,7 @@ import struct
 import sys
 import tempfile
 import time
-from typing import IO, Any, Callable, Iterator, Mapping, NamedTuple
+from typing import IO, Any, Callable, Iterator, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AddressError,
@@ -48,16 +49,20 @@ __all__ = (
 
 _RECV_SIZE = 1024 * 1024
 _RETRY_SECONDS = 0.05
+# Nobody waits for longer, and poll() cannot.
+_LONGEST_SECONDS = 1_000_000.0
+# What belongs to an address that nobody has used for so long is removed.
+_OLD_SECONDS = 3600.0
 
 FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT, tcp:HOST:PORT or libvirt:DOMAIN"
 
 
 class Deadline:
-    """A point in time, so that several waits share one limit."""
+    """A point in time, so that several waits share one limit. It is at most 11 days away."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._end = time.monotonic() + min(seconds, _LONGEST_SECONDS)
 
     def left(self) -> float:
         """Return the seconds left, never below zero."""
@@ -144,6 +149,11 @@ _PARSERS: dict[str, Callable[[str], Address | None]] = {
 }
 
 
+# The files of an address, by the ends of their names: its lock; sockets of its keeper, and of an ssh that forwards it.
+_LOCK, KEEPER, FORWARD = "lock", "keep", "ssh"
+_SOCKETS = (KEEPER, FORWARD)
+
+
 class SeatLock:
     """The right to use an address, among the processes of this user on this machine.
 
@@ -151,7 +161,7 @@ class SeatLock:
     """
 
     def __init__(self, address: Address, directory: str | None = None) -> None:
-        self._path = private_path(address.identity, "lock", directory)
+        self._path = private_path(address.identity, _LOCK, directory)
         self._file: IO[bytes] | None = None
 
     def acquire(self, deadline: Deadline, instead: Callable[[], Channel | None] = lambda: None) -> Channel | None:
@@ -159,35 +169,38 @@ class SeatLock:
 
         :raise ChannelBusyError: at the deadline, naming the holder.
         """
-        # The file stays: removing it would let two processes lock two files of one name.
-        try:
-            file = open(self._path, "r+b", buffering=0, opener=_create)  # noqa: SIM115 - it is open while it is held
-        except OSError as exc:
-            raise ConnectError(f"cannot open the channel's lock {self._path}: {exc.strerror}.") from exc
         while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = self._opened()
+            if _locked(file, self._path):
                 break
-            except BlockingIOError:
-                channel = instead()
+            channel = instead()
+            if channel or deadline.expired:
+                holder = file.read(256).decode("utf-8", "replace").strip()
+                file.close()
                 if channel:
-                    file.close()
                     return channel
-                if deadline.expired:
-                    holder = file.read(256).decode("utf-8", "replace").strip()
-                    file.close()
-                    raise ChannelBusyError(
-                        f"another task uses the channel ({holder or 'unknown'}) and did not leave it within "
-                        f"{deadline.seconds:g} s.",
-                        hint="A guest agent serves one client at a time.",
-                    ) from None
-                time.sleep(min(_RETRY_SECONDS, deadline.left()))
+                raise ChannelBusyError(
+                    f"another task uses the channel ({holder or 'unknown'}) and did not leave it within "
+                    f"{deadline.seconds:g} s.",
+                    hint="A guest agent serves one client at a time.",
+                )
+            file.close()
+            time.sleep(min(_RETRY_SECONDS, deadline.left()))
+        if not os.fstat(file.fileno()).st_size:
+            # Each new address has those removed that are used no more, so they do not become ever more.
+            _remove_old(os.path.dirname(self._path))
         name = os.path.basename(sys.argv[0] or "python").encode("utf-8", "replace")
         file.truncate(0)
         file.write((b"pid %d, %b" % (os.getpid(), name))[:256])
         # A file object, not a number: a lock that is forgotten is released with it.
         self._file = file
         return None
+
+    def _opened(self) -> IO[bytes]:
+        try:
+            return open(self._path, "r+b", buffering=0, opener=_create)
+        except OSError as exc:
+            raise ConnectError(f"cannot open the channel's lock {self._path}: {exc.strerror}.") from exc
 
     def fileno(self) -> int:
         """Return the descriptor by which the seat is held; it is held as long as a copy of it is open."""
@@ -204,6 +217,34 @@ def _create(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
+def _locked(file: IO[bytes], path: str) -> bool:
+    """Lock the file that is open, and return whether that is done and it is still the one at ``path``."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _remove_old(directory: str) -> None:
+    """Remove what there is of addresses that nobody has used for long: locks, and sockets of who was killed.
+
+    Whoever uses an address has its lock. So does this, and the lock goes last: who waits for it meanwhile sees in
+    `_locked` that it is another one now.
+    """
+    for path in glob.glob(os.path.join(glob.escape(directory), f"*.{_LOCK}")):
+        with contextlib.suppress(OSError), open(path, "rb", opener=_existing) as file:
+            old = time.time() - os.fstat(file.fileno()).st_mtime > _OLD_SECONDS
+            if old and _locked(file, path):
+                for kind in (*_SOCKETS, _LOCK):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path[: -len(_LOCK)] + kind)
+
+
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def private_path(identity: str, kind: str, directory: str | None = None) -> str:
     """Return the path of this user's file of ``kind`` about the agent that ``identity`` is of.
 
@@ -214,23 +255,49 @@ def private_path(identity: str, kind: str, directory: str | None = None) -> str:
 
 
 def _private_directory() -> str:
-    """Return a directory that only this user can write to, made on demand."""
+    """Return a directory that only this user can write to, made on demand.
+
+    All processes of the user are to find the same one, so its name is known. It is in a directory of the user's, where
+    there is one: in /tmp, another user may have made what has that name.
+    """
     uid = os.geteuid()
-    runtime = "/run" if uid == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and os.path.isdir(runtime):
-        path = os.path.join(runtime, "qemu-guest")
-    else:
+    path = next(filter(_is_made, _in_own_directories(uid)), "")
+    if not path:
         path = os.path.join(tempfile.gettempdir(), f"qemu-guest-{uid}")
+        _is_made(path)
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
+        status = os.lstat(path)
     except OSError as exc:
-        raise ConnectError(f"cannot make the directory {path}: {exc.strerror}.") from exc
-    status = os.lstat(path)
+        raise ConnectError(f"cannot make the directory {path}: {exc.strerror}.", hint=_OWN_DIRECTORY) from exc
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
-        raise ConnectError(f"{path} should be a directory that only uid {uid} can write to; remove it and try again.")
+        raise ConnectError(
+            f"{path} should be a directory that uid {uid} alone can write to; it is uid {status.st_uid}'s, with mode "
+            f"{stat.S_IMODE(status.st_mode):04o}.",
+            hint=_OWN_DIRECTORY,
+        )
     return path
+
+
+_OWN_DIRECTORY = "Set XDG_RUNTIME_DIR to a directory of this user's own, with mode 0700, for all of this user's tasks."
+
+
+def _in_own_directories(uid: int) -> Iterator[str]:
+    """Yield the paths that the directory may have, in directories that are there and the user's."""
+    places = [("/run", "") if uid == 0 else ("", ""), (os.environ.get("XDG_RUNTIME_DIR", ""), "")]
+    places.append((f"/run/user/{uid}", ""))  # sudo and su do not set the variable
+    with contextlib.suppress(KeyError):
+        places.append((pwd.getpwuid(uid).pw_dir, ".ansible"))
+    for parent, name in places:
+        with contextlib.suppress(OSError):
+            if os.path.isabs(parent) and os.stat(parent).st_uid == uid:
+                yield os.path.join(parent, name, "qemu-guest")
+
+
+def _is_made(path: str) -> bool:
+    """Make a directory, and return whether there is something of that name now."""
+    with contextlib.suppress(OSError):
+        os.makedirs(path, 0o700)
+    return os.path.lexists(path)
 
 
 class Step(NamedTuple):
@@ -274,19 +341,6 @@ class Channel:
     def give(self, step: Step) -> None:
         """Leave the channel so."""
         self._step = step
-
-    def leave(self, name: str, what: Mapping[str, Any], deadline: Deadline) -> bool:
-        """Leave something for the next who uses this channel and asks for ``name``: see _shared.py.
-
-        Return False if there can be none.
-        """
-        del name, what, deadline
-        return False
-
-    def find(self, name: str, deadline: Deadline) -> dict[str, Any] | None:
-        """Return what another has left; nobody else finds it. None if there is nothing."""
-        del name, deadline
-        return None
 
     @property
     def inode(self) -> int:
@@ -406,30 +460,49 @@ def _connect_code(sock: socket.socket, path: str) -> int:
     except OSError as exc:  # a path beyond the 107 bytes of sockaddr_un never reaches the system
         raise ConnectError(f"{exc}") from exc
     # ENOTSOCK is what some systems say, ECONNREFUSED what Linux says of a plain file.
-    if code == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
-        return errno.ENOTSOCK
+    with contextlib.suppress(OSError):  # it may be gone by now
+        if code == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
+            return errno.ENOTSOCK
     return code
 
 
 def _connect_vsock(address: Address, deadline: Deadline) -> socket.socket:
     try:
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    except OSError as exc:
-        raise ConnectError(f"cannot connect: this machine has no vsock ({exc.strerror or exc})") from exc
+        family = socket.AF_VSOCK
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except (AttributeError, OSError) as exc:
+        raise ConnectError(f"cannot connect: this machine has no vsock ({exc})") from exc
     try:
-        sock.settimeout(max(deadline.left(), 0.001))
-        sock.connect((address.cid, address.port))
+        return _connected(family, (address.cid, address.port), deadline)
     except OSError as exc:
-        sock.close()
         raise ConnectError(f"cannot connect: {exc.strerror or exc}") from exc
-    return sock
 
 
 def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
+    error: OSError | UnicodeError | None = None
     try:
-        return socket.create_connection((address.host, address.port), timeout=max(deadline.left(), 0.001))
+        for family, _kind, _protocol, _name, where in socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        ):
+            try:
+                return _connected(family, where, deadline)
+            except OSError as exc:
+                error = exc
     except (OSError, UnicodeError) as exc:  # the latter is Python's word for a host name that cannot be one
-        raise ConnectError(f"cannot connect: {getattr(exc, 'strerror', None) or exc}") from exc
+        error = exc
+    raise ConnectError(f"cannot connect: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _connected(family: int, where: Any, deadline: Deadline) -> socket.socket:
+    """Return a socket that is connected to ``where``, an address of this ``family``."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(max(deadline.left(), 0.001))
+        sock.connect(where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 _CONNECTORS: dict[str, Connect] = {

@@ -9,9 +9,11 @@ what never answers, and of what type an answer must be.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
-__all__ = ("COMMANDS", "Command", "is_read_only")
+from ansible_collections.qemu.guest.plugins.module_utils._wire import MAX_STRUCTURE
+
+__all__ = ("COMMANDS", "Command", "is_read_only", "longest_reply", "with_underscores")
 
 _NOTHING = dict  # "returns nothing" is an empty object on the wire
 
@@ -22,7 +24,8 @@ class Command(NamedTuple):
     ``since`` is the QEMU version that brought it; ``returns`` the Python type of its return value; ``read_only`` tells
     that asking twice is the same as asking once, and that it counts as no change; ``answers`` is False for a command
     that answers only when it fails; ``while_frozen`` tells that a frozen guest still takes it; ``least_seconds`` is the
-    time that it may well take, which is given to it however short a client's timeout is.
+    time that it may well take, which is given to it however short a client's timeout is; ``only_on`` the operating
+    system that alone has it, where there is one (C(Linux) or C(Windows)).
     """
 
     since: str
@@ -31,10 +34,11 @@ class Command(NamedTuple):
     answers: bool = True
     while_frozen: bool = False
     least_seconds: float = 0.0
+    only_on: str = ""
 
 
-def _reads(since: str, returns: type, while_frozen: bool = False) -> Command:
-    return Command(since, (returns,), read_only=True, while_frozen=while_frozen)
+def _reads(since: str, returns: type, while_frozen: bool = False, only_on: str = "") -> Command:
+    return Command(since, (returns,), read_only=True, while_frozen=while_frozen, only_on=only_on)
 
 
 COMMANDS: dict[str, Command] = {
@@ -61,20 +65,20 @@ COMMANDS: dict[str, Command] = {
     "guest-fstrim": Command("1.2", (dict,)),
     "guest-suspend-disk": Command("1.1", answers=False),
     "guest-suspend-ram": Command("1.1", answers=False),
-    "guest-suspend-hybrid": Command("1.1", answers=False),
+    "guest-suspend-hybrid": Command("1.1", answers=False, only_on="Linux"),
     "guest-network-get-interfaces": _reads("1.1", list),
-    "guest-network-get-route": _reads("9.1", list),
+    "guest-network-get-route": _reads("9.1", list, only_on="Linux"),
     "guest-get-vcpus": _reads("1.5", list),
-    "guest-set-vcpus": Command("1.5", (int,)),
-    "guest-get-memory-blocks": _reads("2.3", list),
-    "guest-set-memory-blocks": Command("2.3", (list,)),
-    "guest-get-memory-block-info": _reads("2.3", dict),
+    "guest-set-vcpus": Command("1.5", (int,), only_on="Linux"),
+    "guest-get-memory-blocks": _reads("2.3", list, only_on="Linux"),
+    "guest-set-memory-blocks": Command("2.3", (list,), only_on="Linux"),
+    "guest-get-memory-block-info": _reads("2.3", dict, only_on="Linux"),
     "guest-get-fsinfo": _reads("2.2", list),
     "guest-get-disks": _reads("5.2", list),
-    "guest-get-diskstats": _reads("7.1", list),
-    "guest-get-cpustats": _reads("7.1", list),
+    "guest-get-diskstats": _reads("7.1", list, only_on="Linux"),
+    "guest-get-cpustats": _reads("7.1", list, only_on="Linux"),
     "guest-get-load": _reads("10.0", dict),
-    "guest-get-devices": _reads("5.2", list),
+    "guest-get-devices": _reads("5.2", list, only_on="Windows"),
     "guest-get-host-name": _reads("2.10", dict),
     "guest-get-users": _reads("2.10", list),
     "guest-get-timezone": _reads("2.10", dict),
@@ -101,6 +105,24 @@ def command(name: str) -> Command:
 def is_read_only(name: str) -> bool:
     """Return whether the command changes nothing in the guest and may be repeated."""
     return command(name).read_only
+
+
+# Bytes of content that a reply has at most: a guest-file-read of the largest count that agents take, without one that
+# is known, and two full 16 MiB captures of guest-exec-status; in base64.
+_LARGEST_COUNT = 48 << 20
+_CAPTURES = 2 * (16 << 20)
+_USUAL_COUNT = 4096  # which is read where the request names none
+
+
+def longest_reply(name: str, arguments: Mapping[str, Any] | None = None) -> int:
+    """Return how many bytes the reply to a command has at most."""
+    content = 0
+    if name == "guest-exec-status":
+        content = _CAPTURES
+    elif name == "guest-file-read":
+        count = (arguments or {}).get("count", _USUAL_COUNT)
+        content = min(count, _LARGEST_COUNT) if isinstance(count, int) and count > 0 else _LARGEST_COUNT
+    return MAX_STRUCTURE + (content + 2) // 3 * 4
 
 
 def argument_name(name: str) -> str:

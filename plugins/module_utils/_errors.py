@@ -30,6 +30,8 @@ import errno as _errno
 import re
 from typing import Any, Mapping
 
+from ansible_collections.qemu.guest.plugins.module_utils._words import printable, returnable
+
 __all__ = (
     "AddressError",
     "AgentSilentError",
@@ -56,7 +58,8 @@ class QgaError(Exception):
     """Base of all errors of this collection.
 
     ``executed`` says what is known of the command: ``no``, ``yes`` or ``unknown``, and ``fate`` says it in the message.
-    ``address`` is filled in where the error passes the Agent, which knows it. ``party`` is who is there.
+    ``address`` is filled in where the error passes the Agent, which knows it. ``party`` is who is there. Message and
+    hint are made ``printable`` here, for all errors: they may have words of the guest's in them.
     """
 
     party = "guest agent"
@@ -64,18 +67,23 @@ class QgaError(Exception):
     fate = "was not run"
 
     def __init__(self, message: str, *, command: str | None = None, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message)
+        super().__init__(self.message)
         self.command = command
         self.hint = hint
         self.address = ""
 
     def __str__(self) -> str:
         where = f"{self.party} at {self.address}: " if self.address else ""
-        what = f"{self.command} {self.fate}: " if self.command else ""
+        what = f"{self.told_fate}: " if self.told_fate else ""
         stop = "" if self.message.endswith(".") else "."
-        hint = f"{stop} {self.hint}" if self.hint else ""
+        hint = f"{stop} {printable(self.hint)}" if self.hint else ""
         return f"{where}{what}{self.message}{hint}"
+
+    @property
+    def told_fate(self) -> str:
+        """What the message says of the command; empty if there is none."""
+        return f"{self.command} {self.fate}" if self.command else ""
 
     def as_result(self) -> dict[str, Any]:
         """Return what a failed task shows beside C(msg)."""
@@ -87,9 +95,18 @@ class AddressError(QgaError):
 
 
 class ConnectError(QgaError):
-    """The channel could not be used; nothing of the command was sent."""
+    """The channel could not be used; nothing of the command was sent.
+
+    ``at_first`` tells that nothing was sent before either. Then its message does not name the command, of which the
+    user may never have heard: a task needs many, and this was the first.
+    """
 
     fate = "was not sent"
+    at_first = False
+
+    @property
+    def told_fate(self) -> str:
+        return "nothing was sent" if self.at_first else super().told_fate
 
 
 class ChannelBusyError(ConnectError):
@@ -201,7 +218,7 @@ class OperationError(QgaError):
         self.result = dict(result or {})
 
     def as_result(self) -> dict[str, Any]:
-        return self.result
+        return dict(returnable(self.result))
 
 
 # The agent counts the handles that it gives out in a file in /run, and gives none out where it cannot.

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._words import printable, returnable
 
 __all__ = ("Operation", "Params", "Plan", "run_operation")
 
@@ -99,5 +100,5 @@ def run_operation(
         result.update(applied)
     if warnings:
         # With the guest's name: of warnings that are alike, ansible-core shows one only.
-        result["warnings"] = [f"{agent.name}: {warning}" for warning in warnings]
-    return result
+        result["warnings"] = [printable(f"{agent.name}: {warning}") for warning in warnings]
+    return dict(returnable(result))

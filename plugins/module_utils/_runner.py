@@ -19,7 +19,7 @@ import shlex
 import sys
 import time
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
@@ -283,12 +283,6 @@ class RunnerAgent(Agent):
     @property
     def identity(self) -> str:
         return self._below.identity
-
-    def leave(self, name: str, what: Mapping[str, Any], farewell: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
-        return self._below.leave(name, what, farewell)
-
-    def find(self, name: str, before: str) -> Mapping[str, Any] | None:
-        return self._below.find(name, before)
 
     def again(self) -> Agent:
         """Return another Agent for the same guest: one without a runner."""

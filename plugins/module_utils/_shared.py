@@ -9,10 +9,7 @@ is the turn, which is had for one request at a time.
 
 They talk by packets on a socket in a directory of the user's alone: C(take), answered by C(busy NAME) while somebody
 else has the turn and by C(step STEP) when it is had; C(step STEP) gives it back. Who goes away with the turn leaves the
-channel out of step. C(leave NAME JSON), answered by C(left) or C(full), gives the next client who says C(find NAME)
-something that is in the guest, who is answered C(found JSON), or C(found) and nothing. The JSON is an object; in it,
-C(farewell) is a list of requests, as texts, with which the keeper undoes that where nobody finds it.
-C(end) ends the keeper when nobody has the turn.
+channel out of step. C(end) ends the keeper when nobody has the turn.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ import select
 import socket
 import struct
 from contextlib import suppress
-from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._channel import (
+    KEEPER,
     Address,
     Channel,
     Deadline,
@@ -62,6 +59,8 @@ class SharedChannel(Channel):
                 if word == b"step":
                     break
                 holder = text.decode("utf-8", "replace")
+                if deadline.expired:
+                    raise _not_in_time(deadline, holder)
             self._mine = True
             self._step = decode_step(text)
         return super().take(deadline)
@@ -74,18 +73,6 @@ class SharedChannel(Channel):
                 self._say(b"step " + encode_step(step))
             except ConnectError:
                 self.close()  # others wait for the lock now
-
-    def leave(self, name: str, what: Mapping[str, Any], deadline: Deadline) -> bool:
-        text = json.dumps(what)
-        if len(name) + len(text) > _PACKET - 16:
-            return False
-        self._say(f"leave {name} {text}".encode("ascii"))
-        return self._hear(deadline) == b"left"
-
-    def find(self, name: str, deadline: Deadline) -> dict[str, Any] | None:
-        self._say(f"find {name}".encode("ascii"))
-        text = self._hear(deadline).partition(b" ")[2]
-        return dict(json.loads(text)) if text else None
 
     def close(self) -> None:
         # In this order: who is told that the turn is free finds that it is.
@@ -101,14 +88,11 @@ class SharedChannel(Channel):
         except OSError as exc:
             raise _gone() from exc
 
-    def _hear(self, deadline: Deadline, holder: str = "its keeper") -> bytes:
+    def _hear(self, deadline: Deadline, holder: str) -> bytes:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         if not poller.poll(deadline.left() * 1000):
-            raise ChannelBusyError(
-                f"another task uses the channel ({holder}) and did not leave it within {deadline.seconds:g} s.",
-                hint="A guest agent serves one client at a time.",
-            )
+            raise _not_in_time(deadline, holder)
         try:
             packet = self._control.recv(_PACKET)
         except OSError as exc:
@@ -116,6 +100,13 @@ class SharedChannel(Channel):
         if not packet:
             raise _gone()
         return packet
+
+
+def _not_in_time(deadline: Deadline, holder: str) -> ChannelBusyError:
+    return ChannelBusyError(
+        f"another task uses the channel ({holder}) and did not leave it within {deadline.seconds:g} s.",
+        hint="A guest agent serves one client at a time.",
+    )
 
 
 def _gone() -> ConnectError:
@@ -139,7 +130,7 @@ def keeper_path(address: Address) -> str:
 
     :raise ConnectError: if there is no directory for it.
     """
-    return private_path(address.identity, "keep")
+    return private_path(address.identity, KEEPER)
 
 
 def join(address: Address, deadline: Deadline) -> SharedChannel | None:
@@ -170,10 +161,11 @@ def dismiss(address: Address) -> None:
     control = _keeper(address)
     if control:
         with control, suppress(OSError):
+            deadline = Deadline(_SECONDS_TO_END)
             control.settimeout(_SECONDS_TO_END)
             control.send(b"end")
-            while control.recv(_PACKET):
-                pass
+            while control.recv(_PACKET) and not deadline.expired:
+                control.settimeout(max(deadline.left(), 0.001))
 
 
 def _keeper(address: Address) -> socket.socket | None:

@@ -134,7 +134,7 @@ class Spool:
         :raise TransferError: if output was lost.
         """
         line, _newline, rest = content.partition(b"\n")
-        match = re.fullmatch(rb"(\d{1,3}) (o|-|=\d+) (e|-|=\d+) \.", line)
+        match = re.fullmatch(rb"(\d{1,3}) (o|-|=\d{1,12}) (e|-|=\d{1,12}) \.", line)
         if match is None:
             raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
         streams = []

@@ -11,12 +11,14 @@ The byte 0xFF is in no UTF-8 text: before a request it makes the agent forget wh
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any, Dict, Mapping, NoReturn, Tuple, Union
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
 
 __all__ = (
-    "MAX_REPLY",
+    "MAX_STRUCTURE",
     "SENTINEL",
     "Base64",
     "ReplyParser",
@@ -26,16 +28,26 @@ __all__ = (
 )
 
 SENTINEL = b"\xff"
-MAX_REPLY = 64 * 1024 * 1024
-"""Largest reply line accepted by default, in bytes: two full 16 MiB captures in base64 take 43 MiB."""
+MAX_STRUCTURE = 4 * 1024 * 1024
+"""Bytes of a reply that are parsed at most. What it has of content, in base64, comes on top of that.
+
+10,000 disks or interfaces take as much. libvirt carries no longer replies either.
+"""
+
+# 10,000 interfaces with their statistics have 210,000. Parsed, so many take 60 MB of memory at most.
+_MAX_VALUES = 300_000
 
 # Agents nest their replies four deep (guest-get-fsinfo); a reply far deeper is an attack on the parser.
 _MAX_DEPTH = 64
 
+# The schema has 64-bit integers, of at most 20 digits. To read a million digits takes some Pythons 17 seconds.
+_MAX_DIGITS = 40
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+
 # Longer replies are looked through for content before they are parsed.
 _LONG = 64 * 1024
-_CONTENT = "buf-b64"
-_BEFORE_CONTENT = b'"buf-b64": "'  # as agents write it
+_MAX_CONTENTS = 2  # members with content that a reply has
+_CONTENT = re.compile(rb'"(buf-b64|out-data|err-data)": ?"')
 
 Reply = Dict[str, Any]
 Kind = Union[type, Tuple[type, ...]]
@@ -74,38 +86,71 @@ def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id
     return f"{line[: -len('}}')]}{comma}{inserted}}}}}\n".encode("ascii")
 
 
+def decode_reply(line: bytes) -> Reply:
+    """Return the JSON object on ``line``.
+
+    Content (the members C(buf-b64), C(out-data) and C(err-data) of a return value) is taken out before it is parsed:
+    base64 has nothing in it that JSON escapes.
+
+    :raise ProtocolError: if it is not one, nested too deeply, or has too much in it beside content.
+    """
+    contents, rest = _parted(line) if len(line) > _LONG else ({}, line)
+    reply = _parsed(rest)
+    holder = reply.get("return")
+    for name, content in contents.items():
+        if not isinstance(holder, dict) or holder.get(name) != "":
+            return _parsed(line)
+        holder[name] = content.decode("latin-1")
+    return reply
+
+
+def _parted(line: bytes) -> tuple[dict[str, bytes], bytes]:
+    """Part a long reply into its contents, by the names of their members, and the rest, where these are empty."""
+    contents: dict[str, bytes] = {}
+    rest, position = [], 0
+    for _content in range(_MAX_CONTENTS):
+        member = _CONTENT.search(line, position)
+        end = line.find(b'"', member.end()) if member else -1
+        if not member or end < 0 or line.find(b"\\", member.end(), end) >= 0:
+            break
+        name = member.group(1).decode("ascii")
+        if name in contents:
+            return {}, line
+        contents[name] = line[member.end() : end]
+        rest.append(line[position : member.end()])
+        position = end
+    rest.append(line[position:])
+    return contents, b"".join(rest)
+
+
+def _integer(digits: str) -> int:
+    number = int(digits) if len(digits) <= _MAX_DIGITS else _LARGEST + 1
+    if not _SMALLEST <= number <= _LARGEST:
+        raise ValueError(f"a number of {len(digits)} digits is larger than the schema's")
+    return number
+
+
+def _decimal(digits: str) -> float:
+    number = float(digits) if len(digits) <= _MAX_DIGITS else math.inf
+    if math.isinf(number):
+        raise ValueError(f"a number ({digits[:_MAX_DIGITS]}) is larger or longer than the schema's")
+    return number
+
+
 def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def decode_reply(line: bytes) -> Reply:
-    """Return the JSON object on ``line``.
-
-    :raise ProtocolError: if it is not one, or nested too deeply.
-    """
-    content, rest = _parted(line) if len(line) > _LONG else (b"", line)
-    reply = _parsed(rest)
-    if content:
-        holder = reply.get("return")
-        if not isinstance(holder, dict) or holder.get(_CONTENT) != "":
-            return _parsed(line)
-        holder[_CONTENT] = content.decode("latin-1")
-    return reply
-
-
-def _parted(line: bytes) -> tuple[bytes, bytes]:
-    """Part a reply into a file's content, which is then not looked through for what JSON escapes, and the rest."""
-    start = line.find(_BEFORE_CONTENT) + len(_BEFORE_CONTENT)
-    end = line.find(b'"', start)
-    content = line[start:end]
-    if start < len(_BEFORE_CONTENT) or end < 0 or b"\\" in content:
-        return b"", line
-    return content, line[:start] + line[end:]
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_decimal, parse_constant=_reject_constant)
 
 
 def _parsed(line: bytes) -> Reply:
+    if len(line) > MAX_STRUCTURE:
+        raise ProtocolError(f"the reply is larger than {MAX_STRUCTURE} bytes")
+    if sum(map(line.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ProtocolError(f"the reply has more than {_MAX_VALUES} values")
     try:
-        reply = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
+        reply = _DECODER.decode(line.decode("utf-8"))
     except (ValueError, RecursionError) as exc:
         raise ProtocolError(f"the other side sent something that is not JSON ({line[:80]!r}): {exc}") from exc
     if not isinstance(reply, dict):
@@ -124,16 +169,15 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 class ReplyParser:
-    """Cuts what the channel delivers into lines.
+    """Cuts what the channel delivers into lines of at most ``limit`` bytes.
 
     ``feed`` returns the complete lines, each as ``(line, flushed)``; ``flushed`` tells that a sentinel came directly
     before the line, i.e. that nothing of it is left over from somebody else's reply.
     """
 
-    def __init__(self, limit: int = MAX_REPLY) -> None:
-        self._limit = limit
-        self._pending: list[bytes] = []
-        self._size = 0
+    def __init__(self, limit: int = MAX_STRUCTURE) -> None:
+        self.limit = limit
+        self._pending = bytearray()  # not a list of what arrived: a guest can send byte by byte
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
         """Take received bytes, return ``[(line, flushed), …]``.
@@ -144,7 +188,7 @@ class ReplyParser:
         *complete, rest = data.split(b"\n")
         for piece in complete:
             self._append(piece)
-            line = b"".join(self._pending)
+            line = bytes(self._pending)
             self.reset()
             _before, sentinel, after = line.rpartition(SENTINEL)
             if after.strip():
@@ -155,15 +199,13 @@ class ReplyParser:
 
     def reset(self) -> None:
         """Forget an incomplete line."""
-        self._pending = []
-        self._size = 0
+        self._pending = bytearray()
 
     def _append(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._size > self._limit:
+        if len(self._pending) + len(piece) > self.limit:
             self.reset()
-            raise ProtocolError(f"the reply is larger than {self._limit} bytes")
-        self._pending.append(piece)
+            raise ProtocolError(f"the reply is larger than {self.limit} bytes")
+        self._pending += piece
 
 
 def expect(value: Any, kind: Kind, what: str) -> Any:

@@ -15,13 +15,14 @@ import subprocess
 import tempfile
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, private_path
+from ansible_collections.qemu.guest.plugins.module_utils._channel import FORWARD, Address, Deadline, private_path
 from ansible_collections.qemu.guest.plugins.module_utils._errors import AddressError, ConnectError
 
 __all__ = ("connect", "forwarded")
 
 # How long ssh stays without a channel.
 _LINGER_SECONDS = 10
+_MOST_WORDS = 4096  # bytes of what ssh says that are looked at, from the end
 _OPTIONS = (
     "-oBatchMode=yes",  # nobody is there to answer
     "-oExitOnForwardFailure=yes",
@@ -53,7 +54,7 @@ def connect(address: Address, deadline: Deadline) -> socket.socket:
 
     :raise ConnectError: with ssh's own words.
     """
-    path = private_path(address.identity, "ssh")
+    path = private_path(address.identity, FORWARD)
     there = _connected(path)
     if there:
         return there
@@ -95,7 +96,7 @@ def _start(address: Address, path: str, deadline: Deadline) -> None:
         except OSError as exc:
             raise ConnectError(f"cannot start ssh: {exc.strerror or exc}.") from exc
         if done.returncode:
-            errors.seek(0)
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - _MOST_WORDS))
             words = errors.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
             raise ConnectError(f"cannot connect to {address.host} by ssh: {words or f'exit status {done.returncode}'}")
     with suppress(OSError):

@@ -6,9 +6,6 @@
 It runs in an interpreter of its own, so it imports nothing but the standard library, and has no memory of Ansible's. It
 belongs to no session; it ends when nobody has used the channel for a time, when the channel's other side has gone, or
 when it is told to.
-
-What a client has left in the guest for the next one, it keeps for a moment only: the guest may reboot unseen, and then
-the agent's numbers are somebody else's.
 """
 
 from __future__ import annotations
@@ -25,17 +22,11 @@ from contextlib import suppress
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
-    from typing import Any
-
     from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Channel
 
 _NAME = "qga-keeper"
 _PACKET = 16384
 _LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
-_LEFT_SECONDS = 5.0
-_MOST_LEFT = 8
-# For all replies to a farewell together; who has the keeper end waits twice as long.
-_FAREWELL_SECONDS = 0.5
 
 
 def share(address: Address, channel: Channel, seconds: float) -> Channel:
@@ -43,8 +34,6 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
 
     The turn is the caller's. Where there can be none, the channel is returned as it is.
     """
-    import subprocess  # by who starts a keeper, not by a keeper
-
     from ansible_collections.qemu.guest.plugins.module_utils._shared import SharedChannel, keeper_path
 
     stream, lock = channel.descriptors
@@ -58,15 +47,7 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
     with theirs:
         given = (stream, lock, theirs.fileno())
         try:
-            subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, path, str(seconds), *map(str, given)],
-                pass_fds=given,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
+            _start([path, str(seconds), *map(str, given)], given)
         except OSError:
             ours.close()
             return channel
@@ -75,10 +56,25 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
     return SharedChannel(socket.socket(fileno=copies[0]), ours, copies[1], mine=True)
 
 
-def _decoded(text: bytes) -> Any:
-    import json  # which takes half of the time of all that is imported when a keeper starts
+def _start(arguments: list[str], given: tuple[int, ...]) -> None:
+    """Start a keeper, which has the descriptors that are ``given``."""
+    import subprocess  # by who starts a keeper, not by a keeper
 
-    return json.loads(text)
+    class Staying(subprocess.Popen[bytes]):
+        """A process that outlives this one. Popen would have Python warn of it."""
+
+        def __del__(self) -> None:
+            pass
+
+    Staying(
+        [sys.executable, "-I", "-S", __file__, *arguments],
+        pass_fds=given,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 class Client:
@@ -97,19 +93,6 @@ class Client:
             self.control.send(packet)
 
 
-class Left:
-    """What a client has left for another: under which name, from when on, and what is told to who finds it."""
-
-    def __init__(self, text: bytes) -> None:
-        self.name, _space, self.text = text.partition(b" ")
-        self.since = time.monotonic()
-
-    @property
-    def farewell(self) -> list[str]:
-        """The requests that undo it."""
-        return list(_decoded(self.text)["farewell"])
-
-
 class Keeper:
     """The channel and its clients, one of whom may have the turn."""
 
@@ -119,7 +102,6 @@ class Keeper:
         self.clients = {first.fileno(): Client(first)}
         self.turn: Client | None = self.clients[first.fileno()]
         self.waiting: deque[Client] = deque()
-        self.left: list[Left] = []
         self.step = b""
         self.ending = False
         # Only one can have the lock, so what is there is of one that was killed.
@@ -150,16 +132,11 @@ class Keeper:
                     self.welcome(self.listener.accept()[0])
                 elif descriptor in self.clients:
                     self.listen(self.clients[descriptor])
-            self.clear(now - _LEFT_SECONDS)
             self.pass_on()
-        self.clear(time.monotonic())
 
     def patience(self, quiet: float) -> float | None:
         """Return after how many milliseconds something is to be done, if all is quiet since then; None: never."""
-        ends = [] if self.clients else [quiet + self.seconds]
-        if self.left and not self.turn:
-            ends.append(self.left[0].since + _LEFT_SECONDS)
-        return max(0.0, min(ends) - time.monotonic()) * 1000 + 1 if ends else None
+        return None if self.clients else max(0.0, quiet + self.seconds - time.monotonic()) * 1000 + 1
 
     def welcome(self, control: socket.socket) -> None:
         client = Client(control)
@@ -178,11 +155,11 @@ class Keeper:
         except OSError:
             packet = b""
         if not packet:
-            self.part(client)
+            self.part(client, packet)
             return
         word, _space, text = packet.partition(b" ")
-        words = {b"take": self.queue, b"step": self.step_on, b"leave": self.keep, b"find": self.find, b"end": self.end}
-        words[word](client, text)
+        words = {b"take": self.queue, b"step": self.step_on, b"end": self.end}
+        words.get(word, self.part)(client, text)
 
     def queue(self, client: Client, _text: bytes) -> None:
         self.waiting.append(client)
@@ -193,22 +170,11 @@ class Keeper:
         if self.turn is client:
             self.turn, self.step = None, text
 
-    def keep(self, client: Client, text: bytes) -> None:
-        there_is_room = len(self.left) < _MOST_LEFT
-        if there_is_room:
-            self.left.append(Left(text))
-        client.tell(b"left" if there_is_room else b"full")
-
-    def find(self, client: Client, text: bytes) -> None:
-        found = next((one for one in self.left if one.name == text), None)
-        if found:
-            self.left.remove(found)
-        client.tell(b"found " + (found.text if found else b""))
-
     def end(self, _client: Client, _text: bytes) -> None:
         self.ending = True
 
-    def part(self, client: Client) -> None:
+    def part(self, client: Client, _text: bytes) -> None:
+        """Be done with a client that has gone, or says what no client says."""
         self.poller.unregister(client.control)
         del self.clients[client.control.fileno()]
         client.control.close()
@@ -216,34 +182,6 @@ class Keeper:
             self.waiting.remove(client)
         if self.turn is client:
             self.turn, self.step = None, b""
-
-    def clear(self, before: float) -> None:
-        """Undo what was left until then, if nobody has the turn and nothing of anybody's is in the channel."""
-        old = [] if self.turn else [one for one in self.left if one.since <= before]
-        self.left = [one for one in self.left if one not in old]
-        if old and self.step and _decoded(self.step)[0]:
-            step, self.step = self.step, b""
-            if self.request([request for one in old for request in one.farewell]):
-                self.step = step
-
-    def request(self, requests: list[str]) -> bool:
-        """Have the agent do something, a request at a time; return False if it does not answer."""
-        end = time.monotonic() + _FAREWELL_SECONDS
-        with socket.socket(fileno=os.dup(self.descriptors[0])) as stream:
-            for request in requests:
-                reply = b""
-                try:
-                    stream.sendall(request.encode("ascii"))
-                    while not reply.endswith(b"\n"):
-                        if not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
-                            return False
-                        data = stream.recv(_PACKET)
-                        if not data:
-                            return False
-                        reply += data
-                except OSError:
-                    return False
-        return True
 
     def pass_on(self) -> None:
         """Give the turn to who has waited longest."""

@@ -15,6 +15,7 @@ import json
 import signal
 import socket
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def time(self) -> float:
+        return time.time()  # files have that, too
 
     def sleep(self, seconds: float) -> None:
         self.on_sleep()

@@ -86,7 +86,7 @@ def test_no_such_socket(ansible: Ansible, path: str) -> None:
         "ansible.builtin.ping", "", "-e", "ansible_qga_address=/nope.sock", rc=4, environment={"PATH": path}
     )
     assert (
-        "guest agent at unix:/nope.sock on hypervisor: guest-file-open was not sent: the socket there cannot be reached"
+        "guest agent at unix:/nope.sock on hypervisor: nothing was sent: the socket there cannot be reached"
         in run.message
     )
     assert "AllowStreamLocalForwarding" in run.message

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _agent
+from ansible_collections.qemu.guest.plugins.module_utils import _agent, _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import (
     DEFAULT_TIMEOUT,
     Agent,
@@ -32,12 +32,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     CommandError,
     CommandUnavailable,
     ConnectError,
+    OperationError,
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._wire import SENTINEL, encode_request
+from ansible_collections.qemu.guest.plugins.module_utils._wire import MAX_STRUCTURE, SENTINEL, encode_request
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     RELEASES,
     SYNCS,
@@ -45,6 +46,7 @@ from ansible_collections.qemu.guest.tests.unit.scripted import (
     Clock,
     Scripted,
     Session,
+    answers,
     answers_in_halves,
     answers_late,
     closes,
@@ -166,9 +168,12 @@ def test_half_a_request_of_a_former_client_is_dropped(scripted: Start, connect: 
 
 
 def test_end_of_a_giant_reply_to_somebody_else_is_skipped(scripted: Start, connect: Connect) -> None:
-    server = scripted(FILE, before=b"x" * 300_000 + b"\n", piece=4096)
-    assert connect(server, max_reply=65536).execute(OPEN, {"path": "17"}) == 17
+    server = scripted(FILE, before=b"x" * 3 * MAX_STRUCTURE + b"\n", piece=1 << 20)
+    assert connect(server).execute(OPEN, {"path": "17"}) == 17
 
+
+# What a new agent says of the end of a request whose beginning another has read.
+STRAY = b'{"error": {"class": "GenericError", "desc": "JSON parse error, invalid keyword \'QUJD\'"}}\n'
 
 # Agents that lack something
 
@@ -247,20 +252,63 @@ def test_late_reply_to_a_former_client(scripted: Start, connect: Connect, echoes
     assert connect(server).execute(OPEN, {"path": "2"}) == 2
 
 
-@pytest.mark.parametrize("late", [swallows, answers_late, answers_in_halves])
-def test_command_that_only_reads_is_repeated_once(scripted: Start, connect: Connect, late: Any) -> None:
+@pytest.mark.parametrize("lost", [closes(), closes(b'{"return": {"host-'), sends(STRAY)])
+def test_command_that_only_reads_is_repeated_once(scripted: Start, connect: Connect, lost: Any) -> None:
     server = scripted({"guest-get-host-name": {"host-name": "vm1"}})
-    server.then("guest-get-host-name", late)
+    server.then("guest-get-host-name", lost)
     assert connect(server).execute("guest-get-host-name") == {"host-name": "vm1"}
     assert server.commands == [SYNC, "guest-get-host-name", SYNC, "guest-get-host-name"]
 
 
 def test_command_that_only_reads_is_not_repeated_twice(scripted: Start, connect: Connect) -> None:
     server = scripted()
-    server.then("guest-ping", swallows, swallows)
+    server.then("guest-ping", closes(), closes())
     with pytest.raises(OutcomeUnknownError):
         connect(server).execute("guest-ping")
     assert server.work == ["guest-ping"] * 2
+
+
+@pytest.mark.parametrize("late", [swallows, answers_late, answers_in_halves])
+def test_command_that_only_reads_has_its_timeout_once(scripted: Start, connect: Connect, late: Any) -> None:
+    server = scripted()
+    server.then("guest-ping", late)
+    with pytest.raises(OutcomeUnknownError, match="no reply within 20 s"):
+        connect(server).execute("guest-ping")
+    assert server.work == ["guest-ping"]
+
+
+def takes(seconds: float, step: Any = answers) -> Any:
+    """Let so much time pass, then go on."""
+
+    def slowly(session: Session, request: Any) -> None:
+        clock = session.server._clock
+        assert clock
+        clock.advance(seconds)
+        step(session, request)
+
+    return slowly
+
+
+def test_one_deadline_for_a_command_and_its_repetition(scripted: Start, connect: Connect, clock: Clock) -> None:
+    server = scripted()
+    server.then("guest-ping", takes(15, closes()), takes(6, sends(b"\n")))
+    started = clock.now
+    with pytest.raises(OutcomeUnknownError, match="no reply within 20 s"):
+        connect(server).execute("guest-ping")
+    assert clock.now - started == 21, "by one second: the second time, it had five"
+
+
+def test_one_deadline_for_a_refusal_and_its_explanation(scripted: Start, connect: Connect, clock: Clock) -> None:
+    """The agent takes 9 seconds for each answer: there is no time for all that it could be asked."""
+    server = scripted({"guest-get-osinfo": {"id": "debian"}, "guest-fsfreeze-status": "thawed"}, blocked={EXEC: "No."})
+    for name in (*SYNCS, EXEC, "guest-info", "guest-get-osinfo", "guest-fsfreeze-status"):
+        server.then(name, *[takes(9)] * 10)
+    agent = connect(server)
+    started = clock.now
+    with pytest.raises(CommandUnavailable) as caught:
+        agent.execute(EXEC)
+    assert caught.value.command == EXEC
+    assert clock.now - started == 27, "the third answer came too late, and there was no fourth question"
 
 
 @pytest.mark.parametrize(
@@ -342,6 +390,66 @@ def test_guest_that_talks_without_end(scripted: Start, connect: Connect, clock: 
     server.then(OPEN, babbles)
     with pytest.raises(OutcomeUnknownError, match="no reply within 20 s"):
         connect(server).execute(OPEN, {"path": "1"})
+
+
+def test_guest_that_sends_at_once_more_than_there_is_time_for(
+    scripted: Start, connect: Connect, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is looked at for each line, not only when nothing more is there to be read."""
+    server = scripted(FILE)
+    server.then(OPEN, sends(b'{"return": {}, "id": "of another"}\n' * 5000))
+    looked_at = []
+    decode = _wire.decode_reply
+
+    def slowly(line: bytes) -> Any:
+        looked_at.append(line)
+        clock.advance(1)
+        return decode(line)
+
+    agent = connect(server)
+    agent.execute("guest-ping")
+    monkeypatch.setattr(_wire, "decode_reply", slowly)
+    with pytest.raises(OutcomeUnknownError, match="no reply within 20 s"):
+        agent.execute(OPEN, {"path": "1"})
+    assert len(looked_at) == 20
+
+
+def test_noise_without_end_before_a_sync_is_answered(
+    scripted: Start, connect: Connect, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = scripted(FILE)
+    server.then(SYNC, sends(b"noise\n" * 5000))
+    feed = _wire.ReplyParser.feed
+
+    def slowly(parser: Any, data: bytes) -> Any:
+        clock.advance(1)
+        return feed(parser, data)
+
+    monkeypatch.setattr(_wire.ReplyParser, "feed", slowly)
+    started = clock.now
+    with pytest.raises(AgentSilentError, match="no answer to a sync within 20 s"):
+        connect(server).execute(OPEN, {"path": "1"})
+    assert clock.now - started == 20
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("-inf")])
+def test_timeout_that_leaves_no_time(scripted: Start, connect: Connect, seconds: float) -> None:
+    server = scripted(FILE)
+    agent = connect(server)
+    agent.timeout = seconds
+    for action in (lambda: agent.execute(OPEN, {"path": "1"}), lambda: agent.require("guest-ping")):
+        with pytest.raises(OperationError, match=r"was not run: it was given .* A timeout is more than 0") as caught:
+            action()
+        assert caught.value.executed == "no"
+    with pytest.raises(OperationError, match="A timeout is more than 0"):
+        connect(server).execute("guest-ping", timeout=seconds)
+    assert not server.received
+
+
+@pytest.mark.parametrize("seconds", [1e12, float("inf")])
+def test_timeout_without_end(scripted: Start, connect: Connect, seconds: float) -> None:
+    """The system's calls take no such number."""
+    assert connect(scripted(FILE), timeout=seconds).execute(OPEN, {"path": "7"}) == 7
 
 
 # Commands that answer only when they fail
@@ -464,9 +572,12 @@ def test_socket_gone_after_the_channel_broke(scripted: Start, connect: Connect) 
     with pytest.raises(OutcomeUnknownError):
         agent.execute(OPEN, {"path": "1"})
     server.path.unlink()
-    with pytest.raises(ConnectError, match="no such socket") as caught:
+    with pytest.raises(ConnectError, match=f"{OPEN} was not sent: there is no such socket") as caught:
         agent.execute(OPEN, {"path": "2"})
     assert caught.value.executed == "no"
+    with pytest.raises(ConnectError, match=r"agent.sock: nothing was sent: there is no such socket") as caught:
+        connect(server).execute(OPEN, {"path": "2"})
+    assert caught.value.as_result()["error"] == {"type": "ConnectError", "command": OPEN, "executed": "no"}
 
 
 def test_closed_agent_opens_the_channel_with_its_next_command(scripted: Start, connect: Connect) -> None:
@@ -543,15 +654,15 @@ def test_sync_interrupted_by_a_signal(scripted: Start, connect: Connect) -> None
         (b"[1]\n", "list"),
         (b'{"return": NaN}\n', "not JSON"),
         (b'{"return": ' + b"[" * 500 + b"]" * 500 + b"}\n", "nested"),
-        (b"x" * 70_000, "larger than 65536 bytes"),
-        (b"x" * 300_000 + b"\n", "larger than 65536 bytes"),
-        (b'{"error": {"class": "GenericError", "desc": "JSON parse error"}}\n', "could not parse the request"),
+        (b"x" * (MAX_STRUCTURE + 1), "larger than 4194304 bytes"),
+        (b"x" * 3 * MAX_STRUCTURE + b"\n", "larger than 4194304 bytes"),
+        (b'{"return": 1}\n', "to no request of ours"),
     ],
 )
 def test_reply_that_is_none(scripted: Start, connect: Connect, reply: bytes, text: str) -> None:
-    server = scripted(FILE, piece=10_000)
+    server = scripted(FILE, piece=1 << 20)
     server.then(OPEN, sends(reply))
-    agent = connect(server, max_reply=65536)
+    agent = connect(server)
     with pytest.raises(ProtocolError, match=text) as caught:
         agent.execute(OPEN, {"path": "1"})
     assert caught.value.executed == "unknown"
@@ -613,6 +724,54 @@ def test_arguments_that_cannot_be_sent(scripted: Start, connect: Connect) -> Non
     assert caught.value.executed == "no"
     agent.execute("guest-ping")
     assert server.commands == [SYNC, "guest-ping", "guest-ping"]
+
+
+@pytest.mark.parametrize("echoes_id", [True, False])
+def test_agent_that_was_killed_in_the_middle_of_a_request(
+    scripted: Start, connect: Connect, echoes_id: bool
+) -> None:
+    """The next one reads the end of what that one has begun to read."""
+    server = scripted({"guest-file-write": {"count": 1}}, echoes_id=echoes_id)
+    server.then("guest-file-write", sends(STRAY * 3))
+    agent = connect(server)
+    if echoes_id:
+        with pytest.raises(OutcomeUnknownError, match="may have run: the agent was restarted") as caught:
+            agent.execute("guest-file-write", {"handle": 1000, "buf-b64": "QUJD"})
+        assert "may be there in part" in str(caught.value)
+    else:  # before QEMU 4.0 nobody can tell
+        with pytest.raises(CommandError, match="JSON parse error"):
+            agent.execute("guest-file-write", {"handle": 1000, "buf-b64": "QUJD"})
+    assert agent.execute("guest-file-write", {"handle": 1000, "buf-b64": "QUJD"}) == {"count": 1}
+    assert server.work == ["guest-file-write"] * 2
+
+
+def test_request_that_is_larger_than_the_agent_reads(scripted: Start, connect: Connect) -> None:
+    server = scripted({"guest-file-write": {"count": 1}})
+    server.then("guest-file-write", fails_without_id("JSON token size limit exceeded"))
+    with pytest.raises(ProtocolError, match=r"guest-file-write was not run: .* limit exceeded") as caught:
+        connect(server).execute("guest-file-write")
+    assert caught.value.executed == "no"
+
+
+def fails_without_id(desc: str) -> Any:
+    return sends(json.dumps({"error": {"class": "GenericError", "desc": desc}}).encode() + b"\n")
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, MAX_STRUCTURE + 4), (3 * MAX_STRUCTURE, 5 * MAX_STRUCTURE)])
+def test_reply_is_no_longer_than_what_was_asked_for(
+    scripted: Start, connect: Connect, count: int, size: int
+) -> None:
+    text = json.dumps({"return": {"count": 1, "buf-b64": ""}}).encode()
+    server = scripted(piece=1 << 20)
+    for more in (0, 1):
+        content = b"A" * (size - len(text) + more)
+        server.then("guest-file-read", sends(text.replace(b'""', b'"%b"' % content) + b"\n"))
+    agent = connect(server)
+    arguments = {"handle": 1000, "count": count}
+    with pytest.raises(ProtocolError, match="to no request of ours"):  # it has no id: read it was
+        agent.execute("guest-file-read", arguments)
+    with pytest.raises(ProtocolError, match=f"larger than {size} bytes"):
+        agent.execute("guest-file-read", arguments)
 
 
 # Who has the seat
@@ -710,7 +869,7 @@ def test_command_blocked_while_frozen(scripted: Start, connect: Connect, release
     server = scripted({"guest-fsfreeze-status": "frozen"}, release=release, blocked=blocked)
     error = unavailable(connect(server))
     assert error.reason == "frozen"
-    assert "frozen" in str(error) and "guest-fsfreeze-thaw" in error.hint
+    assert "frozen" in str(error) and "-m qemu.guest.qga_fsfreeze -a state=thawed" in error.hint
 
 
 def test_disabled_command_that_freezing_would_not_block(scripted: Start, connect: Connect) -> None:
@@ -772,6 +931,61 @@ def test_info_is_asked_once(scripted: Start, connect: Connect) -> None:
     assert server.work == ["guest-info"] * 2
 
 
+def test_all_that_is_missing_is_named(scripted: Start, connect: Connect) -> None:
+    blocked = {name: "Command disabled" for name in ("guest-file-open", "guest-file-read")}
+    server = scripted({"guest-get-osinfo": {"id": "debian"}}, blocked=blocked)
+    with pytest.raises(CommandUnavailable) as caught:
+        connect(server).require(OPEN, "guest-ping", "guest-file-read", "guest-get-load", "guest-get-devices")
+    assert (caught.value.command, caught.value.reason) == ("guest-file-open", "disabled")
+    text = str(caught.value)
+    assert "administrator (agent version 7.2.22): guest-file-open, guest-file-read; " in text
+    assert "does not know guest-get-load; only agents in Windows guests have guest-get-devices. " in text
+    assert "take guest-file-open, guest-file-read out of block-rpcs" in text
+    assert "guest-get-load came with version 10.0: upgrade" in text
+    assert "guest-ping" not in text
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    ("system", "command", "elsewhere"),
+    [
+        ("debian", "guest-get-devices", "Windows"),
+        ("mswindows", "guest-get-devices", ""),
+        ("mswindows", "guest-set-vcpus", "Linux"),
+        ("debian", "guest-set-vcpus", ""),
+        ("", "guest-get-devices", ""),
+    ],
+)
+def test_command_of_another_operating_system(
+    scripted: Start, connect: Connect, system: str, command: str, elsewhere: str, listed: bool
+) -> None:
+    """Agents of some versions list it, as disabled; others do not know it. Nothing can be done about either."""
+    answers: dict[str, Any] = {"guest-get-osinfo": {"id": system}} if system else {}
+    blocked = {command: f"Command {command} has been disabled"} if listed else {}
+    error = unavailable(connect(scripted(answers, blocked=blocked)), command)
+    if elsewhere:
+        assert error.reason == "unknown" and not error.hint
+        assert error.message == f"only agents in {elsewhere} guests have the command."
+    else:
+        assert error.reason == ("disabled" if listed else "unknown") and error.hint
+
+
+@pytest.mark.parametrize(("version", "todo"), [("7.2.22", "upgrade"), ("11.1.3", "was built without it")])
+def test_agent_that_is_new_enough_is_not_to_be_upgraded(
+    scripted: Start, connect: Connect, version: str, todo: str
+) -> None:
+    info = {"version": version, "supported_commands": [{"name": "guest-info", "enabled": True}]}
+    error = unavailable(connect(scripted({"guest-info": info})), "guest-network-get-route")
+    assert f"guest-network-get-route came with version 9.1: {todo}" in error.hint.replace("this agent ", "")
+
+
+def test_advice_names_what_the_distributions_agent_reads(scripted: Start, connect: Connect) -> None:
+    """Debian's unit has neither options nor an EnvironmentFile."""
+    server = scripted({"guest-get-osinfo": {"id": "debian"}}, blocked={EXEC: "Command disabled"})
+    hint = unavailable(connect(server)).hint
+    assert "systemctl cat qemu-guest-agent; without systemd, DAEMON_ARGS in /etc/default" in hint
+
+
 def test_requirement_is_checked_without_running_anything(scripted: Start, connect: Connect) -> None:
     server = scripted(blocked={EXEC: "Command disabled"})
     with pytest.raises(CommandUnavailable) as caught:
@@ -819,6 +1033,9 @@ def test_only_true_is_enabled(scripted: Start, connect: Connect, enabled: Any) -
         ("", ()),
         ("git", ()),
         ("7.²", (7,)),
+        ("9" * 5000, ()),
+        ("7." + "1" * 5000 + ".3", (7,)),
+        (".".join("1" * 100_000), (1, 1, 1, 1)),
     ],
 )
 def test_version_numbers(version: str, numbers: tuple[int, ...]) -> None:

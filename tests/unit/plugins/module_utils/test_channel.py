@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -12,9 +14,12 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -27,6 +32,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import (
     SeatLock,
     open_channel,
     parse_address,
+    private_path,
     seat_holder,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
@@ -291,10 +297,108 @@ def test_directory_of_locks_of_another_user_is_refused(runtime: Path) -> None:
         private_directory()
 
 
-def test_directory_of_locks_that_cannot_be_made(runtime: Path) -> None:
+def test_directory_of_locks_that_cannot_be_made(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(runtime))
     runtime.chmod(0o500)
     with as_another_user(), pytest.raises(ConnectError, match="qemu-guest"):
         private_directory()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to somebody else")
+def test_directory_of_locks_that_another_user_has_made_first(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in nobody's way who has a home; else the message says what can be done."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    shared = runtime / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    (shared / f"qemu-guest-{NOBODY}").mkdir(0o777)
+    with as_another_user():
+        with pytest.raises(ConnectError, match=r"it is uid 0's, with mode 0755\. Set XDG_RUNTIME_DIR to"):
+            private_directory()
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        assert private_directory() == f"{runtime}/qemu-guest", "the advice can be followed"
+        monkeypatch.delenv("XDG_RUNTIME_DIR")
+        monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(runtime)))
+        assert private_directory() == f"{runtime}/.ansible/qemu-guest"
+    assert stat.S_IMODE((runtime / ".ansible/qemu-guest").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to somebody else")
+def test_runtime_directory_of_another_user_is_not_used(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sudo -E leaves the variable as it was."""
+    os.chown(runtime, 0, 0)
+    runtime.chmod(0o777)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir="/nonexistent"))
+    monkeypatch.setattr(tempfile, "tempdir", str(runtime))
+    with as_another_user():
+        assert private_directory() == f"{runtime}/qemu-guest-{NOBODY}"
+
+
+# What is left of addresses that nobody uses
+
+
+def left(directory: Path, path: str, *, age: float = 2 * _channel._OLD_SECONDS) -> list[Path]:
+    """Leave what one has left who used this address and was killed so many seconds ago."""
+    files = [Path(private_path(Address("unix", path=path).identity, kind)) for kind in ("lock", "keep", "ssh")]
+    for file in files:
+        file.write_text("pid 1, python")
+        os.utime(file, (time.time() - age,) * 2)
+    assert {file.parent for file in files} == {directory}
+    return files
+
+
+def use(path: str, seconds: float = 0) -> SeatLock:
+    lock = SeatLock(Address("unix", path=path))
+    assert lock.acquire(Deadline(seconds)) is None
+    return lock
+
+
+def test_leftovers_of_addresses_that_nobody_uses_are_removed(locks: Path) -> None:
+    old, recent, held = left(locks, "/old"), left(locks, "/recent", age=60), left(locks, "/held")
+    with open(held[0], "rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        use("/recent").release()
+        assert all(file.exists() for file in old), "an address that is known already has nothing to be removed for"
+        use("/new").release()
+        assert not any(file.exists() for file in old)
+        assert all(file.exists() for file in (*recent, *held))
+    use("/another").release()
+    assert not any(file.exists() for file in held)
+
+
+def test_lock_that_is_removed_while_another_waits_for_it(locks: Path) -> None:
+    """Who had opened it before finds out, and two never have a lock of one name."""
+    [path, *_sockets] = left(locks, "/old")
+    with open(path, "r+b") as opened:
+        use("/new")
+        assert not path.exists()
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        first = use("/old")
+        assert path.stat().st_ino != os.fstat(opened.fileno()).st_ino
+        with pytest.raises(ChannelBusyError):
+            use("/old")
+        first.release()
+
+
+def test_lock_that_becomes_another_one_between_opening_and_locking(
+    locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+    removed: list[Path] = []
+
+    def flock(file: Any, how: int) -> None:
+        if not removed:
+            removed.extend(locks.iterdir())
+            removed[0].unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = use("/a", 10)
+    assert removed[0].stat().st_ino == os.fstat(lock.fileno()).st_ino
+    with pytest.raises(ChannelBusyError):
+        use("/a")
 
 
 # Connecting

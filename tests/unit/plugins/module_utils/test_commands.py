@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._commands import (
@@ -11,6 +13,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._commands import (
     argument_name,
     command,
     is_read_only,
+    longest_reply,
     with_underscores,
 )
 
@@ -65,3 +68,24 @@ def test_names() -> None:
     value = [{"a-b": {"c-d": [1, "x-y", None, {"e-f": True}]}}]
     assert with_underscores(value) == [{"a_b": {"c_d": [1, "x-y", None, {"e_f": True}]}}]
     assert value == [{"a-b": {"c-d": [1, "x-y", None, {"e-f": True}]}}], "a copy"
+
+
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "size"),
+    [
+        ("guest-ping", None, 4 * MIB),
+        ("guest-nobody-knows", {"count": 48 * MIB}, 4 * MIB),
+        ("guest-exec-status", {"pid": 1}, 4 * MIB + 44_739_244),
+        ("guest-file-read", {"handle": 1}, 4 * MIB + 5464),
+        ("guest-file-read", {"handle": 1, "count": 3}, 4 * MIB + 4),
+        ("guest-file-read", {"handle": 1, "count": 48 * MIB}, 68 * MIB),
+        ("guest-file-read", {"handle": 1, "count": 10**15}, 68 * MIB),
+        ("guest-file-read", {"handle": 1, "count": -1}, 68 * MIB),
+        ("guest-file-read", {"handle": 1, "count": "a"}, 68 * MIB),
+    ],
+)
+def test_reply_is_as_long_as_its_content_and_a_little_more(command: str, arguments: Any, size: int) -> None:
+    assert longest_reply(command, arguments) == size

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._wire import (
+    MAX_STRUCTURE,
     SENTINEL,
     Base64,
     ReplyParser,
@@ -108,11 +111,59 @@ def test_reply_is_an_object() -> None:
         b'{"return": "\xed\xa0\x80"}',
         b"\x00",
         b'{"return": ' + b"[" * 100_000,
+        b'{"return": 1e999}',
+        b'{"return": [-1.5e400]}',
+        b'{"return": 18446744073709551616}',
+        b'{"return": -9223372036854775809}',
+        b'{"return": ' + b"9" * 1_000_000 + b"}",
+        b'{"return": 0.' + b"1" * 1_000_000 + b"}",
     ],
 )
 def test_line_that_is_no_reply(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_reply(line)
+
+
+def test_numbers_are_those_of_the_schema() -> None:
+    numbers = [2**64 - 1, -(2**63), 0, 1.5, -1e-300, 1.7976931348623157e308, 0.30000000000000004]
+    assert decode_reply(json.dumps({"return": numbers}).encode()) == {"return": numbers}
+
+
+@pytest.mark.parametrize("digits", [4001, 1_000_000])
+def test_digits_are_counted_before_they_are_read(digits: int) -> None:
+    """Pythons that limit them allow 4300; the others take 17 seconds for a million."""
+    with pytest.raises(ProtocolError, match=f"a number of {digits} digits"):
+        decode_reply(b'{"return": ' + b"1" * digits + b"}")
+
+
+def test_values_are_counted_before_they_are_made() -> None:
+    most = _wire._MAX_VALUES - 2
+    assert len(decode_reply(b'{"return": [' + b"0," * (most - 1) + b"0]}")["return"]) == most
+    for value in (b"0", b"{}", b"[]", b'"a":0'):
+        text = b",".join([value] * (MAX_STRUCTURE // 5))
+        with pytest.raises(ProtocolError, match=f"more than {_wire._MAX_VALUES} values"):
+            decode_reply(b'{"return": [' + text[: MAX_STRUCTURE - 20] + b"]}")
+
+
+def test_what_is_not_content_has_a_limit() -> None:
+    content = b'"out-data": "' + b"A" * 2 * MAX_STRUCTURE + b'", "err-data":"' + b"B" * 2 * MAX_STRUCTURE + b'"'
+    for rest in (b"", b', "exited": true', b', "x": "' + b"x" * (MAX_STRUCTURE - 100) + b'"'):
+        value = decode_reply(b'{"return": {' + content + rest + b"}}")["return"]
+        assert (len(value["out-data"]), len(value["err-data"])) == (2 * MAX_STRUCTURE,) * 2
+    for reply in (b'{"x": "%b", %b}' % (b"x" * MAX_STRUCTURE, content), b'{"a": {%b}}' % content, b"[{%b}]" % content):
+        with pytest.raises(ProtocolError, match=f"larger than {MAX_STRUCTURE} bytes"):
+            decode_reply(b'{"return": %b}' % reply)
+
+
+def test_line_takes_the_room_of_its_bytes_however_it_arrives() -> None:
+    parser = ReplyParser()
+    tracemalloc.start()
+    try:
+        for number in range(50_000):
+            parser.feed(b"%d" % (number % 10))
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_error_shows_the_start_of_a_long_line_only() -> None:
@@ -240,6 +291,9 @@ WITH_CONTENT = {
     "no content": {"return": {"out-data": LONG, "exited": True}},
     "empty": {"return": {"buf-b64": "", "other": LONG}},
     "elsewhere": {"return": {"inner": {"buf-b64": LONG}}},
+    "both outputs": {"return": {"err-data": LONG, "exited": True, "out-data": LONG, "exitcode": 0}},
+    "an output elsewhere": {"return": {"out-data": LONG, "inner": {"err-data": LONG}}},
+    "three": {"return": {"out-data": LONG, "err-data": LONG, "buf-b64": LONG}},
     "in a list": {"return": [{"buf-b64": LONG}]},
     "in a text": {"return": {"text": '"buf-b64": "' + LONG + '"', "buf-b64": "QQ=="}},
     "twice": {"return": {"inner": {"buf-b64": LONG}, "buf-b64": LONG}},

@@ -241,7 +241,7 @@ def test_blocked(scripted: Start, connect: Connect, state: str, command: str) ->
 
 
 def test_agent_that_is_too_old(scripted: Start, connect: Connect) -> None:
-    with pytest.raises(CommandUnavailable, match=r"It came with version 5\.2"):
+    with pytest.raises(CommandUnavailable, match=r"came with version 5\.2"):
         run(connect(scripted()), A)
 
 
