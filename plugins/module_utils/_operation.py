@@ -79,7 +79,7 @@ class Operation(NamedTuple):
     The values of the options named in ``quiet`` are neither logged nor returned, without being secrets to hide in the
     result as C(no_log) ones are: a file's content must still show in its diff. ``local_files`` names the options that
     are paths on the machine where the operation runs. Each option of the type float is a number of seconds greater than
-    0, but for those named in ``may_be_zero``.
+    0, but for those named in ``may_be_zero``. ``runs_programs`` tells that whom a program runs as matters.
     """
 
     spec: Mapping[str, Mapping[str, Any]]
@@ -90,6 +90,7 @@ class Operation(NamedTuple):
     quiet: Sequence[str] = ()
     local_files: Sequence[str] = ()
     may_be_zero: Sequence[str] = ()
+    runs_programs: bool = False
 
 
 def run_operation(

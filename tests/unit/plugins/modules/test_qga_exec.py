@@ -20,6 +20,8 @@ from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
+NO_DIRECTORY = b"{ echo 'qga_exec: the program was not run, because of chdir' >&2; exit 1; }"
+
 
 def options(**given: Any) -> dict[str, Any]:
     return {**{name: option.get("default") for name, option in OPERATION.spec.items()}, **given}
@@ -36,10 +38,10 @@ def options(**given: Any) -> dict[str, Any]:
         ({"argv": ["ls"]}, b"exec ls"),
         ({"argv": ["ls", "-l", "a b", "", "it's", "$x", "\n"]}, b"exec ls -l 'a b' '' 'it'\"'\"'s' '$x' '\n'"),
         ({"argv": ["\u00fc", "\udcff"]}, b"exec '\xc3\xbc' '\xff'"),
-        ({"shell": "x", "chdir": "/a b"}, b"cd '/a b' || exit 1\nx"),
+        ({"shell": "x", "chdir": "/a b"}, b"cd '/a b' || " + NO_DIRECTORY + b"\nx"),
         ({"shell": "x", "env": {"A": "1 2", "_b3": "'"}}, b"export A='1 2'\nexport _b3=''\"'\"''\nx"),
         ({"shell": "x", "env": {"N": 5, "T": True}}, b"export N=5\nexport T=True\nx"),
-        ({"argv": ["x"], "env": {"A": "1"}, "chdir": "/d"}, b"export A=1\ncd /d || exit 1\nexec x"),
+        ({"argv": ["x"], "env": {"A": "1"}, "chdir": "/d"}, b"export A=1\ncd /d || " + NO_DIRECTORY + b"\nexec x"),
     ],
 )
 def test_command(given: dict[str, Any], command: bytes) -> None:
@@ -128,7 +130,7 @@ def run(agent: SocketAgent, check_mode: bool = False, **given: Any) -> dict[str,
 def failure(agent: SocketAgent, **given: Any) -> OperationError:
     with pytest.raises(OperationError) as caught:
         run(agent, **given)
-    assert set(caught.value.result) <= returned("qga_exec")
+    assert set(caught.value.result) - {"changed"} <= returned("qga_exec")
     return caught.value
 
 
@@ -168,7 +170,8 @@ def test_arguments_are_not_interpreted(agent: SocketAgent) -> None:
 
 def test_program_that_fails(agent: SocketAgent) -> None:
     error = failure(agent, shell="echo out; echo err >&2; exit 3")
-    assert "exit status 3" in str(error)
+    assert str(error) == "the program failed: exit status 3: err"
+    assert error.result["changed"] is True, "as ansible.builtin.command says, whatever failed_when makes of it"
     assert (error.result["rc"], error.result["stdout"], error.result["stderr"]) == (3, "out\n", "err\n")
 
 
@@ -179,12 +182,29 @@ def test_program_that_a_signal_ends(agent: SocketAgent) -> None:
 
 
 def test_program_that_does_not_exist(agent: SocketAgent) -> None:
-    assert failure(agent, argv=["/nonexistent/program"]).result["rc"] == 127
+    error = failure(agent, argv=["/nonexistent/program"])
+    assert error.result["rc"] == 127
+    assert "exit status 127: " in str(error) and "/nonexistent/program: not found" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "shown"),
+    [("", ""), ("\n \n", ""), ("a\nb\n\n", ": b"), ("\x1b[2J\x07bad", ": ?[2J?bad"), ("x" * 999, ": " + "x" * 300)],
+)
+def test_last_words_of_a_program(agent: SocketAgent, stderr: str, shown: str) -> None:
+    error = failure(agent, shell="cat >&2; exit 5", stdin=stderr, stdin_add_newline=False)
+    assert str(error) == f"the program failed: exit status 5{shown}"
 
 
 def test_directory_that_does_not_exist(agent: SocketAgent) -> None:
     error = failure(agent, argv=["true"], chdir="/nonexistent")
-    assert error.result["rc"] == 1 and "/nonexistent" in error.result["stderr"]
+    assert str(error).startswith("chdir: the guest cannot change to /nonexistent (")
+    assert str(error).endswith("). The program was not run.")
+    assert error.result["rc"] == 1 and error.result["changed"] is False
+
+
+def test_program_that_fails_as_a_missing_directory_does(agent: SocketAgent, tmp_path: Path) -> None:
+    assert "exit status 1" in str(failure(agent, shell="exit 1", chdir=str(tmp_path)))
 
 
 def test_program_that_takes_too_long(agent: SocketAgent, guest: Guest, clock: Clock) -> None:
