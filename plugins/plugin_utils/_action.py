@@ -18,7 +18,8 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import ConnectError, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._commands import is_read_only
+from ansible_collections.qemu.guest.plugins.module_utils._errors import ConnectError, OutcomeUnknownError, QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, run_operation
 
@@ -92,14 +93,20 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         try:
             agent.timeout = usual if params["agent_timeout"] is None else params["agent_timeout"]
             result = run_operation(operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff)
-        except ConnectError as exc:
-            raise AnsibleConnectionFailure(str(exc)) from exc
         except QgaError as exc:
+            if _means_unreachable(exc):
+                raise AnsibleConnectionFailure(str(exc)) from exc
             result = {"failed": True, "msg": str(exc), **exc.as_result()}
         finally:
             agent.timeout = usual  # the next item of a loop has the same agent
         result = _with_lines(result)
         return result if _CORE_HIDES_SECRETS else dict(remove_values(result, validation._no_log_values))
+
+
+def _means_unreachable(exc: QgaError) -> bool:
+    # Of a question without a reply, nothing is unknown but the answer.
+    unanswered = isinstance(exc, OutcomeUnknownError) and is_read_only(exc.command or "")
+    return unanswered or isinstance(exc, ConnectError)
 
 
 def _found_no_agent(result: dict[str, Any]) -> bool:
