@@ -254,26 +254,29 @@ class Agent(ABC):
     def require(self, *commands: str) -> None:
         """Find out before anything is done whether ``commands`` can be run.
 
-        :raise CommandUnavailable: for the first that cannot, with the reason and what to do.
+        :raise CommandUnavailable: for the first that cannot, with the reason and what to do. It names the others too.
         """
-        for command in commands:
-            if not self.supports(command):
-                raise self._told(self._unavailable(command, ""), command)
+        missing = [command for command in commands if not self.supports(command)]
+        if missing:
+            raise self._told(self._unavailable(missing[0], "", missing[1:]), missing[0])
 
-    def _unavailable(self, command: str, desc: str) -> CommandUnavailable:
+    def _unavailable(self, command: str, desc: str, others: Sequence[str] = ()) -> CommandUnavailable:
         """Return the error that tells which of the three it is; agents word them alike."""
         unexplained = CommandUnavailable(desc or "the agent does not say why", command=command)
         if self._explaining:  # the agent refuses what it is asked about its refusal
             return unexplained
         self._explaining = True
         try:
-            return self._explained(command, self.refresh_info())
+            error = self._explained(command, self.refresh_info(), others)
+            if others:
+                error.message += f" The same task needs {', '.join(others)}, which cannot be run either."
+            return error
         except QgaError:
             return unexplained
         finally:
             self._explaining = False
 
-    def _explained(self, command: str, info: AgentInfo) -> CommandUnavailable:
+    def _explained(self, command: str, info: AgentInfo, others: Sequence[str]) -> CommandUnavailable:
         if command not in info.commands:
             since = _commands.command(command).since
             hint = f"It came with version {since}: upgrade qemu-guest-agent in the guest." if since else ""
@@ -291,7 +294,7 @@ class Agent(ABC):
         return CommandUnavailable(
             f"disabled by the guest's administrator (agent version {info.version}).",
             command=command,
-            hint=self._how_to_enable(command, info),
+            hint=self._how_to_enable(", ".join([command, *filter(info.commands.__contains__, others)]), info),
             reason="disabled",
         )
 
@@ -303,7 +306,7 @@ class Agent(ABC):
         except QgaError:
             return False
 
-    def _how_to_enable(self, command: str, info: AgentInfo) -> str:
+    def _how_to_enable(self, commands: str, info: AgentInfo) -> str:
         """Return what to change in the guest, for its distribution and version of the agent."""
         family = ""
         if info.commands.get("guest-get-osinfo"):
@@ -312,12 +315,12 @@ class Agent(ABC):
                 family = str(self.execute("guest-get-osinfo").get("id", ""))
         if family in ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn"):
             return (
-                f"In the guest, edit /etc/sysconfig/qemu-ga: take {command} out of BLACKLIST_RPC or BLOCK_RPCS, or "
-                "where it says --allow-rpcs (FILTER_RPC_ARGS) add it; then run: systemctl restart qemu-guest-agent"
+                f"In the guest, edit /etc/sysconfig/qemu-ga: take {commands} out of BLACKLIST_RPC or BLOCK_RPCS, or "
+                "where it says --allow-rpcs (FILTER_RPC_ARGS) add that; then run: systemctl restart qemu-guest-agent"
             )
         block = "block-rpcs" if info.version_tuple >= (7,) else "blacklist"
         return (
-            f"In the guest, take {command} out of {block} (or add it to allow-rpcs, where that is set) in "
+            f"In the guest, take {commands} out of {block} (or add that to allow-rpcs, where that is set) in "
             "/etc/qemu/qemu-ga.conf, section [general], and out of the agent's command line "
             "(DAEMON_ARGS in /etc/default/qemu-guest-agent on Debian and Ubuntu, systemctl cat qemu-guest-agent "
             "elsewhere); then run: systemctl restart qemu-guest-agent"

@@ -772,6 +772,17 @@ def test_info_is_asked_once(scripted: Start, connect: Connect) -> None:
     assert server.work == ["guest-info"] * 2
 
 
+def test_all_that_is_missing_is_named(scripted: Start, connect: Connect) -> None:
+    texts = {name: f"Command {name} has been disabled" for name in (EXEC, "guest-file-open")}
+    server = scripted(blocked=texts)
+    with pytest.raises(CommandUnavailable) as caught:
+        connect(server).require("guest-ping", EXEC, "guest-nope", "guest-file-open")
+    text = str(caught.value)
+    assert f"{EXEC} was not run: disabled by the guest's administrator" in text
+    assert "The same task needs guest-nope, guest-file-open, which cannot be run either." in text
+    assert f"take {EXEC}, guest-file-open out of block-rpcs" in text, "what is unknown cannot be enabled"
+
+
 def test_requirement_is_checked_without_running_anything(scripted: Start, connect: Connect) -> None:
     server = scripted(blocked={EXEC: "Command disabled"})
     with pytest.raises(CommandUnavailable) as caught:
