@@ -199,8 +199,8 @@ unavailable:
 users:
   description:
     - Users who are logged in (C(guest-get-users)). Times are in seconds since 1970-01-01 UTC.
-    - Agents look that up in the guest's C(/run/utmp). Some distributions do not write that (Debian from 13 on, Alpine), and
-      the list is empty, whoever is logged in. Where the agent may look for the file, RV(unavailable) says so.
+    - Agents look that up in the guest's C(/run/utmp). Some distributions do not write that (Debian from 13 on, Alpine),
+      and the list is empty, whoever is logged in. Where the agent may look for the file, RV(unavailable) says so.
       C(loginctl list-users), run in the guest, knows them.
   type: list
   elements: dict

@@ -229,7 +229,7 @@ def _complaint(done: list[tuple[int, bool]], responses: list[dict[str, Any]], wa
     failures = []
     for response in responses:
         if response["response"] != "success":
-            code = response.get("error_code")
+            code = response.get("error_code", 0)
             cause = f" (errno {code}, {os.strerror(code)})" if code in errno.errorcode else ""
             number = response["phys_index"]
             failures.append(f"{number} {'online' if wanted[number] else 'offline'}: {response['response']}{cause}")

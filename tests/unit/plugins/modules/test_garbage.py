@@ -29,7 +29,7 @@ from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 INFO = {"version": "7.2.22", "supported_commands": [{"name": "guest-ping", "enabled": True, "success-response": True}]}
 CPUS = [{"logical-id": 0, "online": True, "can-offline": False}, {"logical-id": 1, "online": True, "can-offline": True}]
 BLOCKS = [{"phys-index": n, "online": True, "can-offline": True} for n in range(2)]
-FSINFO = [
+FSINFO: list[dict[str, Any]] = [
     {"name": name, "mountpoint": point, "type": "ext4", "disk": disk, "used-bytes": 1, "total-bytes": 2}
     for name, point, disk in (("vda", "/b1", [{}]), ("loop0", "/loop", []), ("vda", "/", [{"dev": "/dev/vda"}]))
 ]
@@ -87,7 +87,7 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qga_vcpus": ({"count": 1}, {"guest-get-vcpus": CPUS, "guest-set-vcpus": 1}),
 }
 
-GARBAGE = (None, True, -1, 0, 2**64, 10**400, 1.5, 1e308, "", "x", "\ud800\0", [], [[]], {}, {"x": {}})
+GARBAGE: tuple[Any, ...] = (None, True, -1, 0, 2**64, 10**400, 1.5, 1e308, "", "x", "\ud800\0", [], [[]], {}, {"x": {}})
 
 
 def damaged(value: Any) -> Iterator[Any]:
