@@ -275,6 +275,12 @@ def test_address_that_was_looked_for_inside_the_guest(
     assert ("looked for inside the guest" in result["msg"] and "delegate_to" in result["msg"]) is told
 
 
+def test_timeout_that_makes_no_sense(playbook: Playbook, vm1: Any, server: Scripted) -> None:
+    result = playbook.run("qga_ping", vm1, agent_timeout=0)
+    assert result["failed"] is True and result["msg"].startswith("agent_timeout: 0 is not a number of seconds")
+    assert server.commands == []
+
+
 @pytest.mark.parametrize(("given", "seconds"), [({}, 20), ({"agent_timeout": 7.5}, 7.5)])
 def test_timeout(playbook: Playbook, vm1: Any, server: Scripted, given: dict[str, Any], seconds: float) -> None:
     server.then("guest-sync-delimited", swallows)
