@@ -159,7 +159,11 @@ import time
 from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    ConnectError,
+    OperationError,
+    OutcomeUnknownError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, wait
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
@@ -226,22 +230,35 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     started = time.monotonic()
     spool = "" if agent.passes_long_replies else new_spool()
     pid = start_shell(agent, params["command"], stdin.encode("utf-8", "surrogateescape"), spool=spool)
-    result = finish(agent, pid) if params["timeout"] is None else wait(agent, pid, params["timeout"])
-    timed_out = result is None
-    if timed_out:
-        process = kill(agent, pid)
-        result = wait(agent, pid, _SECONDS_TO_DIE)
-    if result and spool:
-        result = with_spooled(agent, result, spool)
+    result, process = _outcome(agent, pid, params["timeout"], spool)
     elapsed = round(time.monotonic() - started, 3)
     answer = {"changed": True, **(described(result) if result else {}), "elapsed": elapsed}
-    if timed_out:
+    if process is not None:
         which = f"its pid is {process}" if process else "nothing tells its pid (is the guest's /run full?)"
         fate = "It and what it started was ended." if result else f"It could not be ended; {which}."
         raise OperationError(f"the program took more than {params['timeout']:g} s. {fate}", result=answer)
     if answer["rc"] != 0:
         raise _failure(params, answer)
     return answer
+
+
+def _outcome(agent: Agent, pid: int, timeout: float | None, spool: str) -> tuple[ExecResult | None, int | None]:
+    """Return how the program ended, and its process number if it had to be ended: 0 if nobody tells that.
+
+    :raise OutcomeUnknownError: if contact is lost. Whatever was not sent then, the program was started.
+    """
+    process = None
+    try:
+        result = finish(agent, pid) if timeout is None else wait(agent, pid, timeout)
+        if result is None:
+            process = kill(agent, pid)
+            result = wait(agent, pid, _SECONDS_TO_DIE)
+        return with_spooled(agent, result, spool) if result and spool else result, process
+    except ConnectError as exc:
+        message = f"contact was lost after the program with pid {pid} was started: {exc.message}"
+        error = OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
+        error.address = exc.address
+        raise error from exc
 
 
 def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:

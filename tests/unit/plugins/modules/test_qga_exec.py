@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandUnavailable,
+    OperationError,
+    OutcomeUnknownError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, answers, swallows
 
 NO_DIRECTORY = b"{ echo 'qga_exec: the program was not run, because of chdir' >&2; exit 1; }"
 
@@ -216,6 +220,24 @@ def test_program_that_takes_too_long(agent: SocketAgent, guest: Guest, clock: Cl
     assert error.result["stdout"] == "begun\n"
     assert error.result["elapsed"] >= 3
     assert guest.programs == {}
+
+
+def test_agent_that_is_gone_when_the_program_is_to_be_ended(
+    agent: SocketAgent, server: Scripted, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not sent is the command that ends it; the program was started."""
+
+    def some_time_later(pid: int) -> int:
+        clock.advance(1)
+        return pid
+
+    monkeypatch.setattr(agent, "process_id", some_time_later)
+    server.answers.update({"guest-exec": {"pid": 4711}, "guest-exec-status": {"exited": False}})
+    server.then("guest-sync-delimited", answers, swallows, swallows)
+    with pytest.raises(OutcomeUnknownError) as caught:
+        run(agent, shell="x", timeout=3)
+    assert "guest-exec may have run: contact was lost after the program with pid 4711 was started" in str(caught.value)
+    assert server.work.count("guest-exec") == 1
 
 
 def test_program_that_cannot_be_ended(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
