@@ -17,11 +17,13 @@ options:
         V(tcp:HOST:PORT), or V(libvirt:DOMAIN) for a domain of libvirt, by its name or UUID.
       - The last one needs libvirt's Python library where the task runs (package C(python3-libvirt)).
       - Leave it out on a host whose connection is P(qemu.guest.qga#connection). The task then uses the agent of that
-        connection, and the guest needs no Python.
+        connection, and the guest needs no Python. With an address, the module would run in the guest and look for the
+        address there.
     type: str
   agent_timeout:
     description:
-      - Seconds that one command of the agent may take, waiting for the channel included.
+      - Seconds that one command of the agent may take, waiting for the channel included. It must be greater than 0, as
+        all numbers of seconds here, unless an option says otherwise.
       - The default is 20, or what the connection says.
       - A few commands may well take longer and have more, at least 30 seconds to set the time, and 60 to freeze, to
         thaw and to set a password.

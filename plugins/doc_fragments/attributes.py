@@ -22,6 +22,13 @@ attributes:
     support: full
     membership:
       - qemu.guest.qga
+  become:
+    description: Can become another user by C(become).
+    support: partial
+    details:
+      - With O(address), the task becomes a user of the machine where it runs, one that may use the agent's socket.
+      - On a host whose connection is P(qemu.guest.qga#connection), it is not used. The agent does the work as the user
+        that it runs as, which is root almost everywhere.
 """
 
     # For modules that only read.

@@ -205,17 +205,18 @@ def _watch(work: _Work, timer: Timer) -> None:
         # In short steps, because sleep does not count the time that the host is suspended.
         time.sleep(max(0.0, min(_TICK, work.deadline - _now())))
     trouble = ""
-    tried = False
+    sent = thawed = False
     while _now() < work.deadline + RETRY_SECONDS:
         try:
             with work.agent as agent:
                 frozen = agent.execute("guest-fsfreeze-status") == "frozen"
                 if not _counts(work, timer):
                     return
-                if not frozen:
-                    break
-                tried = True
-                agent.execute("guest-fsfreeze-thaw", timeout=_THAW_SECONDS)
+                if sent and not frozen:
+                    break  # only the hook failed, or only the reply got lost
+                # Whatever the status says: filesystems can be frozen of which it does not tell.
+                sent, thawed = True, thawed or frozen
+                thawed = agent.execute("guest-fsfreeze-thaw", timeout=_THAW_SECONDS) > 0 or thawed
                 break
         except QgaError as exc:
             if str(exc) != trouble:
@@ -225,7 +226,7 @@ def _watch(work: _Work, timer: Timer) -> None:
     else:
         syslog.syslog(syslog.LOG_ERR, f"{work.agent.name}: gave up; the guest may still be frozen")
         return
-    if tried:
+    if thawed:
         syslog.syslog(
             syslog.LOG_WARNING, f"{work.agent.name}: thawed the guest's filesystems, {timer.seconds:g} s after arming"
         )

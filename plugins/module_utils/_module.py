@@ -11,19 +11,14 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import DEFAULT_TIMEOUT, open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._operation import COMMON, Operation, Params, run_operation
 
 __all__ = ("argument_spec", "run_module")
 
 
 def argument_spec(operation: Operation) -> dict[str, Any]:
     """Return the operation's argument spec and the options that say where the agent is."""
-    return {
-        "address": {"type": "str"},
-        "agent_timeout": {"type": "float"},
-        "libvirt_uri": {"type": "str"},
-        **operation.spec,
-    }
+    return {**COMMON, **operation.spec}
 
 
 def run_module(operation: Operation) -> None:
@@ -43,7 +38,7 @@ def run_module(operation: Operation) -> None:
             invocation=invocation,
         )
     try:
-        timeout = params["agent_timeout"] or DEFAULT_TIMEOUT
+        timeout = DEFAULT_TIMEOUT if params["agent_timeout"] is None else params["agent_timeout"]
         with open_agent(params["address"], timeout, libvirt_uri=params["libvirt_uri"]) as agent:
             result = run_operation(
                 operation, agent, params, check_mode=module.check_mode, diff=getattr(module, "_diff", False)

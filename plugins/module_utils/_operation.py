@@ -10,14 +10,23 @@ so no module writes them by hand. The same Operation runs on a hypervisor (_modu
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._words import printable, returnable
 
-__all__ = ("Operation", "Params", "Plan", "run_operation")
+__all__ = ("COMMON", "Operation", "Params", "Plan", "run_operation")
 
 Params = Mapping[str, Any]
+
+COMMON: dict[str, dict[str, Any]] = {
+    "address": {"type": "str"},
+    "agent_timeout": {"type": "float"},
+    "libvirt_uri": {"type": "str"},
+}
+"""The options that every module has: where the agent is."""
 
 # ansible-core's own limit for what a diff shows of a file.
 DIFF_LIMIT = 104448
@@ -70,7 +79,8 @@ class Operation(NamedTuple):
     with what there is to warn of under ``warnings``.
     The values of the options named in ``quiet`` are neither logged nor returned, without being secrets to hide in the
     result as C(no_log) ones are: a file's content must still show in its diff. ``local_files`` names the options that
-    are paths on the machine where the operation runs.
+    are paths on the machine where the operation runs. Each option of the type float is a number of seconds greater than
+    0, but for those named in ``may_be_zero``. ``runs_programs`` tells that whom a program runs as matters.
     """
 
     spec: Mapping[str, Mapping[str, Any]]
@@ -80,6 +90,8 @@ class Operation(NamedTuple):
     constraints: Mapping[str, Any] = {}
     quiet: Sequence[str] = ()
     local_files: Sequence[str] = ()
+    may_be_zero: Sequence[str] = ()
+    runs_programs: bool = False
 
 
 def run_operation(
@@ -87,8 +99,9 @@ def run_operation(
 ) -> dict[str, Any]:
     """Run ``operation`` and return the task's result.
 
-    :raise QgaError: as read and apply do.
+    :raise QgaError: as read and apply do, or before anything is sent, for a number of seconds that makes no sense.
     """
+    _check_seconds(operation, params)
     plan = operation.plan(operation.read(agent, params), params)
     result: dict[str, Any] = {"changed": plan.changes, **plan.result}
     warnings = list(plan.warnings)
@@ -102,3 +115,13 @@ def run_operation(
         # With the guest's name: of warnings that are alike, ansible-core shows one only.
         result["warnings"] = [printable(f"{agent.name}: {warning}") for warning in warnings]
     return dict(returnable(result))
+
+
+def _check_seconds(operation: Operation, params: Params) -> None:
+    for name, option in {**COMMON, **operation.spec}.items():
+        value = params.get(name)
+        if option["type"] != "float" or value is None:
+            continue
+        if not math.isfinite(value) or value < 0 or (value == 0 and name not in operation.may_be_zero):
+            least = "of at least" if name in operation.may_be_zero else "greater than"
+            raise OperationError(f"{name}: {value:g} is not a number of seconds {least} 0.")

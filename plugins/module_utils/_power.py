@@ -24,6 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._qmp import Qmp
+from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
 
 __all__ = ("Boot", "Presence", "boot_of", "monitor", "qemu_tells")
 
@@ -160,7 +161,10 @@ def boot_of(agent: Agent) -> Boot:
 
 
 def _uptime(cpus: Any) -> float | None:
-    """Return how long the guest's first processor has been doing anything, idling included."""
+    """Return how long the guest's first processor has been doing anything, idling included.
+
+    :raise ProtocolError: for a time that cannot be one.
+    """
     first = next((cpu for cpu in cpus if isinstance(cpu, dict) and cpu.get("cpu") == 0), {})
-    spent = [value for name, value in first.items() if name != "cpu" and isinstance(value, int)]
+    spent = [expect(value, int, name) for name, value in first.items() if name not in ("cpu", "type")]
     return sum(spent) / 1000 if spent else None

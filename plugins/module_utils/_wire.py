@@ -211,10 +211,12 @@ class ReplyParser:
 def expect(value: Any, kind: Kind, what: str) -> Any:
     """Return ``value`` if it is of the type that the schema names (object: of any); bool does not pass as int.
 
-    :raise ProtocolError: otherwise.
+    :raise ProtocolError: otherwise, and for an integer that has more than the 64 bits of the schema's.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds):
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise ProtocolError(f"{what} should have at most 64 bits by the schema; the other side sent more")
         return value
     wanted = " or ".join(k.__name__ for k in kinds)
     raise ProtocolError(f"{what} should be {wanted} by the schema; the other side sent {type(value).__name__}")

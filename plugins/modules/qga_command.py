@@ -46,6 +46,7 @@ notes:
   - C(guest-shutdown) and the C(guest-suspend-*) commands answer only when they fail. No answer counts as success.
 seealso:
   - module: qemu.guest.qga_info
+  - module: qemu.guest.qga_fsfreeze
   - name: QEMU Guest Agent Protocol Reference
     description: All commands with their arguments.
     link: https://www.qemu.org/docs/master/interop/qemu-ga-ref.html
@@ -58,10 +59,13 @@ EXAMPLES = r"""
     command: guest-get-host-name
   register: answer
 
-- name: Thaw filesystems that somebody left frozen
+- name: Remove an SSH key, of which nothing else is known
   qemu.guest.qga_command:
     address: /run/vm1.qga
-    command: guest-fsfreeze-thaw
+    command: guest-ssh-remove-authorized-keys
+    arguments:
+      username: admin
+      keys: ["{{ key }}"]
 """
 
 RETURN = r"""

@@ -19,6 +19,13 @@ extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
 attributes:
+  become:
+    support: partial
+    details:
+      - The program runs as the user that the agent runs as, which is root almost everywhere.
+      - With O(address), the task becomes a user of the machine where it runs, one that may use the agent's socket.
+      - On a host whose connection is P(qemu.guest.qga#connection), a task that is to become another user than root
+        fails, and nothing is run. Use M(ansible.builtin.command), or C(runuser) as in the example below.
   check_mode:
     support: partial
     details:
@@ -152,7 +159,11 @@ import time
 from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    ConnectError,
+    OperationError,
+    OutcomeUnknownError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, wait
 from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
@@ -170,6 +181,12 @@ SPEC: dict[str, dict[str, Any]] = {
     "removes": {"type": "str"},
     "timeout": {"type": "float"},
 }
+
+# What the guest's shell says last where it cannot change to the directory.
+_NO_DIRECTORY = "qga_exec: the program was not run, because of chdir"
+
+# Characters of the program's own words in the failure message.
+_LONGEST_REASON = 300
 
 # A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
 _SECONDS_TO_DIE = 10
@@ -200,7 +217,7 @@ def shell_command(params: Params) -> bytes:
             raise OperationError(f"env: {name!r} cannot be the name of an environment variable")
         lines.append(f"export {name}={shlex.quote(str(value))}")
     if params["chdir"]:
-        lines.append(f"cd {shlex.quote(params['chdir'])} || exit 1")
+        lines.append(f"cd {shlex.quote(params['chdir'])} || {{ echo '{_NO_DIRECTORY}' >&2; exit 1; }}")
     lines.append("exec " + " ".join(map(shlex.quote, params["argv"])) if params["argv"] else params["shell"])
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
@@ -213,22 +230,52 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     started = time.monotonic()
     spool = "" if agent.passes_long_replies else new_spool()
     pid = start_shell(agent, params["command"], stdin.encode("utf-8", "surrogateescape"), spool=spool)
-    result = finish(agent, pid) if params["timeout"] is None else wait(agent, pid, params["timeout"])
-    timed_out = result is None
-    if timed_out:
-        process = kill(agent, pid)
-        result = wait(agent, pid, _SECONDS_TO_DIE)
-    if result and spool:
-        result = with_spooled(agent, result, spool)
-    answer = {**(described(result) if result else {}), "elapsed": round(time.monotonic() - started, 3)}
-    if timed_out:
+    result, process = _outcome(agent, pid, params["timeout"], spool)
+    elapsed = round(time.monotonic() - started, 3)
+    answer = {"changed": True, **(described(result) if result else {}), "elapsed": elapsed}
+    if process is not None:
         which = f"its pid is {process}" if process else "nothing tells its pid (is the guest's /run full?)"
         fate = "It and what it started was ended." if result else f"It could not be ended; {which}."
         raise OperationError(f"the program took more than {params['timeout']:g} s. {fate}", result=answer)
     if answer["rc"] != 0:
-        how = f"ended by signal {answer['signal']}" if answer["rc"] is None else f"exit status {answer['rc']}"
-        raise OperationError(f"the program failed: {how}", result=answer)
+        raise _failure(params, answer)
     return answer
+
+
+def _outcome(agent: Agent, pid: int, timeout: float | None, spool: str) -> tuple[ExecResult | None, int | None]:
+    """Return how the program ended, and its process number if it had to be ended: 0 if nobody tells that.
+
+    :raise OutcomeUnknownError: if contact is lost. Whatever was not sent then, the program was started.
+    """
+    process = None
+    try:
+        result = finish(agent, pid) if timeout is None else wait(agent, pid, timeout)
+        if result is None:
+            process = kill(agent, pid)
+            result = wait(agent, pid, _SECONDS_TO_DIE)
+        return with_spooled(agent, result, spool) if result and spool else result, process
+    except ConnectError as exc:
+        message = f"contact was lost after the program with pid {pid} was started: {exc.message}"
+        error = OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
+        error.address = exc.address
+        raise error from exc
+
+
+def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:
+    """Return the error for a program that failed, or for a directory that it could not be run in."""
+    words = answer["stderr"].rstrip()
+    if params["chdir"] and answer["rc"] == 1 and words.endswith(_NO_DIRECTORY):
+        reason = _last_line(words[: -len(_NO_DIRECTORY)])
+        message = f"chdir: the guest cannot change to {params['chdir']} ({reason}). The program was not run."
+        return OperationError(message, result={**answer, "changed": False})
+    how = f"ended by signal {answer['signal']}" if answer["rc"] is None else f"exit status {answer['rc']}"
+    return OperationError(": ".join(filter(None, ("the program failed", how, _last_line(words)))), result=answer)
+
+
+def _last_line(text: str) -> str:
+    """Return the last line that a program wrote, as far as it fits in a message."""
+    line = text.rstrip().rpartition("\n")[2][:_LONGEST_REASON]
+    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 def described(result: ExecResult) -> dict[str, Any]:
@@ -254,6 +301,7 @@ OPERATION = Operation(
     apply,
     constraints={"required_one_of": [("argv", "shell")], "mutually_exclusive": [("argv", "shell")]},
     quiet=("stdin", "env"),
+    runs_programs=True,
 )
 
 

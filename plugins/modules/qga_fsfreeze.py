@@ -16,6 +16,8 @@ description:
   - A freeze that fails leaves everything thawed, and the message says so. Where that cannot be made sure, the message
     says that, and a process goes on trying.
   - Nothing is frozen unless the agent allows C(guest-fsfreeze-thaw) and C(guest-fsfreeze-status).
+  - Nothing is frozen either where that would hang an agent older than 10.0 and the guest with it (see
+    O(allow_stacked)).
 extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
@@ -23,7 +25,8 @@ attributes:
   check_mode:
     support: full
     details:
-      - Nothing is frozen, thawed, armed or disarmed.
+      - Nothing is frozen, thawed, armed or disarmed. O(state=thawed) reports a change if C(guest-fsfreeze-status) says
+        V(frozen); what is frozen although it says V(thawed) shows only when thawing.
   diff_mode:
     support: full
   idempotent:
@@ -35,7 +38,10 @@ options:
   state:
     description:
       - V(frozen) freezes all local filesystems of the guest, or those of O(mountpoints).
-      - V(thawed) thaws all, and disarms the timer.
+      - V(thawed) thaws all, and disarms the timer. The command is sent whatever C(guest-fsfreeze-status) says, because
+        filesystems can be frozen of which that does not tell. RV(count) tells how many were.
+      - At each thaw the agent runs the guest administrator's hook (C(fsfreeze-hook)) with C(thaw), also where nothing
+        was frozen.
     type: str
     choices: [frozen, thawed]
     required: true
@@ -59,6 +65,16 @@ options:
         writes to syslog what it did.
       - A freeze that takes longer than this has failed. Only for O(state=frozen).
     type: float
+  allow_stacked:
+    description:
+      - Freezes even where the task would refuse to, because a filesystem may lie in a file of another one that is
+        frozen before it. Then the guest hangs in its kernel, frozen, and nothing thaws it, O(thaw_after) included.
+      - Agents older than 10.0 freeze a filesystem at the mount point that was mounted last. So the file of a loop
+        device is on a frozen filesystem, if that was mounted once more (a bind mount) after the loop device's was.
+      - The error message names mount points for O(mountpoints) that freeze the same filesystems without that. Set this
+        if you know that the file is elsewhere.
+    type: bool
+    default: false
   timeout:
     description:
       - Seconds that the guest may take to freeze or to thaw, in place of O(agent_timeout). To freeze, it runs the hooks
@@ -107,7 +123,9 @@ count:
   returned: success
   sample: 2
 status_before:
-  description: What C(guest-fsfreeze-status) said before, V(thawed) or V(frozen).
+  description:
+    - What C(guest-fsfreeze-status) said before, V(thawed) or V(frozen). A thaw can find filesystems frozen even where
+      it said V(thawed); then RV(count) is not 0, and the task reports a change.
   type: str
   returned: always, if the agent told it
   sample: thawed
@@ -142,11 +160,13 @@ thaw_timer:
 """
 
 from contextlib import suppress
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._deadman import RETRY_SECONDS, Timer, arm, disarm
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandError,
+    CommandUnavailable,
     OperationError,
     OutcomeUnknownError,
     ProtocolError,
@@ -154,11 +174,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
 
 SPEC: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["frozen", "thawed"], "required": True},
     "mountpoints": {"type": "list", "elements": "str"},
     "thaw_after": {"type": "float"},
+    "allow_stacked": {"type": "bool", "default": False},
     "timeout": {"type": "float", "default": 300},
 }
 
@@ -166,6 +188,28 @@ _BY_HAND = (
     "By hand: ansible HOST -m qemu.guest.qga_fsfreeze -a state=thawed (on a hypervisor with address=… too); or on the "
     "guest's console, fsfreeze --unfreeze with each mount point."
 )
+
+# From this version on, agents freeze each filesystem at the mount point that was mounted first.
+_ONCE_EACH = (10,)
+
+# Nobody writes to these, so they cannot wait for a frozen filesystem.
+_READ_ONLY = ("squashfs", "iso9660", "erofs", "cramfs", "romfs")
+
+
+class _NothingFrozenError(OperationError):
+    """The agent froze nothing, so that there is nothing of ours to thaw."""
+
+
+class Filesystem(NamedTuple):
+    """A mounted filesystem, as guest-get-fsinfo tells of it. ``on_disk``: its device is on a disk that the agent knows.
+
+    ``name`` is the device's, and so the same for all mount points of one filesystem.
+    """
+
+    name: str
+    mountpoint: str
+    type: str
+    on_disk: bool
 
 
 def read(agent: Agent, params: Params) -> str:
@@ -176,6 +220,8 @@ def read(agent: Agent, params: Params) -> str:
         agent.require("guest-fsfreeze-thaw")
         if status == "thawed":
             agent.require(_freeze_command(params))
+            if not params["allow_stacked"]:
+                _refuse_stacked(agent, params["mountpoints"])
     return status
 
 
@@ -184,15 +230,77 @@ def _check(params: Params) -> None:
         raise OperationError("mountpoints and thaw_after are for state=frozen; state=thawed thaws everything now.")
     if params["mountpoints"] is not None and not params["mountpoints"]:
         raise OperationError("mountpoints is empty, so nothing would be frozen. Without it, all filesystems are.")
-    if params["thaw_after"] is not None and params["thaw_after"] <= 0:
-        raise OperationError("thaw_after is a number of seconds greater than 0.")
+
+
+def _refuse_stacked(agent: Agent, points: Sequence[str] | None) -> None:
+    """Refuse to freeze what an older agent would hang in.
+
+    :raise OperationError: with the mount points to name instead.
+    """
+    if agent.info.version_tuple >= _ONCE_EACH or not agent.supports("guest-get-fsinfo"):
+        return
+    try:
+        listed = filesystems(agent.execute("guest-get-fsinfo"))
+    except CommandError:
+        return  # the agent fails for devices that it does not understand, and can freeze all the same
+    found = stacked(listed, points)
+    if found:
+        upper, lower = found
+        raise OperationError(
+            f"nothing was frozen, because the guest may hang in it: {upper.mountpoint} is on {upper.name}, which may "
+            f"lie in a file of {lower.name}, and the guest's agent (version {agent.info.version}) freezes that before "
+            f"it, at {lower.mountpoint}. Name each filesystem once: mountpoints={first_mounted(listed, points)}. If "
+            f"you know that no file of {lower.name} is below {upper.name}, set allow_stacked=true."
+        )
+
+
+def filesystems(reply: Sequence[Any]) -> list[Filesystem]:
+    """Return what guest-get-fsinfo listed, in its order: the last mounted first, which is the order of freezing.
+
+    :raise ProtocolError: if that is not what the schema says.
+    """
+    found = []
+    for entry in reply:
+        entry = expect(entry, dict, "a filesystem")
+        name, point, kind = (expect(entry.get(member), str, member) for member in ("name", "mountpoint", "type"))
+        found.append(Filesystem(name, point, kind, bool(expect(entry.get("disk", []), list, "disk"))))
+    return found
+
+
+def stacked(
+    listed: Sequence[Filesystem], points: Sequence[str] | None = None
+) -> tuple[Filesystem, Filesystem] | None:
+    """Return a filesystem that may lie in a file of one that is frozen before it, and that one; None if there is none.
+
+    ``listed`` is in the order of freezing; with ``points``, only those mount points are frozen. A file can be below a
+    filesystem whose device is on no disk, and is on one that was mounted before.
+    """
+    for position, upper in enumerate(listed):
+        if upper.on_disk or upper.type in _READ_ONLY or not _frozen_at(upper, points):
+            continue
+        before = {other.name for other in listed[position + 1 :]} - {upper.name}
+        for lower in listed[:position]:
+            if lower.name in before and _frozen_at(lower, points):
+                return upper, lower
+    return None
+
+
+def first_mounted(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -> list[str]:
+    """Return the mount point of each filesystem to freeze that was mounted first, in the order of mounting."""
+    wanted = {filesystem.name for filesystem in listed if _frozen_at(filesystem, points)}
+    first = {filesystem.name: filesystem.mountpoint for filesystem in listed if filesystem.name in wanted}
+    return [f.mountpoint for f in reversed(listed) if first.get(f.name) == f.mountpoint]
+
+
+def _frozen_at(filesystem: Filesystem, points: Sequence[str] | None) -> bool:
+    return points is None or filesystem.mountpoint in points
 
 
 def _status(agent: Agent) -> str:
-    status = str(agent.execute("guest-fsfreeze-status"))
+    status = agent.execute("guest-fsfreeze-status")
     if status not in ("thawed", "frozen"):
         raise ProtocolError(f"the agent says that the status is {status[:80]!r}.", command="guest-fsfreeze-status")
-    return status
+    return str(status)
 
 
 def _freeze_command(params: Params) -> str:
@@ -207,7 +315,7 @@ def plan(current: str, params: Params) -> Plan:
     return Plan(
         before={"status": current},
         after={"status": wanted},
-        # The timer is none of the guest's state.
+        # The timer is none of the guest's state, and the status does not tell of all that may be frozen.
         always=wanted == "thawed" or params["thaw_after"] is not None,
         todo=params,
         result={"count": 0, "status_before": current, "status_after": wanted},
@@ -218,7 +326,7 @@ def plan(current: str, params: Params) -> Plan:
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     params = plan.todo
     if params["state"] == "thawed":
-        return _thaw(agent, params["timeout"]) if plan.changes else _told(disarm(agent))
+        return _thaw(agent, plan.before["status"], params["timeout"])
     return _freeze(agent, params) if plan.changes else _shown(arm(agent, params["thaw_after"]))
 
 
@@ -248,19 +356,22 @@ def _frozen(agent: Agent, params: Params, timeout: float) -> int:
     arguments = None if points is None else {"mountpoints": points}
     count = int(agent.execute(_freeze_command(params), arguments, timeout=timeout))
     if points is not None and count < len(set(points)):
-        raise OperationError(
+        raise (OperationError if count else _NothingFrozenError)(
             f"the guest froze {count} of {len(set(points))} mount points ({', '.join(points)}). Each must be the mount "
             "point of a filesystem that can be frozen and is not frozen already."
         )
-    if count == 0 or _status(agent) != "frozen":
-        raise OperationError("the guest found no filesystem to freeze.")
+    if count == 0:
+        raise _NothingFrozenError("the guest found no filesystem to freeze.")
+    if _status(agent) != "frozen":
+        raise OperationError(f"the guest froze {count} filesystems, and they did not stay so: its status is thawed.")
     return count
 
 
 def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
     """Thaw after a freeze that failed, or may have; return the error that says how that went."""
     # Where nothing was frozen nothing is thawed: that would thaw what others froze by other means than the agent.
-    if not isinstance(exc, OperationError) or _status_if_told(agent) != "thawed":
+    # Else it is whatever the status says, which need not tell of all that is frozen.
+    if not isinstance(exc, _NothingFrozenError) or _status_if_told(agent) != "thawed":
         with suppress(QgaError):  # the status tells
             agent.execute("guest-fsfreeze-thaw")
     status = _status_if_told(agent)
@@ -281,23 +392,27 @@ def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
     )
 
 
-def _thaw(agent: Agent, timeout: float) -> dict[str, Any]:
+def _thaw(agent: Agent, before: str, timeout: float) -> dict[str, Any]:
     count, trouble = None, None
     try:
         count = int(agent.execute("guest-fsfreeze-thaw", timeout=timeout))
     except QgaError as exc:
         trouble = exc
     status = _status_if_told(agent)
-    result = {"count": count, "status_before": "frozen", "status_after": status}
+    changed = before == "frozen" or bool(count)
+    result = {"changed": changed, "count": count, "status_before": before, "status_after": status}
     if status != "thawed":
         trouble = trouble or OperationError(f"the guest thawed {count} filesystems, and its status is {status}.")
         trouble.hint = f"THE GUEST MAY BE FROZEN: its status is {status}. A timer that is armed stays so. {_BY_HAND}"
         raise OperationError(str(trouble), result={**result, **trouble.as_result()})
-    result.update(_shown(disarm(agent)))
+    timer = disarm(agent)
+    result.update(_shown(timer))
     if trouble and not isinstance(trouble, OutcomeUnknownError):
-        trouble.hint = "The guest's filesystems are thawed, but a hook of its administrator may not have run."
+        if not isinstance(trouble, CommandUnavailable):
+            trouble.hint = "The guest's filesystems are thawed, but a hook of its administrator may not have run."
         raise OperationError(str(trouble), result={**result, **trouble.as_result()})
-    return {**result, "warnings": [f"{trouble.message}; the guest's status is thawed"] if trouble else []}
+    warnings = [f"{trouble.message}; the guest's status is thawed"] if trouble else []
+    return {**result, "warnings": [*warnings, *([] if changed else _too_late(timer))]}
 
 
 def _status_if_told(agent: Agent) -> str:
@@ -307,12 +422,11 @@ def _status_if_told(agent: Agent) -> str:
         return "unknown"
 
 
-def _told(timer: Timer | None) -> dict[str, Any]:
-    """Return what to say of the timer where the guest was thawed already."""
+def _too_late(timer: Timer | None) -> list[str]:
+    """Return what to warn of where the guest was thawed already."""
     if not timer or not timer.fired:
-        return _shown(timer)
-    warning = f"the timer thawed the guest at {timer.fired}: what was done after that, was not done to a frozen guest."
-    return {**_shown(timer), "warnings": [warning]}
+        return []
+    return [f"the timer thawed the guest at {timer.fired}: what was done after that, was not done to a frozen guest."]
 
 
 def _shown(timer: Timer | None) -> dict[str, Any]:

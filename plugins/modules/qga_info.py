@@ -192,12 +192,16 @@ timezone:
   returned: when asked for and available
   sample: {"zone": "UTC", "offset": 0}
 unavailable:
-  description: Why there is no answer, for each subset that was asked for and has none.
+  description: Why there is no answer, for each subset that was asked for and has none. See also RV(users).
   type: dict
   returned: success
   sample: {"load": "this agent (version 7.2.22) does not know the command."}
 users:
-  description: Users who are logged in (C(guest-get-users)). Times are in seconds since 1970-01-01 UTC.
+  description:
+    - Users who are logged in (C(guest-get-users)). Times are in seconds since 1970-01-01 UTC.
+    - Agents look that up in the guest's C(/run/utmp). Some distributions do not write that (Debian from 13 on, Alpine),
+      and the list is empty, whoever is logged in. Where the agent may look for the file, RV(unavailable) says so.
+      C(loginctl list-users), run in the guest, knows them.
   type: list
   elements: dict
   returned: when asked for and available
@@ -218,6 +222,7 @@ from ansible.module_utils.basic import missing_required_lib
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._commands import with_underscores
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
@@ -253,6 +258,11 @@ COMMANDS = {
     "users": "guest-get-users",
     "vcpus": "guest-get-vcpus",
 }
+_NO_UTMP = (
+    "this guest writes no /run/utmp, from which its agent would take who is logged in. The list is empty, whoever is. "
+    "In the guest, loginctl list-users knows."
+)
+
 MIN = ("agent", "osinfo", "host_name", "fsfreeze_status")
 KEYS_COMMAND = "guest-ssh-get-authorized-keys"
 
@@ -268,6 +278,8 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
             gathered[name] = with_underscores(agent.execute(COMMANDS[name]))
         except CommandError as exc:
             unavailable[name] = f"{exc.message} {exc.hint}".strip()
+    if gathered.get("users") == [] and _writes_no_utmp(agent):
+        unavailable["users"] = _NO_UTMP
     for user in params["authorized_keys_of"]:
         try:
             agent.require(KEYS_COMMAND)
@@ -276,6 +288,16 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
         except CommandError as exc:
             unavailable[f"authorized_keys of {user}"] = f"{exc.message} {exc.hint}".strip()
     return {**gathered, "unavailable": unavailable}
+
+
+def _writes_no_utmp(agent: Agent) -> bool:
+    """Return whether the guest is a Linux without /run/utmp, as far as the agent may tell."""
+    if not agent.supports("guest-file-open", "guest-file-close"):
+        return False
+    try:
+        return exists(agent, "/proc/version") and not exists(agent, "/run/utmp")
+    except CommandError:
+        return False
 
 
 def wanted(subsets: Sequence[str]) -> list[str]:

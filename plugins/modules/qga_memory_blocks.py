@@ -121,6 +121,7 @@ responses:
       sample: 16
 """
 
+import errno
 import os
 from typing import Any, Mapping, NamedTuple
 
@@ -218,7 +219,9 @@ def _switch(agent: Agent, number: int, online: bool) -> dict[str, Any]:
     responses = agent.execute("guest-set-memory-blocks", {"mem-blks": [wanted]})
     response = expect(responses[0], dict, "a response") if len(responses) == 1 else {}
     if response.get("phys-index") != number or not isinstance(response.get("response"), str):
-        raise ProtocolError(f"the agent was asked to switch memory block {number} and responded {responses}")
+        raise ProtocolError(f"the agent was asked to switch memory block {number} and responded {str(responses)[:200]}")
+    if "error-code" in response:
+        expect(response["error-code"], int, "error-code")
     return dict(with_underscores(response))
 
 
@@ -226,8 +229,8 @@ def _complaint(done: list[tuple[int, bool]], responses: list[dict[str, Any]], wa
     failures = []
     for response in responses:
         if response["response"] != "success":
-            code = response.get("error_code")
-            cause = f" (errno {code}, {os.strerror(code)})" if isinstance(code, int) else ""
+            code = response.get("error_code", 0)
+            cause = f" (errno {code}, {os.strerror(code)})" if code in errno.errorcode else ""
             number = response["phys_index"]
             failures.append(f"{number} {'online' if wanted[number] else 'offline'}: {response['response']}{cause}")
     return (

@@ -112,7 +112,7 @@ def plan(current: dict[str, Any], params: Params) -> Plan:
     return Plan(result=current)
 
 
-OPERATION = Operation(SPEC, read, plan)
+OPERATION = Operation(SPEC, read, plan, may_be_zero=("wait",))
 
 
 def main() -> None:

@@ -180,8 +180,6 @@ def read(agent: Agent, params: Params) -> Current:
 
 
 def _wanted_clock(params: Params) -> Clock:
-    if params["tolerance"] < 0:
-        raise OperationError("tolerance: cannot be negative")
     if params["state"] == "set":
         # That clock starts now, and runs as ours does.
         ahead = instant(params["time"]) - time.monotonic_ns()
@@ -322,7 +320,9 @@ def _failure(what: str, error: CommandError | None, result: Mapping[str, Any]) -
     )
 
 
-OPERATION = Operation(SPEC, read, plan, apply, {"required_if": [("state", "set", ["time"])]})
+OPERATION = Operation(
+    SPEC, read, plan, apply, {"required_if": [("state", "set", ["time"])]}, may_be_zero=("tolerance",)
+)
 
 
 def main() -> None:

@@ -10,18 +10,28 @@ operation runs here, over the agent that the host's connection has; the guest ne
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._commands import is_read_only
+from ansible_collections.qemu.guest.plugins.module_utils._errors import ConnectError, OutcomeUnknownError, QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, run_operation
 
 CONNECTION = "qemu.guest.qga"
+
+# From 2.22 on, ansible-core hides what validate_argument_spec found to be secret, and deprecates remove_values.
+_CORE_HIDES_SECRETS = find_spec("ansible.module_utils.secrets") is not None
+
+_INSIDE = (
+    f"This host's connection is {CONNECTION}, so the address was looked for inside the guest. To use the agent of that "
+    "connection, leave address out; to use a socket of the hypervisor, delegate_to the hypervisor."
+)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no types
@@ -36,6 +46,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
             module = self._execute_module(
                 module_name=f"qemu.guest.{name}", task_vars=task_vars, wrap_async=self._task.async_val
             )
+            if self._connection.transport == CONNECTION and _found_no_agent(module):
+                module["msg"] = f"{module.get('msg', '')} {_INSIDE}".lstrip()
             return dict(merge_hash(result, module))
         if self._connection.transport != CONNECTION:
             msg = (
@@ -46,10 +58,28 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         if self._task.async_val:
             msg = f"{name} cannot be run with async over {CONNECTION}: it runs in the controller."
             return {**result, "failed": True, "msg": msg}
-        result.update(self._run_here(import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION))
+        operation: Operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION
+        user = self._become_user() if operation.runs_programs else None
+        if user not in (None, "root"):
+            msg = (
+                f"{name} cannot become {user} over {CONNECTION}: it runs programs as the user that the agent runs as. "
+                f"Nothing was run. Use ansible.builtin.command, or argv: [runuser, -u, {user}, --, PROGRAM], with "
+                "become: false for this task."
+            )
+            return {**result, "failed": True, "msg": msg}
+        result.update(self._run_here(operation))
         return result
 
+    def _become_user(self) -> str | None:
+        """Return the user that the task is to become; None without become."""
+        become = self._connection.become
+        return become.get_option("become_user", playcontext=self._play_context) if become else None
+
     def _run_here(self, operation: Operation) -> dict[str, Any]:
+        """Run the operation over the connection's agent, and return the task's result.
+
+        :raise AnsibleConnectionFailure: if the agent cannot be reached: the host is unreachable.
+        """
         for option in operation.local_files:
             if self._task.args.get(option):
                 # As ansible.builtin.copy does: from files/ of the role or the playbook.
@@ -64,7 +94,30 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
             agent.timeout = usual if params["agent_timeout"] is None else params["agent_timeout"]
             result = run_operation(operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff)
         except QgaError as exc:
+            if _means_unreachable(exc):
+                raise AnsibleConnectionFailure(str(exc)) from exc
             result = {"failed": True, "msg": str(exc), **exc.as_result()}
         finally:
             agent.timeout = usual  # the next item of a loop has the same agent
-        return dict(remove_values(result, validation._no_log_values))
+        result = _with_lines(result)
+        return result if _CORE_HIDES_SECRETS else dict(remove_values(result, validation._no_log_values))
+
+
+def _means_unreachable(exc: QgaError) -> bool:
+    # Of a question without a reply, nothing is unknown but the answer.
+    unanswered = isinstance(exc, OutcomeUnknownError) and is_read_only(exc.command or "")
+    return unanswered or isinstance(exc, ConnectError)
+
+
+def _found_no_agent(result: dict[str, Any]) -> bool:
+    """Return whether a module failed because there is nothing at the address, or could not even start."""
+    error = result.get("error")
+    if isinstance(error, dict):
+        return error.get("type") in ("AddressError", "ConnectError")
+    return bool(result.get("failed")) and "module_stdout" in result
+
+
+def _with_lines(result: dict[str, Any]) -> dict[str, Any]:
+    """Return ``result`` with stdout_lines and stderr_lines, which ansible-core adds to what modules return only."""
+    lines = {f"{name}_lines": result[name].splitlines() for name in ("stdout", "stderr") if name in result}
+    return {**result, **lines}

@@ -77,8 +77,50 @@ def test_socket_that_nobody_serves(ansible: Ansible, tmp_path: Path) -> None:
         server.listen()
     run = ansible.adhoc("ansible.builtin.ping", variables={"ansible_qga_address": str(path)}, rc=4)
     said(run, "UNREACHABLE", "nobody serves this socket")
-    run = ansible.adhoc("qga_ping", variables={"ansible_qga_address": str(path)}, rc=2)
-    said(run, "nobody serves this socket", '"executed": "no"')
+    for module in ("qga_ping", "qga_info"):
+        run = ansible.adhoc(module, variables={"ansible_qga_address": str(path)}, rc=4)
+        said(run, "UNREACHABLE", "nobody serves this socket")
+
+
+REPORT = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - qemu.guest.qga_info: {gather_subset: [min]}
+      register: told
+      ignore_unreachable: true
+    - ansible.builtin.debug:
+        msg: "the report of {{ inventory_hostname }}: {{ told.agent.version if told is reachable else 'off' }}"
+    - qemu.guest.qga_exec: {shell: "echo a; echo b >&2; exit 3"}
+      register: failing
+      failed_when: failing.rc != 3
+      when: told is reachable
+    - ansible.builtin.assert:
+        that: failing is changed and failing.stdout_lines == ['a'] and failing.stderr_lines == ['b']
+      when: told is reachable
+"""
+
+
+def test_report_of_guests_of_which_some_are_off(
+    agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible, tmp_path: Path
+) -> None:
+    (tmp_path / "report.yml").write_text(REPORT)
+    off = {**guest_variables(agents["sid"]), "ansible_qga_address": str(tmp_path / "off.sock")}
+    hosts = {"off1": off, "off2": off, "on": guest_variables(agents["sid"])}
+    run = make_ansible(hosts).playbook(tmp_path / "report.yml")
+    said(run, "the report of off1: off", "the report of off2: off", "the report of on: 11.", by=1)
+
+
+def test_address_on_a_guest_is_one_of_the_guest(ansible: Ansible) -> None:
+    run = ansible.adhoc("qga_ping", {"address": "/run/vm1.qga"}, rc=2)
+    said(run, "there is no such socket", "looked for inside the guest", "delegate_to the hypervisor")
+
+
+def test_program_as_another_user_is_not_run_as_root(ansible: Ansible) -> None:
+    run = ansible.adhoc("qga_exec", {"shell": "touch /srv/ghost"}, "--become", "--become-user", "nobody", rc=2)
+    said(run, "qga_exec cannot become nobody over qemu.guest.qga", "Nothing was run")
+    said(ansible.adhoc("qga_exec", {"shell": "id -un; ls /srv"}, "--become"), "root")
+    assert "ghost" not in ansible.adhoc("qga_exec", {"shell": "ls /srv"}).output
 
 
 def test_plain_file(ansible: Ansible, tmp_path: Path) -> None:
@@ -136,8 +178,8 @@ def test_agent_that_hangs(fresh: Callable[..., dict[str, LooseAgent]], make_ansi
     with ExitStack() as stack:
         for agent in agents.values():
             stack.enter_context(stopped(agent))
-        run = ansible.adhoc("qga_exec", {"argv": ["touch", "/srv/ghost"]}, rc=2)
-        said(run, f"no answer to a sync within {TIMEOUT} s", '"type": "AgentSilentError"', '"executed": "no"')
+        run = ansible.adhoc("qga_exec", {"argv": ["touch", "/srv/ghost"]}, rc=4)
+        said(run, "UNREACHABLE", f"was not sent: no answer to a sync within {TIMEOUT} s")
         assert run.seconds < TIMEOUT + 30
         said(ansible.adhoc("ansible.builtin.raw", "touch /srv/ghost", rc=4), "UNREACHABLE")
     # It goes on now, and what it was asked meanwhile was not among what waited for it.
@@ -286,8 +328,8 @@ def test_runs_wait_for_each_other(ansible: Ansible, agents: Mapping[str, LooseAg
     for agent in agents.values():  # a test before this one may have had it kept
         dismiss(parse_address(str(agent.agent_socket)))
     with long_run(ansible, agents, ansible_qga_persist=0) as first:
-        run = ansible.adhoc("qga_ping", rc=2)
-        said(run, "another task uses the channel (pid ", f"did not leave it within {TIMEOUT} s", "ChannelBusyError")
+        run = ansible.adhoc("qga_ping", rc=4)
+        said(run, "UNREACHABLE", "another task uses the channel (pid ", f"did not leave it within {TIMEOUT} s")
         # One with more patience gets its turn when the first has ended.
         second = in_background(lambda: ansible.adhoc("qga_ping", variables={"ansible_qga_timeout": 60}))
         time.sleep(1)  # so that it waits already: nobody can see that from here

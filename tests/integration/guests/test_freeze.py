@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
     look,
     until,
 )
-from lab import host
+from lab import host, image
 from lab.vm import Guest
 
 Guests = Mapping[str, Guest]
@@ -174,6 +174,52 @@ def test_never_frozen_if_it_could_not_be_thawed(blocked: str, guests: Guests, ma
         run = make_ansible(hosts(guests, "guest")).adhoc(MODULE, options("guest", state="frozen", thaw_after=20), rc=2)
         assert run.message.count(f"{blocked} was not run: disabled by the guest's administrator") >= len(guests)
         assert not [guest.release for guest in guests.values() if is_frozen(guest)]
+
+
+@contextmanager
+def stacked(guest: Guest) -> Iterator[None]:
+    """A filesystem lies in a file of the root filesystem, which is mounted once more after it."""
+    look(guest, "truncate -s 16M /img; mkfs.ext4 -q /img; mkdir -p /loop /again; mount -o loop /img /loop")
+    look(guest, "mount --bind /srv /again")
+    try:
+        yield
+    finally:
+        look(guest, "umount /again; umount /loop; rm -rf /img /loop /again")
+
+
+def test_filesystem_in_a_file_of_one_that_is_frozen_before(guests: Guests, make_ansible: MakeAnsible) -> None:
+    """What hangs an older agent is refused, and what to freeze instead works; a newer one just freezes."""
+    for release, guest in guests.items():
+        ansible = make_ansible(hosts({release: guest}, "guest"))
+        points = {}
+        with stacked(guest):
+            if image.RELEASES[release] < 10:
+                run = ansible.adhoc(MODULE, options("guest", state="frozen", thaw_after=120), rc=2)
+                assert "/loop is on loop0, which may lie in a file of vda" in run.message
+                assert "mountpoints=['/', '/small', '/loop']" in run.message
+                assert not is_frozen(guest)
+                points = {"mountpoints": ["/", "/small", "/loop"]}
+            run = ansible.adhoc(MODULE, options("guest", state="frozen", thaw_after=120, **points))
+            assert '"count": 3' in run.output
+            assert is_frozen(guest)
+            assert '"count": 3' in ansible.adhoc(MODULE, options("guest", state="thawed")).output
+            until(lambda guest=guest: written(guest), 20, "it goes on")  # type: ignore[misc]
+
+
+def test_thaw_of_what_the_status_does_not_tell_of(guests: Guests, make_ansible: MakeAnsible) -> None:
+    with ExitStack() as stack:
+        for guest in guests.values():
+            stack.enter_context(with_hook(guest, 'echo "$1" >>/run/hook-log'))
+            look(guest, "fsfreeze --freeze /small")
+        ansible = make_ansible(hosts(guests, "guest"))
+        run = ansible.adhoc(MODULE, options("guest", state="thawed"))
+        assert run.output.count("| CHANGED") == run.output.count('"count": 1') == len(guests), run.output
+        assert run.output.count('"status_before": "thawed"') == len(guests)
+        again = ansible.adhoc(MODULE, options("guest", state="thawed"))
+        assert again.output.count("| SUCCESS") == again.output.count('"count": 0') == len(guests), again.output
+        for guest in guests.values():
+            assert not is_frozen(guest)
+            assert look(guest, "cat /run/hook-log") == "thaw\nthaw\n", "the hook runs at each thaw"
 
 
 def test_example(guest: Guest, make_ansible: MakeAnsible) -> None:

@@ -154,12 +154,23 @@ def test_result(agent: SocketAgent, server: Scripted) -> None:
     assert 55 < left <= 61
 
 
-def test_it_does_not_thaw_what_is_thawed(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
+@pytest.mark.parametrize("count", [0, 1])
+def test_it_thaws_what_the_status_does_not_tell_of(
+    agent: SocketAgent, server: Scripted, frozen: Frozen, count: int
+) -> None:
     frozen.status = "thawed"
+    server.answers[THAW] = count
     assert ends(arm(agent, SOON))
-    assert server.work == [STATUS]
+    assert server.work == [STATUS, THAW]
     timer = disarm(agent)
-    assert timer and timer.fired is None
+    assert timer and bool(timer.fired) is bool(count)
+
+
+def test_hook_that_fails_where_nothing_was_frozen(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
+    frozen.status = "thawed"
+    server.then(THAW, *[fails("fsfreeze hook has failed with status 1")] * 9)
+    assert ends(arm(agent, SOON))
+    assert server.work.count(THAW) == 1, "the hook is not run each second"
 
 
 def test_disarmed(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:

@@ -139,6 +139,7 @@ def test_address_is_missing(run: Run, address: dict[str, str]) -> None:
         ({"address": "/x"}, "missing required arguments: time"),
         ({"address": "/x", "time": 1, "secret": "a", "other": "b"}, "mutually exclusive"),
         ({"address": "/x", "time": 1, "nope": 1}, "nope"),
+        ({"address": "/x", "time": 1, "agent_timeout": 0}, "agent_timeout: 0 is not a number of seconds"),
     ],
 )
 def test_failure_before_anything_is_sent(run: Run, params: dict[str, Any], text: str) -> None:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -12,7 +14,11 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan, run_operation
+from ansible_collections.qemu.guest.tests.unit.documentation import MODULES
+
+PACKAGE = "ansible_collections.qemu.guest.plugins.modules"
 
 
 class Mute(Agent):
@@ -142,3 +148,21 @@ def test_error_of_apply_passes() -> None:
     operation = Operation({}, lambda agent, params: 1, lambda current, params: Plan(changed=True), apply)
     with pytest.raises(OperationError, match="it failed"):
         run_operation(operation, AGENT, {})
+
+
+# Numbers of seconds
+
+
+@pytest.mark.parametrize("operation", [import_module(f"{PACKAGE}.{name}").OPERATION for name in MODULES], ids=MODULES)
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_seconds_that_make_no_sense(operation: Operation, value: float) -> None:
+    """Nothing is sent: the agent is mute."""
+    spec = argument_spec(operation)
+    usual = {name: option.get("default") for name, option in spec.items()}
+    floats = [name for name, option in spec.items() if option["type"] == "float"]
+    assert "agent_timeout" in floats
+    for name in floats:
+        if value == 0 and name in ("wait", "tolerance"):
+            continue
+        with pytest.raises(OperationError, match=rf"^{name}: \S+ is not a number of seconds"):
+            run_operation(operation, AGENT, {**usual, name: value})

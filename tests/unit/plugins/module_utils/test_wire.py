@@ -276,6 +276,13 @@ def test_value_of_the_wrong_type_is_an_error(value: Any, kind: Any) -> None:
         expect(value, kind, "it")
 
 
+def test_integer_that_the_schema_has_no_room_for() -> None:
+    assert expect(2**64 - 1, (int, str), "it") == 2**64 - 1
+    for value in (2**64, -(2**65), 10**4000):
+        with pytest.raises(ProtocolError, match="it should have at most 64 bits"):
+            expect(value, int, "it")
+
+
 @pytest.mark.parametrize("before", [{}, {"handle": 7}])
 def test_request_with_content_says_what_it_would_say_without_a_shortcut(before: dict[str, int]) -> None:
     arguments = {**before, "buf-b64": Base64("aGVsbG8="), "more": Base64("")}

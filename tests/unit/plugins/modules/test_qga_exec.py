@@ -12,13 +12,19 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandUnavailable,
+    OperationError,
+    OutcomeUnknownError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, answers, swallows
+
+NO_DIRECTORY = b"{ echo 'qga_exec: the program was not run, because of chdir' >&2; exit 1; }"
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -36,10 +42,10 @@ def options(**given: Any) -> dict[str, Any]:
         ({"argv": ["ls"]}, b"exec ls"),
         ({"argv": ["ls", "-l", "a b", "", "it's", "$x", "\n"]}, b"exec ls -l 'a b' '' 'it'\"'\"'s' '$x' '\n'"),
         ({"argv": ["\u00fc", "\udcff"]}, b"exec '\xc3\xbc' '\xff'"),
-        ({"shell": "x", "chdir": "/a b"}, b"cd '/a b' || exit 1\nx"),
+        ({"shell": "x", "chdir": "/a b"}, b"cd '/a b' || " + NO_DIRECTORY + b"\nx"),
         ({"shell": "x", "env": {"A": "1 2", "_b3": "'"}}, b"export A='1 2'\nexport _b3=''\"'\"''\nx"),
         ({"shell": "x", "env": {"N": 5, "T": True}}, b"export N=5\nexport T=True\nx"),
-        ({"argv": ["x"], "env": {"A": "1"}, "chdir": "/d"}, b"export A=1\ncd /d || exit 1\nexec x"),
+        ({"argv": ["x"], "env": {"A": "1"}, "chdir": "/d"}, b"export A=1\ncd /d || " + NO_DIRECTORY + b"\nexec x"),
     ],
 )
 def test_command(given: dict[str, Any], command: bytes) -> None:
@@ -128,7 +134,7 @@ def run(agent: SocketAgent, check_mode: bool = False, **given: Any) -> dict[str,
 def failure(agent: SocketAgent, **given: Any) -> OperationError:
     with pytest.raises(OperationError) as caught:
         run(agent, **given)
-    assert set(caught.value.result) <= returned("qga_exec")
+    assert set(caught.value.result) - {"changed"} <= returned("qga_exec")
     return caught.value
 
 
@@ -168,7 +174,8 @@ def test_arguments_are_not_interpreted(agent: SocketAgent) -> None:
 
 def test_program_that_fails(agent: SocketAgent) -> None:
     error = failure(agent, shell="echo out; echo err >&2; exit 3")
-    assert "exit status 3" in str(error)
+    assert str(error) == "the program failed: exit status 3: err"
+    assert error.result["changed"] is True, "as ansible.builtin.command says, whatever failed_when makes of it"
     assert (error.result["rc"], error.result["stdout"], error.result["stderr"]) == (3, "out\n", "err\n")
 
 
@@ -179,12 +186,29 @@ def test_program_that_a_signal_ends(agent: SocketAgent) -> None:
 
 
 def test_program_that_does_not_exist(agent: SocketAgent) -> None:
-    assert failure(agent, argv=["/nonexistent/program"]).result["rc"] == 127
+    error = failure(agent, argv=["/nonexistent/program"])
+    assert error.result["rc"] == 127
+    assert "exit status 127: " in str(error) and "/nonexistent/program: not found" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "shown"),
+    [("", ""), ("\n \n", ""), ("a\nb\n\n", ": b"), ("\x1b[2J\x07bad", ": ?[2J?bad"), ("x" * 999, ": " + "x" * 300)],
+)
+def test_last_words_of_a_program(agent: SocketAgent, stderr: str, shown: str) -> None:
+    error = failure(agent, shell="cat >&2; exit 5", stdin=stderr, stdin_add_newline=False)
+    assert str(error) == f"the program failed: exit status 5{shown}"
 
 
 def test_directory_that_does_not_exist(agent: SocketAgent) -> None:
     error = failure(agent, argv=["true"], chdir="/nonexistent")
-    assert error.result["rc"] == 1 and "/nonexistent" in error.result["stderr"]
+    assert str(error).startswith("chdir: the guest cannot change to /nonexistent (")
+    assert str(error).endswith("). The program was not run.")
+    assert error.result["rc"] == 1 and error.result["changed"] is False
+
+
+def test_program_that_fails_as_a_missing_directory_does(agent: SocketAgent, tmp_path: Path) -> None:
+    assert "exit status 1" in str(failure(agent, shell="exit 1", chdir=str(tmp_path)))
 
 
 def test_program_that_takes_too_long(agent: SocketAgent, guest: Guest, clock: Clock) -> None:
@@ -196,6 +220,24 @@ def test_program_that_takes_too_long(agent: SocketAgent, guest: Guest, clock: Cl
     assert error.result["stdout"] == "begun\n"
     assert error.result["elapsed"] >= 3
     assert guest.programs == {}
+
+
+def test_agent_that_is_gone_when_the_program_is_to_be_ended(
+    agent: SocketAgent, server: Scripted, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not sent is the command that ends it; the program was started."""
+
+    def some_time_later(pid: int) -> int:
+        clock.advance(1)
+        return pid
+
+    monkeypatch.setattr(agent, "process_id", some_time_later)
+    server.answers.update({"guest-exec": {"pid": 4711}, "guest-exec-status": {"exited": False}})
+    server.then("guest-sync-delimited", answers, swallows, swallows)
+    with pytest.raises(OutcomeUnknownError) as caught:
+        run(agent, shell="x", timeout=3)
+    assert "guest-exec may have run: contact was lost after the program with pid 4711 was started" in str(caught.value)
+    assert server.work.count("guest-exec") == 1
 
 
 def test_program_that_cannot_be_ended(agent: SocketAgent, server: Scripted, clock: Clock) -> None:

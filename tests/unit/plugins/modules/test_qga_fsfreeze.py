@@ -19,7 +19,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_fsfreeze
-from ansible_collections.qemu.guest.plugins.modules.qga_fsfreeze import OPERATION, plan
+from ansible_collections.qemu.guest.plugins.modules.qga_fsfreeze import (
+    OPERATION,
+    filesystems,
+    first_mounted,
+    plan,
+    stacked,
+)
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     AgentError,
@@ -36,6 +42,7 @@ from ansible_collections.qemu.guest.tests.unit.scripted import (
 Start = Callable[..., Scripted]
 Connect = Callable[..., SocketAgent]
 STATUS, FREEZE, LIST, THAW = (f"guest-fsfreeze-{name}" for name in ("status", "freeze", "freeze-list", "thaw"))
+FSINFO = "guest-get-fsinfo"
 
 
 class Disks:
@@ -163,7 +170,17 @@ def test_freeze_and_thaw(agent: SocketAgent, disks: Disks, server: Scripted) -> 
     assert disks.frozen == []
     same = {"changed": False, "count": 0, "status_before": "thawed", "status_after": "thawed"}
     assert run(agent, "thawed") == same
-    assert server.work.count(THAW) == 1
+    assert server.work.count(THAW) == 2, "it is always sent"
+
+
+def test_something_is_frozen_though_the_status_says_thawed(
+    agent: SocketAgent, server: Scripted, timers: Timers
+) -> None:
+    timers.armed = Timer("token", 4711, 5, "2026-11-24T19:30:00Z", "2026-11-24T19:30:01Z")
+    server.then(THAW, returns(1))
+    result = run(agent, "thawed")
+    assert (result["changed"], result["count"], result["status_before"]) == (True, 1, "thawed")
+    assert "warnings" not in result, "the timer has not thawed all of it"
 
 
 @pytest.mark.parametrize("state", ["frozen", "thawed"])
@@ -248,7 +265,7 @@ def test_what_was_known_while_it_was_frozen_is_asked_again(agent: SocketAgent, s
     ("state", "given", "text"),
     [
         ("frozen", {"mountpoints": []}, "mountpoints is empty"),
-        ("frozen", {"thaw_after": 0.0}, "greater than 0"),
+        ("frozen", {"thaw_after": 0.0}, "thaw_after: 0 is not a number of seconds greater than 0"),
         ("frozen", {"thaw_after": -1.0}, "greater than 0"),
         ("thawed", {"thaw_after": 1.0}, "state=frozen"),
         ("thawed", {"mountpoints": ["/"]}, "state=frozen"),
@@ -355,8 +372,10 @@ def test_somebody_else_froze_it_meanwhile(agent: SocketAgent, server: Scripted, 
 
 
 def test_reply_says_frozen_and_the_status_does_not(agent: SocketAgent, server: Scripted) -> None:
+    """Then something may be frozen of which the status does not tell."""
     server.then(FREEZE, returns(2))
-    assert "no filesystem to freeze" in failure(agent, "frozen")[0]
+    assert "froze 2 filesystems, and they did not stay so" in failure(agent, "frozen")[0]
+    assert THAW in server.work
 
 
 @pytest.mark.parametrize(("given", "seconds"), [({}, 300), ({"timeout": 50.0}, 50), ({"thaw_after": 8.0}, 8)])
@@ -397,6 +416,14 @@ def test_timer_is_disarmed_after_thawing(agent: SocketAgent, timers: Timers) -> 
     assert result["thaw_timer"]["pid"] == 4711
     assert timers.done == ["arm 60", "disarm"]
     assert timers.notes[-1][1][-2:] == (THAW, STATUS)
+
+
+def test_thaw_that_is_not_allowed(agent: SocketAgent, server: Scripted) -> None:
+    """Whether something is frozen is not known then, and how to find out is said."""
+    server.blocked[THAW] = f"Command {THAW} has been disabled"
+    message, _result = failure(agent, "thawed")
+    assert f"{THAW} was not run: disabled by the guest's administrator" in message
+    assert "a hook" not in message
 
 
 def test_guest_was_thawed_without_us(agent: SocketAgent, disks: Disks, timers: Timers) -> None:
@@ -450,3 +477,92 @@ def test_thaw_with_a_hook_that_fails(agent: SocketAgent, server: Scripted, disks
     assert "hook has failed" in message and "are thawed" in message
     assert result["status_after"] == "thawed"
     assert timers.done == ["disarm"]
+
+
+# Filesystems in files of others
+
+
+def fs(name: str, mountpoint: str, kind: str = "ext4") -> dict[str, Any]:
+    """Return a filesystem as an agent lists it; whether its device is on a disk shows in its name."""
+    disks = [{"bus-type": "virtio", "dev": f"/dev/{name}"}] if name.startswith("vd") else []
+    return {"name": name, "mountpoint": mountpoint, "type": kind, "disk": disks}
+
+
+ROOT, SMALL, LOOP, BIND = fs("vda", "/"), fs("vdb", "/small"), fs("loop0", "/loop"), fs("vda", "/b1")
+# As bookworm's agent listed it, where /srv was mounted at /b1 after the loop device.
+HANGS = [BIND, LOOP, SMALL, ROOT]
+
+
+@pytest.mark.parametrize(
+    ("listed", "points", "found"),
+    [
+        (HANGS, None, ("/loop", "/b1")),
+        (HANGS, ["/b1", "/loop"], ("/loop", "/b1")),
+        (HANGS, ["/", "/small", "/loop"], None),
+        (HANGS, ["/", "/b1"], None),
+        (HANGS, ["/loop"], None),
+        ([LOOP, BIND, SMALL, ROOT], None, None),
+        ([LOOP, SMALL, ROOT], None, None),
+        ([SMALL, LOOP, ROOT], None, None),  # /small was mounted after: the file cannot be there
+        ([BIND, SMALL, ROOT], None, None),
+        ([BIND, fs("loop0", "/snap/core/1", "squashfs"), ROOT], None, None),
+        ([BIND, fs("dm-0", "/crypt"), ROOT], None, ("/crypt", "/b1")),
+        ([BIND, fs("md0", "/raid"), ROOT], None, ("/raid", "/b1")),
+        # Subvolumes are one filesystem, of one device.
+        ([fs("vda", "/home", "btrfs"), LOOP, fs("vda", "/", "btrfs")], None, ("/loop", "/home")),
+        ([fs("loop0", "/again"), LOOP, ROOT], None, None),
+        ([fs("loop0", "/again"), fs("loop1", "/inner"), LOOP, ROOT], None, ("/inner", "/again")),
+    ],
+)
+def test_stacked(listed: list[Any], points: Any, found: Any) -> None:
+    hit = stacked(filesystems(listed), points)
+    assert (hit and tuple(filesystem.mountpoint for filesystem in hit)) == found
+
+
+def test_what_to_name_instead_is_not_stacked() -> None:
+    listed = filesystems(HANGS)
+    assert first_mounted(listed) == ["/", "/small", "/loop"]
+    assert first_mounted(listed, ["/b1", "/loop"]) == ["/", "/loop"]
+    assert stacked(listed, first_mounted(listed)) is None
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_stacked_filesystems_are_not_frozen(
+    agent: SocketAgent, server: Scripted, timers: Timers, check_mode: bool
+) -> None:
+    server.answers[FSINFO] = HANGS
+    message, _result = failure(agent, "frozen", thaw_after=5.0, check_mode=check_mode)
+    assert "/loop is on loop0, which may lie in a file of vda" in message and "(version 7.2.22)" in message
+    assert "mountpoints=['/', '/small', '/loop']" in message and "allow_stacked=true" in message
+    assert not {FREEZE, LIST, THAW} & set(server.work)
+    assert timers.notes == []
+
+
+def test_stacked_filesystems_that_may_be_frozen(agent: SocketAgent, server: Scripted, disks: Disks) -> None:
+    server.answers[FSINFO] = HANGS
+    disks.points = ("/", "/small", "/loop")
+    assert run(agent, "frozen", mountpoints=["/", "/small", "/loop"])["count"] == 3
+    run(agent, "thawed")
+    assert run(agent, "frozen", allow_stacked=True)["changed"] is True
+    assert server.work.count(FSINFO) == 1
+
+
+def test_newer_agent_is_not_asked(scripted: Start, connect: Connect, disks: Disks, server: Scripted) -> None:
+    answers = {**disks.answers(), FSINFO: HANGS}
+    newer = scripted(answers, path=server.path.with_suffix(".2"), release="11.1")
+    assert run(connect(newer), "frozen")["changed"] is True
+    assert FSINFO not in newer.work
+
+
+def test_agent_that_cannot_tell_freezes_all_the_same(agent: SocketAgent, server: Scripted) -> None:
+    server.answers[FSINFO] = []
+    server.then(FSINFO, fails("failed to get sysfs path"))
+    assert run(agent, "frozen")["changed"] is True
+
+
+@pytest.mark.parametrize("garbage", ["x", 5, [None], [{}], [{**ROOT, "name": 1}], [{**ROOT, "disk": "vda"}]])
+def test_garbage_in_place_of_filesystems(agent: SocketAgent, server: Scripted, garbage: Any) -> None:
+    server.answers[FSINFO] = garbage
+    with pytest.raises(ProtocolError):
+        run(agent, "frozen")
+    assert FREEZE not in server.work

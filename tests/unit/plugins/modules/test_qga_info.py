@@ -252,6 +252,46 @@ def test_what_is_not_asked_for_is_not_asked(
     assert server.work == ["guest-info", "guest-get-time"]
 
 
+def open_only(*there: str) -> Callable[[Any], int]:
+    def answer(arguments: Any) -> int:
+        if arguments["path"] not in there:
+            raise AgentError(f"failed to open file '{arguments['path']}' (mode: 'r'): No such file or directory")
+        return 1000
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("users", "files", "told"),
+    [
+        ([], ("/proc/version",), True),
+        ([], ("/proc/version", "/run/utmp"), False),
+        ([], (), False),  # Windows, say
+        (ANSWERS["guest-get-users"], ("/proc/version",), False),
+    ],
+)
+def test_guest_that_keeps_no_list_of_logins(
+    scripted: Callable[..., Scripted],
+    connect: Callable[..., SocketAgent],
+    users: list[Any],
+    files: tuple[str, ...],
+    told: bool,
+) -> None:
+    server = scripted({"guest-get-users": users, "guest-file-open": open_only(*files), "guest-file-close": {}})
+    result = run(connect(server), gather_subset=["users"])
+    assert len(result["users"]) == len(users)
+    assert ("/run/utmp" in result["unavailable"].get("users", "")) is told
+
+
+@pytest.mark.parametrize("blocked", ["guest-file-open", "guest-file-close"])
+def test_guest_that_may_not_tell_whether_it_keeps_a_list(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], blocked: str
+) -> None:
+    server = scripted({"guest-get-users": []}, blocked={blocked: "Command has been disabled"})
+    assert run(connect(server), gather_subset=["users"]) == {"users": [], "unavailable": {}}
+    assert not any(command.startswith("guest-file") for command in server.work)
+
+
 def test_authorized_keys(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
     def keys(arguments: Any) -> Any:
         if arguments["username"] == "nobody":

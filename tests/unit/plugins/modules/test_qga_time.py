@@ -237,7 +237,7 @@ def test_agent_that_may_not(scripted: Start, connect: Connect, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"tolerance": -1}, "tolerance: cannot be negative"),
+        ({"tolerance": -1}, "tolerance: -1 is not a number of seconds of at least 0"),
         ({"time": "0"}, "time: is for state: set only"),
         ({"time": "0", "state": "from_rtc"}, "time: is for state: set only"),
     ],
