@@ -66,20 +66,20 @@ class Asking(NamedTuple):
 
     ``line`` tells command lines apart, whatever their task. ``plain`` is the shell command that is given no password;
     ``is_silent`` tells that it fails where one is asked for, and reads nothing of its input before. ``text`` is the
-    shell command whose input begins with the password, on a line of its own.
+    shell command whose input begins with the password, on a line of its own; ``mark`` is what it puts into standard error.
     """
 
     line: str
     plain: str
     is_silent: bool
     text: str
-    _mark: str
+    mark: str
 
     def read(self, result: ExecResult) -> tuple[ExecResult, int]:
         """Return the result of ``text`` without prompts, and how many prompts there were."""
-        ours, _newline, theirs = result.stderr.partition(b"%b\n" % self._mark.encode("ascii"))
+        ours, _newline, theirs = result.stderr.partition(b"%b\n" % self.mark.encode("ascii"))
         # Some write a newline when they have read a password, since its own is not shown.
-        ours, asked = re.subn(rb"[^\n]*%b\?\n\n?" % self._mark.encode("ascii"), b"", ours)
+        ours, asked = re.subn(rb"[^\n]*%b\?\n\n?" % self.mark.encode("ascii"), b"", ours)
         return result._replace(stderr=ours + theirs), asked
 
 
