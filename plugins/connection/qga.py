@@ -166,7 +166,7 @@ options:
   remote_user:
     description:
       - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
-        nothing in the guest.
+        nothing in the guest. Another user in C(ansible_user), C(remote_user) or C(-u) has no effect but a warning.
     type: str
     default: root
     vars:
@@ -176,6 +176,7 @@ notes:
     since commands travel on the program's standard input.
   - The agent serves one client at a time. Tasks on one guest take turns, see O(persist); others wait up to
     O(agent_timeout).
+  - A password for C(become) is given to a program that asks for it, and to nobody else. From root, hardly any asks.
   - Verbose output shows sizes and times, never commands or content.
 """
 
@@ -205,6 +206,7 @@ EXAMPLES = r"""
 
 import contextlib
 import functools
+import math
 import os
 import re
 import shlex
@@ -276,18 +278,19 @@ class Connection(ConnectionBase):
     def agent(self) -> Agent:
         """The agent that this connection leads to; the qga action runs its operations over it.
 
-        :raise AnsibleError: if the host has no address.
+        :raise AnsibleError: if the host has no address, or an option makes no sense.
         """
         if self._agent is None:
             # The log must not lead back here: an agent in a circle would keep the seat until the garbage is collected.
             name = self._name
-            persist = self.get_option("persist")
-            log = functools.partial(display.vvvvv, host=name)
+            timeout = self._seconds("agent_timeout", "ansible_qga_timeout", "more than 0", lambda value: value > 0)
+            persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
+            log = functools.partial(_show, display.vvvvv, name)
             try:
                 address = self._address()
                 agent = open_agent(
                     address,
-                    self.get_option("agent_timeout"),
+                    timeout,
                     log=log,
                     libvirt_uri=self.get_option("libvirt_uri"),
                     share=functools.partial(share, seconds=persist) if persist else None,
@@ -303,6 +306,14 @@ class Connection(ConnectionBase):
     def _connect(self) -> Connection:
         # The channel opens with the first command: what needs no guest (an action that runs here) opens none.
         self._connected = True
+        wanted, user = self._play_context.remote_user, self.get_option("remote_user")
+        if wanted and wanted != user:
+            # Each task has its connection; the display shows the same warning once.
+            display.warning(
+                f"{self._name}: tasks run as {user}, the user that the guest agent runs as, and not as {wanted} (-u, "
+                f"remote_user or ansible_user). Use become for that. Where the agent does run as {wanted}, set "
+                "ansible_qga_user."
+            )
         return self
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
@@ -364,7 +375,7 @@ class Connection(ConnectionBase):
         method = self.get_option("exec_method")
         if method == "guest-exec":
             return agent
-        log = functools.partial(display.vvv, host=self._name)
+        log = functools.partial(_show, display.vvv, self._name)
         start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
         self._runner = RunnerAgent(agent, start)
         # Operations are told the signal that ended a program, where the agent can tell.
@@ -463,7 +474,7 @@ class Connection(ConnectionBase):
             except (CommandUnavailable, NoRunnerError) as exc:
                 if not can_run_programs(agent) or self.get_option("exec_method") == "runner":
                     raise
-                display.vvv(f"{exc} Using guest-exec.", host=self._name)
+                display.vvv(printable(f"{exc} Using guest-exec."), host=self._name)
                 self._runner = None
         return run_shell(agent, command, stdin)
 
@@ -471,6 +482,16 @@ class Connection(ConnectionBase):
         if self.agent and self._runner and self._warm:
             self._runner.timeout = _RESET_SECONDS
             self._warm.end()
+
+    def _seconds(self, option: str, name: str, range_: str, is_valid: Callable[[float], bool]) -> float:
+        """Return the value of an option that is a number of seconds.
+
+        :raise AnsibleError: if it is out of its range, or no number that a clock can reach.
+        """
+        value = float(self.get_option(option))
+        if not (is_valid(value) and math.isfinite(value)):
+            raise AnsibleError(f"{self._name}: {name} is {value:g}; it is a number of seconds and must be {range_}.")
+        return value
 
     def _address(self) -> Address:
         """Return where the agent is.
@@ -521,17 +542,22 @@ class Connection(ConnectionBase):
             nonlocal shown
             if time.monotonic() - shown >= _PROGRESS_SECONDS:
                 shown = time.monotonic()
-                display.v(f"{what} {to_text(path)}: {copied} bytes so far", host=self._name)
+                display.v(f"{what} {printable(to_text(path))}: {copied} bytes so far", host=self._name)
 
         return show
 
     def _show_transfer(self, what: str, path: str, size: int, started: float) -> None:
         seconds = time.monotonic() - started
-        display.vvv(f"{what} {to_text(path)}: {size} bytes in {seconds:.2f} s", host=self._name)
+        display.vvv(f"{what} {printable(to_text(path))}: {size} bytes in {seconds:.2f} s", host=self._name)
 
     @property
     def _name(self) -> str:
         return self._play_context.remote_addr or "guest"
+
+
+def _show(show: Callable[..., None], host: str, text: str) -> None:
+    """Display text that may have words of the guest's in it."""
+    show(printable(text), host=host)
 
 
 def _as_over_ssh(command: str) -> str:

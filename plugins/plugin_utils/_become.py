@@ -66,7 +66,7 @@ class Asking(NamedTuple):
 
     ``line`` tells command lines apart, whatever their task. ``plain`` is the shell command that is given no password;
     ``is_silent`` tells that it fails where one is asked for, and reads nothing of its input before. ``text`` is the
-    shell command whose input begins with the password, on a line of its own; ``mark`` is what it puts into standard error.
+    shell command whose input begins with the password, on a line of its own; ``mark`` is what it says on stderr.
     """
 
     line: str
