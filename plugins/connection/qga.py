@@ -166,7 +166,7 @@ options:
   remote_user:
     description:
       - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
-        nothing in the guest.
+        nothing in the guest. Another user in C(ansible_user), C(remote_user) or C(-u) has no effect but a warning.
     type: str
     default: root
     vars:
@@ -176,6 +176,7 @@ notes:
     since commands travel on the program's standard input.
   - The agent serves one client at a time. Tasks on one guest take turns, see O(persist); others wait up to
     O(agent_timeout).
+  - A password for C(become) is given to a program that asks for it, and to nobody else. From root, hardly any asks.
   - Verbose output shows sizes and times, never commands or content.
 """
 
@@ -205,9 +206,9 @@ EXAMPLES = r"""
 
 import contextlib
 import functools
+import math
 import os
 import re
-import secrets
 import shlex
 import time
 from collections.abc import Callable
@@ -239,6 +240,13 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
     from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
     from ansible_collections.qemu.guest.plugins.module_utils._words import printable
+    from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
+        Asking,
+        asking,
+        last_words,
+        refused,
+        without_marker,
+    )
     from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
     from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
@@ -264,23 +272,25 @@ class Connection(ConnectionBase):
         self._agent: Agent | None = None
         self._runner: RunnerAgent | None = None
         self._warm: WarmPython | None = None
+        self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
 
     @property
     def agent(self) -> Agent:
         """The agent that this connection leads to; the qga action runs its operations over it.
 
-        :raise AnsibleError: if the host has no address.
+        :raise AnsibleError: if the host has no address, or an option makes no sense.
         """
         if self._agent is None:
             # The log must not lead back here: an agent in a circle would keep the seat until the garbage is collected.
             name = self._name
-            persist = self.get_option("persist")
-            log = functools.partial(display.vvvvv, host=name)
+            timeout = self._seconds("agent_timeout", "ansible_qga_timeout", "more than 0", lambda value: value > 0)
+            persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
+            log = functools.partial(_show, display.vvvvv, name)
             try:
                 address = self._address()
                 agent = open_agent(
                     address,
-                    self.get_option("agent_timeout"),
+                    timeout,
                     log=log,
                     libvirt_uri=self.get_option("libvirt_uri"),
                     share=functools.partial(share, seconds=persist) if persist else None,
@@ -296,31 +306,22 @@ class Connection(ConnectionBase):
     def _connect(self) -> Connection:
         # The channel opens with the first command: what needs no guest (an action that runs here) opens none.
         self._connected = True
+        wanted, user = self._play_context.remote_user, self.get_option("remote_user")
+        if wanted and wanted != user:
+            # Each task has its connection; the display shows the same warning once.
+            display.warning(
+                f"{self._name}: tasks run as {user}, the user that the guest agent runs as, and not as {wanted} (-u, "
+                f"remote_user or ansible_user). Use become for that. Where the agent does run as {wanted}, set "
+                "ansible_qga_user."
+            )
         return self
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
-        asked = False
-        if sudoable and self.become:
-            cmd, stdin, asked = self._with_password(cmd, stdin)
-        text = _as_over_ssh(cmd)
-        command = to_bytes(text, errors="surrogate_or_strict")
-        started = time.monotonic()
-        result = self._guarded(lambda: self._run_warm(text, stdin, asked) or self._run_plain(command, stdin))
-        display.vvv(
-            f"EXEC {len(command)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
-            f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
-            host=self._name,
-        )
-        if result.stdout_truncated or result.stderr_truncated:
-            raise AnsibleError(
-                f"{self._name}: the command wrote more than the 16 MiB that the agent keeps, and the guest's dd has no "
-                "iflag=fullblock, which would keep the rest. Redirect the output to a file in the guest and fetch that."
-            )
-        if sudoable and self.become:
-            self._check_password(result)
+        run = self._run_become if sudoable and self.become else self._run
+        result = run(_as_over_ssh(cmd), stdin)
         return result.shell_rc, result.stdout, result.stderr
 
     def put_file(self, in_path: str, out_path: str) -> None:
@@ -371,22 +372,65 @@ class Connection(ConnectionBase):
         method = self.get_option("exec_method")
         if method == "guest-exec":
             return agent
-        log = functools.partial(display.vvv, host=self._name)
+        log = functools.partial(_show, display.vvv, self._name)
         start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
         self._runner = RunnerAgent(agent, start)
         # Operations are told the signal that ended a program, where the agent can tell.
         used = RunnerAgent(agent, start, only_if_needed=method == "auto")
         if self.get_option("warm_python"):
-            self._warm = WarmPython(self._runner, log)
+            tell = functools.partial(display.v, host=self._name)
+            self._warm = WarmPython(self._runner, log, tell)
             used.shell = self._begin_warm_shell
         return used
 
-    def _run_warm(self, command: str, stdin: bytes, password: bool) -> ExecResult | None:
+    def _run(self, command: str, stdin: bytes, password: bytes = b"") -> ExecResult:
+        """Run a shell command whose input is ``password`` and ``stdin``."""
+        encoded, given = to_bytes(command, errors="surrogate_or_strict"), password + stdin
+        started = time.monotonic()
+        result = self._guarded(lambda: self._run_warm(command, given) or self._run_plain(encoded, given))
+        display.vvv(
+            f"EXEC {len(encoded)} bytes of command, {len(stdin)} of stdin -> rc {result.shell_rc}, "
+            f"{len(result.stdout)} of stdout, {len(result.stderr)} of stderr in {time.monotonic() - started:.2f} s",
+            host=self._name,
+        )
+        if result.stdout_truncated or result.stderr_truncated:
+            raise AnsibleError(
+                f"{self._name}: the command wrote more than the 16 MiB that the agent keeps, and the guest's dd has no "
+                "iflag=fullblock, which would keep the rest. Redirect the output to a file in the guest and fetch that."
+            )
+        return result
+
+    def _run_become(self, command: str, stdin: bytes) -> ExecResult:
+        """Run a shell command of the become plugin; return its result without what the plugin added to the output.
+
+        :raise AnsibleError: if there would be another result with the right password, as the core's connections do.
+        """
+        ask = asking(self.become, command) if self.become.expect_prompt() else None
+        if ask:
+            result, asked = self._run_with_password(ask, stdin)
+        else:
+            result, asked = self._run(command, stdin), 0
+        if not self._has_begun(result):
+            self._check_password(result, asked)
+        return result._replace(stdout=without_marker(self.become, result.stdout))
+
+    def _run_with_password(self, ask: Asking, stdin: bytes) -> tuple[ExecResult, int]:
+        """Return the result, and how often a password was asked for. Nobody is given one who does not ask."""
+        if not self._asks.get(ask.line, not ask.is_silent):
+            result = self._run(ask.plain, stdin)
+            if self._has_begun(result):
+                return result, 0
+        password = to_bytes(self.become.get_option("become_pass", playcontext=self._play_context))
+        result, asked = ask.read(self._run(ask.text, stdin, password + b"\n"))
+        self._asks[ask.line] = asked > 0
+        return result, asked
+
+    def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
         agent = self.agent  # which makes what there is of runner and interpreters
         if not agent or not self._warm:
             return None
         try:
-            return self._warm.run(command, stdin, password=password)
+            return self._warm.run(command, stdin)
         except (CommandUnavailable, NoRunnerError):
             return None  # nothing was run; the plain path has other means, or says what is wrong
 
@@ -396,35 +440,29 @@ class Connection(ConnectionBase):
         except (CommandUnavailable, NoRunnerError):
             return None
 
-    def _with_password(self, cmd: str, stdin: bytes) -> tuple[str, bytes, bool]:
-        """Return the command and its input with the password that sudo or su may ask for, and whether there is one.
+    def _has_begun(self, result: ExecResult) -> bool:
+        """Return whether the become plugin's program has started the task."""
+        return result.shell_rc == 0 or bool(self.become.check_success(result.stdout))
 
-        Nobody here can see a prompt and answer it. So the password is what they find on their input; and the shell that
-        they start drops what they left of it: all of it, where they did not ask.
+    def _check_password(self, result: ExecResult, asked: int) -> None:
+        """Raise AnsibleError if a program that did not start the task wants another password.
+
+        ``asked`` is how often it has asked; it was given the password the first time.
         """
-        said = f"echo {self.become.success} ; "
-        if not self.become.expect_prompt() or said not in cmd:
-            return cmd, stdin, False
-        mark = secrets.token_hex(16)
-        # Neither it nor the words around it have quotes in them, whatever quotes they are in.
-        drop = f"while read -r l; do case $l in {mark}) break ;; esac; done; unset l; "
-        password = to_bytes(self.become.get_option("become_pass", playcontext=self._play_context))
-        return cmd.replace(said, said + drop, 1), b"%b\n%b\n%b" % (password, mark.encode("ascii"), stdin), True
-
-    def _check_password(self, result: ExecResult) -> None:
-        """Find out whether there would be another result with the right password.
-
-        :raise AnsibleError: as the core's own connections do.
-        """
-        if result.shell_rc == 0 or self.become.check_success(result.stdout):
-            return
-        output = result.stdout + result.stderr
-        for word, wrong in (
-            ("Incorrect", self.become.check_incorrect_password),
-            ("Missing", self.become.check_missing_password),
-        ):
-            if wrong(output):
-                raise AnsibleError(f"{word} {self.become.name} password")
+        output, name = result.stdout + result.stderr, self.become.name
+        wrong = asked > 1 or self.become.check_incorrect_password(output)
+        wants = wrong or self.become.check_missing_password(output) or refused(output)
+        if not asked and not wants:
+            return  # it does not know the user, for example: that is a result as any other
+        if not asked and self.become.get_option("become_pass", playcontext=self._play_context):
+            what = f"{name} did not ask for its password on standard input, where it could have been given one"
+        elif not asked:
+            what = f"Missing {name} password; set ansible_become_password, or use --ask-become-pass"
+        elif wrong:
+            what = f"Incorrect {name} password"
+        else:
+            what = f"{name} was given its password and did not start the task"
+        raise AnsibleError(f"{self._name}: {what}. It said: {printable(last_words(result))}. Nothing was run.")
 
     def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent
@@ -434,7 +472,7 @@ class Connection(ConnectionBase):
             except (CommandUnavailable, NoRunnerError) as exc:
                 if not can_run_programs(agent) or self.get_option("exec_method") == "runner":
                     raise
-                display.vvv(f"{exc} Using guest-exec.", host=self._name)
+                display.vvv(printable(f"{exc} Using guest-exec."), host=self._name)
                 self._runner = None
         return run_shell(agent, command, stdin)
 
@@ -442,6 +480,16 @@ class Connection(ConnectionBase):
         if self.agent and self._runner and self._warm:
             self._runner.timeout = _RESET_SECONDS
             self._warm.end()
+
+    def _seconds(self, option: str, name: str, range_: str, is_valid: Callable[[float], bool]) -> float:
+        """Return the value of an option that is a number of seconds.
+
+        :raise AnsibleError: if it is out of its range, or no number that a clock can reach.
+        """
+        value = float(self.get_option(option))
+        if not (is_valid(value) and math.isfinite(value)):
+            raise AnsibleError(f"{self._name}: {name} is {value:g}; it is a number of seconds and must be {range_}.")
+        return value
 
     def _address(self) -> Address:
         """Return where the agent is.
@@ -503,6 +551,11 @@ class Connection(ConnectionBase):
     @property
     def _name(self) -> str:
         return self._play_context.remote_addr or "guest"
+
+
+def _show(show: Callable[..., None], host: str, text: str) -> None:
+    """Display text that may have words of the guest's in it."""
+    show(printable(text), host=host)
 
 
 def _as_over_ssh(command: str) -> str:

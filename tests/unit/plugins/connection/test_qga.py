@@ -17,7 +17,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.playbook.play_context import PlayContext
-from ansible.plugins.loader import connection_loader
+from ansible.plugins.loader import become_loader, connection_loader, shell_loader
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.connection import qga
@@ -320,65 +320,196 @@ def test_documentation_names_the_variables_of_the_options() -> None:
 # Become
 
 
-class Become:
-    """As much of a become plugin as a connection uses."""
+class Tool:
+    """A program that stands in for sudo and su: it asks as they do, and remembers what it was given.
 
-    name = "sudo"
-    success = "BECOME-SUCCESS-abc"
+    ``asks`` says whether it does; ``words`` is what it says of a wrong password; ``right`` is what it takes.
+    """
 
-    def __init__(self, password: str | None) -> None:
-        self._password = password
+    def __init__(self, directory: Path) -> None:
+        self.path, self.tried = directory / "tool", directory / "tried"
+        self.tried.touch()
+        self.install()
 
-    def expect_prompt(self) -> bool:
-        return self._password is not None
+    def install(self, *, asks: bool = True, words: str = "Sorry, try again.", first: str = "") -> None:
+        """Make it anew; ``first`` is shell text that is run before anything."""
+        self.path.write_text(
+            f"""#!/bin/sh
+            {first}
+            prompt='Password: ' n=
+            while :; do
+                case $1 in
+                -n) n=1 ;;
+                -p) prompt=$2; shift ;;
+                -u) shift ;;
+                -*) ;;
+                *) break ;;
+                esac
+                shift
+            done
+            case $2 in -c) shift 2; set -- /bin/sh -c "$@" ;; esac # as su has them: USER -c COMMAND
+            [ "$1" != /bin/sh ] || [ "$2" = -c ] || exit 9
+            {":" if asks else 'exec "$@"'}
+            [ ! "$n" ] || {{ echo 'sudo: a password is required' >&2; exit 1; }}
+            for _ in 1 2 3; do
+                printf %s "$prompt" >&2
+                IFS= read -r password || {{ echo >&2; break; }}
+                printf '%s\\n' "$password" >>'{self.tried}'
+                [ "$password" != "pass 'ü'" ] || exec "$@"
+                echo '{words}' >&2
+            done
+            echo 'tool: \033[31mno, and no' >&2
+            exit 1
+            """
+        )
+        self.path.chmod(0o755)
 
-    def get_option(self, name: str, playcontext: object = None) -> str | None:
-        assert name == "become_pass"
-        return self._password
-
-    def check_success(self, output: bytes) -> bool:
-        return self.success.encode() in output
-
-    def check_incorrect_password(self, output: bytes) -> bool:
-        return b"Sorry, try again." in output
-
-    def check_missing_password(self, output: bytes) -> bool:
-        return b"a password is required" in output
-
-    def wrapped(self, command: str, asks: bool) -> str:
-        """Return what an asking, or silent, sudo would be; the password is `pass 'ü'`."""
-        inner = f"/bin/sh -c {shlex.quote(f'echo {self.success} ; {command}')}"
-        ask = 'IFS= read -r p; [ "$p" = "pass \'ü\'" ] || { echo Sorry, try again. >&2; exit 1; }; ' if asks else ""
-        return wrapped(f"{ask}{inner}")
+    @property
+    def seen(self) -> list[str]:
+        """The passwords that it was given."""
+        return self.tried.read_text().splitlines()
 
 
-@pytest.mark.parametrize("asks", [True, False])
-def test_become_with_a_password(connection: Connect, server: Scripted, asks: bool) -> None:
+@pytest.fixture
+def tool(tmp_path: Path) -> Tool:
+    return Tool(tmp_path)
+
+
+@pytest.fixture(params=["sudo", "su"])
+def become(request: pytest.FixtureRequest, connection: Connect, server: Scripted, tool: Tool) -> Connect:
+    """Make a function that runs a shell command over one connection, as ansible-core's become plugin has it run."""
     made = connection(address=str(server.path))
-    made.become = Become("pass 'ü'")
-    rc, out, err = made.exec_command(made.become.wrapped("cat; echo '-'$l\"-\"", asks), b"\x00one\ntwo")
-    assert (rc, out, err) == (0, b"BECOME-SUCCESS-abc\n\x00one\ntwo--\n", b"")
-    assert made.exec_command(made.become.wrapped("cat; exit 3", asks))[:2] == (3, b"BECOME-SUCCESS-abc\n")
+    shell = shell_loader.get("sh")
+    shell.set_options()
+    shell.executable = "/bin/sh"
+
+    def run(command: str, stdin: bytes = b"", password: str | None = None, **how: Any) -> tuple[int, bytes, bytes]:
+        plugin = become_loader.get(request.param)
+        given = {"become_pass": password} if password else {}
+        plugin.set_options(direct={"become_user": "somebody", "become_exe": str(tool.path), **given})
+        made.set_become_plugin(plugin)
+        result: tuple[int, bytes, bytes] = made.exec_command(
+            wrapped(plugin.build_become_command(command, shell)), in_data=stdin, **how
+        )
+        return result
+
+    run.name = request.param  # type: ignore[attr-defined]
+    return run
 
 
-def test_become_with_a_wrong_password(connection: Connect, server: Scripted) -> None:
-    made = connection(address=str(server.path))
-    made.become = Become("wrong")
-    with pytest.raises(AnsibleError, match=r"^Incorrect sudo password$"):
-        made.exec_command(made.become.wrapped("echo never", True), b"stdin")
+WORK = "cat; echo e >&2; exit 3"
+RIGHT = "pass 'ü'"
 
 
-def test_become_without_a_password(connection: Connect, server: Scripted) -> None:
-    made = connection(address=str(server.path))
-    made.become = Become(None)
-    assert made.exec_command(made.become.wrapped("cat", False), b"in")[1] == b"BECOME-SUCCESS-abc\nin"
-    with pytest.raises(AnsibleError, match=r"^Missing sudo password$"):
-        made.exec_command("echo sudo: a password is required >&2; exit 1")
-    assert made.exec_command("exit 1")[0] == 1
+def test_password_is_given_to_who_asks(become: Connect, tool: Tool) -> None:
+    for _time in range(2):
+        assert become(WORK, b"\x00one\ntwo", RIGHT) == (3, b"\x00one\ntwo", b"e\n")
+    assert tool.seen == [RIGHT] * 2
 
 
-def test_a_password_is_for_become_only(connection: Connect, server: Scripted) -> None:
-    made = connection(address=str(server.path))
-    made.become = Become("secret")
-    assert made.exec_command(wrapped("cat"), b"in")[1] == b"in"
-    assert made.exec_command(made.become.wrapped("cat", False), b"in", sudoable=False)[1] == b"BECOME-SUCCESS-abc\nin"
+def test_password_is_not_given_to_who_does_not_ask(become: Connect, tool: Tool) -> None:
+    # A user's own login shell could read what comes before the task can.
+    tool.install(asks=False, first=f"timeout 0.3 cat >>'{tool.tried}'")
+    for _time in range(2):
+        assert become("echo a", b"input\n", RIGHT) == (0, b"a\n", b"")
+    assert RIGHT not in tool.seen
+
+
+def test_password_is_not_given_to_what_warns(become: Connect, tool: Tool) -> None:
+    # Piece by piece, as sudo writes it; some pieces end as a prompt does.
+    warns = "printf 'sudo: ' >&2; sleep 0.1; printf 'unable to resolve host: ' >&2; sleep 0.1; echo vm >&2; "
+    tool.install(asks=False, first=f"{warns} timeout 0.3 cat >>'{tool.tried}'")
+    assert become("echo a", b"", RIGHT) == (0, b"a\n", b"sudo: unable to resolve host: vm\n")
+    assert tool.seen == []
+
+
+@pytest.mark.parametrize("words", ["Sorry, try again.", "sudo: Authentication failed, try again.", "nej"])
+def test_wrong_password_counts_once(become: Connect, tool: Tool, words: str) -> None:
+    tool.install(words=words)
+    with pytest.raises(AnsibleError, match=rf"^guest: Incorrect {become.name} password\. ") as caught:
+        become("echo never", b"these\nare\nthe module\n", "wrong")
+    assert tool.seen == ["wrong"]
+    assert "no, and no" in str(caught.value) and "\033" not in str(caught.value), "its words, made harmless"
+    assert not isinstance(caught.value, AnsibleConnectionFailure)
+
+
+def test_wrong_password_of_what_asks_once(become: Connect, tool: Tool) -> None:
+    """Nor do su's words tell anything where they are translated."""
+    tool.install(words="nej")
+    tool.path.write_text(tool.path.read_text().replace("for _ in 1 2 3", "for _ in 1"))
+    with pytest.raises(AnsibleError, match="was given its password and did not start the task"):
+        become("echo never", b"module", "wrong")
+    assert tool.seen == ["wrong"]
+
+
+def test_missing_password(become: Connect, tool: Tool) -> None:
+    said = {
+        "sudo": ["sudo: a password is required", "sudo: interactive authentication is required"],
+        "su": ["su: Authentication failure", "su: Authentication required but not attempted"],
+    }
+    for words in said[become.name]:
+        tool.install(first=f"echo '{words}' >&2; exit 1")
+        with pytest.raises(AnsibleError, match=rf"^guest: Missing {become.name} password; set ansible_become_password"):
+            become("echo never", b"module")
+
+
+def test_other_failure_is_a_result(become: Connect, tool: Tool) -> None:
+    tool.install(first="echo 'unknown user somebody' >&2; exit 1")
+    for password in (None, RIGHT):
+        assert become("echo never", b"module", password) == (1, b"", b"unknown user somebody\n")
+
+
+def test_marker_goes_and_what_stands_around_it_stays(become: Connect, tool: Tool) -> None:
+    tool.install(asks=False, first="echo welcome; echo note >&2")
+    for password in (None, RIGHT):
+        assert become("printf 'a\\nb'", b"", password) == (0, b"welcome\na\nb", b"note\n")
+    tool.install(first="echo welcome; [ -n \"$*\" ] && case $* in *' -n '*) ;; *) echo note >&2 ;; esac")
+    assert become("echo a; echo b >&2", b"", RIGHT) == (0, b"welcome\na\n", b"note\nb\n")
+
+
+def test_marker_of_another_is_left_alone(connection: Connect, server: Scripted) -> None:
+    out = connection(address=str(server.path)).exec_command("echo BECOME-SUCCESS-abc; cat", b"in")[1]
+    assert out == b"BECOME-SUCCESS-abc\nin"
+
+
+def test_password_is_for_become_only(become: Connect, tool: Tool) -> None:
+    tool.install(asks=False)
+    out = become("cat", b"in", RIGHT, sudoable=False)[1]
+    assert out.startswith(b"BECOME-SUCCESS-") and out.endswith(b"\nin")
+
+
+def test_nothing_of_a_password_is_shown(become: Connect, tool: Tool, lines: list[str]) -> None:
+    become("cat", b"in", RIGHT)
+    assert tool.seen == [RIGHT]
+    shown = [line for line in lines if "EXEC" in line]
+    assert shown and all(" 2 of stdin" in line for line in shown), "nor how long it is"
+    assert RIGHT not in "\n".join(lines)
+
+
+# What makes no sense
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "values"),
+    [("agent_timeout", "ansible_qga_timeout", "0 -1 nan inf"), ("persist", "ansible_qga_persist", "-1 nan inf")],
+)
+def test_seconds_that_make_no_sense(
+    connection: Connect, server: Scripted, option: str, name: str, values: str
+) -> None:
+    for value in values.split():
+        with pytest.raises(AnsibleError, match=f"^guest: {name} is {value};"):
+            connection(address=str(server.path), **{option: float(value)}).exec_command("true")
+    assert server.commands == []
+
+
+def test_user_that_the_agent_does_not_run_as(connection: Connect, server: Scripted, lines: list[str]) -> None:
+    for user, runs_as, warns in ((None, "root", 0), ("root", "root", 0), ("qga", "qga", 0), ("qgauser", "root", 1)):
+        lines.clear()
+        for _task in range(2):
+            made = connection(address=str(server.path), remote_user=runs_as)
+            made._play_context.remote_user = user
+            made.exec_command("true")
+            made.exec_command("true")
+            made.close()
+        warnings = [line for line in lines if "tasks run as" in line]
+        assert len(warnings) == warns, warnings

@@ -1,0 +1,135 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Give sudo, su and their like a password only when they ask for one, and read from the output what they said.
+
+The input of a command is prepared before the command starts, so nobody on the controller can wait for a prompt. A shell
+of the agent's user waits for it in the guest (_ASK), as ansible-core's ssh connection does on the controller.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
+
+__all__ = ("Asking", "asking", "last_words", "refused", "without_marker")
+
+# The program's standard error is read until the shell that it starts has said that it runs. Each read is one by dd,
+# which returns what is there: a prompt has no newline at its end. The password goes into a pipe that is the program's
+# standard input, behind a prompt only; at a second prompt the pipe is closed, so that a wrong password counts once. The
+# task's own input follows when that shell runs. A here-document and not printf carries the password, since the latter
+# is a program of its own, with arguments for all to see, where the shell is mksh.
+_ASK = r"""f=/run/%(fifo)s
+mkfifo -m 600 "$f" 2>/dev/null || { f=/tmp/%(fifo)s; mkfifo -m 600 "$f"; } || exit 1
+{
+    rm -f "$f"
+    IFS= read -r p <&3
+    s= a=
+    while [ "${#s}" -lt 65536 ] && c=$(timeout %(silence)d dd bs=4096 count=1 2>/dev/null; echo .) && [ "$c" != . ]; do
+        c=${c%%.}
+        printf %%s "$c" >&2
+        s=$s$c
+        case $s in *%(mark)s*)
+            cat <&3 2>/dev/null &
+            break
+        ;;
+        esac
+        printf '%%s\n' "$s" | grep -qiE -e %(prompt)s || continue
+        echo '%(mark)s?' >&2
+        [ ! "$a" ] || break
+        a=1 s=
+        cat <<QEMU_GUEST
+$p
+QEMU_GUEST
+    done
+    unset p
+    exec cat >&2 3<&-
+} 3<&0 <"$f" | (
+%(command)s
+) 2>"$f"
+"""
+# Seconds without a word of a program that has neither asked nor started the task: then its input ends.
+_SILENCE = 60
+# What any prompt ends with where a plugin names none.
+_WORDS = ("Password",)
+# What sudo-rs and su-rs say without a password, with -n and at the end of their input. ansible-core does not know it.
+_REFUSED = re.compile(rb"interactive authentication is required|Authentication required but not attempted")
+
+
+class Asking(NamedTuple):
+    """A command line of a become plugin for which there is a password.
+
+    ``line`` tells command lines apart, whatever their task. ``plain`` is the shell command that is given no password;
+    ``is_silent`` tells that it fails where one is asked for, and reads nothing of its input before. ``text`` is the
+    shell command whose input begins with the password, on a line of its own; ``mark`` is what it says on stderr.
+    """
+
+    line: str
+    plain: str
+    is_silent: bool
+    text: str
+    mark: str
+
+    def read(self, result: ExecResult) -> tuple[ExecResult, int]:
+        """Return the result of ``text`` without prompts, and how many prompts there were."""
+        ours, _newline, theirs = result.stderr.partition(b"%b\n" % self.mark.encode("ascii"))
+        # Some write a newline when they have read a password, since its own is not shown.
+        ours, asked = re.subn(rb"[^\n]*%b\?\n\n?" % self.mark.encode("ascii"), b"", ours)
+        return result._replace(stderr=ours + theirs), asked
+
+
+def asking(plugin: Any, text: str) -> Asking | None:
+    """Return how the shell command ``text`` of the become plugin is given a password; None if it is not one of its."""
+    said = f"echo {plugin.success} ; "
+    if said not in text:
+        return None
+    mark = secrets.token_hex(16)
+    # The plugin of sudo puts a prompt where it has -n without a password.
+    prompt = f'-p "{plugin.prompt}"'
+    plain = text.replace(prompt, "-n", 1)
+    ask = {
+        "command": text.replace(said, f"{said}echo {mark} >&2 ; ", 1),
+        "fifo": f"qemu-guest.{secrets.token_hex(16)}.ask",
+        "mark": mark,
+        "prompt": shlex.quote(_pattern(plugin)),
+        "silence": _SILENCE,
+    }
+    return Asking(plain.partition(said)[0], plain, prompt in text, _ASK % ask, mark)
+
+
+def without_marker(plugin: Any, output: bytes) -> bytes:
+    """Return the standard output of a command without the line by which the plugin knows that the task has begun."""
+    at = output.find(plugin.success.encode("ascii"))
+    if at < 0:
+        return output
+    _line, _newline, after = output[at:].partition(b"\n")
+    return output[: output.rfind(b"\n", 0, at) + 1] + after
+
+
+def refused(output: bytes) -> bool:
+    """Return whether a program said that it wants a password, in words that become plugins may not know."""
+    return bool(_REFUSED.search(output))
+
+
+def last_words(result: ExecResult) -> str:
+    """Return the last line of what a program said about its failure."""
+    lines = (result.stderr.strip() or result.stdout.strip()).decode("utf-8", "replace").splitlines()
+    return lines[-1].strip() if lines else f"exit status {result.shell_rc}"
+
+
+def _pattern(plugin: Any) -> str:
+    """Return a regular expression, as of grep -E, for the prompts of a become plugin."""
+    if isinstance(plugin.prompt, str):
+        return _escaped(plugin.prompt)
+    words: Iterable[str] = plugin.get_option("prompt_l10n") or getattr(plugin, "SU_PROMPT_LOCALIZATIONS", _WORDS)
+    # Before the colon, French has a space, which may be two bytes.
+    return f"({'|'.join(map(_escaped, words))}).?.?(:|\uff1a)"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([][\\.*^$+?(){}|])", r"\\\1", text)
