@@ -43,10 +43,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._shared import join
 
-__all__ = ("DEFAULT_TIMEOUT", "Agent", "AgentInfo", "Share", "SocketAgent", "open_agent")
+__all__ = ("DEFAULT_FROZEN_TIMEOUT", "DEFAULT_TIMEOUT", "Agent", "AgentInfo", "Share", "SocketAgent", "open_agent")
 
 DEFAULT_TIMEOUT = 20.0
 """Seconds that one agent command may take, connecting and waiting for the seat included."""
+
+DEFAULT_FROZEN_TIMEOUT = 300.0
+"""Seconds for which a frozen guest is waited for in the middle of something; see _patience.py."""
 
 # Commands that answer only when they fail are given this long to fail, unless the caller knows better (a bad mode is
 # refused at once; a shutdown helper that cannot be run is reported when it has ended).
@@ -62,6 +65,10 @@ Share = Callable[[Address, Channel], Channel]
 """Offers the channel to others of this user on this machine, and returns it as one that is shared with them."""
 
 
+def _tell_nobody(text: str) -> None:
+    """Take a line of log that nobody wants."""
+
+
 class AgentInfo(NamedTuple):
     """What guest-info tells: the agent's ``version`` and which ``commands`` it has, by name: enabled or not."""
 
@@ -74,11 +81,19 @@ class AgentInfo(NamedTuple):
         digits = itertools.takewhile(str.isdecimal, self.version.replace("-", ".").split("."))
         return tuple(int(d) for d in digits)
 
+    @property
+    def looks_frozen(self) -> bool:
+        """Whether nothing is enabled but what a frozen guest takes: then this does not tell what the agent can do."""
+        enabled = [name for name, is_enabled in self.commands.items() if is_enabled]
+        return "guest-fsfreeze-status" in enabled and all(_commands.command(name).while_frozen for name in enabled)
+
 
 class Agent(ABC):
     """A guest's agent. Not thread-safe: an agent runs one command at a time.
 
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
+    ``frozen_timeout`` is how long, in seconds, a frozen guest is waited for in the middle of something, and ``warn``
+    tells the user about that.
     """
 
     largest_payload = 48 * 1000 * 1000
@@ -92,6 +107,8 @@ class Agent(ABC):
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
+        self.frozen_timeout = DEFAULT_FROZEN_TIMEOUT
+        self.warn: Log = log or _tell_nobody
         self._log = log
         self._info: AgentInfo | None = None
         self._explaining = False
@@ -108,6 +125,9 @@ class Agent(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the channel up. The next command opens it again."""
+
+    def step_aside(self) -> None:
+        """Let other clients have the channel until the next command, where it has a single seat."""
 
     @property
     def largest_input(self) -> int:
@@ -233,7 +253,7 @@ class Agent(ABC):
 
     @property
     def info(self) -> AgentInfo:
-        """What guest-info says, asked once. Freezing changes what is enabled: see ``refresh_info``."""
+        """What guest-info says, asked once, and again as long as the guest is frozen."""
         return self._info or self.refresh_info()
 
     def refresh_info(self) -> AgentInfo:
@@ -244,8 +264,10 @@ class Agent(ABC):
         for entry in commands:
             entry = _wire.expect(entry, dict, "a member of supported_commands")
             table[_wire.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
-        self._info = AgentInfo(_wire.expect(value.get("version"), str, "version"), table)
-        return self._info
+        info = AgentInfo(_wire.expect(value.get("version"), str, "version"), table)
+        if not info.looks_frozen:
+            self._info = info
+        return info
 
     def supports(self, *commands: str) -> bool:
         """Return whether the agent has all of ``commands`` and has them enabled."""
@@ -267,20 +289,23 @@ class Agent(ABC):
             return unexplained
         self._explaining = True
         try:
-            return self._explained(command, self.refresh_info())
+            # In this order: a guest that is thawed meanwhile is then seen to have the command enabled.
+            status = self._freeze_status()
+            return self._explained(command, self.refresh_info(), status)
         except QgaError:
             return unexplained
         finally:
             self._explaining = False
 
-    def _explained(self, command: str, info: AgentInfo) -> CommandUnavailable:
+    def _explained(self, command: str, info: AgentInfo, status: str) -> CommandUnavailable:
         if command not in info.commands:
             since = _commands.command(command).since
             hint = f"It came with version {since}: upgrade qemu-guest-agent in the guest." if since else ""
             return CommandUnavailable(
                 f"this agent (version {info.version}) does not know the command.", command=command, hint=hint
             )
-        if not _commands.command(command).while_frozen and self._frozen(info):
+        was_frozen = status == "frozen" or (status == "thawed" and info.commands[command])
+        if was_frozen and not _commands.command(command).while_frozen:
             return CommandUnavailable(
                 "blocked while the guest's filesystems are frozen.",
                 command=command,
@@ -295,13 +320,14 @@ class Agent(ABC):
             reason="disabled",
         )
 
-    def _frozen(self, info: AgentInfo) -> bool:
-        if not info.commands.get("guest-fsfreeze-status"):
-            return False
+    def _freeze_status(self) -> str:
+        """Return what guest-fsfreeze-status says; nothing if the agent does not tell."""
+        if not self.info.commands.get("guest-fsfreeze-status"):
+            return ""
         try:
-            return bool(self.execute("guest-fsfreeze-status") == "frozen")
+            return str(self.execute("guest-fsfreeze-status"))
         except QgaError:
-            return False
+            return ""
 
     def _how_to_enable(self, command: str, info: AgentInfo) -> str:
         """Return what to change in the guest, for its distribution and version of the agent."""
@@ -350,6 +376,9 @@ class SocketAgent(Agent):
         if self._channel:
             self._channel.close()
             self._channel = None
+
+    def step_aside(self) -> None:
+        self.close()
 
     @property
     def identity(self) -> str:

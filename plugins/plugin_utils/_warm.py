@@ -27,9 +27,10 @@ from typing import ParamSpec, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 from ansible_collections.qemu.guest.plugins.module_utils._runner import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import PATH, login_program, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool, patiently
+from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, Line, Spool
 from ansible_collections.qemu.guest.plugins.plugin_utils import _kind
 from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
 
@@ -314,7 +315,7 @@ class WarmPython:
                 break
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
-                alone = not patiently(line.is_heard)
+                alone = not patiently(self._agent, line.is_heard)
                 if alone:
                     continue  # it may have answered since
                 if line.is_lost:
