@@ -128,6 +128,7 @@ class Agent(ABC):
 
     def step_aside(self) -> None:
         """Let other clients have the channel until the next command, where it has a single seat."""
+        return
 
     @property
     def largest_input(self) -> int:

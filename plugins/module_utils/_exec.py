@@ -133,9 +133,8 @@ def _look(agent: Agent, pid: int) -> ExecResult | None:
             return None
         return _result(reply, math.inf if agent.captures_all else CAPTURE_LIMIT)
     except HandleLostError as exc:
-        message = f"the agent knows no program with pid {pid} any more: it was restarted and ended its programs, or the "
-        message += "guest went back to a snapshot, or the answer that the program has ended was lost"
-        raise lost(exc, message) from exc
+        causes = "it was restarted, the guest went back to a snapshot, or the answer that the program ended was lost"
+        raise lost(exc, f"the agent knows no program with pid {pid} any more: {causes}") from exc
     except TransferError:
         raise  # the program has ended, and a part of its output is missing
     except QgaError as exc:

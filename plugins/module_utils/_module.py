@@ -21,6 +21,7 @@ def argument_spec(operation: Operation) -> dict[str, Any]:
     return {
         "address": {"type": "str"},
         "agent_timeout": {"type": "float"},
+        "frozen_timeout": {"type": "float"},
         "libvirt_uri": {"type": "str"},
         **operation.spec,
     }
@@ -45,6 +46,9 @@ def run_module(operation: Operation) -> None:
     try:
         timeout = params["agent_timeout"] or DEFAULT_TIMEOUT
         with open_agent(params["address"], timeout, libvirt_uri=params["libvirt_uri"]) as agent:
+            agent.warn = module.warn
+            if params["frozen_timeout"] is not None:
+                agent.frozen_timeout = params["frozen_timeout"]
             result = run_operation(
                 operation, agent, params, check_mode=module.check_mode, diff=getattr(module, "_diff", False)
             )

@@ -198,7 +198,7 @@ def test_answer_that_is_lost_is_asked_for_again(agent: SocketAgent, server: Scri
 def test_end_is_told_once(agent: SocketAgent, server: Scripted, lost: Step) -> None:
     """A lost answer may have been the one that told it: to ask again is to be told of no such pid."""
     server.then(STATUS, returns(RUNS), lost, fails("Invalid parameter 'pid'"))
-    with pytest.raises(OutcomeUnknownError, match="the answer that the program has ended was lost") as caught:
+    with pytest.raises(OutcomeUnknownError, match="the answer that the program ended was lost") as caught:
         wait(agent, 7, 60)
     assert caught.value.executed == "unknown"
     assert server.work == [STATUS] * 3
@@ -289,7 +289,7 @@ def test_guest_that_stays_frozen_is_given_up(agent: SocketAgent, server: Scripte
     agent.frozen_timeout = 30
     began = clock.now
     server.freeze(100)
-    with pytest.raises(OutcomeUnknownError, match="may have run: contact was lost .* frozen") as caught:
+    with pytest.raises(OutcomeUnknownError, match=r"may have run: contact was lost .* frozen") as caught:
         finish(agent, 7)
     assert 30 <= clock.now - began < 33
     assert caught.value.command == EXEC and "guest-fsfreeze-thaw" in caught.value.hint
