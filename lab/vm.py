@@ -36,6 +36,7 @@ KERNEL_LINE = "root=/dev/vda rw console=ttyS1 quiet net.ifnames=0 apparmor=0 aud
 KERNEL_LINE += " movable_node memhp_default_state=online_movable"
 SPARE_MIB = 128
 SMALL_DISK = "64M"
+SNAPSHOT_SECONDS = 120.0
 STOP_SECONDS = 5.0
 # Ends a guest whose starter is gone, however that ended: it waits for the end of its standard input, a pipe that only
 # the starter holds. PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends.
@@ -43,7 +44,10 @@ LEASH = 'read -r _; grep -qs "$2" "/proc/$1/cmdline" && kill -KILL "$1"; rm -rf 
 
 
 class Guest:
-    """A virtual machine with a guest agent, a serial console and a second, small filesystem on /small."""
+    """A virtual machine with a guest agent, a serial console and a second, small filesystem on /small.
+
+    With `snapshots`, it can be saved and taken back to that.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Guest:
         memory_mib: int = 512,
         cpus: int = 2,
         extra_args: Sequence[str] = (),
+        snapshots: bool = False,
     ) -> None:
         if nic not in NICS:
             raise LabError(f"no such NIC: {nic}; there are {', '.join(NICS)}")
@@ -60,6 +65,7 @@ class Guest:
         self.memory_mib = memory_mib
         self.cpus = cpus
         self.extra_args = list(extra_args)
+        self.snapshots = snapshots
         self.pid = 0
         self.ssh_port: int | None = None
         self.ssh_key = image.ssh_key()
@@ -177,6 +183,21 @@ class Guest:
         """Run a QMP command and return its result."""
         return qmp.call(self.qmp_socket, command, arguments)
 
+    def save(self, name: str) -> None:
+        """Take a snapshot of all that the guest is, its memory and its processes included. It goes on then."""
+        self._monitor(f"savevm {name}")
+
+    def revert(self, name: str) -> None:
+        """Take the guest back to where it was when it was saved. Whoever is connected to it is told nothing."""
+        self._monitor(f"loadvm {name}")
+
+    def _monitor(self, line: str) -> None:
+        """Run a command of QEMU's monitor for people that prints nothing if it works."""
+        arguments = {"command-line": line}
+        output = qmp.call(self.qmp_socket, "human-monitor-command", arguments, SNAPSHOT_SECONDS)
+        if output:
+            raise LabError(f"{line}: {output.strip()}")
+
     # Inside
 
     @property
@@ -187,9 +208,17 @@ class Guest:
     def _small(self) -> Path:
         return self.directory / "small.raw"
 
+    @property
+    def _small_drive(self) -> str:
+        # A snapshot of a machine is of all its disks, and kept in them: none can be raw.
+        return f"file={self._small}.qcow2,format=qcow2" if self.snapshots else f"file={self._small},format=raw"
+
     def _make_disks(self, source: image.Image) -> None:
         _quiet("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(source.disk), str(self._disk))
         _quiet("mke2fs", "-q", "-t", "ext4", "-L", "small", str(self._small), SMALL_DISK)
+        if self.snapshots:
+            below = ["-F", "raw", "-b", str(self._small)]
+            _quiet("qemu-img", "create", "-q", "-f", "qcow2", *below, f"{self._small}.qcow2")
 
     def _start_qemu(self, source: image.Image, outlive: bool) -> None:
         with open(self.directory / "qemu.log", "wb") as log:
@@ -209,7 +238,7 @@ class Guest:
         argv += ["-object", f"memory-backend-ram,id=spare,size={SPARE_MIB}M", "-device", "pc-dimm,memdev=spare"]
         argv += ["-kernel", str(source.kernel), "-initrd", str(source.initrd), "-append", KERNEL_LINE]
         argv += ["-drive", f"file={self._disk},format=qcow2,{drive}"]
-        argv += ["-drive", f"file={self._small},format=raw,{drive}"]
+        argv += ["-drive", f"{self._small_drive},{drive}"]
         argv += ["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]
         argv += ["-chardev", f"socket,id=agent,path={self.agent_socket},server=on,wait=off"]
         argv += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0,id=agent"]

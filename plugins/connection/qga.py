@@ -76,6 +76,19 @@ options:
     ini:
       - section: qga_connection
         key: timeout
+  frozen_timeout:
+    description:
+      - Seconds for which a guest whose filesystems are frozen, by a backup for instance, is waited for in the middle of
+        a task. V(0) is not at all. A task that begins in a frozen guest fails at once.
+    type: float
+    default: 300
+    vars:
+      - name: ansible_qga_frozen_timeout
+    env:
+      - name: ANSIBLE_QGA_FROZEN_TIMEOUT
+    ini:
+      - section: qga_connection
+        key: frozen_timeout
   exec_method:
     description:
       - How programs are run in the guest. V(guest-exec) uses the agent's command of that name.
@@ -298,6 +311,8 @@ class Connection(ConnectionBase):
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
+            agent.frozen_timeout = self.get_option("frozen_timeout")
+            agent.warn = lambda text: display.warning(f"{name}: {text}")
             self._agent = self._with_runner(agent)
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True

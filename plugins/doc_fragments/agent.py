@@ -28,6 +28,12 @@ options:
       - A few commands may well take longer and have more, at least 30 seconds to set the time, and 60 to freeze, to
         thaw and to set a password.
     type: float
+  frozen_timeout:
+    description:
+      - Seconds for which a guest whose filesystems are frozen, by a backup for instance, is waited for in the middle of
+        what the task does. V(0) is not at all. What begins in a frozen guest fails at once.
+      - The default is 300, or what the connection says.
+    type: float
   libvirt_uri:
     description:
       - Which libvirt has the domain, where O(address) is V(libvirt:DOMAIN); of no meaning otherwise.

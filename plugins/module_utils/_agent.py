@@ -45,10 +45,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._shared import join
 
-__all__ = ("DEFAULT_TIMEOUT", "Agent", "AgentInfo", "Share", "SocketAgent", "open_agent")
+__all__ = ("DEFAULT_FROZEN_TIMEOUT", "DEFAULT_TIMEOUT", "Agent", "AgentInfo", "Share", "SocketAgent", "open_agent")
 
 DEFAULT_TIMEOUT = 20.0
 """Seconds that one agent command may take, connecting and waiting for the seat included."""
+
+DEFAULT_FROZEN_TIMEOUT = 300.0
+"""Seconds for which a frozen guest is waited for in the middle of something; see _patience.py."""
 
 # Commands that answer only when they fail are given this long to fail, unless the caller knows better (a bad mode is
 # refused at once; a shutdown helper that cannot be run is reported when it has ended).
@@ -64,10 +67,16 @@ Share = Callable[[Address, Channel], Channel]
 """Offers the channel to others of this user on this machine, and returns it as one that is shared with them."""
 
 
+def _tell_nobody(text: str) -> None:
+    """Take a line of log that nobody wants."""
+
+
 class Agent(ABC):
     """A guest's agent. Not thread-safe: an agent runs one command at a time.
 
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
+    ``frozen_timeout`` is how long, in seconds, a frozen guest is waited for in the middle of something, and ``warn``
+    tells the user about that.
     """
 
     largest_payload = 48 * 1000 * 1000
@@ -81,6 +90,8 @@ class Agent(ABC):
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
+        self.frozen_timeout = DEFAULT_FROZEN_TIMEOUT
+        self.warn: Log = log or _tell_nobody
         self._log = log
         self._info: AgentInfo | None = None
         self._has_answered = False
@@ -99,6 +110,10 @@ class Agent(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the channel up. The next command opens it again."""
+
+    def step_aside(self) -> None:
+        """Let other clients have the channel until the next command, where it has a single seat."""
+        return
 
     @property
     def largest_input(self) -> int:
@@ -214,7 +229,7 @@ class Agent(ABC):
 
     @property
     def info(self) -> AgentInfo:
-        """What guest-info says, asked once. Freezing changes what is enabled: see ``refresh_info``."""
+        """What guest-info says, asked once, and again as long as the guest is frozen."""
         return self._info or self.refresh_info()
 
     def refresh_info(self) -> AgentInfo:
@@ -225,8 +240,10 @@ class Agent(ABC):
         for entry in commands:
             entry = _wire.expect(entry, dict, "a member of supported_commands")
             table[_wire.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
-        self._info = AgentInfo(_wire.expect(value.get("version"), str, "version"), table)
-        return self._info
+        info = AgentInfo(_wire.expect(value.get("version"), str, "version"), table)
+        if not info.looks_frozen:
+            self._info = info
+        return info
 
     def supports(self, *commands: str) -> bool:
         """Return whether the agent has all of ``commands`` and has them enabled."""
@@ -248,16 +265,15 @@ class Agent(ABC):
             return unexplained
         self._explaining = deadline
         try:
+            # In this order: a guest that is thawed meanwhile is then seen to have the command enabled.
+            status = self._if_told("guest-fsfreeze-status")
             info = self.refresh_info()
-            frozen = any(command in info.commands for command in commands) and self._is_frozen()
-            return refusal(commands, info, self._system(), frozen=frozen)
+            was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
+            return refusal(commands, info, self._system(), frozen=status == "frozen" or was_thawed)
         except QgaError:
             return unexplained
         finally:
             self._explaining = None
-
-    def _is_frozen(self) -> bool:
-        return bool(self._if_told("guest-fsfreeze-status") == "frozen")
 
     def _system(self) -> str:
         """Return the id of the guest's operating system, as os-release has it; empty if it is not told."""
@@ -299,6 +315,9 @@ class SocketAgent(Agent):
         if self._channel:
             self._channel.close()
             self._channel = None
+
+    def step_aside(self) -> None:
+        self.close()
 
     @property
     def identity(self) -> str:

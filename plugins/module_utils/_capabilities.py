@@ -32,6 +32,12 @@ class AgentInfo(NamedTuple):
         """Return the version as numbers; what is no number ends it."""
         return _numbers(self.version)
 
+    @property
+    def looks_frozen(self) -> bool:
+        """Whether nothing is enabled but what a frozen guest takes: then this does not tell what the agent can do."""
+        enabled = [name for name, is_enabled in self.commands.items() if is_enabled]
+        return "guest-fsfreeze-status" in enabled and all(_commands.command(name).while_frozen for name in enabled)
+
 
 def _numbers(version: str) -> tuple[int, ...]:
     parts = version.replace("-", ".").split(".", _MOST_PARTS)[:_MOST_PARTS]

@@ -16,21 +16,20 @@ from typing import Any, Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
-    ConnectError,
     HandleLostError,
     OutcomeUnknownError,
     QgaError,
     TransferError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 
-__all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "pauses", "start", "wait")
+__all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "lost", "pauses", "start", "wait")
 
 CAPTURE_LIMIT = 16 * 1024 * 1024
 """Bytes of each output stream that the agent keeps; it drops the rest."""
 
-_NEEDED = ("guest-exec", "guest-exec-status")
+_EXEC, _STATUS = _NEEDED = ("guest-exec", "guest-exec-status")
 
 # How often a running program is asked after, in seconds: at once for a quick one, seldom for a long one.
 # A question takes a few milliseconds of a slow guest, and on average the answer comes half a pause late.
@@ -38,6 +37,8 @@ _FIRST_POLL = 0.004
 _LONGER = 1.12
 _LONGEST_POLL = 0.25
 _LONG = 24 * 3600.0
+# What a question takes beyond this, the guest was away, or frozen: that is not the program's time.
+_QUESTION_SECONDS = 1.0
 
 
 class ExecResult(NamedTuple):
@@ -91,31 +92,77 @@ def start(
     if stdin:
         request["input-data"] = _wire.Base64(base64.b64encode(stdin).decode("ascii"))
     # A slow guest takes a megabyte per second; what takes longer for its size is not to be taken for a dead one.
-    reply = agent.execute("guest-exec", request, timeout=agent.timeout + len(stdin) // 1_000_000)
+    reply = agent.execute(_EXEC, request, timeout=agent.timeout + len(stdin) // 1_000_000)
     return int(_wire.expect(reply.get("pid"), int, "pid"))
 
 
 def wait(agent: Agent, pid: int, seconds: float) -> ExecResult | None:
     """Wait until the program ``pid`` has ended, for at most ``seconds``; None if it has not.
 
-    The agent tells the end of a program once, so the result is taken by this call.
+    The agent tells the end of a program once, so the result is taken by this call. While the agent is away or the guest
+    is frozen, it is waited for, and that time does not count.
 
-    :raise OutcomeUnknownError: if the agent was restarted meanwhile: it ends its programs and forgets them.
+    :raise OutcomeUnknownError: if nothing more can be learned of the program, whatever the reason.
+    :raise TransferError: if it has ended, and its output is damaged.
     """
-    deadline = Deadline(seconds)
+    end = time.monotonic() + seconds
     for pause in pauses():
-        try:
-            reply = agent.execute("guest-exec-status", {"pid": pid})
-        except HandleLostError as exc:
-            raise _lost(exc, f"the agent was restarted, and ended the program with pid {pid}") from exc
-        except (ConnectError, OutcomeUnknownError) as exc:
-            raise _lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from exc
-        if _wire.expect(reply.get("exited"), bool, "exited"):
-            return _result(reply, math.inf if agent.captures_all else CAPTURE_LIMIT)
-        if deadline.expired:
+        asked = time.monotonic()
+        result = _look(agent, pid)
+        if result is not None:
+            return result
+        now = time.monotonic()
+        end += max(0.0, now - asked - _QUESTION_SECONDS)
+        if now >= end:
             return None
-        time.sleep(min(pause, deadline.left()))
+        time.sleep(min(pause, end - now))
     return None  # not reached: pauses never end
+
+
+def _look(agent: Agent, pid: int) -> ExecResult | None:
+    """Return how the program ``pid`` ended; None if it runs.
+
+    An answer that was lost is asked for again. If it told that the program ended, the agent knows no such program now.
+
+    :raise OutcomeUnknownError: if the agent says nothing that can be understood.
+    :raise TransferError: if the program has ended, and its output is damaged.
+    """
+    try:
+        reply = patiently(agent, lambda: agent.execute(_STATUS, {"pid": pid}), final=_is_final)
+        if not _wire.expect(reply.get("exited"), bool, "exited"):
+            return None
+        return _result(reply, math.inf if agent.captures_all else CAPTURE_LIMIT)
+    except HandleLostError as exc:
+        causes = "it was restarted, the guest went back to a snapshot, or the answer that the program ended was lost"
+        raise lost(exc, f"the agent knows no program with pid {pid} any more: {causes}") from exc
+    except TransferError:
+        raise  # the program has ended, and a part of its output is missing
+    except QgaError as exc:
+        raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from exc
+
+
+def _is_final(exc: QgaError) -> bool:
+    return isinstance(exc, HandleLostError) or _is_about_program(exc)
+
+
+def _is_about_program(exc: QgaError) -> bool:
+    """Return whether ``exc`` tells the fate of a program, and not that of a question after it."""
+    return isinstance(exc, OutcomeUnknownError) and exc.command == _EXEC
+
+
+def lost(exc: QgaError, message: str) -> OutcomeUnknownError:
+    """Return what ``exc`` means for a program that was started before: it may have run, whatever became of ``exc``.
+
+    ``message`` says what happened. An error that speaks of the program already is returned as it is.
+    """
+    if isinstance(exc, OutcomeUnknownError) and _is_about_program(exc):
+        return exc
+    hint = "Look at the guest before you repeat it."
+    if not isinstance(exc, OutcomeUnknownError) and exc.hint:  # whose hint is about the question
+        hint = f"{exc.hint} {hint}"
+    error = OutcomeUnknownError(message, command=_EXEC, hint=hint)
+    error.address = exc.address
+    return error
 
 
 def pauses(first: float = _FIRST_POLL) -> Iterator[float]:
@@ -124,13 +171,6 @@ def pauses(first: float = _FIRST_POLL) -> Iterator[float]:
     while True:
         yield pause
         pause = min(pause * _LONGER, _LONGEST_POLL)
-
-
-def _lost(exc: QgaError, message: str) -> OutcomeUnknownError:
-    """Return what a failed question after a program means: not for that question, but for the program."""
-    error = OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
-    error.address = exc.address
-    return error
 
 
 def finish(agent: Agent, pid: int) -> ExecResult:

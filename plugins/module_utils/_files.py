@@ -15,17 +15,21 @@ from __future__ import annotations
 import base64
 import errno
 import time
-from typing import IO, Any, BinaryIO, Callable, Iterator, NamedTuple, Sequence
+from contextlib import suppress
+from typing import IO, Any, BinaryIO, Callable, Iterator, NamedTuple, Sequence, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     GuestFileError,
+    HandleLostError,
+    OutcomeUnknownError,
     ProtocolError,
     QgaError,
     TransferError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 
 __all__ = (
     "CHUNK",
@@ -39,6 +43,8 @@ __all__ = (
     "exists",
     "no_progress",
 )
+
+T = TypeVar("T")
 
 CHUNK = 1024 * 1024
 """Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
@@ -81,6 +87,8 @@ class GuestFile:
     """An open file in the guest. A context manager: leaving it closes the handle and raises what closing finds.
 
     ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``. With a ``handle``, the file is open already.
+    Once it is open, an agent that is away is waited for, for its ``timeout`` once more, and a frozen guest too. Whether
+    a request whose answer got lost was carried out, the position in the file tells.
 
     :raise GuestFileError: with the errno of the cause where the agent names it.
     """
@@ -88,6 +96,8 @@ class GuestFile:
     def __init__(self, agent: Agent, path: str, mode: str = "r", *, handle: int | None = None) -> None:
         self._agent = agent
         self.path = path
+        # Where the next byte is read or written; None if nobody knows, as of what is no file but a pipe.
+        self._position = 0 if handle is None and "a" not in mode else None
         if handle is None:
             handle = agent.execute("guest-file-open", {"path": path, "mode": mode})
         self.handle: int | None = handle
@@ -97,18 +107,22 @@ class GuestFile:
         return self
 
     def __exit__(self, kind: object, *exc_info: object) -> None:
-        try:
+        if kind is None:
             self.close()
-        except QgaError:
-            if kind is None:
-                raise
-            # The error that got us here is the one to tell; this one is its consequence.
+        elif self.handle is not None:
+            # The error that got us here is the one to tell; one of this is its consequence.
+            with suppress(QgaError):
+                self._once("guest-file-close")
+            self.handle = None
 
     def close(self) -> None:
         """Close the handle. A full disk may be found only here."""
-        handle, self.handle = self.handle, None
-        if handle is not None:
-            self._agent.execute("guest-file-close", {"handle": handle})
+        if self.handle is not None:
+            try:
+                # An answer that got lost is not asked for again: the handle may be another file's by then.
+                self._patiently(lambda: self._once("guest-file-close"), (OutcomeUnknownError,))
+            finally:
+                self.handle = None
 
     def read(self, count: int = CHUNK) -> bytes:
         """Return up to ``count`` bytes from the current position; none at the end of the file."""
@@ -116,10 +130,18 @@ class GuestFile:
 
     def receive(self, count: int = CHUNK) -> Encoded:
         """Do what ``read`` does, and leave the decoding to the caller."""
-        reply = self._execute("guest-file-read", count=count)
+        before = self._position or 0
+
+        def step(was_lost: bool) -> Any:
+            if was_lost:
+                self._sought(before)
+            return self._once("guest-file-read", count=count)
+
+        reply = self._surely(step)
         size = _wire.expect(reply.get("count"), int, "count")
         if size > count:
             raise ProtocolError(f"guest-file-read returned {size} bytes for {count}")
+        self._moved(size)
         return Encoded(size, _wire.expect(reply.get("buf-b64"), str, "buf-b64"))
 
     def write(self, data: bytes) -> None:
@@ -131,21 +153,64 @@ class GuestFile:
 
     def send(self, piece: Encoded) -> None:
         """Do what ``write`` does with what is encoded already."""
-        reply = self._execute("guest-file-write", **{"buf-b64": piece.text})
-        count = _wire.expect(reply.get("count"), int, "count")
+        before = self._position or 0
+
+        def step(was_lost: bool) -> Any:
+            arrived = self._sought(0, 1) - before if was_lost else 0
+            return {"count": arrived} if arrived else self._once("guest-file-write", **{"buf-b64": piece.text})
+
+        count = _wire.expect(self._surely(step).get("count"), int, "count")
         if count != piece.size:
             raise TransferError(f"the agent wrote {count} of {piece.size} bytes to {self.path}")
+        self._moved(count)
 
     def flush(self) -> None:
         """Hand what was written to the guest's kernel: only then do others see it."""
-        self._execute("guest-file-flush")
+        self._patiently(lambda: self._once("guest-file-flush"))
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to ``offset`` (``whence``: 0 from the start, 1 from here, 2 from the end); return the position."""
-        reply = self._execute("guest-file-seek", offset=offset, whence=whence)
+        """Move to ``offset`` (``whence``: 0 from the start, 2 from the end); return the position.
+
+        With 1 as ``whence`` and 0 as ``offset``, it stays where it is.
+        """
+        self._position = self._patiently(lambda: self._sought(offset, whence))
+        return self._position
+
+    def _sought(self, offset: int, whence: int = 0) -> int:
+        reply = self._once("guest-file-seek", offset=offset, whence=whence)
         return int(_wire.expect(reply.get("position"), int, "position"))
 
-    def _execute(self, command: str, **arguments: Any) -> Any:
+    def _moved(self, count: int) -> None:
+        if self._position is not None:
+            self._position += count
+
+    def _surely(self, step: Callable[[bool], Any]) -> Any:
+        """Return what ``step`` returns. It is called again after an outage, with whether its answer was lost."""
+        unknown: list[OutcomeUnknownError] = []
+
+        def attempt() -> Any:
+            try:
+                return step(bool(unknown))
+            except OutcomeUnknownError as exc:
+                unknown.append(exc)
+                raise
+            except GuestFileError as exc:
+                if not unknown or exc.command != "guest-file-seek":
+                    raise
+                self._position = None  # a pipe has none, so nothing tells what became of the request
+                raise unknown[0] from None
+
+        return self._patiently(attempt)
+
+    def _patiently(self, action: Callable[[], T], final: tuple[type[QgaError], ...] = ()) -> T:
+        def is_final(exc: QgaError) -> bool:
+            if self._position is None and isinstance(exc, OutcomeUnknownError):
+                return True
+            return isinstance(exc, (GuestFileError, HandleLostError, *final))
+
+        return patiently(self._agent, action, final=is_final, grace=self._agent.timeout)
+
+    def _once(self, command: str, **arguments: Any) -> Any:
         return self._agent.execute(command, {"handle": self.handle, **arguments})
 
 

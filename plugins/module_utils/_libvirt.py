@@ -66,6 +66,9 @@ _IDLE_SECONDS = 0.5
 _GRACE = 1.0
 # libvirt gives an agent that is there 5 seconds to answer its sync: less means that there is none.
 _SOON = 1.0
+_PAUSE = 0.5
+# A domain that is paused or saved in the middle of something is waited for, for so many seconds.
+_AWAY_SECONDS = 120.0
 
 _CANDIDATES = 10
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
@@ -87,7 +90,11 @@ _AGENT_UNSYNCED = 97
 _AGENT_COMMAND_TIMEOUT = 112
 _AGENT_COMMAND_FAILED = 113
 # And the part of libvirt that an error comes from.
+_FROM_RPC = 7
 _FROM_QEMU = 10
+# States of a domain.
+_PAUSED = 3
+_SHUT_OFF = 5
 
 _NOT_ALLOWED = (_OPERATION_DENIED, _AUTH_FAILED, _AUTH_CANCELLED, _ACCESS_DENIED, _AUTH_UNAVAILABLE)
 _NO_ANSWER = (_AGENT_UNRESPONSIVE, _AGENT_UNSYNCED, _AGENT_COMMAND_TIMEOUT)
@@ -136,6 +143,7 @@ class LibvirtAgent(Agent):
         self._connection: Any = None
         self._domain: Any = None
         self._process = os.getpid()
+        self._met = False  # whether the agent has ever answered
         self._in_step_since = 0.0  # time of the agent's last reply; 0: who knows whether it would reply
 
     @property
@@ -168,7 +176,7 @@ class LibvirtAgent(Agent):
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         text = _wire.encode_request(command, arguments, "").decode("ascii")
         _check_length(command, arguments or {}, text)
-        domain = self._in_step(deadline)
+        domain, deadline = self._in_step(deadline)
         # Until its reply is here, nothing is known of the agent, whatever interrupts this.
         self._in_step_since = 0.0
         try:
@@ -181,32 +189,67 @@ class LibvirtAgent(Agent):
         self._in_step_since = time.monotonic()
         return reply
 
-    def _in_step(self, deadline: Deadline) -> Any:
-        """Return the domain, whose agent has answered just now.
+    def _in_step(self, deadline: Deadline) -> tuple[Any, Deadline]:
+        """Return the domain, whose agent has answered just now, and when the request that follows is to be answered.
 
         libvirt syncs with the agent too, but its error is the same for a sync and for a command without an answer. If a
         ping has none, there is no doubt: nothing but that was sent.
+
+        An agent that has answered before has until ``deadline`` to come back, as has libvirt's daemon. The time for
+        which its domain is paused or saved does not count.
         """
         if self._process != os.getpid():
             self._leave()
         if self._in_step_since and time.monotonic() - self._in_step_since < _IDLE_SECONDS:
-            return self._domain
+            return self._domain, deadline
         reused = self._domain is not None
+        away: Deadline | None = None
         while True:
             started = time.monotonic()
-            try:
-                _ask(self._found(deadline), "guest-ping", _PING, deadline)
-                return self._domain
-            except _Stuck:
-                raise self._hangs(deadline) from None
-            except libvirt.libvirtError as exc:
-                error = self._failure(exc)
-            if reused and not isinstance(error, (AgentSilentError, ChannelBusyError)):
+            error, cause = self._ping(deadline)
+            if error is None:
+                return self._domain, deadline
+            if self._met and self._is_away():
+                away = away or Deadline(_AWAY_SECONDS)
+                if away.expired:
+                    raise error
+                deadline = Deadline(deadline.seconds)
+            elif reused and not isinstance(error, (AgentSilentError, ChannelBusyError)):
                 # The daemon was restarted, or there is a new domain of that name.
                 self.close()
                 reused = False
-            elif time.monotonic() - started < _SOON or deadline.left() < _SOON:
-                raise error
+                continue
+            else:
+                waits = time.monotonic() - started >= _SOON or (self._met and _passes(error, cause))
+                if not waits or deadline.left() < _SOON:
+                    raise error
+            time.sleep(_PAUSE if self._met else 0)
+
+    def _ping(self, deadline: Deadline) -> tuple[QgaError | None, Any]:
+        """Have the agent answer a ping; return the error if it does not, and what libvirt said.
+
+        :raise AgentSilentError: if libvirt hangs.
+        """
+        try:
+            _ask(self._found(deadline), "guest-ping", _PING, deadline)
+        except _Stuck:
+            raise self._hangs(deadline) from None
+        except libvirt.libvirtError as exc:
+            return self._failure(exc), exc
+        except ConnectError as exc:  # there is no libvirt, or no such domain
+            return exc, exc.__cause__
+        self._met = True
+        return None, None
+
+    def _is_away(self) -> bool:
+        """Return whether the domain is paused, or saved: some time, it goes on with all that it remembers."""
+        try:
+            if self._domain is None:
+                return False
+            state = _within(_GRACE, self._domain.state)[0]
+            return bool(state == _PAUSED or (state == _SHUT_OFF and _within(_GRACE, self._domain.hasManagedSaveImage)))
+        except (libvirt.libvirtError, _Stuck):
+            return False
 
     def _found(self, deadline: Deadline) -> Any:
         """Return the domain."""
@@ -259,6 +302,18 @@ class LibvirtAgent(Agent):
         self._in_step_since = 0.0
         self._domain = self._connection = None
         self._process = os.getpid()
+
+
+def _passes(error: QgaError, cause: Any) -> bool:
+    """Return whether ``error``, of which libvirt said ``cause``, is one that passes: of an agent or a daemon restarted.
+
+    The errors of libvirt's own protocol are those of a connection to a daemon that has gone, unless it was refused.
+    """
+    if isinstance(error, (AgentSilentError, ChannelBusyError)):
+        return True
+    if cause is None or cause.get_error_domain() != _FROM_RPC or cause.get_error_code() in _NOT_ALLOWED:
+        return False
+    return bool(cause.get_int1() not in (errno.EACCES, errno.EPERM))
 
 
 def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None:

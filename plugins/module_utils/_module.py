@@ -40,6 +40,9 @@ def run_module(operation: Operation) -> None:
     try:
         timeout = DEFAULT_TIMEOUT if params["agent_timeout"] is None else params["agent_timeout"]
         with open_agent(params["address"], timeout, libvirt_uri=params["libvirt_uri"]) as agent:
+            agent.warn = module.warn
+            if params["frozen_timeout"] is not None:
+                agent.frozen_timeout = params["frozen_timeout"]
             result = run_operation(
                 operation, agent, params, check_mode=module.check_mode, diff=getattr(module, "_diff", False)
             )

@@ -24,9 +24,13 @@ Params = Mapping[str, Any]
 COMMON: dict[str, dict[str, Any]] = {
     "address": {"type": "str"},
     "agent_timeout": {"type": "float"},
+    "frozen_timeout": {"type": "float"},
     "libvirt_uri": {"type": "str"},
 }
 """The options that every module has: where the agent is."""
+
+# Of these options, those for which no time at all makes sense.
+MAY_BE_ZERO = ("frozen_timeout",)
 
 # ansible-core's own limit for what a diff shows of a file.
 DIFF_LIMIT = 104448
@@ -122,6 +126,7 @@ def _check_seconds(operation: Operation, params: Params) -> None:
         value = params.get(name)
         if option["type"] != "float" or value is None:
             continue
-        if not math.isfinite(value) or value < 0 or (value == 0 and name not in operation.may_be_zero):
-            least = "of at least" if name in operation.may_be_zero else "greater than"
+        may_be_zero = name in (*MAY_BE_ZERO, *operation.may_be_zero)
+        if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+            least = "of at least" if may_be_zero else "greater than"
             raise OperationError(f"{name}: {value:g} is not a number of seconds {least} 0.")

@@ -32,8 +32,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 from ansible_collections.qemu.guest.plugins.module_utils._shell import READ_COMMAND, input_of
-from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number, patiently
+from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number
 
 __all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent")
 
@@ -211,6 +212,7 @@ class RunnerAgent(Agent):
     def __init__(self, below: Agent, start: Start, *, only_if_needed: bool = False) -> None:
         super().__init__(below.name, below.timeout)
         self.largest_payload = below.largest_payload
+        self.frozen_timeout, self.warn = below.frozen_timeout, below.warn
         self._below = below
         self._start = start
         self._only_if_needed = only_if_needed
@@ -279,6 +281,9 @@ class RunnerAgent(Agent):
 
     def close(self) -> None:
         self._below.close()
+
+    def step_aside(self) -> None:
+        self._below.step_aside()
 
     @property
     def identity(self) -> str:
@@ -389,7 +394,7 @@ class RunnerAgent(Agent):
             raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
         if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
             return
-        if not patiently(lambda: self._lives(number)):
+        if not patiently(self, lambda: self._lives(number)):
             raise _unknown("the runner in the guest ended while the program ran (was the guest rebooted?)")
         self._looked[number] = time.monotonic()
 

@@ -22,8 +22,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, start
+from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, lost, start
 from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, copy_out, exists
+from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently, when_thawed
 
 __all__ = (
     "PATH",
@@ -205,7 +206,8 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
     check_shell(agent, f"umask 077; set -C; : >{path}", "keep a program's input")
     try:
         copy_in(agent, io.BytesIO(data), path)
-        return start(agent, "/bin/sh", _ARGUMENTS, env=[*env, f"QEMU_GUEST_INPUT={path}"])
+        own = [*env, f"QEMU_GUEST_INPUT={path}"]
+        return when_thawed(agent, lambda: start(agent, "/bin/sh", _ARGUMENTS, env=own))
     except QgaError:
         # Nor is a program started later that was given up on.
         with suppress(QgaError):
@@ -229,21 +231,30 @@ def new_spool() -> str:
 
 
 def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
-    """Return ``result`` with the output that did not fit, and remove that from the guest."""
+    """Return ``result`` with the output that did not fit, and remove that from the guest.
+
+    :raise OutcomeUnknownError: if it cannot be fetched.
+    :raise TransferError: if a part of it is missing.
+    """
     if len(result.stdout) < _KEPT and len(result.stderr) < _KEPT:
         return result
     try:
         return result._replace(
-            stdout=result.stdout + _spooled(agent, f"{spool}.out", len(result.stdout)),
-            stderr=result.stderr + _spooled(agent, f"{spool}.err", len(result.stderr)),
+            stdout=result.stdout + patiently(agent, lambda: _spooled(agent, f"{spool}.out", len(result.stdout))),
+            stderr=result.stderr + patiently(agent, lambda: _spooled(agent, f"{spool}.err", len(result.stderr))),
         )
+    except TransferError:
+        raise
+    except QgaError as exc:
+        raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from exc
     finally:
-        sweep(agent, spool)
+        with suppress(QgaError):  # the result, or why there is none, is worth more
+            sweep(agent, spool)
 
 
 def sweep(agent: Agent, spool: str) -> None:
     """Remove the files whose paths begin with ``spool`` and a dot."""
-    run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False)
+    when_thawed(agent, lambda: run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False))
 
 
 def _spooled(agent: Agent, path: str, kept: int) -> bytes:
@@ -299,8 +310,14 @@ def kill(agent: Agent, pid: int, grace: int = 5) -> int:
     """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL.
 
     Return its process number. Where that is 0, nobody tells it, and nothing is ended: process 0 has started them all.
+
+    :raise OutcomeUnknownError: if it cannot be ended.
     """
-    process = agent.process_id(pid)
-    if process:
-        run_shell(agent, (_KILL % {"pid": process, "grace": grace}).encode("ascii"), whole=False)
-    return process
+    try:
+        process = patiently(agent, lambda: agent.process_id(pid), final=lambda exc: exc.command == "guest-exec")
+        if process:
+            command = (_KILL % {"pid": process, "grace": grace}).encode("ascii")
+            when_thawed(agent, lambda: run_shell(agent, command, whole=False))
+        return process
+    except QgaError as exc:
+        raise lost(exc, f"the program with pid {pid} could not be ended: {exc.message}") from exc

@@ -18,10 +18,8 @@ import errno
 import random
 import re
 import time
-from typing import Callable, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
     ChannelBusyError,
@@ -32,16 +30,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 
-__all__ = ("LONGEST_RING", "NOBODY", "Spool", "new_number", "patiently")
-
-T = TypeVar("T")
-
-# A program outlives a restart of the agent. Its result is waited for as long as that can take.
-_GRACE_SECONDS = 120.0
-# An agent that listens by itself (not at QEMU's socket) has none for a moment. A machine that ended has none any more.
-_SOCKET_SECONDS = 10.0
-_PAUSE = 0.2
+__all__ = ("LONGEST_RING", "NOBODY", "Spool", "new_number")
 
 
 LONGEST_RING = 4000
@@ -125,7 +116,7 @@ class Spool:
 
     def ended(self, number: int) -> bytes:
         """Return what tells how a request ended, its first line whole; empty as long as it has not."""
-        content = patiently(lambda: self.read(f"{number}.rc")) or b""
+        content = patiently(self._agent, lambda: self.read(f"{number}.rc")) or b""
         return content if b"\n" in content else b""
 
     def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:
@@ -151,7 +142,7 @@ class Spool:
         self.ring(f"-{number}")
 
     def _output(self, name: str) -> bytes:
-        output = patiently(lambda: self.read(name))
+        output = patiently(self._agent, lambda: self.read(name))
         if output is None:
             raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
         return output
@@ -159,24 +150,3 @@ class Spool:
     def has(self, name: str) -> bool:
         """Return whether there is such a file."""
         return exists(self._agent, f"{self.path}/{name}")
-
-
-def patiently(action: Callable[[], T]) -> T:
-    """Return what ``action`` returns, which only reads. An agent that is restarted meanwhile is waited for.
-
-    So is room in /run, without which the agent opens no file: who fills it may be about to end.
-    """
-    grace, no_socket = Deadline(_GRACE_SECONDS), Deadline(_SOCKET_SECONDS)
-    while True:
-        try:
-            return action()
-        except (AgentSilentError, ChannelBusyError, HandleLostError, OutcomeUnknownError):
-            if grace.expired:
-                raise
-        except ConnectError:
-            if no_socket.expired:
-                raise
-        except GuestFileError as exc:
-            if exc.errno != errno.ENOSPC or grace.expired:
-                raise
-        time.sleep(_PAUSE)

@@ -34,6 +34,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._packed import Packed
 from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD, Packer, has_zstd, shrinks
+from ansible_collections.qemu.guest.plugins.module_utils._patience import when_thawed
 from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     begin_shell,
     check_shell,
@@ -76,9 +77,14 @@ def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progr
     :raise OperationError: if the file cannot be created; its text is the guest's own.
     """
     start = source.tell()
-    compared = _put(agent, source, path, progress)
+
+    def from_the_start() -> bool:
+        source.seek(start)
+        return _put(agent, source, path, progress)
+
+    compared = when_thawed(agent, from_the_start)
     size = source.tell() - start
-    if not compared and digest(agent, path, size) != sha256_of(_from(source, start)):
+    if not compared and when_thawed(agent, lambda: digest(agent, path, size)) != sha256_of(_from(source, start)):
         raise TransferError(f"{path} is not what was written to it")
     return size
 
@@ -295,6 +301,17 @@ def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_prog
 
     :raise TransferError: if it is not.
     """
+    start = sink.tell()
+
+    def from_the_start() -> int:
+        sink.seek(start)
+        sink.truncate()
+        return _fetch(agent, path, sink, progress)
+
+    return when_thawed(agent, from_the_start)
+
+
+def _fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress) -> int:
     programs = can_run_programs(agent)
     summing: list[Callable[[], ExecResult]] = []
     here = Sum()

@@ -152,11 +152,12 @@ import time
 from typing import Any, BinaryIO, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError, QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, copy_in
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import DIFF_LIMIT, Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._patience import when_thawed
 from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, put
 
@@ -451,9 +452,13 @@ def _replace(agent: Agent, source: BinaryIO, current: Current, after: Mapping[st
         move = f"mv -f -- {beside} {path} 2>/dev/null || {{ cat -- {beside} >{path} && rm -f -- {beside}; }}"
         label = f"if command -v restorecon >/dev/null; then restorecon {path}; fi"
         script = f"{_set_attributes(new, current, after)} && {{ {move}; }} && {label}"
-        check_shell(agent, script, f"write {current.path}")
-    except BaseException:  # whatever it was: nothing of ours is left in the guest, if the guest lets us
-        run_shell(agent, f"rm -f -- {beside}".encode("utf-8", "surrogateescape"), whole=False)
+        when_thawed(agent, lambda: check_shell(agent, script, f"write {current.path}"))
+    except BaseException as exc:  # whatever it was: nothing of ours is left in the guest, if the guest lets us
+        try:
+            run_shell(agent, f"rm -f -- {beside}".encode("utf-8", "surrogateescape"), whole=False)
+        except QgaError:
+            if isinstance(exc, QgaError):
+                exc.hint = f"{exc.hint} {new} may be left in the guest.".lstrip()
         raise
 
 

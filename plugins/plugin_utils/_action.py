@@ -89,16 +89,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
                     raise AnsibleActionFail(str(exc)) from exc
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
         agent = self._connection.agent
-        usual = agent.timeout
+        usual = agent.timeout, agent.frozen_timeout
         try:
-            agent.timeout = usual if params["agent_timeout"] is None else params["agent_timeout"]
+            for name, option in (("timeout", "agent_timeout"), ("frozen_timeout", "frozen_timeout")):
+                if params[option] is not None:
+                    setattr(agent, name, params[option])
             result = run_operation(operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff)
         except QgaError as exc:
             if _means_unreachable(exc):
                 raise AnsibleConnectionFailure(str(exc)) from exc
             result = {"failed": True, "msg": str(exc), **exc.as_result()}
         finally:
-            agent.timeout = usual  # the next item of a loop has the same agent
+            agent.timeout, agent.frozen_timeout = usual  # the next item of a loop has the same agent
         result = _with_lines(result)
         return result if _CORE_HIDES_SECRETS else dict(remove_values(result, validation._no_log_values))
 

@@ -27,7 +27,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import pauses
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
-from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, NOBODY, Spool, patiently
+from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
+from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, NOBODY, Spool
 
 __all__ = ("NOT_RUN", "Call", "ended_meanwhile")
 
@@ -135,8 +136,8 @@ class Call:
 
         :raise OutcomeUnknownError: if none can.
         """
-        there = patiently(self._spool.is_served)
-        text = patiently(lambda: self._spool.read(f"{self.number}.rc"))
+        there = patiently(self._agent, self._spool.is_served)
+        text = patiently(self._agent, lambda: self._spool.read(f"{self.number}.rc"))
         answer = self._found(text or b"")
         if answer is not None:
             return answer

@@ -18,6 +18,7 @@ from ansible_collections.qemu.guest.plugins.module_utils import (
     _files,
     _libvirt,
     _packed,
+    _patience,
     _power,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
@@ -41,7 +42,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all modules stands still but for what the test and its scripted agent let pass."""
     clock = Clock()
-    for module in (_agent, _channel, _exec, _files, _libvirt, _packed, qga_exec, qga_ping):
+    for module in (_agent, _channel, _exec, _files, _libvirt, _packed, _patience, qga_exec, qga_ping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

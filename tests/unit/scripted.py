@@ -24,6 +24,8 @@ from typing import Any
 
 SENTINEL = b"\xff"
 SYNCS = ("guest-sync-delimited", "guest-sync")
+STATUS = "guest-fsfreeze-status"
+WHILE_FROZEN = (*SYNCS, "guest-ping", "guest-info", STATUS, "guest-fsfreeze-thaw")
 # Longer than any deadline of a test.
 LONG = 3600.0
 
@@ -132,6 +134,7 @@ class Scripted:
         self._script: dict[str, deque[Step]] = defaultdict(deque)
         self._changed = threading.Condition()
         self._trouble: list[BaseException] = []
+        self._thaws = 0.0
         self._ending = False
         self._client: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -157,6 +160,16 @@ class Scripted:
         with self._changed:
             if not self._changed.wait_for(condition, timeout=30):
                 raise AssertionError("the scripted agent has never got what the test waits for")
+
+    def freeze(self, seconds: float) -> None:
+        """Have the guest frozen until so much time has passed."""
+        assert self._clock is not None
+        self._thaws = self._clock.now + seconds
+        self.answers[STATUS] = lambda arguments: "frozen" if self.is_frozen else "thawed"
+
+    @property
+    def is_frozen(self) -> bool:
+        return self._clock is not None and self._clock.now < self._thaws
 
     def let_time_pass(self) -> None:
         if self._clock:
@@ -213,6 +226,8 @@ class Scripted:
         command = request.command
         if command in self.blocked:
             raise AgentError(self.blocked[command], "CommandNotFound")
+        if self.is_frozen and command not in WHILE_FROZEN:
+            raise AgentError(self.release.frozen.format(command), "CommandNotFound")
         if command in self.answers:
             value = self.answers[command]
             return value(request.arguments) if callable(value) else value
@@ -220,7 +235,8 @@ class Scripted:
             return request.arguments["id"]
         if command == "guest-info":
             names = sorted({*self.answers, *self.blocked, *SYNCS, command})
-            table = [{"name": n, "enabled": n not in self.blocked, "success-response": True} for n in names]
+            off = {*self.blocked, *(n for n in names if self.is_frozen and n not in WHILE_FROZEN)}
+            table = [{"name": n, "enabled": n not in off, "success-response": True} for n in names]
             return {"version": self.release.version, "supported_commands": table}
         raise AgentError(self.release.unknown.format(command), "CommandNotFound")
 

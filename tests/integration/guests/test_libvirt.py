@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -29,11 +30,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._exec import finish
+from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, copy_in
+from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import Ansible, look, until
+from ansible_collections.qemu.guest.tests.integration.harness import Ansible, in_background, look, until
 from lab.libvirt import Daemon, Domain
 
 NAME = "web 1"
@@ -312,6 +314,63 @@ def test_reply_that_libvirt_does_not_carry(domain: Domain, agent: Agent) -> None
     with pytest.raises(ProtocolError, match="longer than libvirt carries"):
         agent.execute("guest-exec-status", {"pid": pid}, timeout=30)
     assert answers(agent), "up to 10 MiB, that is all there is to it"
+
+
+# What passes
+
+
+@pytest.fixture
+def suspended(daemon: Daemon) -> Any:
+    """Return a function that suspends the domain for a time."""
+
+    def suspend() -> None:
+        daemon.virsh("suspend", NAME)
+        time.sleep(4 * TIMEOUT)
+        daemon.virsh("resume", NAME)
+
+    return suspend
+
+
+@pytest.fixture
+def saved(daemon: Daemon, domain: Domain) -> Any:
+    """Return a function that saves the domain, and has it go on after a time."""
+    path = domain.directory / "domain.xml"
+    path.write_text(daemon.virsh("dumpxml", NAME), encoding="utf-8")
+    daemon.virsh("define", str(path))  # what is saved is to be known when it does not run
+
+    def save() -> None:
+        daemon.virsh("managedsave", NAME)
+        time.sleep(2 * TIMEOUT)
+        daemon.virsh("start", NAME)
+
+    return save
+
+
+@pytest.mark.parametrize("outage", ["suspended", "saved"])
+def test_domain_is_away_while_a_program_runs(
+    agent: Agent, domain: Domain, outage: str, request: pytest.FixtureRequest
+) -> None:
+    away = request.getfixturevalue(outage)
+    pid = start_shell(agent, b"sleep 3; echo end")
+    ended = in_background(lambda: finish(agent, pid))
+    time.sleep(1)
+    away()
+    result = ended()
+    assert (result.rc, result.stdout) == (0, b"end\n")
+
+
+@pytest.mark.parametrize("outage", ["suspended", "saved", "restarted"])
+def test_domain_or_daemon_is_away_while_a_file_is_written(
+    agent: Agent, domain: Domain, daemon: Daemon, outage: str, request: pytest.FixtureRequest
+) -> None:
+    away = daemon.restart if outage == "restarted" else request.getfixturevalue(outage)
+    content = os.urandom(3_000_000)
+    copied: list[int] = []
+    done = in_background(lambda: copy_in(agent, io.BytesIO(content), "/srv/away", progress=copied.append))
+    until(lambda: copied and copied[-1] > 300_000, 60, "the copy has begun")
+    away()
+    assert done().size == len(content)
+    assert look(domain, "sha256sum </srv/away") == f"{hashlib.sha256(content).hexdigest()}  -\n"
 
 
 def test_commands_that_do_not_answer(domain: Domain, agent: Agent) -> None:

@@ -21,6 +21,8 @@ from ansible.plugins.loader import become_loader, connection_loader, shell_loade
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.connection import qga
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable
+from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, closes, sends, swallows
@@ -95,6 +97,21 @@ def test_address_that_is_malformed(connection: Connect) -> None:
 def test_timeout(connection: Connect, server: Scripted) -> None:
     assert connection(address=str(server.path)).agent.timeout == 20
     assert connection(address=str(server.path), agent_timeout=7.5).agent.timeout == 7.5
+
+
+@pytest.mark.parametrize(("given", "seconds"), [({}, 300), ({"frozen_timeout": 7.5}, 7.5)])
+@pytest.mark.parametrize("method", ["auto", "guest-exec"])
+def test_frozen_timeout(
+    connection: Connect, server: Scripted, clock: Clock, method: str, given: dict[str, float], seconds: float
+) -> None:
+    server.answers.update({"guest-fsfreeze-status": "thawed", "guest-file-open": 7, "guest-file-flush": {}})
+    agent = connection(address=str(server.path), exec_method=method, **given).agent
+    guest_file = GuestFile(agent, "/x")
+    began = clock.now
+    server.freeze(1000)
+    with pytest.raises(CommandUnavailable, match="frozen"):
+        guest_file.flush()
+    assert seconds <= clock.now - began <= seconds + 1
 
 
 def test_modules_are_piped(connection: Connect, server: Scripted) -> None:

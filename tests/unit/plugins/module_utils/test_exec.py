@@ -29,25 +29,31 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import (
     wait,
 )
 from ansible_collections.qemu.guest.tests.unit.scripted import (
+    SYNCS,
     AgentError,
     Clock,
+    Request,
     Scripted,
+    Session,
     Step,
+    answers,
     closes,
     fails,
     in_turn,
     returns,
+    sends,
     swallows,
 )
 
 EXEC, STATUS = "guest-exec", "guest-exec-status"
+SYNC = SYNCS[0]
 RUNS = {"exited": False}
 ENDS = {"exited": True, "exitcode": 0}
 
 
 @pytest.fixture
 def server(scripted: Callable[..., Scripted]) -> Scripted:
-    return scripted({EXEC: {"pid": 7}, STATUS: ENDS})
+    return scripted({EXEC: {"pid": 7}, STATUS: ENDS, "guest-fsfreeze-status": "thawed"})
 
 
 @pytest.fixture
@@ -182,13 +188,20 @@ def test_finish_takes_any_time(agent: SocketAgent, server: Scripted, clock: Cloc
 
 
 @pytest.mark.parametrize("lost", [swallows, closes()])
+def test_answer_that_is_lost_is_asked_for_again(agent: SocketAgent, server: Scripted, lost: Step) -> None:
+    server.then(STATUS, returns(RUNS), lost)
+    assert wait(agent, 7, 60) == ExecResult(0, None)
+    assert server.work == [STATUS] * 3
+
+
+@pytest.mark.parametrize("lost", [swallows, closes()])
 def test_end_is_told_once(agent: SocketAgent, server: Scripted, lost: Step) -> None:
     """A lost answer may have been the one that told it: to ask again is to be told of no such pid."""
-    server.then(STATUS, returns(RUNS), lost)
-    with pytest.raises(OutcomeUnknownError) as caught:
+    server.then(STATUS, returns(RUNS), lost, fails("Invalid parameter 'pid'"))
+    with pytest.raises(OutcomeUnknownError, match="the answer that the program ended was lost") as caught:
         wait(agent, 7, 60)
     assert caught.value.executed == "unknown"
-    assert server.work == [STATUS] * 2
+    assert server.work == [STATUS] * 3
 
 
 @pytest.mark.parametrize("text", ["Invalid parameter 'pid'", "PID ld does not exist", "PID 7 does not exist"])
@@ -201,10 +214,120 @@ def test_agent_restarted_meanwhile(agent: SocketAgent, server: Scripted, text: s
     assert "pid 7" in str(caught.value)
 
 
-def test_status_blocked_meanwhile(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
-    server = scripted(blocked={STATUS: f"Command {STATUS} has been disabled"})
-    with pytest.raises(CommandUnavailable):
-        wait(connect(server), 7, 60)
+def away(server: Scripted, clock: Clock, seconds: float) -> None:
+    """Have the agent answer nothing for so long: the guest is paused, say."""
+    until = clock.now + seconds
+
+    def step(session: Session, request: Request) -> None:
+        if clock.now >= until:
+            answers(session, request)
+            return
+        clock.advance(20)
+        session.send(b"\n")
+
+    for command in (STATUS, SYNC):
+        server.then(command, *[step] * 99)
+
+
+def test_agent_that_is_away_is_waited_for(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+    """The time does not count, of which the program had nothing in a paused guest."""
+    server.answers[STATUS] = in_turn([RUNS, RUNS, ENDS])
+    away(server, clock, 90)
+    assert wait(agent, 7, 5) == ExecResult(0, None)
+
+
+def test_agent_that_stays_away_is_given_up(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+    away(server, clock, 3600)
+    began = clock.now
+    with pytest.raises(OutcomeUnknownError, match="contact was lost while the program with pid 7 ran: no answer"):
+        wait(agent, 7, 60)
+    assert 120 <= clock.now - began < 200
+
+
+def blocks(session: Session, request: Request) -> None:
+    """The guest's administrator does not allow it any more."""
+    session.server.blocked[STATUS] = f"Command {STATUS} has been disabled"
+    answers(session, request)
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (blocks, "disabled by the guest's administrator"),
+        (fails("something else"), "something else"),
+        (sends(b"{}\n"), "could not parse the request"),
+        (returns([]), "return value"),
+    ],
+)
+def test_error_of_a_question_is_not_that_of_the_program(
+    agent: SocketAgent, server: Scripted, status: Step, text: str
+) -> None:
+    server.then(STATUS, returns(RUNS), status)
+    with pytest.raises(OutcomeUnknownError, match=text) as caught:
+        finish(agent, 7)
+    assert caught.value.command == EXEC
+    assert "guest-exec may have run: contact was lost while the program with pid 7 ran" in str(caught.value)
+
+
+# A frozen guest
+
+
+def test_frozen_guest_is_waited_for(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+    said: list[str] = []
+    agent.warn = said.append
+    agent.info  # noqa: B018 - so that it is known what the agent can do when it is thawed
+    began = clock.now
+    server.freeze(250)
+    assert wait(agent, 7, 5) == ExecResult(0, None)
+    assert 250 <= clock.now - began < 253
+    assert said == ["the guest is frozen; waiting up to 300 s until it is thawed."]
+    assert can_run_programs(agent), "what a frozen guest refuses says nothing of what it can do later"
+    assert len(server.received) > 200, "others have their turn, one of which is to thaw it"
+
+
+def test_guest_that_stays_frozen_is_given_up(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+    agent.frozen_timeout = 30
+    began = clock.now
+    server.freeze(100)
+    with pytest.raises(OutcomeUnknownError, match=r"may have run: contact was lost .* frozen") as caught:
+        finish(agent, 7)
+    assert 30 <= clock.now - began < 33
+    assert caught.value.command == EXEC and "guest-fsfreeze-thaw" in caught.value.hint
+
+
+def test_frozen_guest_is_not_waited_for_without_a_timeout(
+    agent: SocketAgent, server: Scripted, clock: Clock
+) -> None:
+    agent.frozen_timeout = 0
+    began = clock.now
+    server.freeze(100)
+    with pytest.raises(OutcomeUnknownError, match="frozen"):
+        finish(agent, 7)
+    assert clock.now == began
+
+
+def test_nothing_is_started_in_a_frozen_guest(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+    server.freeze(100)
+    began = clock.now
+    with pytest.raises(CommandUnavailable) as caught:
+        start(agent, "/bin/ls")
+    assert caught.value.reason == "frozen" and clock.now == began
+
+
+@pytest.mark.parametrize("when", ["guest-fsfreeze-status", "guest-info"])
+def test_thawed_while_the_refusal_is_looked_into(
+    agent: SocketAgent, server: Scripted, clock: Clock, when: str
+) -> None:
+    """The guest that refused is frozen no more when it is asked why; that is not its administrator's doing."""
+    agent.info  # noqa: B018
+    server.freeze(100)
+
+    def thaws(session: Session, request: Request) -> None:
+        clock.advance(100)
+        answers(session, request)
+
+    server.then(when, thaws)
+    assert wait(agent, 7, 5) == ExecResult(0, None)
 
 
 # Results
@@ -284,7 +407,7 @@ def test_status_of_another_type_than_the_schema_says(
     agent: SocketAgent, server: Scripted, status: dict[str, Any]
 ) -> None:
     server.answers[STATUS] = status
-    with pytest.raises(ProtocolError):
+    with pytest.raises(OutcomeUnknownError, match="should be"):
         wait(agent, 7, 0)
 
 

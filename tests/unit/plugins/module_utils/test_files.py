@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils import _files
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AgentSilentError,
     CommandUnavailable,
     GuestFileError,
     HandleLostError,
@@ -35,6 +36,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import (
 )
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import (
+    Clock,
     Request,
     Scripted,
     Session,
@@ -199,15 +201,52 @@ def test_source_that_breaks(agent: SocketAgent, guest: Guest, tmp_path: Path) ->
     assert guest.files == {}
 
 
-@pytest.mark.parametrize("lost", [swallows, closes()])
-def test_reply_to_a_write_is_lost(agent: SocketAgent, server: Scripted, tmp_path: Path, lost: Step) -> None:
-    """It may have been written: to write it again could write it twice."""
+def does_it_and(lost: Step) -> Step:
+    """Do what is asked for, and answer as ``lost`` does."""
+
+    def step(session: Session, request: Request) -> None:
+        session.server.value(request)
+        lost(session, request)
+
+    return step
+
+
+LOST = [swallows, closes()]
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("lost", LOST)
+def test_write_whose_reply_is_lost_is_done_once(
+    agent: SocketAgent, server: Scripted, tmp_path: Path, lost: Step, arrives: bool
+) -> None:
+    """The position tells whether it was done."""
+    server.then("guest-file-write", answers, does_it_and(lost) if arrives else lost)
+    with GuestFile(agent, str(tmp_path / "file"), "w") as guest_file:
+        for text in (b"123", b"45", b"6"):
+            guest_file.write(text)
+    assert (tmp_path / "file").read_bytes() == b"123456"
+    assert server.work.count("guest-file-write") == (3 if arrives else 4)
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_write_to_a_pipe_whose_reply_is_lost_is_not_repeated(
+    agent: SocketAgent, server: Scripted, tmp_path: Path, lost: Step
+) -> None:
+    """A pipe has no position, and it may have been written to."""
     server.then("guest-file-write", lost)
-    with pytest.raises(OutcomeUnknownError) as caught:
-        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
+    server.then("guest-file-seek", *[fails("failed to seek file: Illegal seek")] * 3)
+    with pytest.raises(OutcomeUnknownError) as caught, GuestFile(agent, str(tmp_path / "pipe"), "w") as guest_file:
+        guest_file.write(b"12345")
     assert caught.value.command == "guest-file-write"
     assert server.work.count("guest-file-write") == 1
     assert server.work[-1] == "guest-file-close"
+
+
+def test_write_of_which_a_part_arrived(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
+    server.then("guest-file-write", swallows)
+    server.then("guest-file-seek", returns({"position": 3, "eof": False}))
+    with pytest.raises(TransferError, match="wrote 3 of 5 bytes"):
+        copy_in(agent, io.BytesIO(b"12345"), str(tmp_path / "file"))
 
 
 def test_agent_restarted_in_the_middle(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
@@ -359,14 +398,67 @@ def test_no_such_file(agent: SocketAgent, tmp_path: Path) -> None:
     assert f"'{tmp_path}/nope'" in str(caught.value)
 
 
-@pytest.mark.parametrize("lost", [swallows, closes()])
-def test_reply_to_a_read_is_lost(agent: SocketAgent, server: Scripted, tmp_path: Path, lost: Step) -> None:
-    """The position has moved on: to read again is to miss a piece."""
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("lost", LOST)
+def test_read_whose_reply_is_lost_is_read_again(
+    agent: SocketAgent, server: Scripted, tmp_path: Path, lost: Step, arrives: bool
+) -> None:
+    """The position may have moved on: it is where the reply was last read."""
     (tmp_path / "file").write_bytes(b"12345")
-    server.then("guest-file-read", lost)
-    with pytest.raises(OutcomeUnknownError):
-        copy_out(agent, str(tmp_path / "file"), len)
-    assert server.work.count("guest-file-read") == 1
+    server.then("guest-file-read", answers, does_it_and(lost) if arrives else lost)
+    with GuestFile(agent, str(tmp_path / "file")) as guest_file:
+        assert [guest_file.read(2) for _piece in range(4)] == [b"12", b"34", b"5", b""]
+
+
+def test_agent_that_is_silent_in_the_middle_has_its_timeout_once_more(
+    agent: SocketAgent, server: Scripted, clock: Clock, tmp_path: Path
+) -> None:
+    def pauses(session: Session, request: Request) -> None:
+        clock.advance(20)
+        session.send(b"\n")
+
+    guest_file = GuestFile(agent, str(tmp_path / "file"), "w")
+    clock.advance(1)
+    server.then("guest-sync-delimited", pauses)
+    guest_file.write(b"12345")
+    guest_file.flush()
+    clock.advance(1)
+    began = clock.now
+    server.then("guest-sync-delimited", *[pauses] * 9)
+    with pytest.raises(AgentSilentError):
+        guest_file.write(b"12345")
+    assert 40 <= clock.now - began <= 60
+    assert (tmp_path / "file").read_bytes() == b"12345"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(lambda file: file.read(), id="read"),
+        pytest.param(lambda file: file.write(b"x"), id="write"),
+        pytest.param(lambda file: file.seek(0), id="seek"),
+        pytest.param(lambda file: file.flush(), id="flush"),
+        pytest.param(lambda file: file.close(), id="close"),
+    ],
+)
+def test_frozen_guest_is_waited_for_in_the_middle(
+    agent: SocketAgent, server: Scripted, clock: Clock, tmp_path: Path, step: Callable[[GuestFile], object]
+) -> None:
+    began = clock.now
+    guest_file = GuestFile(agent, str(tmp_path / "file"), "w+")
+    server.freeze(100)
+    step(guest_file)
+    assert 100 <= clock.now - began < 103
+
+
+def test_nothing_is_opened_in_a_frozen_guest(
+    agent: SocketAgent, server: Scripted, clock: Clock, tmp_path: Path
+) -> None:
+    server.freeze(100)
+    began = clock.now
+    with pytest.raises(CommandUnavailable) as caught:
+        copy_in(agent, io.BytesIO(b"x"), str(tmp_path / "file"))
+    assert caught.value.reason == "frozen" and clock.now == began
 
 
 # Handles

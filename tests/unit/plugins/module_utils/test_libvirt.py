@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -32,7 +33,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import start
+from ansible_collections.qemu.guest.plugins.module_utils._exec import start, wait
+from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in
 from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
 from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
@@ -86,8 +88,18 @@ FAR_TOO_LONG = LibvirtError(38, "No complete agent response found in 10485760 by
 
 
 class Domain:
+    """A domain that runs (state 1). ``saved`` tells that its memory is kept, if it is shut off (5)."""
+
     def __init__(self, name: str) -> None:
         self._name = name
+        self.number = 1
+        self.saved = False
+
+    def state(self) -> list[int]:
+        return [self.number, 0]
+
+    def hasManagedSaveImage(self) -> int:
+        return int(self.saved)
 
     def name(self) -> str:
         return self._name
@@ -514,6 +526,118 @@ def test_domain_was_made_anew(daemon: Libvirt, agent: Any, clock: Clock) -> None
     clock.advance(1)
     daemon.then("guest-ping", LibvirtError(42, "Domain not found: no domain with matching uuid"))
     assert agent.execute("guest-info") == INFO
+
+
+def after(clock: Clock, seconds: float, change: Callable[[], object]) -> None:
+    """Have ``change`` happen when so much time has passed, at the next pause of whoever waits."""
+    end = clock.now + seconds
+
+    def look() -> None:
+        if clock.now >= end:
+            change()
+            clock.on_sleep = lambda: None
+
+    clock.on_sleep = look
+
+
+@pytest.mark.parametrize(("number", "saved"), [(3, False), (5, True)], ids=["paused", "saved"])
+def test_domain_that_is_away_in_the_middle_is_waited_for(
+    daemon: Libvirt, agent: Any, clock: Clock, number: int, saved: bool
+) -> None:
+    agent.execute("guest-info")
+    domain = daemon.domains["web"]
+    domain.number, domain.saved = number, saved
+    daemon.then("guest-ping", *[NOT_RUNNING] * 500)
+    daemon.answers["guest-file-flush"] = {}
+
+    def resumed() -> None:
+        # Its agent is not there at once, and has its time from now on.
+        domain.number = 1
+        daemon.next["guest-ping"] = [NOT_CONNECTED] * 20
+
+    began = clock.now
+    clock.advance(1)
+    after(clock, 100, resumed)
+    assert agent.execute("guest-file-flush", {"handle": 1}) == {}
+    assert 110 < clock.now - began < 116
+    clock.advance(1)
+    domain.number, began = number, clock.now
+    daemon.then("guest-ping", *[NOT_RUNNING] * 500)
+    with pytest.raises(ConnectError, match="domain is not running"):
+        agent.execute("guest-file-flush", {"handle": 1})
+    assert 120 <= clock.now - began < 125
+
+
+@pytest.mark.parametrize(("number", "met"), [(5, True), (3, False), (7, True)], ids=["shut off", "new", "suspended"])
+def test_domain_that_is_not_running_is_told_at_once(
+    daemon: Libvirt, agent: Any, clock: Clock, number: int, met: bool
+) -> None:
+    if met:
+        agent.execute("guest-info")
+        clock.advance(1)
+    daemon.domains["web"].number = number
+    daemon.then("guest-ping", *[NOT_RUNNING] * 9)
+    began = clock.now
+    with pytest.raises(ConnectError, match="start or resume it"):
+        agent.execute("guest-exec", {"path": "/x"})
+    assert clock.now == began
+
+
+def test_daemon_that_is_restarted_in_the_middle_is_waited_for(daemon: Libvirt, agent: Any, clock: Clock) -> None:
+    agent.execute("guest-info")
+    clock.advance(1)
+    daemon.then("guest-ping", BROKEN)
+    daemon.refusal = LibvirtError(38, "Failed to connect socket", RPC, 111)
+    after(clock, 15, lambda: setattr(daemon, "refusal", None))
+    assert agent.execute("guest-info") == INFO
+    clock.advance(1)
+    daemon.then("guest-ping", BROKEN)
+    daemon.refusal = LibvirtError(38, "Failed to connect socket: Permission denied", RPC, 13)
+    began = clock.now
+    with pytest.raises(ConnectError, match="Permission denied"):
+        agent.execute("guest-info")
+    assert clock.now == began, "that does not pass"
+
+
+def test_daemon_is_restarted_while_a_file_is_written(
+    daemon: Libvirt, agent: Any, guest: Guest, clock: Clock, tmp_path: Path
+) -> None:
+    daemon.answers.update(guest.answers())
+    content = os.urandom(500_000)
+
+    def breaks(after: bool) -> Callable[[], LibvirtError]:
+        def event() -> LibvirtError:
+            if after:
+                guest.write(daemon.requests[-1][0]["arguments"])
+            return BROKEN
+
+        return event
+
+    daemon.then("guest-file-write", None, breaks(after=True), None, breaks(after=False))
+    daemon.then("guest-file-read", breaks(after=False))
+    copy_in(agent, io.BytesIO(content), str(tmp_path / "there"))
+    assert (tmp_path / "there").read_bytes() == content
+
+
+def test_domain_is_paused_while_a_program_runs(daemon: Libvirt, agent: Any, clock: Clock) -> None:
+    daemon.answers["guest-exec-status"] = {"exited": True, "exitcode": 0}
+    agent.execute("guest-info")
+    domain = daemon.domains["web"]
+
+    def pauses() -> LibvirtError:
+        domain.number = 3
+        daemon.next["guest-ping"] = [NOT_RUNNING] * 500
+        clock.advance(20)
+        return LibvirtError(112, "Guest agent command timed out")
+
+    def resumes() -> None:
+        domain.number = 1
+        daemon.next["guest-ping"] = []
+
+    daemon.then("guest-exec-status", pauses)
+    after(clock, 60, resumes)
+    result = wait(agent, 7, 5)
+    assert result is not None and result.rc == 0
 
 
 @pytest.fixture

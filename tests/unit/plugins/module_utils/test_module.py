@@ -80,7 +80,7 @@ def server(scripted: Callable[..., Scripted]) -> Scripted:
 
 def test_argument_spec() -> None:
     spec = argument_spec(OPERATION)
-    assert set(spec) == {"address", "agent_timeout", "libvirt_uri", *OPERATION.spec}
+    assert set(spec) == {"address", "agent_timeout", "frozen_timeout", "libvirt_uri", *OPERATION.spec}
     assert spec["agent_timeout"]["type"] == "float"
 
 

@@ -22,8 +22,8 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils import _shell
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
-    GuestFileError,
     OperationError,
+    OutcomeUnknownError,
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import finish
@@ -485,7 +485,7 @@ def test_long_output_that_cannot_be_fetched_is_removed(
 ) -> None:
     (tmp_path / "out").write_bytes(pattern(2 * KEPT, 1))
     server.then("guest-file-read", fails("failed to read file: Input/output error"))
-    with pytest.raises(GuestFileError):
+    with pytest.raises(OutcomeUnknownError, match="its output could not be fetched: failed to read"):
         run_shell(agent, b"cat %s/out" % str(tmp_path).encode())
     assert left_over(guest) == []
 

@@ -31,7 +31,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_commands
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_commands import done_here
 from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers
 
 SMALL, MIDDLE, LARGE = b"12345", b"8 bytes.", b"more than ten bytes"
 PROGRAMS = ("guest-exec", "guest-exec-status")
@@ -170,6 +170,47 @@ def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TEXT = b"".join(b"line %d of a text that shrinks\n" % number for number in range(500))
+
+
+def freezing(server: Scripted, command: str, after: int) -> None:
+    """Have the guest freeze when it has done so many of ``command``, for 100 s."""
+
+    def step(session: Session, request: Request) -> None:
+        answers(session, request)
+        server.freeze(100)
+
+    server.answers["guest-fsfreeze-status"] = "thawed"
+    server.then(command, *[answers] * (after - 1), step)
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("data", [TEXT, os.urandom(9000)], ids=["shrinks", "does not"])
+@pytest.mark.parametrize(("command", "after"), [("guest-file-open", 1), ("guest-file-write", 2), ("guest-exec", 2)])
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_put_while_the_guest_is_frozen_for_a_time(
+    agent: SocketAgent, server: Scripted, clock: Clock, tmp_path: Path, data: bytes, command: str, after: int
+) -> None:
+    began = clock.now
+    freezing(server, command, after)
+    source = io.BytesIO(b"skipped" + data)
+    source.seek(7)
+    assert put(agent, source, str(tmp_path / "file")) == len(data)
+    assert (tmp_path / "file").read_bytes() == data
+    assert clock.now - began >= 100
+
+
+@pytest.mark.parametrize(("command", "after"), [("guest-file-open", 1), ("guest-file-read", 2)])
+def test_fetch_while_the_guest_is_frozen_for_a_time(
+    agent: SocketAgent, server: Scripted, clock: Clock, tmp_path: Path, command: str, after: int
+) -> None:
+    began = clock.now
+    data = os.urandom(100)
+    (tmp_path / "file").write_bytes(data)
+    freezing(server, command, after)
+    with (tmp_path / "here").open("w+b") as sink:
+        assert fetch(agent, str(tmp_path / "file"), sink) == len(data)
+    assert (tmp_path / "here").read_bytes() == data
+    assert clock.now - began >= 100
 
 
 @pytest.mark.usefixtures("packing")
