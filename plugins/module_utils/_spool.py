@@ -17,13 +17,9 @@ from __future__ import annotations
 import errno
 import random
 import re
-import time
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
-    AgentSilentError,
-    ChannelBusyError,
-    ConnectError,
     GuestFileError,
     HandleLostError,
     OutcomeUnknownError,

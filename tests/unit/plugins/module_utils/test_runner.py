@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap, _runner, _spool
+from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap, _patience, _runner, _spool
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
@@ -274,7 +274,7 @@ def test_result_that_cannot_be_read_without_room(
     agent: RunnerAgent, clock: Clock, monkeypatch: pytest.MonkeyPatch, for_ever: bool
 ) -> None:
     pid = start(agent, "/bin/echo", ["output"])
-    monkeypatch.setattr(_spool, "time", clock)
+    monkeypatch.setattr(_patience, "time", clock)
     with monkeypatch.context() as full:
         full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
         if for_ever:
@@ -576,7 +576,10 @@ def test_line_is_taken_back(
         assert path.stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("line", [b"", b"x", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." % (b"9" * 5000)])
+NO_RESULTS = [b"", b"x", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." % (b"9" * 5000)]
+
+
+@pytest.mark.parametrize("line", NO_RESULTS)
 def test_result_that_is_none(agent: RunnerAgent, line: bytes) -> None:
     with pytest.raises(TransferError, match="output"):
         _spool.Spool(agent, _runner.SPOOL).result(1, line + b"\n")
