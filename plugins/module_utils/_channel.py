@@ -283,14 +283,19 @@ _OWN_DIRECTORY = "Set XDG_RUNTIME_DIR to a directory of this user's own, with mo
 
 def _in_own_directories(uid: int) -> Iterator[str]:
     """Yield the paths that the directory may have, in directories that are there and the user's."""
-    places = [("/run", "") if uid == 0 else ("", ""), (os.environ.get("XDG_RUNTIME_DIR", ""), "")]
-    places.append((f"/run/user/{uid}", ""))  # sudo and su do not set the variable
+    for parent in ("/run" if uid == 0 else "", os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{uid}"):
+        if _is_owned(parent, uid):  # sudo -E leaves the variable as it was, and su sets none
+            yield os.path.join(parent, "qemu-guest")
     with contextlib.suppress(KeyError):
-        places.append((pwd.getpwuid(uid).pw_dir, ".ansible"))
-    for parent, name in places:
-        with contextlib.suppress(OSError):
-            if os.path.isabs(parent) and os.stat(parent).st_uid == uid:
-                yield os.path.join(parent, name, "qemu-guest")
+        home = pwd.getpwuid(uid).pw_dir
+        if _is_owned(home, uid):
+            yield os.path.join(home, ".ansible", "qemu-guest")
+
+
+def _is_owned(path: str, uid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.isabs(path) and os.stat(path).st_uid == uid
+    return False
 
 
 def _is_made(path: str) -> bool:

@@ -576,7 +576,7 @@ def test_line_is_taken_back(
         assert path.stat().st_mode & 0o777 == 0o640
 
 
-NO_RESULTS = [b"", b"x", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." % (b"9" * 5000)]
+NO_RESULTS = [b"", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." % (b"9" * 5000)]
 
 
 @pytest.mark.parametrize("line", NO_RESULTS)
