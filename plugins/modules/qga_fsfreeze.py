@@ -68,7 +68,7 @@ options:
   allow_stacked:
     description:
       - Freezes even where the task would refuse to, because a filesystem may lie in a file of another one that is
-        frozen before it. Then the guest hangs in its kernel, frozen, and nothing thaws it, O(thaw_after) included.
+        frozen before it. Then the guest can hang in its kernel, frozen, for minutes, and O(thaw_after) cannot help.
       - Agents older than 10.0 freeze a filesystem at the mount point that was mounted last. So the file of a loop
         device is on a frozen filesystem, if that was mounted once more (a bind mount) after the loop device's was.
       - The error message names mount points for O(mountpoints) that freeze the same filesystems without that. Set this
