@@ -21,6 +21,8 @@ from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.connection import qga
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
@@ -83,9 +85,14 @@ def test_no_address(connection: Connect, options: dict[str, str]) -> None:
 
 def test_libvirt_uri(connection: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setattr(qga, "open_agent", lambda at, timeout, **how: given.append((str(at), how["libvirt_uri"])))
-    assert connection(address="libvirt:web", libvirt_uri="qemu:///session").agent is None
-    assert connection(host=f"libvirt:{'0' * 8}").agent is None
+
+    def opened(at: Address, timeout: float, **how: Any) -> SocketAgent:
+        given.append((str(at), how["libvirt_uri"]))
+        return SocketAgent(at, timeout)
+
+    monkeypatch.setattr(qga, "open_agent", opened)
+    assert connection(address="libvirt:web", libvirt_uri="qemu:///session").agent
+    assert connection(host=f"libvirt:{'0' * 8}").agent
     assert given == [("libvirt:web", "qemu:///session"), ("libvirt:00000000", None)]
 
 
