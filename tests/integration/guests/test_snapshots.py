@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,29 @@ def ansible(request: pytest.FixtureRequest, make_ansible: MakeAnsible, guest: Gu
     return ansible
 
 
-def shell(ansible: Ansible, text: str, seconds: int) -> list[str]:
-    """Return the arguments of a task that takes so long and prints `output of TEXT`."""
+def shell(ansible: Ansible, command: str) -> list[str]:
+    """Return the arguments of a task that runs a shell command."""
     variables = json.loads(ansible.inventory.read_text(encoding="utf-8"))["all"]["hosts"]["vm"]
-    return ["all", "-m", variables["task"], "-a", f"sleep {seconds}; echo output of {text}"]
+    return ["all", "-m", variables["task"], "-a", command]
+
+
+def waiting(text: str) -> str:
+    """Return a shell command that runs until it is let go, whatever a slow guest takes to see that it runs."""
+    return f"touch /run/{text}.on; until [ -e /run/{text}.off ]; do sleep 1; done; echo output of {text}"
 
 
 class Task:
-    """A task that was started and runs in the guest."""
+    """A task that was started and runs in the guest, until it is let go."""
 
-    def __init__(self, process: Any) -> None:
+    def __init__(self, process: Any, guest: Guest, text: str) -> None:
         self._process = process
+        self._guest = guest
+        self._text = text
 
-    def ended(self, timeout: float) -> Run:
+    def let_go(self) -> None:
+        look(self._guest, f"touch /run/{self._text}.off")
+
+    def ended(self, timeout: float = 240.0) -> Run:
         """Wait for its end, which has to come within `timeout` seconds."""
         started = time.monotonic()
         output = self._process.communicate(timeout=timeout)[0]
@@ -71,10 +81,14 @@ class Task:
 
 
 @contextmanager
-def running(ansible: Ansible, guest: Guest, text: str, seconds: int) -> Iterator[Task]:
-    with ansible.start("ansible", *shell(ansible, text, seconds)) as process:
-        until(lambda: look(guest, f"pgrep -fx 'sleep {seconds}' || :"), 240, f"{text} runs")
-        yield Task(process)
+def running(
+    ansible: Ansible, guest: Guest, text: str, arguments: Sequence[str] = (), more: Sequence[str] = ()
+) -> Iterator[Task]:
+    """Run a task that prints `output of TEXT` when it is let go; by default, that of `shell`."""
+    look(guest, f"rm -f /run/{text}.on /run/{text}.off")
+    with ansible.start("ansible", *(arguments or shell(ansible, waiting(text))), *more) as process:
+        until(lambda: look(guest, f"ls /run/{text}.on 2>/dev/null || :"), 240, f"{text} runs")
+        yield Task(process, guest, text)
 
 
 def says(run: Run, text: str) -> bool:
@@ -84,7 +98,7 @@ def says(run: Run, text: str) -> bool:
 
 
 def works(ansible: Ansible, text: str) -> None:
-    run = ansible.run("ansible", *shell(ansible, text, 0), rc=None)
+    run = ansible.run("ansible", *shell(ansible, f"echo output of {text}"), rc=None)
     assert says(run, text), run.output
 
 
@@ -95,21 +109,22 @@ def was_lost(run: Run, text: str) -> bool:
 
 def test_reverted_to_another_task_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
     """What the other answers is nothing to this one."""
-    with running(ansible, guest, "A", 11) as task:
+    with running(ansible, guest, "A") as task:
         guest.save("during-A")
-        assert says(task.ended(90), "A")
-    with running(ansible, guest, "B", 33) as task:
+        task.let_go()
+        assert says(task.ended(), "A")
+    with running(ansible, guest, "B") as task:
         guest.revert("during-A")
-        run = task.ended(TOLD_SECONDS + 11)
+        look(guest, "touch /run/A.off")  # and answers once more
+        run = task.ended(TOLD_SECONDS)
         assert was_lost(run, "B"), run.output
     works(ansible, "C")
-    time.sleep(11)  # until what A answers is there once more
     works(ansible, "D")
 
 
 def test_reverted_to_before_a_task_while_it_runs(ansible: Ansible, guest: Guest) -> None:
     guest.save("idle")
-    with running(ansible, guest, "B", 33) as task:
+    with running(ansible, guest, "B") as task:
         guest.revert("idle")
         run = task.ended(TOLD_SECONDS)
         assert was_lost(run, "B"), run.output
@@ -118,11 +133,12 @@ def test_reverted_to_before_a_task_while_it_runs(ansible: Ansible, guest: Guest)
 
 def test_reverted_in_a_task_that_goes_on(ansible: Ansible, guest: Guest) -> None:
     """It was saved while it ran, and runs again from there. Its end may be told, or that it was lost."""
-    with running(ansible, guest, "A", 22) as task:
+    with running(ansible, guest, "A") as task:
         guest.save("in-A")
         time.sleep(3)
         guest.revert("in-A")
-        run = task.ended(60)
+        task.let_go()
+        run = task.ended()
     assert says(run, "A") or was_lost(run, "A"), run.output
     works(ansible, "C")
 
@@ -140,22 +156,25 @@ def test_reverted_between_tasks(ansible: Ansible, guest: Guest, seconds: int) ->
 
 
 def test_reverted_to_a_task_after_another(ansible: Ansible, guest: Guest) -> None:
-    with running(ansible, guest, "A", 11) as task:
+    with running(ansible, guest, "A") as task:
         guest.save("under-A")
-        assert says(task.ended(90), "A")
+        task.let_go()
+        assert says(task.ended(), "A")
     works(ansible, "B")
     time.sleep(1)
     guest.revert("under-A")
+    look(guest, "touch /run/A.off")
     for text in ("C", "D", "E", "F"):
         works(ansible, text)
 
 
 def test_paused_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
-    with running(ansible, guest, "A", 11) as task:
+    with running(ansible, guest, "A") as task:
         guest.qmp("stop")
         time.sleep(35)  # beyond what one command has
         guest.qmp("cont")
-        run = task.ended(90)
+        task.let_go()
+        run = task.ended()
     assert says(run, "A"), run.output
     works(ansible, "B")
 
@@ -177,20 +196,21 @@ def backup(guest: Guest, seconds: float = 8.0) -> None:
 
 
 def test_backup_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
-    with running(ansible, guest, "A", 13) as task:
+    with running(ansible, guest, "A") as task:
         backup(guest)
-        run = task.ended(90)
+        task.let_go()
+        run = task.ended()
     assert run.rc == 0 and "output of A" in run.output, run.output
     works(ansible, "B")
 
 
 def test_backup_while_qga_exec_runs(ansible: Ansible, guest: Guest) -> None:
-    arguments = ["all", "-m", "qemu.guest.qga_exec", "-a", '{"shell": "sleep 14; echo end", "timeout": 60}']
-    with ansible.start("ansible", *arguments) as process:
-        until(lambda: look(guest, "pgrep -fx 'sleep 14' || :"), 240, "it runs")
+    options = json.dumps({"shell": waiting("A"), "timeout": 600})
+    with running(ansible, guest, "A", ["all", "-m", "qemu.guest.qga_exec", "-a", options]) as task:
         backup(guest)
-        run = Task(process).ended(90)
-    assert run.rc == 0 and '"stdout": "end\\n"' in run.output, run.output
+        task.let_go()
+        run = task.ended()
+    assert run.rc == 0 and '"stdout": "output of A\\n"' in run.output, run.output
 
 
 @pytest.mark.parametrize("module", ["ansible.builtin.copy", "qemu.guest.qga_file"])
@@ -205,7 +225,7 @@ def test_backup_while_a_file_is_copied(ansible: Ansible, guest: Guest, tmp_path:
         grows = "find /srv /root/.ansible -xdev -type f -size +1000k 2>/dev/null || :"
         until(lambda: look(guest, grows), 90, "the copy has begun")
         backup(guest)
-        run = Task(process).ended(240)
+        run = Task(process, guest, "").ended(400)
     assert run.rc == 0, run.output
     assert WAITS in run.message, "it was frozen in the middle"
     digest = hashlib.sha256(content).hexdigest()
@@ -214,14 +234,14 @@ def test_backup_while_a_file_is_copied(ansible: Ansible, guest: Guest, tmp_path:
 
 def test_backup_that_does_not_end_is_told(ansible: Ansible, guest: Guest) -> None:
     """It is the task that may have run; that a question after it was not is nothing to the user."""
-    variables = '{"ansible_qga_frozen_timeout": 5}'
-    with ansible.start("ansible", *shell(ansible, "A", 9), "-e", variables) as process:
-        until(lambda: look(guest, "pgrep -fx 'sleep 9' || :"), 240, "it runs")
+    frozen_timeout = ["-e", '{"ansible_qga_frozen_timeout": 5}']
+    with running(ansible, guest, "A", more=frozen_timeout) as task:
         with open_agent(str(guest.agent_socket), 60) as agent:
             agent.execute("guest-fsfreeze-freeze")
         try:
-            run = Task(process).ended(60)
+            run = task.ended(60)
         finally:
             with open_agent(str(guest.agent_socket), 60) as agent:
                 agent.execute("guest-fsfreeze-thaw")
+        task.let_go()
     assert was_lost(run, "A") and "was not run" not in run.message, run.output

@@ -11,7 +11,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from ansible.plugins.loader import become_loader, connection_loader, shell_loade
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.connection import qga
+from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
@@ -86,9 +86,9 @@ def test_no_address(connection: Connect, options: dict[str, str]) -> None:
 def test_libvirt_uri(connection: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
-    def opened(address: Address, timeout: float, **how: Any) -> SimpleNamespace:
-        given.append((str(address), how["libvirt_uri"]))
-        return SimpleNamespace(close=lambda: None)
+    def opened(at: Address, timeout: float, **how: Any) -> SocketAgent:
+        given.append((str(at), how["libvirt_uri"]))
+        return SocketAgent(at, timeout)
 
     monkeypatch.setattr(qga, "open_agent", opened)
     assert connection(address="libvirt:web", libvirt_uri="qemu:///session").agent

@@ -26,7 +26,15 @@ from ansible_collections.qemu.guest.plugins.modules import qga_file
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, octal, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails, swallows
+from ansible_collections.qemu.guest.tests.unit.scripted import (
+    Clock,
+    Request,
+    Scripted,
+    Session,
+    answers,
+    fails,
+    swallows,
+)
 
 PROGRAMS = ("guest-exec", "guest-exec-status")
 
@@ -427,7 +435,7 @@ LONG = "new\n" * 30_000  # more than a program is given to write
     [
         ("guest-file-write", fails("failed to write to file: No space left on device"), GuestFileError),
         ("guest-file-close", fails("failed to close handle: No space left on device"), GuestFileError),
-        ("guest-file-write", swallows, OutcomeUnknownError),
+        ("guest-file-close", swallows, OutcomeUnknownError),
     ],
 )
 def test_file_is_replaced_whole_or_not_at_all(
@@ -440,6 +448,27 @@ def test_file_is_replaced_whole_or_not_at_all(
     with pytest.raises(error):
         qga_file.apply(agent, planned)
     assert [(path.name, path.read_text()) for path in home.iterdir()] == [("file", "old")]
+
+
+def test_file_that_stays_behind_is_named(
+    agent: SocketAgent, server: Scripted, clock: Clock, home: Path
+) -> None:
+    """A guest that is frozen for too long does not let it be removed."""
+    wanted = options(path=str(home / "file"), content=LONG)
+    planned = plan(qga_file.read(agent, wanted), wanted)
+    server.answers["guest-fsfreeze-status"] = "thawed"
+    agent.refresh_info()
+    agent.frozen_timeout = 30
+
+    def freezes(session: Session, request: Request) -> None:
+        server.freeze(1000)
+        answers(session, request)
+
+    server.then("guest-file-write", freezes)
+    with pytest.raises(CommandUnavailable, match="frozen") as caught:
+        qga_file.apply(agent, planned)
+    (left,) = home.iterdir()
+    assert f"{left} may be left in the guest." in str(caught.value)
 
 
 def test_file_on_its_way_is_open_to_nobody(agent: SocketAgent, server: Scripted, guest: Guest, home: Path) -> None:
