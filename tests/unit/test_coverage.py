@@ -84,7 +84,7 @@ def test_document_is_what_the_table_says() -> None:
 
 def test_what_is_seen_of_a_command(tmp_path: Path, scripted: Callable[..., Scripted]) -> None:
     """A relay tells what the agent did from what it refused, and some commands answer only when they fail."""
-    big = {"keys": ['"error": {"return": '] * 200_000}
+    big = {"keys": ['"error": {"return": '] * 100_000}
     server = scripted({"guest-ssh-get-authorized-keys": big})
     server.then("guest-fstrim", fails("no"))
     server.then("guest-shutdown", swallows)
