@@ -38,7 +38,9 @@ Log = Callable[[str], None]
 _MARK = "qemu-guest-runner"
 # bash may miss a signal that comes just before it reads (5 of 300 times, within 6 ms of a request).
 _STOP = "--property=KillMode=process --property=TimeoutStopSec=5"
-_UNIT = f"--quiet --no-block --collect {_STOP} --description={_MARK}"
+# Programs have what a login has: no signal ignored, and no limit on processes of their own.
+_STATE = "--property=IgnoreSIGPIPE=no --property=TasksMax=infinity"
+_UNIT = f"--quiet --no-block --collect {_STOP} {_STATE} --description={_MARK}"
 
 # {new} is a path in HOME, of this start alone: the program is {new}.sh.
 _RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
@@ -48,7 +50,13 @@ _STARTER = f"""
 umask 077
 mkdir -p {HOME} && chmod 0700 {HOME} && cat >{{new}}.sh || exit
 if [ -d /run/systemd/system ] && systemd-run {_UNIT} {_RUN}; then exit; fi
-$(command -v setsid) {_RUN} </dev/null >/dev/null 2>&1 &
+own=$(command -v setsid)
+# No background job: what a shell starts as one ignores SIGINT and SIGQUIT for good, and so would all that it runs.
+(
+    read -r me f </proc/self/stat
+    {{{{ exec $own {_RUN}; }}}} </dev/null >/dev/null 2>&1 | kill -KILL "$me"
+) 2>/dev/null
+exit 0
 """
 
 # What udev or cron runs. It has neither $, % nor quotes, which mean something to one of them. {clean} removes the line.

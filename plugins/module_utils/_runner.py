@@ -52,7 +52,8 @@ d=$1 idle=$2 over=$3
 umask 077
 cd / || exit 1
 unset OLDPWD
-lives() { grep -qs "$d" "/proc/$p/cmdline"; }
+# The number may be another process's meanwhile: the runner is root's, and reads this very ring.
+lives() { [ -O "/proc/$p" ] && [ "/proc/$p/fd/3" -ef "$d/ring" ]; }
 gone() { rm -rf "$d.gone.$$"; }
 if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
     [ "$over" ] || exit 0
@@ -67,17 +68,29 @@ else
 fi
 case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
 own=$(command -v setsid)
+{ echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
+# What a command without input begins with. It is a command: an older runner, which does not know it, runs it.
+nothing='exec </dev/null'
 
-# What NUMBER.in has before the program's input.
-program() {
-"""
-    + READ_COMMAND
-    + r"""
-    umask 022
-    eval "unset c d idle l mark n; $c"
-}
 # Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
 keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
+# Be the program. A subshell that became it was no background job: a shell ignores SIGINT and SIGQUIT in these, for good.
+become() {
+    read -r p f </proc/self/stat
+    echo "$p" >"$d/$1.pid"
+    shift
+    umask 022
+    eval "unset a c d f idle k l mark me n nothing over p used; $c"
+}
+# The shell that waits for it would tell of a signal in the program's own output.
+run() {
+    (become "$1") 2>&6 >&5 4<&- 5>&- 6>&-
+    r=$?
+    # 384 + N and 256 + N are some shells' 128 + N.
+    [ "$r" -lt 256 ] || r=$((r % 128 + 128))
+    # In the room that it has had from the beginning: the program may have left no other.
+    echo "$r" 1<>"$d/$1.status"
+}
 job() {
     (set -C; : >"$d/$1.taken") 2>/dev/null || return
     # In this order: what was rung for twice may have run meanwhile, and be forgotten.
@@ -86,24 +99,29 @@ job() {
         return
     }
     exec 4<"$d/$1.in"
+    {
+"""
+    + READ_COMMAND
+    + r"""
+    } <&4
     case $mark in
     "$1.part")
-        (program) <&4 4<&- >/dev/null 2>&1
+        (become "$1") <&4 4<&- >/dev/null 2>&1
         rm -f "$d/$1".*
         return
         ;;
     esac
-    rm -f "$d/$1.in" &
     echo - >"$d/$1.status"
     {
         {
-            program <&4 4<&- 5>&- &
-            echo $! >"$d/$1.pid"
-            wait $!
-            # In the room that it has had from the beginning: the program may have left no other.
-            echo $? 1<>"$d/$1.status"
-        } 2>&1 >&5 | keep "$d/$1.err" "$1" 4<&- 5>&-
+            case $c in
+            "$nothing"*) run "$1" ;;
+            # By a pipe, so that nobody reads it twice, or writes to it: a password may be in it.
+            *) cat <&4 4<&- 5>&- 6>&- | run "$1" ;;
+            esac
+        } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 4<&- 5>&-
     } 5>&1 | keep "$d/$1.out" "$1" 4<&-
+    : >"$d/$1.in"
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
@@ -145,6 +163,7 @@ forget() {
 }
 trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
 a= used= mark=
+exec 2>/dev/null # shells tell of each that was killed
 alarm
 while IFS= read -r l <&3; do
     case $l in
@@ -173,8 +192,12 @@ while IFS= read -r l <&3; do
     [0-9]*.*) mark=$l ;;
     [0-9]*)
         used=1
-        # Not behind the function itself: for that, dash keeps the ring open under another number.
-        { job "$l"; } 3>&- &
+        # In the background, and no background job: see above. It goes on, an orphan, when the shell that waits is ended.
+        (
+            read -r me f </proc/self/stat
+            # Not behind the function itself: for that, dash keeps the ring open under another number.
+            { job "$l"; } </dev/null >/dev/null | kill -KILL "$me"
+        ) 3>&-
         ;;
     esac
 done
@@ -194,6 +217,8 @@ _PID_SECONDS = 10.0
 _ATTEMPTS = 3
 _EXEC = ("guest-exec", "guest-exec-status")
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
+# See "nothing" in PROGRAM.
+_NO_INPUT = "exec </dev/null"
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 Start = Callable[[Agent], None]
@@ -334,8 +359,9 @@ class RunnerAgent(Agent):
 
     def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         self._below.require(*_FILE)
-        command = _command_line(arguments, here=self._forgetting).encode("utf-8", "surrogateescape")
         stdin = base64.b64decode(arguments.get("input-data", ""))
+        line = _command_line(arguments, here=self._forgetting)
+        command = (line if stdin else f"{_NO_INPUT}\n{line}").encode("utf-8", "surrogateescape")
         number = new_number()
         self._untaken[number] = input_of(command, stdin)
         if self._forgetting:

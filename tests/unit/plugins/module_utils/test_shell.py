@@ -41,7 +41,7 @@ KEPT = 1024 * 1024
 EVERY_BYTE = bytes(range(256))
 
 # As /bin/sh is on Debian, on Fedora and its family, and on Alpine; those of them that are on this machine.
-_COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"]}
+_COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"], "mksh": [], "yash": []}
 SHELLS = {name: [name, *options] for name, options in _COMMANDS.items() if shutil.which(name)}
 
 
