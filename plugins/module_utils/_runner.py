@@ -26,10 +26,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadlin
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
     CommandUnavailable,
+    ConnectError,
     GuestFileError,
     HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+    TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._shell import READ_COMMAND, input_of
@@ -217,6 +221,7 @@ _PID_SECONDS = 10.0
 _ATTEMPTS = 3
 _EXEC = ("guest-exec", "guest-exec-status")
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
+_NOT_KNOWN = "the runner in the guest does not know the program (was the guest reverted to a snapshot, or rebooted?)"
 # See "nothing" in PROGRAM.
 _NO_INPUT = "exec </dev/null"
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -330,7 +335,7 @@ class RunnerAgent(Agent):
             return pid
         deadline = Deadline(_PID_SECONDS)
         for pause in pauses():
-            text = self._spool.read(f"{pid}.pid") or b""
+            text = patiently(lambda: self._spool.read(f"{pid}.pid")) or b""
             if re.fullmatch(rb"\d{1,9}\n", text):
                 return int(text)
             if deadline.expired:
@@ -390,51 +395,78 @@ class RunnerAgent(Agent):
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _rung(self, number: int) -> bool:
-        return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
+        """Ring for a request; return False if nobody is there.
+
+        Where it is not known whether it was rung for, it may be at work already. Who waits for it rings again.
+        """
+        try:
+            return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
+        except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
+            return True
 
     # guest-exec-status
 
     def _status(self, number: int) -> dict[str, Any]:
         try:
             content = self._spool.ended(number)
-            if not content:
+            if not content and number in self._looked:
                 self._look_after(number)
                 return {"exited": False}
-            rc, out, err = self._spool.result(number, content)
-        except GuestFileError as exc:
-            raise _unknown(f"nothing can be read of the program that the runner was given: {exc.message}") from exc
-        self._spool.forget(number)
-        self._untaken.pop(number, None)
-        self._looked.pop(number, None)
+            ended = self._spool.result(number, content) if content else None
+        except (OutcomeUnknownError, TransferError):
+            raise
+        except QgaError as exc:
+            # Whatever it is, it is not said of the question: the program was handed over.
+            error = _unknown(f"nothing can be read of the program that the runner was given: {exc.message}")
+            error.address = exc.address
+            raise error from exc
+        if not ended:
+            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
+        rc, out, err = ended
+        self._forget(number)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}
         for name, data in (("out-data", out), ("err-data", err)):
             if data:
                 reply[name] = base64.b64encode(data).decode("ascii")
         return reply
 
-    def _look_after(self, number: int) -> None:
-        """Now and then make sure that the request was taken, and that who took it lives.
+    def _forget(self, number: int) -> None:
+        # What cannot be removed now, the runner removes some minutes later. The result is here.
+        with suppress(QgaError):
+            self._spool.forget(number)
+        self._untaken.pop(number, None)
+        self._looked.pop(number, None)
 
-        :raise OutcomeUnknownError: if that has ended.
+    def _look_after(self, number: int) -> None:
+        """Now and then make sure that a result can still come.
+
+        :raise OutcomeUnknownError: if none can.
         """
-        if number not in self._looked:
-            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
         if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
             return
-        if not patiently(lambda: self._lives(number)):
-            raise _unknown("the runner in the guest ended while the program ran (was the guest rebooted?)")
+        reason = patiently(lambda: self._why_none(number))
+        if reason:
+            raise _unknown(reason)
         self._looked[number] = time.monotonic()
 
-    def _lives(self, number: int) -> bool:
-        if number in self._untaken and not self._spool.has(f"{number}.taken"):
-            if not self._spool.has(f"{number}.in"):  # taken since, or the spool is another one now
-                return self._spool.has(f"{number}.taken") or self._spool.has(f"{number}.rc")
+    def _why_none(self, number: int) -> str:
+        """Return why a request will have no result; nothing as long as it may have one.
+
+        It is asked for this very request, however often it was seen: a guest can be as it was before that was there.
+        """
+        if not self._spool.has(f"{number}.taken"):
+            if number not in self._untaken or not self._spool.has(f"{number}.in"):
+                # In this order: it may have been taken since.
+                known = number in self._untaken and self._spool.has(f"{number}.taken")
+                return "" if known else _NOT_KNOWN
             # Rung for again, but not written again: it may be taken at this very moment.
             if not self._rung(number):
                 self._hand_over(number)
-            return True
+            return ""
         self._untaken.pop(number, None)
-        return self._spool.ring("") or self._spool.has(f"{number}.rc")
+        if self._spool.ring("") or self._spool.has(f"{number}.rc"):
+            return ""
+        return "the runner in the guest ended while the program ran (was the guest rebooted?)"
 
 
 def _unknown(message: str) -> OutcomeUnknownError:

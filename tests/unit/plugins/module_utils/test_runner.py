@@ -25,10 +25,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, So
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AgentSilentError,
     CommandUnavailable,
+    ConnectError,
     HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import finish, start, wait
@@ -132,6 +136,63 @@ def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest)
     assert "mark=" not in shown
 
 
+def test_program_ignores_no_more_than_one_that_is_started_here(agent: RunnerAgent) -> None:
+    """Nor has it other signals blocked. Shells ignore SIGINT and SIGQUIT in what they have in the background."""
+    command = "grep -E 'Sig(Ign|Blk)' /proc/self/status"
+    here = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, check=True).stdout
+    assert run_shell(agent, command.encode()).stdout == here
+    assert run_shell(agent, b"trap 'exit 5' INT; kill -INT $$; exit 0").rc == 5
+    assert run_shell(agent, b"yes | head -n 1").stdout == b"y\n"
+
+
+def test_input_cannot_be_read_twice_or_written(agent: RunnerAgent) -> None:
+    """A password may have been in it, and the program may be another user's."""
+    look = b"read -r first; ls -l /proc/self/fd/0"
+    for data in (b"secret\nrest", b"secret\n" + bytes(300_000)):
+        shown = run_shell(agent, look, data).stdout.decode()
+        assert "pipe:" in shown, shown
+
+
+def test_program_without_input_has_none(agent: RunnerAgent) -> None:
+    shown = finish(agent, start(agent, "/bin/ls", ["-l", "/proc/self/fd/0"])).stdout.decode()
+    assert shown.endswith("/dev/null\n")
+
+
+def test_input_is_not_kept_longer_than_its_program(agent: RunnerAgent, guest: Guest) -> None:
+    pid = start(agent, "/bin/cat", stdin=b"secret")
+    eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
+    assert not any("secret" in read(guest, name) for name in in_spool(guest) if not name.endswith(".out"))
+
+
+def test_signal_leaves_no_word_in_the_output(agent: RunnerAgent) -> None:
+    result = run_shell(agent, b"kill -KILL $$")
+    assert (result.shell_rc, result.stdout, result.stderr) == (128 + 9, b"", b"")
+
+
+def test_nothing_of_a_program_stays_a_zombie(agent: RunnerAgent, guest: Guest) -> None:
+    for _time in range(3):
+        run_shell(agent, b"true")
+    children = Path(f"/proc/{runner_pid(guest)}/task/{runner_pid(guest)}/children").read_text().split()
+    # The alarm and, for a moment, what removes the last result.
+    assert len(children) <= 2
+
+
+def test_runner_does_not_take_another_process_for_one(guest: Guest) -> None:
+    """The number of one that has ended may be anybody's, with whatever command line."""
+    spool = guest.runner / "1"
+    spool.mkdir(parents=True)
+    os.mkfifo(spool / "ring")
+    other = subprocess.Popen(["sh", "-c", "read -r _", str(spool)], stdin=subprocess.PIPE)
+    (spool / "pid").write_text(f"{other.pid}\n")
+    process = runner(guest, 1)
+    try:
+        eventually(lambda: read(guest, "pid") == f"{process.pid}\n", "it takes another process for a runner")
+    finally:
+        process.kill()
+        process.wait()
+        other.communicate()
+
+
 def test_nothing_stays(agent: RunnerAgent, guest: Guest) -> None:
     run_shell(agent, b"echo out; echo err >&2")
     eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
@@ -224,6 +285,79 @@ def test_runner_that_dies_while_its_program_goes_on(agent: RunnerAgent, guest: G
     os.kill(runner_pid(guest), signal.SIGKILL)
     eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
     assert finish(agent, pid).stdout == b"done\n"
+
+
+@only_sh
+@pytest.mark.parametrize("seen", [False, True])
+def test_request_that_the_runner_does_not_know_any_more(agent: RunnerAgent, guest: Guest, seen: bool) -> None:
+    """As after the guest was reverted to a snapshot: the runner lives, and never heard of it."""
+    pid = start(agent, "/bin/sleep", ["60"])
+    process = agent.process_id(pid)
+    for _time in range(40 if seen else 0):
+        assert wait(agent, pid, 0.05) is None
+    assert (pid in agent._untaken) is not seen
+    for path in (guest.runner / "1").glob(f"{pid}.*"):
+        path.unlink()
+    with pytest.raises(OutcomeUnknownError, match="does not know the program"):
+        finish(agent, pid)
+    os.kill(process, signal.SIGKILL)
+
+
+@only_sh
+@pytest.mark.parametrize("error", [AgentSilentError("no answer"), ConnectError("no socket"), ProtocolError("nonsense")])
+def test_error_while_a_program_is_waited_for_says_that_it_may_have_run(
+    agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: QgaError
+) -> None:
+    pid = start(agent, "/bin/echo", ["output"])
+    monkeypatch.setattr(_spool, "time", clock)
+
+    def fails(*_arguments: Any, **_how: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(agent._below, "execute", fails)
+    with pytest.raises(OutcomeUnknownError, match=error.message) as caught:
+        finish(agent, pid)
+    assert caught.value.as_result()["error"] == {
+        "type": "OutcomeUnknownError",
+        "command": "guest-exec",
+        "executed": "unknown",
+    }
+
+
+@only_sh
+@pytest.mark.parametrize("error", [AgentSilentError("no answer"), HandleLostError("which?"), ProtocolError("nonsense")])
+def test_program_of_which_nobody_knows_whether_it_was_rung_for(
+    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, error: QgaError
+) -> None:
+    """It is not said to be unsent, as it may run; who waits finds out."""
+    run_shell(agent, b"true")
+    execute, writes = agent._below.execute, itertools.count(1)
+
+    def executed(command: str, *arguments: Any, **how: Any) -> Any:
+        if command == "guest-file-write" and next(writes) == 2:
+            raise error
+        return execute(command, *arguments, **how)
+
+    monkeypatch.setattr(agent._below, "execute", executed)
+    assert run_shell(agent, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
+    assert (guest.tools / "count").read_text() == "ran\n"
+
+
+@only_sh
+def test_small_file_that_has_no_end(agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = start(agent, "/bin/echo", ["output"])
+    eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
+    (guest.runner / "1" / f"{pid}.rc").write_bytes(b"0" * 70_000)
+    with pytest.raises(TransferError, match="longer than 65536 bytes"):
+        finish(agent, pid)
+
+
+@only_sh
+def test_output_that_has_no_end(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_spool, "LARGEST_OUTPUT", 10_000_000)
+    assert len(run_shell(agent, b"head -c 10000000 /dev/zero").stdout) == 10_000_000
+    with pytest.raises(TransferError, match="longer than 10000000 bytes"):
+        run_shell(agent, b"head -c 10000001 /dev/zero")
 
 
 @only_sh
