@@ -191,7 +191,10 @@ def _removal(path: str) -> str:
 
 
 class _Line:
-    """A line at the end of a file; what it starts removes it. If the block fails, it is removed from here."""
+    """A line at the end of a file; what it starts removes it. If the block fails, it is blotted out from here.
+
+    The file is never truncated, not for a moment: whatever ends this process or the agent, all that it had is there.
+    """
 
     def __init__(self, agent: Agent, path: str, line: str) -> None:
         self._agent = agent
@@ -203,18 +206,19 @@ class _Line:
             if file.seek(0, 2):
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
-                    self._line = b"\n" + self._line
+                    file.write(b"\n")
             file.write(self._line)
 
     def __exit__(self, kind: object, *exc_info: object) -> None:
         if kind is None:
             return
         with suppress(QgaError):  # the error that got us here is the one to tell
-            with GuestFile(self._agent, self._path) as file:
-                content = b"".join(iter(file.read, b""))
-            if self._line in content:
-                with GuestFile(self._agent, self._path, "w") as file:
-                    file.write(content.replace(self._line, b""))
+            with GuestFile(self._agent, self._path, "r+") as file:
+                position = b"".join(iter(file.read, b"")).rfind(self._line)
+                if position >= 0:
+                    file.seek(position)
+                    # An empty line for each letter: that is nothing to udev and cron, and can be written in any order.
+                    file.write(b"\n" * len(self._line))
 
 
 def _hand_over_program(agent: Agent, new: str) -> None:
