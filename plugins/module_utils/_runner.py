@@ -70,7 +70,12 @@ else
     n=$d.new.$$
     mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
 fi
-case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
+# What brought this here, and what starts that were interrupted have left: their names have 16 letters.
+f=${d%/*}/????????????????
+case $0 in "${d%/*}"/*) rm -f $f $f.sh $f.go ;; esac
+for n in "$d".gone.* "$d".new.*; do
+    [ ! -d "$n" ] || [ -d "/proc/${n##*.}" ] || rm -rf "$n"
+done
 own=$(command -v setsid)
 { echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
 # What a command without input begins with. It is a command: an older runner, which does not know it, runs it.
@@ -78,7 +83,7 @@ nothing='exec </dev/null'
 
 # Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
 keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
-# Be the program. A subshell that became it was no background job: a shell ignores SIGINT and SIGQUIT in these, for good.
+# Be the program. What does so is a subshell, no background job: shells ignore SIGINT and SIGQUIT in these, for good.
 become() {
     read -r p f </proc/self/stat
     echo "$p" >"$d/$1.pid"
@@ -196,7 +201,7 @@ while IFS= read -r l <&3; do
     [0-9]*.*) mark=$l ;;
     [0-9]*)
         used=1
-        # In the background, and no background job: see above. It goes on, an orphan, when the shell that waits is ended.
+        # No background job either. It goes on, an orphan, when the shell that waits for it is ended.
         (
             read -r me f </proc/self/stat
             # Not behind the function itself: for that, dash keeps the ring open under another number.

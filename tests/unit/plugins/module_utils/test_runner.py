@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -30,6 +31,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ConnectError,
     HandleLostError,
     NoRunnerError,
+    OperationError,
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
@@ -708,13 +710,103 @@ def test_no_route(guest: Guest, scripted: Callable[..., Scripted], connect: Call
 def test_line_is_taken_back(
     guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:
-    below = connect(scripted(guest.answers()))
+    """All of what there was is there at each moment: one that is killed loses nothing of /etc/crontab."""
     path = guest.directory / "crontab"
+    content = b""
+
+    def watched(answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def answered(arguments: Any) -> Any:
+            answers = answer(arguments)
+            assert path.read_bytes().startswith(content)
+            return answers
+
+        return answered
+
+    below = connect(scripted({name: watched(answer) for name, answer in guest.answers().items()}))
+    line = "* * * * * root qemu-guest-runner, for as long as it takes\n"
     for content in (b"", b"one\n", b"no newline"):
         path.write_bytes(content)
         path.chmod(0o640)
-        with pytest.raises(ZeroDivisionError), _bootstrap._Line(below, "crontab", "two\n"):
-            assert path.read_bytes().splitlines() == [*content.splitlines(), b"two"]
+        with pytest.raises(ZeroDivisionError), _bootstrap._Line(below, "crontab", line):
+            assert path.read_bytes().splitlines() == [*content.splitlines(), line.strip().encode()]
             raise ZeroDivisionError
-        assert path.read_bytes() == content
+        # What was added is a comment now, and goes with the next line that works.
+        subprocess.run(["sh", "-c", _bootstrap._removal(shlex.quote(str(path)))], check=True)
+        assert path.read_bytes().rstrip(b"\n") == content.rstrip(b"\n")
         assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.fixture
+def system(
+    guest: Guest, tmp_path: Path, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> tuple[SocketAgent, Path]:
+    """An agent that looks for the guest's files in a directory, but for /proc."""
+    root = tmp_path / "root"
+    root.mkdir()
+
+    def opened(arguments: Any) -> int:
+        path = arguments["path"]
+        return guest.open({**arguments, "path": path if path.startswith("/proc/") else f"{root}{path}"})
+
+    return connect(scripted({**guest.answers(), "guest-file-open": opened})), root
+
+
+def made(root: Path, files: dict[str, str]) -> dict[str, str]:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return files
+
+
+def there_is(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+@only_sh
+def test_udev_where_systemd_is_installed_and_does_not_run(system: tuple[SocketAgent, Path]) -> None:
+    """It would be waited for in vain, and a file that nobody removes would stay."""
+    agent, root = system
+    files = made(root, {name: "" for name in ("run/udev/control", "usr/bin/systemd-run", _bootstrap._RULES[0][1:])})
+    for route in (_bootstrap._by_udev, _bootstrap._by_new_udev_rules):
+        with pytest.raises(OperationError, match="there is no /run/systemd/system"):
+            route(agent)
+    assert there_is(root) == files
+
+
+@only_sh
+def test_cron_that_has_ended(system: tuple[SocketAgent, Path]) -> None:
+    agent, root = system
+    for pid in (os.getpid(), 4194305):  # another's, and nobody's
+        files = made(root, {"run/crond.pid": f"{pid}\n", "etc/crontab": "# jobs\n"})
+        with pytest.raises(OperationError, match="cron that does not run any more"):
+            _bootstrap._by_cron(agent)
+        assert there_is(root) == files
+
+
+@only_sh
+def test_udev_that_does_nothing_is_told_with_what_it_leaves(
+    system: tuple[SocketAgent, Path], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, root = system
+    rules = _bootstrap._RULES[0]
+    made(root, {"run/udev/control": "", "usr/bin/systemd-run": "", rules[1:]: "# rules\n", "run/systemd/system/a": ""})
+    made(root, {_bootstrap._UEVENT[1:]: ""})
+    monkeypatch.setattr(_bootstrap, "time", clock)
+    left = f"{Path(rules).parent}/qemu-guest-runner"
+    with pytest.raises(OperationError, match=f"udev did not act on it; remove {left} in the guest"):
+        _bootstrap._by_udev(agent)
+    assert (root / left[1:]).exists()
+
+
+def test_leftovers_of_interrupted_starts_are_removed(guest: Guest) -> None:
+    guest.runner.mkdir(mode=0o700)
+    name = "0123456789abcdef"
+    for suffix in ("", ".go", ".sh"):
+        (guest.runner / f"{name}{suffix}").touch()
+    for dead in ("1.gone.4194305", "1.new.4194305"):
+        (guest.runner / dead).mkdir()
+    started = guest.runner / "fedcba9876543210.sh"
+    started.write_text(PROGRAM)
+    with subprocess.Popen([*guest.shell, str(started), str(guest.runner / "1"), "1"]) as process:
+        assert process.wait(20) == 0
+    assert list(guest.runner.iterdir()) == []

@@ -41,8 +41,8 @@ from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
 KEPT = 1024 * 1024
 EVERY_BYTE = bytes(range(256))
 
-# As /bin/sh is on Debian, on Fedora and its family, on Alpine, and where somebody likes others; those of them that are on
-# this machine.
+# As /bin/sh is on Debian, on Fedora and its family, on Alpine, and where somebody likes others; those of them that are
+# on this machine.
 _COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"], "mksh": [], "yash": []}
 SHELLS = {name: [name, *options] for name, options in _COMMANDS.items() if shutil.which(name)}
 
