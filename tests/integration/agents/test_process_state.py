@@ -16,11 +16,14 @@ from ansible_collections.qemu.guest.tests.integration.harness import Ansible, gu
 from lab import ssh
 from lab.agent import LooseAgent
 
-WAYS: dict[str, dict[str, Any]] = {
+STATES: dict[str, dict[str, Any]] = {
     "runner": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False},
     "guest-exec": {"ansible_qga_exec_method": "guest-exec", "ansible_qga_warm_python": False},
 }
-"""Host variables of each way."""
+"""Host variables of each way, by its name."""
+
+NO_TTY = {"ansible_ssh_use_tty": False}
+"""For ssh: what is piped has no terminal, and `raw` has one otherwise."""
 
 STATE = r"""
 section() { echo "== $1"; }
@@ -66,14 +69,14 @@ def state(ansible: Ansible) -> dict[str, list[str]]:
 
 @pytest.fixture
 def over_ssh(agent: LooseAgent, make_ansible: MakeAnsible) -> dict[str, list[str]]:
-    return state(make_ansible({"guest": {**ssh.variables(agent), "ansible_ssh_use_tty": False}}))
+    return state(make_ansible({"guest": {**ssh.variables(agent), **NO_TTY}}))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", STATES)
 def test_state_is_that_of_a_login(
     way: str, agent: LooseAgent, make_ansible: MakeAnsible, over_ssh: Mapping[str, list[str]]
 ) -> None:
-    seen = state(make_ansible({"guest": {**guest_variables(agent), **WAYS[way]}}))
+    seen = state(make_ansible({"guest": {**guest_variables(agent), **STATES[way]}}))
     assert seen.keys() == over_ssh.keys()
     for section, lines in over_ssh.items():
         assert seen[section] == lines, section
