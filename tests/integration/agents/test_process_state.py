@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, guest_variables
@@ -80,3 +83,30 @@ def test_state_is_that_of_a_login(
     assert seen.keys() == over_ssh.keys()
     for section, lines in over_ssh.items():
         assert seen[section] == lines, section
+
+
+LOOK = r"""read -r password
+su -s /bin/sh daemon -c 'python3 -c "
+import os
+try:
+    print(os.pread(0, 99, 0))
+except OSError as exc:
+    print(exc.strerror)
+print(os.readlink(\"/proc/self/fd/0\").partition(\":\")[0])
+"'"""
+
+
+@pytest.mark.parametrize("rest", [10, 300_000])
+@pytest.mark.parametrize("way", STATES)
+def test_input_cannot_be_read_again_by_another_user(way: str, rest: int, agent: LooseAgent) -> None:
+    """Nor is it a file that they could write to."""
+    connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
+    method = STATES[way]["ansible_qga_exec_method"]
+    connection.set_options(
+        direct={"address": str(agent.agent_socket), "exec_method": method, "warm_python": False, "persist": 0}
+    )
+    try:
+        ended = connection.exec_command(LOOK, in_data=b"password\n" + b"x" * rest)
+    finally:
+        connection.close()
+    assert ended == (0, b"Illegal seek\npipe\n", b"")
