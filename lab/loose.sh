@@ -53,6 +53,7 @@ start() {
     rm -f /lab/agent.sock /lab/agent.pid
     # No background job: these ignore SIGINT and SIGQUIT, and so would all that the agent starts, as in no guest. It is
     # an orphan when the shell that waits for it is ended.
+    # shellcheck disable=SC2216  # kill reads nothing: it ends the shell that waits for the pipeline
     (
         read -r me _ </proc/self/stat
         {
