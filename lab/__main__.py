@@ -34,12 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = commands.add_parser("image", help="build images, and say where they are")
-    command.add_argument("release", nargs="+", choices=list(image.RELEASES))
+    command.add_argument("release", nargs="+", choices=[*image.RELEASES, *image.VARIANTS])
     command.set_defaults(run=_image)
 
     command = commands.add_parser("up", help="start a guest that stays until `down`")
     command.add_argument("name")
-    command.add_argument("--release", default="bookworm", choices=list(image.RELEASES))
+    command.add_argument("--release", default="bookworm", choices=[*image.RELEASES, *image.VARIANTS])
     command.add_argument("--nic", default="none", choices=NICS)
     command.add_argument("--memory", type=int, default=512, metavar="MIB")
     command.set_defaults(run=_up)
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_console)
 
     command = commands.add_parser("agent", help="run an agent without a guest until Ctrl-C")
-    command.add_argument("--release", default="bookworm", choices=list(image.RELEASES))
+    command.add_argument("--release", default="bookworm", choices=[*image.RELEASES, *image.VARIANTS])
     command.set_defaults(run=_agent)
     return parser
 

@@ -25,6 +25,9 @@ from lab import host
 
 # Debian releases and the major version of the agent that each ships.
 RELEASES = {"bullseye": 5, "bookworm": 7, "trixie": 10, "sid": 11}
+# Guests as other distributions ship them, by the release that each begins as. A variant has a recipe of its name.
+VARIANTS = {"sid-uutils": "sid", "sid-busybox": "sid", "sid-mksh": "sid"}
+RECIPES_OF_VARIANTS = Path(__file__).with_name("variants")
 RECIPE = Path(__file__).with_name("recipe.sh")
 DISK_SIZE = "2G"
 # A mount and a pid namespace around each step: an interrupted build leaves neither mounts nor processes behind.
@@ -46,9 +49,9 @@ class Image:
 
 
 def build(release: str) -> Image:
-    """Return the image of a Debian release, building it first where the cache does not have it."""
-    if release not in RELEASES:
-        raise host.LabError(f"no such release: {release}; there are {', '.join(RELEASES)}")
+    """Return the image of a Debian release or of a variant, building it first where the cache does not have it."""
+    if release not in {**RELEASES, **VARIANTS}:
+        raise host.LabError(f"no such release: {release}; there are {', '.join([*RELEASES, *VARIANTS])}")
     images = host.cache_root() / "images"
     directory = images / f"{release}-{_key(release)}"
     if not directory.exists():
@@ -79,7 +82,13 @@ def _public_key() -> str:
 def _key(release: str) -> str:
     """Return a hash of all that decides what is in the image."""
     parts = [release, DISK_SIZE, IN_TREE, _public_key(), RECIPE.read_text(encoding="utf-8")]
+    if release in VARIANTS:
+        parts += [_key(VARIANTS[release]), _recipe_of(release).read_text(encoding="utf-8")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _recipe_of(variant: str) -> Path:
+    return RECIPES_OF_VARIANTS / f"{variant}.sh"
 
 
 def _load(directory: Path) -> Image:
@@ -104,7 +113,7 @@ def _build_into(directory: Path, release: str) -> None:
     partial.chmod(0o755)
     _fill(partial, release, images / f"{release}.log")
     partial.rename(directory)
-    _remove(path for path in images.glob(f"{release}-*") if path != directory)
+    _remove(path for path in images.glob(f"{release}-{'[0-9a-f]' * 12}") if path != directory)
     print(f"lab: {release}: complete: {directory}", flush=True)
 
 
@@ -117,10 +126,14 @@ def _fill(partial: Path, release: str, log_path: Path) -> None:
     tree, disk = partial / "tree", partial / "disk.raw"
     with open(log_path, "w", encoding="utf-8") as log:
         step = _Steps(release, log)
-        # No mirror is named: debootstrap and the tree's apt then use the release's own default.
-        step("bare system", [*APART, "debootstrap", "--variant=minbase", release, str(tree)])
         in_tree = [*APART, "sh", "-c", IN_TREE, "sh", str(tree), release, _public_key()]
-        step("kernel, agent, settings", in_tree, script=RECIPE)
+        if release in VARIANTS:
+            step("copy", ["cp", "-a", "--reflink=auto", str(build(VARIANTS[release]).tree), str(tree)])
+            step("what is different", in_tree, script=_recipe_of(release))
+        else:
+            # No mirror is named: debootstrap and the tree's apt then use the release's own default.
+            step("bare system", [*APART, "debootstrap", "--variant=minbase", release, str(tree)])
+            step("kernel, agent, settings", in_tree, script=RECIPE)
         for pattern, name in (("vmlinuz-*", "kernel"), ("initrd.img-*", "initrd")):
             newest = max((tree / "boot").glob(pattern))
             step(name, ["install", "-m", "0644", str(newest), str(partial / name)])

@@ -50,10 +50,21 @@ mkdir -p /run/sshd
 
 # The commands that would act on the host's kernel are blocked, and the privileges they would need are gone as well.
 start() {
-    rm -f /lab/agent.sock
-    env -i PATH="$PATH" LANG=C.UTF-8 setpriv "$bounds" \
-        qemu-ga -m unix-listen -p /lab/agent.sock -b "$blocked" </dev/null >&2 &
-    agent=$!
+    rm -f /lab/agent.sock /lab/agent.pid
+    # No background job: these ignore SIGINT and SIGQUIT, and so would all that the agent starts, as in no guest. It is
+    # an orphan when the shell that waits for it is ended.
+    # shellcheck disable=SC2216  # kill reads nothing: it ends the shell that waits for the pipeline
+    (
+        read -r me _ </proc/self/stat
+        {
+            read -r itself _ </proc/self/stat
+            echo "$itself" >/lab/agent.pid
+            exec env -i PATH="$PATH" LANG=C.UTF-8 setpriv "$bounds" \
+                qemu-ga -m unix-listen -p /lab/agent.sock -b "$blocked"
+        } </dev/null >&2 | kill -KILL "$me"
+    ) || true
+    until [ -s /lab/agent.pid ]; do sleep 0.02; done
+    read -r agent </lab/agent.pid
     # The socket is there before it can be connected to: that is this flag.
     until grep -q " 00010000 .* /lab/agent.sock$" /proc/net/unix; do
         kill -0 "$agent"
@@ -67,12 +78,11 @@ serve() {
     start
     while read -r _; do
         kill -KILL "$agent"
-        wait "$agent" || true
+        while kill -0 "$agent" 2>/dev/null; do sleep 0.02; done
         start
     done
 }
 
-# The first process is the one to bury orphans; the shell does it while it waits.
-exec 3<&0
-serve <&3 3<&- &
-wait
+# The first process is the one to bury orphans; the shell does it while it waits. This is no background job either.
+exec 3<&0 4>&1
+serve <&3 3<&- >&4 4>&- | :

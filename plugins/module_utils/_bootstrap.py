@@ -38,7 +38,9 @@ Log = Callable[[str], None]
 _MARK = "qemu-guest-runner"
 # bash may miss a signal that comes just before it reads (5 of 300 times, within 6 ms of a request).
 _STOP = "--property=KillMode=process --property=TimeoutStopSec=5"
-_UNIT = f"--quiet --no-block --collect {_STOP} --description={_MARK}"
+# Programs have what a login has: no signal ignored, and no limit on processes of their own.
+_STATE = "--property=IgnoreSIGPIPE=no --property=TasksMax=infinity"
+_UNIT = f"--quiet --no-block --collect {_STOP} {_STATE} --description={_MARK}"
 
 # {new} is a path in HOME, of this start alone: the program is {new}.sh.
 _RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
@@ -48,7 +50,13 @@ _STARTER = f"""
 umask 077
 mkdir -p {HOME} && chmod 0700 {HOME} && cat >{{new}}.sh || exit
 if [ -d /run/systemd/system ] && systemd-run {_UNIT} {_RUN}; then exit; fi
-$(command -v setsid) {_RUN} </dev/null >/dev/null 2>&1 &
+own=$(command -v setsid)
+# No background job: what a shell starts as one ignores SIGINT and SIGQUIT for good, and so would all that it runs.
+(
+    read -r me f </proc/self/stat
+    {{{{ exec $own {_RUN}; }}}} </dev/null >/dev/null 2>&1 | kill -KILL "$me"
+) 2>/dev/null
+exit 0
 """
 
 # What udev or cron runs. It has neither $, % nor quotes, which mean something to one of them. {clean} removes the line.
@@ -56,7 +64,7 @@ $(command -v setsid) {_RUN} </dev/null >/dev/null 2>&1 &
 _LINE = (
     f"umask 077; mkdir -p {HOME}; chmod 0700 {HOME}; {{clean}}; : >{{new}}; "
     f"for i in {' '.join(map(str, range(30)))}; do test -e {{new}}.go && break; sleep 1; done; "
-    f"test -e {{new}}.go && exec {_RUN}"
+    f"test -e {{new}}.go && exec {_RUN}; rm -f {{new}} {{new}}.sh"
 )
 
 # Rules that every distribution with udev has, by age of the directory's name. One of the directory's own changes, so
@@ -65,6 +73,7 @@ _RULES = ("/usr/lib/udev/rules.d/50-udev-default.rules", "/lib/udev/rules.d/50-u
 _NEW_RULES = f"/etc/udev/rules.d/99-{_MARK}.rules"
 _UEVENT = "/sys/class/mem/null/uevent"
 _UDEVD = "/run/udev/control"
+_SYSTEMD = "/run/systemd/system"  # is there where it is the guest's init, not where it is merely installed
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _CRONTAB = "/etc/crontab"
 _CROND = "/run/crond.pid"
@@ -143,9 +152,7 @@ def _by_new_udev_rules(agent: Agent) -> None:
 
 
 def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
-    for needed in (_UDEVD, _SYSTEMD_RUN):
-        if not exists(agent, needed):
-            raise OperationError(f"there is no {needed}")
+    _insist(agent, _UDEVD, _SYSTEMD, _SYSTEMD_RUN)
     touched = f"{path.rpartition('/')[0]}/{_MARK}"
     new = _new()
     line = _LINE.format(new=new, clean=f"{clean or _removal(path)}; rm -f {touched}")
@@ -161,16 +168,32 @@ def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
                 uevent.write(b"change")
         return exists(agent, new)
 
+    # The agent cannot remove what it creates.
+    left = f"udev did not act on it; remove {touched if path != _NEW_RULES else f'{touched} and {path}'} in the guest"
     with _Line(agent, path, f'ACTION=="change", SUBSYSTEM=="mem", KERNEL=="null", {rule}'):
         GuestFile(agent, touched, "w").close()
-        _until(trigger, _UDEV_SECONDS, "udev did not act on it")
+        _until(trigger, _UDEV_SECONDS, left)
     _hand_over_program(agent, new)
 
 
+def _insist(agent: Agent, *paths: str) -> None:
+    for path in paths:
+        if not exists(agent, path):
+            raise OperationError(f"there is no {path}")
+
+
+def _content(agent: Agent, path: str) -> bytes:
+    """Return what a small file begins with."""
+    with GuestFile(agent, path) as file:
+        return file.read(100)
+
+
 def _by_cron(agent: Agent) -> None:
-    for needed in (_CROND, _CRONTAB):
-        if not exists(agent, needed):
-            raise OperationError(f"there is no {needed}")
+    _insist(agent, _CROND, _CRONTAB)
+    pid = _content(agent, _CROND).strip().decode("ascii", "replace")
+    name = f"/proc/{pid}/comm"
+    if not (pid.isdigit() and exists(agent, name) and _content(agent, name).startswith(b"cron")):
+        raise OperationError(f"{_CROND} is of a cron that does not run any more")
     new = _new()
     line = _LINE.format(new=new, clean=_removal(_CRONTAB))
     with _Line(agent, _CRONTAB, f"* * * * * root /bin/sh -c '{line}' >/dev/null 2>&1\n"):
@@ -183,7 +206,10 @@ def _removal(path: str) -> str:
 
 
 class _Line:
-    """A line at the end of a file; what it starts removes it. If the block fails, it is removed from here."""
+    """A line at the end of a file; what it starts removes it. If the block fails, it is blotted out from here.
+
+    The file is never truncated, not for a moment: whatever ends this process or the agent, all that it had is there.
+    """
 
     def __init__(self, agent: Agent, path: str, line: str) -> None:
         self._agent = agent
@@ -195,18 +221,19 @@ class _Line:
             if file.seek(0, 2):
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
-                    self._line = b"\n" + self._line
+                    file.write(b"\n")
             file.write(self._line)
 
     def __exit__(self, kind: object, *exc_info: object) -> None:
         if kind is None:
             return
-        with suppress(QgaError):  # the error that got us here is the one to tell
-            with GuestFile(self._agent, self._path) as file:
-                content = b"".join(iter(file.read, b""))
-            if self._line in content:
-                with GuestFile(self._agent, self._path, "w") as file:
-                    file.write(content.replace(self._line, b""))
+        # The error that got us here is the one to tell.
+        with suppress(QgaError), GuestFile(self._agent, self._path, "r+") as file:
+            position = b"".join(iter(file.read, b"")).rfind(self._line)
+            if position >= 0:
+                file.seek(position)
+                # What removes a line that worked removes this too.
+                file.write(f"# {_MARK}: this line may be removed".ljust(len(self._line) - 1).encode() + b"\n")
 
 
 def _hand_over_program(agent: Agent, new: str) -> None:

@@ -26,10 +26,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadlin
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     AgentSilentError,
     CommandUnavailable,
+    ConnectError,
     GuestFileError,
     HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+    TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
@@ -53,7 +57,8 @@ d=$1 idle=$2 over=$3
 umask 077
 cd / || exit 1
 unset OLDPWD
-lives() { grep -qs "$d" "/proc/$p/cmdline"; }
+# The number may be another process's meanwhile: the runner is root's, and reads this very ring.
+lives() { [ -O "/proc/$p" ] && [ "/proc/$p/fd/3" -ef "$d/ring" ]; }
 gone() { rm -rf "$d.gone.$$"; }
 if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
     [ "$over" ] || exit 0
@@ -66,19 +71,36 @@ else
     n=$d.new.$$
     mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
 fi
-case $0 in "${d%/*}"/*) rm -f "$0" "${0%.sh}.go" "${0%.sh}" ;; esac
+# What brought this here, and what starts that were interrupted have left: their names have 16 letters.
+f=${d%/*}/????????????????
+case $0 in "${d%/*}"/*) rm -f $f $f.sh $f.go ;; esac
+for n in "$d".gone.* "$d".new.*; do
+    [ ! -d "$n" ] || [ -d "/proc/${n##*.}" ] || rm -rf "$n"
+done
 own=$(command -v setsid)
+{ echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
+# What a command without input begins with. It is a command: an older runner, which does not know it, runs it.
+nothing='exec </dev/null'
 
-# What NUMBER.in has before the program's input.
-program() {
-"""
-    + READ_COMMAND
-    + r"""
-    umask 022
-    eval "unset c d idle l mark n; $c"
-}
 # Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
 keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
+# Be the program. What does so is a subshell, no background job: shells ignore SIGINT and SIGQUIT in these, for good.
+become() {
+    read -r p f </proc/self/stat
+    echo "$p" >"$d/$1.pid"
+    shift
+    umask 022
+    eval "unset a c d f idle k l mark me n nothing over p used; $c"
+}
+# The shell that waits for it would tell of a signal in the program's own output.
+run() {
+    (become "$1") 2>&6 >&5 4<&- 5>&- 6>&-
+    r=$?
+    # 384 + N and 256 + N are some shells' 128 + N.
+    [ "$r" -lt 256 ] || r=$((r % 128 + 128))
+    # In the room that it has had from the beginning: the program may have left no other.
+    echo "$r" 1<>"$d/$1.status"
+}
 job() {
     (set -C; : >"$d/$1.taken") 2>/dev/null || return
     # In this order: what was rung for twice may have run meanwhile, and be forgotten.
@@ -87,24 +109,29 @@ job() {
         return
     }
     exec 4<"$d/$1.in"
+    {
+"""
+    + READ_COMMAND
+    + r"""
+    } <&4
     case $mark in
     "$1.part")
-        (program) <&4 4<&- >/dev/null 2>&1
+        (become "$1") <&4 4<&- >/dev/null 2>&1
         rm -f "$d/$1".*
         return
         ;;
     esac
-    rm -f "$d/$1.in" &
     echo - >"$d/$1.status"
     {
         {
-            program <&4 4<&- 5>&- &
-            echo $! >"$d/$1.pid"
-            wait $!
-            # In the room that it has had from the beginning: the program may have left no other.
-            echo $? 1<>"$d/$1.status"
-        } 2>&1 >&5 | keep "$d/$1.err" "$1" 4<&- 5>&-
+            case $c in
+            "$nothing"*) run "$1" ;;
+            # By a pipe, so that nobody reads it twice, or writes to it: a password may be in it.
+            *) cat <&4 4<&- 5>&- 6>&- | run "$1" ;;
+            esac
+        } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 4<&- 5>&-
     } 5>&1 | keep "$d/$1.out" "$1" 4<&-
+    : >"$d/$1.in"
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
@@ -146,6 +173,7 @@ forget() {
 }
 trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
 a= used= mark=
+exec 2>/dev/null # shells tell of each that was killed
 alarm
 while IFS= read -r l <&3; do
     case $l in
@@ -174,8 +202,12 @@ while IFS= read -r l <&3; do
     [0-9]*.*) mark=$l ;;
     [0-9]*)
         used=1
-        # Not behind the function itself: for that, dash keeps the ring open under another number.
-        { job "$l"; } 3>&- &
+        # No background job either. It goes on, an orphan, when the shell that waits for it is ended.
+        (
+            read -r me f </proc/self/stat
+            # Not behind the function itself: for that, dash keeps the ring open under another number.
+            { job "$l"; } </dev/null >/dev/null | kill -KILL "$me"
+        ) 3>&-
         ;;
     esac
 done
@@ -195,6 +227,9 @@ _PID_SECONDS = 10.0
 _ATTEMPTS = 3
 _EXEC = ("guest-exec", "guest-exec-status")
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
+_NOT_KNOWN = "the runner in the guest does not know the program (was the guest reverted to a snapshot, or rebooted?)"
+# See "nothing" in PROGRAM.
+_NO_INPUT = "exec </dev/null"
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 Start = Callable[[Agent], None]
@@ -304,7 +339,7 @@ class RunnerAgent(Agent):
             return pid
         deadline = Deadline(_PID_SECONDS)
         for pause in pauses():
-            text = self._spool.read(f"{pid}.pid") or b""
+            text = patiently(self, lambda: self._spool.read(f"{pid}.pid")) or b""
             if re.fullmatch(rb"\d{1,9}\n", text):
                 return int(text)
             if deadline.expired:
@@ -333,8 +368,9 @@ class RunnerAgent(Agent):
 
     def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         self._below.require(*_FILE)
-        command = _command_line(arguments, here=self._forgetting).encode("utf-8", "surrogateescape")
         stdin = base64.b64decode(arguments.get("input-data", ""))
+        line = _command_line(arguments, here=self._forgetting)
+        command = (line if stdin else f"{_NO_INPUT}\n{line}").encode("utf-8", "surrogateescape")
         number = new_number()
         self._untaken[number] = input_of(command, stdin)
         if self._forgetting:
@@ -363,51 +399,78 @@ class RunnerAgent(Agent):
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _rung(self, number: int) -> bool:
-        return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
+        """Ring for a request; return False if nobody is there.
+
+        Where it is not known whether it was rung for, it may be at work already. Who waits for it rings again.
+        """
+        try:
+            return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
+        except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
+            return True
 
     # guest-exec-status
 
     def _status(self, number: int) -> dict[str, Any]:
         try:
             content = self._spool.ended(number)
-            if not content:
+            if not content and number in self._looked:
                 self._look_after(number)
                 return {"exited": False}
-            rc, out, err = self._spool.result(number, content)
-        except GuestFileError as exc:
-            raise _unknown(f"nothing can be read of the program that the runner was given: {exc.message}") from exc
-        self._spool.forget(number)
-        self._untaken.pop(number, None)
-        self._looked.pop(number, None)
+            ended = self._spool.result(number, content) if content else None
+        except (OutcomeUnknownError, TransferError):
+            raise
+        except QgaError as exc:
+            # Whatever it is, it is not said of the question: the program was handed over.
+            error = _unknown(f"nothing can be read of the program that the runner was given: {exc.message}")
+            error.address = exc.address
+            raise error from exc
+        if not ended:
+            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
+        rc, out, err = ended
+        self._forget(number)
         reply: dict[str, Any] = {"exited": True, "exitcode": rc}
         for name, data in (("out-data", out), ("err-data", err)):
             if data:
                 reply[name] = base64.b64encode(data).decode("ascii")
         return reply
 
-    def _look_after(self, number: int) -> None:
-        """Now and then make sure that the request was taken, and that who took it lives.
+    def _forget(self, number: int) -> None:
+        # What cannot be removed now, the runner removes some minutes later. The result is here.
+        with suppress(QgaError):
+            self._spool.forget(number)
+        self._untaken.pop(number, None)
+        self._looked.pop(number, None)
 
-        :raise OutcomeUnknownError: if that has ended.
+    def _look_after(self, number: int) -> None:
+        """Now and then make sure that a result can still come.
+
+        :raise OutcomeUnknownError: if none can.
         """
-        if number not in self._looked:
-            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
         if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
             return
-        if not patiently(self, lambda: self._lives(number)):
-            raise _unknown("the runner in the guest ended while the program ran (was the guest rebooted?)")
+        reason = patiently(self, lambda: self._why_none(number))
+        if reason:
+            raise _unknown(reason)
         self._looked[number] = time.monotonic()
 
-    def _lives(self, number: int) -> bool:
-        if number in self._untaken and not self._spool.has(f"{number}.taken"):
-            if not self._spool.has(f"{number}.in"):  # taken since, or the spool is another one now
-                return self._spool.has(f"{number}.taken") or self._spool.has(f"{number}.rc")
+    def _why_none(self, number: int) -> str:
+        """Return why a request will have no result; nothing as long as it may have one.
+
+        It is asked for this very request, however often it was seen: a guest can be as it was before that was there.
+        """
+        if not self._spool.has(f"{number}.taken"):
+            if number not in self._untaken or not self._spool.has(f"{number}.in"):
+                # In this order: it may have been taken since.
+                known = number in self._untaken and self._spool.has(f"{number}.taken")
+                return "" if known else _NOT_KNOWN
             # Rung for again, but not written again: it may be taken at this very moment.
             if not self._rung(number):
                 self._hand_over(number)
-            return True
+            return ""
         self._untaken.pop(number, None)
-        return self._spool.ring("") or self._spool.has(f"{number}.rc")
+        if self._spool.ring("") or self._spool.has(f"{number}.rc"):
+            return ""
+        return "the runner in the guest ended while the program ran (was the guest rebooted?)"
 
 
 def _unknown(message: str) -> OutcomeUnknownError:

@@ -59,16 +59,16 @@ done
 follows is left for the command's own stdin."""
 
 # The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
-# variable (the environment is not logged) and the same for every command. It reads the command from stdin. What is more
-# than one request can carry is put into a file first, which the program takes for its stdin and removes.
+# variable (the environment is not logged) and the same for every command. It reads the command from stdin.
 _PROLOGUE = (
     r"""
+[ / -ef / ] 2>/dev/null || {
+    echo "the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run; have dash, bash or the like there" >&2
+    exit 1
+}
 unset QEMU_GUEST
-if [ "${QEMU_GUEST_INPUT:-}" ]; then
-    exec <"$QEMU_GUEST_INPUT" || exit 1
-    rm -f "$QEMU_GUEST_INPUT"
-    unset QEMU_GUEST_INPUT
-fi
+umask 022
+{ echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
 """
     + READ_COMMAND
     + r"""
@@ -98,12 +98,27 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
+# Comes before that where the input is in a file: it comes by a pipe then, which nobody reads twice or writes to, for a
+# password may be in it. The shell that waits meanwhile would tell of a signal in the program's own output.
+_INPUT = r"""
+if [ "${QEMU_GUEST_INPUT:-}" ]; then
+    exec 8<"$QEMU_GUEST_INPUT" || exit 1
+    rm -f "$QEMU_GUEST_INPUT"
+    unset QEMU_GUEST_INPUT
+    exec 6>&1 7>&2 >/dev/null 2>&1
+    cat <&8 6>&- 7>&- 8<&- | {
+        exec >&6 2>&7 6>&- 7>&- 8<&-
+        eval "$QEMU_GUEST"
+    }
+    exit
+fi
+"""
 # The command takes the shell's place: what ends it, a signal included, is what the agent tells.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
-# Comes before that: what is more than a pipe holds is put into such a file, if there can be one. An agent whose program
+# Comes before both: what is more than a pipe holds is put into such a file, if there can be one. An agent whose program
 # ends while the pipe is full polls that for ever, and takes all of a processor (5.2 to 11.1 do).
 _KEEP = r"""
-if (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
+if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
     QEMU_GUEST_INPUT=$QEMU_GUEST_KEEP
     if ! cat >"$QEMU_GUEST_INPUT"; then
         cat >/dev/null
@@ -195,7 +210,8 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
     """
     data = input_of(command, stdin)
     keep = _KEEP if _PIPE < len(data) <= agent.largest_input and agent.pipes_input else ""
-    env = [f"PATH={PATH}", "QEMU_GUEST=" + keep + (_PROLOGUE + _SPOOL if spool else login_program())]
+    from_file = _INPUT if keep or len(data) > agent.largest_input else ""
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + keep + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
     if keep:

@@ -28,14 +28,20 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 
-__all__ = ("LONGEST_RING", "NOBODY", "Spool", "new_number")
-
+__all__ = ("LARGEST_NOTE", "LARGEST_OUTPUT", "LONGEST_RING", "NOBODY", "Spool", "new_number")
 
 LONGEST_RING = 4000
 """Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
 
+LARGEST_NOTE = 64 << 10
+"""Bytes of a small file: how a program ended, its process number, why something failed."""
+
+LARGEST_OUTPUT = 256 << 20
+"""Bytes of each output stream of a program. All of it is in memory here, and a guest may never come to an end."""
+
 # What tells that nobody reads the ring: there is none, it has no reader, or none any more.
 NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
+
 
 def new_number() -> int:
     """Return the number of a request: nobody else's, and larger than any process's."""
@@ -96,15 +102,20 @@ class Spool:
             raise
         return True
 
-    def read(self, name: str) -> bytes | None:
-        """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended."""
-        pieces = []
+    def read(self, name: str, limit: int = LARGEST_NOTE) -> bytes | None:
+        """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended.
+
+        :raise TransferError: if it is longer than ``limit`` bytes.
+        """
+        pieces, size = [], 0
         try:
             with GuestFile(self._agent, f"{self.path}/{name}") as file:
-                while True:
+                while size <= limit:
                     pieces.append(file.read())
-                    if len(pieces[-1]) < CHUNK:
+                    size += len(pieces[-1])
+                    if len(pieces[-1]) < CHUNK and size <= limit:
                         return b"".join(pieces)
+            raise TransferError(f"{self.path}/{name} in the guest is longer than {limit} bytes")
         except GuestFileError as exc:
             if exc.errno == errno.ENOENT:
                 return None
@@ -138,7 +149,7 @@ class Spool:
         self.ring(f"-{number}")
 
     def _output(self, name: str) -> bytes:
-        output = patiently(self._agent, lambda: self.read(name))
+        output = patiently(self._agent, lambda: self.read(name, LARGEST_OUTPUT))
         if output is None:
             raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
         return output

@@ -137,7 +137,7 @@ class Call:
         :raise OutcomeUnknownError: if none can.
         """
         there = patiently(self._agent, self._spool.is_served)
-        text = patiently(self._agent, lambda: self._spool.read(f"{self.number}.rc"))
+        text = patiently(self._agent, lambda: self._spool.read(f"{self.number}.rc", _LONGEST_ANSWER))
         answer = self._found(text or b"")
         if answer is not None:
             return answer

@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -25,10 +26,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, So
 from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    AgentSilentError,
     CommandUnavailable,
+    ConnectError,
     HandleLostError,
     NoRunnerError,
+    OperationError,
     OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import finish, start, wait
@@ -132,6 +138,63 @@ def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest)
     assert "mark=" not in shown
 
 
+def test_program_ignores_no_more_than_one_that_is_started_here(agent: RunnerAgent) -> None:
+    """Nor has it other signals blocked. Shells ignore SIGINT and SIGQUIT in what they have in the background."""
+    command = "grep -E 'Sig(Ign|Blk)' /proc/self/status"
+    here = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, check=True).stdout
+    assert run_shell(agent, command.encode()).stdout == here
+    assert run_shell(agent, b"trap 'exit 5' INT; kill -INT $$; exit 0").rc == 5
+    assert run_shell(agent, b"yes | head -n 1").stdout == b"y\n"
+
+
+def test_input_cannot_be_read_twice_or_written(agent: RunnerAgent) -> None:
+    """A password may have been in it, and the program may be another user's."""
+    look = b"read -r first; ls -l /proc/self/fd/0"
+    for data in (b"secret\nrest", b"secret\n" + bytes(300_000)):
+        shown = run_shell(agent, look, data).stdout.decode()
+        assert "pipe:" in shown, shown
+
+
+def test_program_without_input_has_none(agent: RunnerAgent) -> None:
+    shown = finish(agent, start(agent, "/bin/ls", ["-l", "/proc/self/fd/0"])).stdout.decode()
+    assert shown.endswith("/dev/null\n")
+
+
+def test_input_is_not_kept_longer_than_its_program(agent: RunnerAgent, guest: Guest) -> None:
+    pid = start(agent, "/bin/cat", stdin=b"secret")
+    eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
+    assert not any("secret" in read(guest, name) for name in in_spool(guest) if not name.endswith(".out"))
+
+
+def test_signal_leaves_no_word_in_the_output(agent: RunnerAgent) -> None:
+    result = run_shell(agent, b"kill -KILL $$")
+    assert (result.shell_rc, result.stdout, result.stderr) == (128 + 9, b"", b"")
+
+
+def test_nothing_of_a_program_stays_a_zombie(agent: RunnerAgent, guest: Guest) -> None:
+    for _time in range(3):
+        run_shell(agent, b"true")
+    children = Path(f"/proc/{runner_pid(guest)}/task/{runner_pid(guest)}/children").read_text().split()
+    # The alarm and, for a moment, what removes the last result.
+    assert len(children) <= 2
+
+
+def test_runner_does_not_take_another_process_for_one(guest: Guest) -> None:
+    """The number of one that has ended may be anybody's, with whatever command line."""
+    spool = guest.runner / "1"
+    spool.mkdir(parents=True)
+    os.mkfifo(spool / "ring")
+    other = subprocess.Popen(["sh", "-c", "read -r _", str(spool)], stdin=subprocess.PIPE)
+    (spool / "pid").write_text(f"{other.pid}\n")
+    process = runner(guest, 1)
+    try:
+        eventually(lambda: read(guest, "pid") == f"{process.pid}\n", "it takes another process for a runner")
+    finally:
+        process.kill()
+        process.wait()
+        other.communicate()
+
+
 def test_nothing_stays(agent: RunnerAgent, guest: Guest) -> None:
     run_shell(agent, b"echo out; echo err >&2")
     eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
@@ -167,10 +230,11 @@ def test_several_at_once(agent: RunnerAgent) -> None:
 
 @only_sh
 def test_files_are_roots_alone(agent: RunnerAgent, guest: Guest) -> None:
-    modes = run_shell(agent, b"stat -c '%a %F' " + f"{guest.runner} {guest.runner}/1 {guest.runner}/1/*".encode())
+    modes = run_shell(agent, b"stat -c '%a %F %n' " + f"{guest.runner} {guest.runner}/1 {guest.runner}/1/*".encode())
     for line in modes.stdout.decode().splitlines():
-        mode, kind = line.split(" ", 1)
-        assert mode == ("700" if kind == "directory" else "600")
+        mode, kind = line.split(" ")[:2]
+        # The agent makes files of mode 0666, in a directory that nobody else can enter.
+        assert mode == {"directory": "700", "fifo": "600"}.get(kind, "666" if line.endswith(".in") else "600")
 
 
 @only_sh
@@ -223,6 +287,79 @@ def test_runner_that_dies_while_its_program_goes_on(agent: RunnerAgent, guest: G
     os.kill(runner_pid(guest), signal.SIGKILL)
     eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
     assert finish(agent, pid).stdout == b"done\n"
+
+
+@only_sh
+@pytest.mark.parametrize("seen", [False, True])
+def test_request_that_the_runner_does_not_know_any_more(agent: RunnerAgent, guest: Guest, seen: bool) -> None:
+    """As after the guest was reverted to a snapshot: the runner lives, and never heard of it."""
+    pid = start(agent, "/bin/sleep", ["60"])
+    process = agent.process_id(pid)
+    for _time in range(40 if seen else 0):
+        assert wait(agent, pid, 0.05) is None
+    assert (pid in agent._untaken) is not seen
+    for path in (guest.runner / "1").glob(f"{pid}.*"):
+        path.unlink()
+    with pytest.raises(OutcomeUnknownError, match="does not know the program"):
+        finish(agent, pid)
+    os.kill(process, signal.SIGKILL)
+
+
+@only_sh
+@pytest.mark.parametrize("error", [AgentSilentError("no answer"), ConnectError("no socket"), ProtocolError("nonsense")])
+def test_error_while_a_program_is_waited_for_says_that_it_may_have_run(
+    agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: QgaError
+) -> None:
+    pid = start(agent, "/bin/echo", ["output"])
+    monkeypatch.setattr(_spool, "time", clock)
+
+    def fails(*_arguments: Any, **_how: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(agent._below, "execute", fails)
+    with pytest.raises(OutcomeUnknownError, match=error.message) as caught:
+        finish(agent, pid)
+    assert caught.value.as_result()["error"] == {
+        "type": "OutcomeUnknownError",
+        "command": "guest-exec",
+        "executed": "unknown",
+    }
+
+
+@only_sh
+@pytest.mark.parametrize("error", [AgentSilentError("no answer"), HandleLostError("which?"), ProtocolError("nonsense")])
+def test_program_of_which_nobody_knows_whether_it_was_rung_for(
+    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, error: QgaError
+) -> None:
+    """It is not said to be unsent, as it may run; who waits finds out."""
+    run_shell(agent, b"true")
+    execute, writes = agent._below.execute, itertools.count(1)
+
+    def executed(command: str, *arguments: Any, **how: Any) -> Any:
+        if command == "guest-file-write" and next(writes) == 2:
+            raise error
+        return execute(command, *arguments, **how)
+
+    monkeypatch.setattr(agent._below, "execute", executed)
+    assert run_shell(agent, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
+    assert (guest.tools / "count").read_text() == "ran\n"
+
+
+@only_sh
+def test_small_file_that_has_no_end(agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = start(agent, "/bin/echo", ["output"])
+    eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
+    (guest.runner / "1" / f"{pid}.rc").write_bytes(b"0" * 70_000)
+    with pytest.raises(TransferError, match="longer than 65536 bytes"):
+        finish(agent, pid)
+
+
+@only_sh
+def test_output_that_has_no_end(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_spool, "LARGEST_OUTPUT", 10_000_000)
+    assert len(run_shell(agent, b"head -c 10000000 /dev/zero").stdout) == 10_000_000
+    with pytest.raises(TransferError, match="longer than 10000000 bytes"):
+        run_shell(agent, b"head -c 10000001 /dev/zero")
 
 
 @only_sh
@@ -372,10 +509,19 @@ def runner(guest: Guest, idle: int, *over: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*guest.shell, "-c", PROGRAM, "sh", str(guest.runner / "1"), str(idle), *over])
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Tell a runner to end, until it does: bash may miss a signal that comes just before it reads."""
+def without_waiting(path: str, flags: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+
+def end(process: subprocess.Popen[bytes], guest: Guest) -> None:
+    """Tell a runner to end, until it does: bash may miss a signal that comes just before it reads.
+
+    yash acts upon it when it has read something.
+    """
     for _time in range(10):
         process.terminate()
+        with contextlib.suppress(OSError), open(guest.runner / "1" / "ring", "wb", opener=without_waiting) as ring:
+            ring.write(b"\n")
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert process.wait(2) == 0
             return
@@ -396,7 +542,7 @@ def test_output_that_does_not_fit_is_told(
         agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
         with pytest.raises(TransferError, match="did not fit in the guest's /run"):
             run_shell(agent, b"head -c 100000 /dev/zero; echo a >&2")
-        end(process)
+        end(process, guest)
 
 
 def test_idle_runner_ends(guest: Guest) -> None:
@@ -410,7 +556,7 @@ def test_installed_runner_stays_and_ends_when_told(guest: Guest) -> None:
         eventually((guest.runner / "1" / "pid").exists, "no runner")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
-        end(process)
+        end(process, guest)
     assert list(guest.runner.iterdir()) == []
 
 
@@ -466,7 +612,7 @@ def test_one_takes_the_place_of_another(agent: RunnerAgent, guest: Guest) -> Non
             assert run_shell(agent, b"echo again").stdout == b"again\n"
             assert runner_pid(guest) == on_demand.pid
             assert finish(agent, long).stdout == b"long\n"
-            end(on_demand)
+            end(on_demand, guest)
     assert sorted(Path(count).read_text().split()) == sorted([*map(str, numbers), "long"])
     assert list(guest.runner.iterdir()) == []
     assert len(guest.started) == 1
@@ -490,7 +636,7 @@ def test_taking_the_place_of_one_that_is_ended(guest: Guest) -> None:
             assert old.wait(20) == 0
             assert runner_pid(guest) == new.pid
             eventually(lambda: is_up(new), "it does not go on")
-            end(new)
+            end(new, guest)
     assert list(guest.runner.iterdir()) == []
 
 
@@ -506,7 +652,7 @@ def test_result_that_nobody_fetches_is_removed(
         eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
         eventually(lambda: not any("lost" in read(guest, name) for name in in_spool(guest)), "it stays")
         assert process.poll() is None
-        end(process)
+        end(process, guest)
 
 
 def read(guest: Guest, name: str) -> str:
@@ -564,16 +710,106 @@ def test_no_route(guest: Guest, scripted: Callable[..., Scripted], connect: Call
 def test_line_is_taken_back(
     guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:
-    below = connect(scripted(guest.answers()))
+    """All of what there was is there at each moment: one that is killed loses nothing of /etc/crontab."""
     path = guest.directory / "crontab"
+    content = b""
+
+    def watched(answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def answered(arguments: Any) -> Any:
+            answers = answer(arguments)
+            assert path.read_bytes().startswith(content)
+            return answers
+
+        return answered
+
+    below = connect(scripted({name: watched(answer) for name, answer in guest.answers().items()}))
+    line = "* * * * * root qemu-guest-runner, for as long as it takes\n"
     for content in (b"", b"one\n", b"no newline"):
         path.write_bytes(content)
         path.chmod(0o640)
-        with pytest.raises(ZeroDivisionError), _bootstrap._Line(below, "crontab", "two\n"):
-            assert path.read_bytes().splitlines() == [*content.splitlines(), b"two"]
+        with pytest.raises(ZeroDivisionError), _bootstrap._Line(below, "crontab", line):
+            assert path.read_bytes().splitlines() == [*content.splitlines(), line.strip().encode()]
             raise ZeroDivisionError
-        assert path.read_bytes() == content
+        # What was added is a comment now, and goes with the next line that works.
+        subprocess.run(["sh", "-c", _bootstrap._removal(shlex.quote(str(path)))], check=True)
+        assert path.read_bytes().rstrip(b"\n") == content.rstrip(b"\n")
         assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.fixture
+def system(
+    guest: Guest, tmp_path: Path, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> tuple[SocketAgent, Path]:
+    """An agent that looks for the guest's files in a directory, but for /proc."""
+    root = tmp_path / "root"
+    root.mkdir()
+
+    def opened(arguments: Any) -> int:
+        path = arguments["path"]
+        return guest.open({**arguments, "path": path if path.startswith("/proc/") else f"{root}{path}"})
+
+    return connect(scripted({**guest.answers(), "guest-file-open": opened})), root
+
+
+def made(root: Path, files: dict[str, str]) -> dict[str, str]:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return files
+
+
+def there_is(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+@only_sh
+def test_udev_where_systemd_is_installed_and_does_not_run(system: tuple[SocketAgent, Path]) -> None:
+    """It would be waited for in vain, and a file that nobody removes would stay."""
+    agent, root = system
+    files = made(root, {name: "" for name in ("run/udev/control", "usr/bin/systemd-run", _bootstrap._RULES[0][1:])})
+    for route in (_bootstrap._by_udev, _bootstrap._by_new_udev_rules):
+        with pytest.raises(OperationError, match="there is no /run/systemd/system"):
+            route(agent)
+    assert there_is(root) == files
+
+
+@only_sh
+def test_cron_that_has_ended(system: tuple[SocketAgent, Path]) -> None:
+    agent, root = system
+    for pid in (os.getpid(), 4194305):  # another's, and nobody's
+        files = made(root, {"run/crond.pid": f"{pid}\n", "etc/crontab": "# jobs\n"})
+        with pytest.raises(OperationError, match="cron that does not run any more"):
+            _bootstrap._by_cron(agent)
+        assert there_is(root) == files
+
+
+@only_sh
+def test_udev_that_does_nothing_is_told_with_what_it_leaves(
+    system: tuple[SocketAgent, Path], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, root = system
+    rules = _bootstrap._RULES[0]
+    made(root, {"run/udev/control": "", "usr/bin/systemd-run": "", rules[1:]: "# rules\n", "run/systemd/system/a": ""})
+    made(root, {_bootstrap._UEVENT[1:]: ""})
+    monkeypatch.setattr(_bootstrap, "time", clock)
+    left = f"{Path(rules).parent}/qemu-guest-runner"
+    with pytest.raises(OperationError, match=f"udev did not act on it; remove {left} in the guest"):
+        _bootstrap._by_udev(agent)
+    assert (root / left[1:]).exists()
+
+
+def test_leftovers_of_interrupted_starts_are_removed(guest: Guest) -> None:
+    guest.runner.mkdir(mode=0o700)
+    name = "0123456789abcdef"
+    for suffix in ("", ".go", ".sh"):
+        (guest.runner / f"{name}{suffix}").touch()
+    for dead in ("1.gone.4194305", "1.new.4194305"):
+        (guest.runner / dead).mkdir()
+    started = guest.runner / "fedcba9876543210.sh"
+    started.write_text(PROGRAM)
+    with subprocess.Popen([*guest.shell, str(started), str(guest.runner / "1"), "1"]) as process:
+        assert process.wait(20) == 0
+    assert list(guest.runner.iterdir()) == []
 
 
 NO_RESULTS = [b"", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." % (b"9" * 5000)]

@@ -13,6 +13,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
 KEPT = 1024 * 1024
 EVERY_BYTE = bytes(range(256))
 
-# As /bin/sh is on Debian, on Fedora and its family, and on Alpine; those of them that are on this machine.
-_COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"]}
+# As /bin/sh is on Debian, on Fedora and its family, on Alpine, and where somebody likes others; those of them that are
+# on this machine.
+_COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"], "mksh": [], "yash": []}
 SHELLS = {name: [name, *options] for name, options in _COMMANDS.items() if shutil.which(name)}
 
 
@@ -170,6 +172,18 @@ def test_input_read_line_by_line(agent: SocketAgent, whole: bool) -> None:
 def test_input_that_nobody_reads(agent: SocketAgent, whole: bool) -> None:
     result = run_shell(agent, b"echo done", b"x" * 1_000_000, whole=whole)
     assert (result.stdout, result.rc) == (b"done\n", 0)
+
+
+@pytest.mark.parametrize("name", [name for name in ("posh",) if shutil.which(name)])
+def test_shell_that_cannot_be_used(
+    name: str, tmp_path: Path, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    guest = Guest(tmp_path, [name])
+    result = run_shell(connect(scripted(guest.answers())), b"touch %b/done" % str(tmp_path).encode())
+    assert result.rc == 1
+    assert b"the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run" in result.stderr
+    assert not (tmp_path / "done").exists()
+    guest.close()
 
 
 # Results come back as they are
@@ -428,16 +442,46 @@ LONG = pattern(300_000, 1)
 WHAT_INPUT = b"[ -p /dev/stdin ] && echo pipe || echo file; echo ${QEMU_GUEST_KEEP-unset} ${QEMU_GUEST_INPUT-unset}; "
 
 
-@pytest.mark.parametrize(("size", "what"), [(60_000, b"pipe"), (300_000, b"file")])
-def test_input_that_a_pipe_cannot_hold(agent: SocketAgent, guest: Guest, whole: bool, size: int, what: bytes) -> None:
-    """The agent is to be rid of it before the program is there that might not want it."""
+@pytest.mark.parametrize("size", [60_000, 300_000])
+def test_input_comes_by_a_pipe(agent: SocketAgent, guest: Guest, whole: bool, size: int) -> None:
+    """Else the user to whom a command becomes reads again what came before: a password."""
     before = os.umask(0o022)
     try:
-        result = run_shell(agent, WHAT_INPUT + b"umask; cat", LONG[:size], whole=whole)
+        result = run_shell(agent, WHAT_INPUT + b"umask -S; cat", LONG[:size], whole=whole)
     finally:
         os.umask(before)
-    assert (result.rc, result.stdout) == (0, what + b"\nunset unset\n0022\n" + LONG[:size])
+    assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\nu=rwx,g=rx,o=rx\n" + LONG[:size])
     assert left_over(guest) == []
+
+
+def test_agent_is_rid_of_long_input_before_the_program_is_there(agent: SocketAgent, guest: Guest, whole: bool) -> None:
+    """It might not want it, and the agent would poll the pipe for ever."""
+    spool = "" if not whole else _shell.new_spool()
+    pid = start_shell(agent, b"exec sleep 60", LONG, spool=spool)
+    program = guest.programs[pid].process
+    assert program.stdin is not None
+    for _attempt in range(500):
+        if program.stdin.closed:
+            break
+        time.sleep(0.01)
+    assert program.stdin.closed
+    assert program.poll() is None
+    assert kill(agent, pid, grace=1) == pid
+    assert finish(agent, pid).shell_rc != 0
+    assert left_over(guest) == []
+
+
+def test_signal_with_long_input(agent: SocketAgent, whole: bool) -> None:
+    result = run_shell(agent, b"kill -KILL $$", LONG, whole=whole)
+    assert (result.shell_rc, result.stdout, result.stderr) == (128 + signal.SIGKILL, b"", b"")
+
+
+def test_umask_of_an_agent_that_daemonised(agent: SocketAgent, whole: bool) -> None:
+    before = os.umask(0o077)
+    try:
+        assert run_shell(agent, b"umask -S", whole=whole).stdout == b"u=rwx,g=rx,o=rx\n"
+    finally:
+        os.umask(before)
 
 
 def test_there_is_no_place_for_long_input(agent: SocketAgent, guest: Guest) -> None:
