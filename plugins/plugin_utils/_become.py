@@ -24,7 +24,10 @@ __all__ = ("Asking", "asking", "last_words", "refused", "without_marker")
 # standard input, behind a prompt only; at a second prompt the pipe is closed, so that a wrong password counts once. The
 # task's own input follows when that shell runs. A here-document and not printf carries the password, since the latter
 # is a program of its own, with arguments for all to see, where the shell is mksh.
-_ASK = r"""f=/run/%(fifo)s
+_ASK = r"""for c in mkfifo timeout dd grep; do
+    command -v "$c" >/dev/null || { echo "a password for become needs $c in the guest; nothing was run" >&2; exit 1; }
+done
+f=/run/%(fifo)s
 mkfifo -m 600 "$f" 2>/dev/null || { f=/tmp/%(fifo)s; mkfifo -m 600 "$f"; } || exit 1
 {
     rm -f "$f"
