@@ -460,6 +460,13 @@ def test_missing_password(become: Become, tool: Tool) -> None:
             become("echo never", b"module")
 
 
+def test_long_line_of_a_tool_takes_no_long_time(become: Become, tool: Tool) -> None:
+    tool.install(first="head -c 4000000 /dev/zero | tr '\\0' x >&2; exit 1")
+    started = time.monotonic()
+    assert len(become("echo never", b"", RIGHT)[2]) == 4_000_000
+    assert time.monotonic() - started < 10
+
+
 def test_other_failure_is_a_result(become: Become, tool: Tool) -> None:
     tool.install(first="echo 'unknown user somebody' >&2; exit 1")
     for password in (None, RIGHT):
@@ -527,7 +534,7 @@ def test_user_that_the_agent_does_not_run_as(connection: Connect, server: Script
     for user, runs_as, warns in ((None, "root", 0), ("root", "root", 0), ("qga", "qga", 0), ("qgauser", "root", 1)):
         lines.clear()
         for _task in range(2):
-            made = connection(address=str(server.path), remote_user=runs_as)
+            made = connection(address=str(server.path), agent_user=runs_as)
             made._play_context.remote_user = user
             made.exec_command("true")
             made.exec_command("true")
