@@ -176,7 +176,8 @@ options:
     ini:
       - section: qga_connection
         key: persist
-  remote_user:
+  # Not "remote_user": ansible-core gives an option of that name the value of -u and of the keyword.
+  agent_user:
     description:
       - The user that the agent in the guest runs as. This tells Ansible whether C(become) is from root; it changes
         nothing in the guest. Another user in C(ansible_user), C(remote_user) or C(-u) has no effect but a warning.
@@ -278,7 +279,6 @@ class Connection(ConnectionBase):
 
     transport = "qemu.guest.qga"
     has_pipelining = True
-    default_user = "root"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -286,6 +286,11 @@ class Connection(ConnectionBase):
         self._runner: RunnerAgent | None = None
         self._warm: WarmPython | None = None
         self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
+
+    @property
+    def default_user(self) -> str:
+        """The user that tasks run as without become; ansible-core asks for it under this name."""
+        return str(self.get_option("agent_user"))
 
     @property
     def agent(self) -> Agent:
@@ -321,7 +326,7 @@ class Connection(ConnectionBase):
     def _connect(self) -> Connection:
         # The channel opens with the first command: what needs no guest (an action that runs here) opens none.
         self._connected = True
-        wanted, user = self._play_context.remote_user, self.get_option("remote_user")
+        wanted, user = self._play_context.remote_user, self.default_user
         if wanted and wanted != user:
             # Each task has its connection; the display shows the same warning once.
             display.warning(

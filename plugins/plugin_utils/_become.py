@@ -19,12 +19,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 
 __all__ = ("Asking", "asking", "last_words", "refused", "without_marker")
 
-# The program's standard error is read until the shell that it starts has said that it runs. Each read is one by dd,
-# which returns what is there: a prompt has no newline at its end. The password goes into a pipe that is the program's
-# standard input, behind a prompt only; at a second prompt the pipe is closed, so that a wrong password counts once. The
-# task's own input follows when that shell runs. A here-document and not printf carries the password, since the latter
-# is a program of its own, with arguments for all to see, where the shell is mksh.
-_ASK = r"""f=/run/%(fifo)s
+# This reads the program's standard error until the shell that the program starts has written a mark there. dd returns
+# what is there already, which `read` would not: a prompt has no newline at its end. The password goes into the pipe
+# that is the program's standard input only after a prompt. At a second prompt that pipe is closed, so that a wrong
+# password counts once. The task's own input follows the mark. The password is in a here-document, because printf is not
+# built into mksh: it would have the password among its arguments, which everyone can see.
+_ASK = r"""for c in mkfifo timeout dd grep; do
+    command -v "$c" >/dev/null || { echo "a password for become needs $c in the guest; nothing was run" >&2; exit 1; }
+done
+f=/run/%(fifo)s
 mkfifo -m 600 "$f" 2>/dev/null || { f=/tmp/%(fifo)s; mkfifo -m 600 "$f"; } || exit 1
 {
     rm -f "$f"
@@ -77,10 +80,14 @@ class Asking(NamedTuple):
 
     def read(self, result: ExecResult) -> tuple[ExecResult, int]:
         """Return the result of ``text`` without prompts, and how many prompts there were."""
-        ours, _newline, theirs = result.stderr.partition(b"%b\n" % self.mark.encode("ascii"))
+        mark = self.mark.encode("ascii")
+        ours, _newline, theirs = result.stderr.partition(b"%b\n" % mark)
+        *prompts, rest = ours.split(b"%b?\n" % mark)
+        for number, said in enumerate(prompts):
+            prompts[number] = said[: said.rfind(b"\n") + 1]
         # Some write a newline when they have read a password, since its own is not shown.
-        ours, asked = re.subn(rb"[^\n]*%b\?\n\n?" % self.mark.encode("ascii"), b"", ours)
-        return result._replace(stderr=ours + theirs), asked
+        ours = b"".join([*prompts, rest.removeprefix(b"\n") if prompts else rest])
+        return result._replace(stderr=ours + theirs), len(prompts)
 
 
 def asking(plugin: Any, text: str) -> Asking | None:

@@ -45,6 +45,17 @@ def test_interpreter_outlives_new_users(agent: LooseAgent, make_ansible: MakeAns
     assert ansible.playbook(playbook).recap["vm"]["ok"] == len(tasks)
 
 
+def test_user_of_the_connection_is_warned_of_once(agents: dict[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    """Tasks run as the agent's user, whatever -u says."""
+    ansible = make_ansible({"vm": guest_variables(agents["bookworm"])})
+    playbook = ansible.directory / "user.json"
+    task = {"ansible.builtin.raw": "test $(id -un) = root"}
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task] * 3}]), encoding="utf-8")
+    assert ansible.playbook(playbook, "-u", "somebody").message.count("vm: tasks run as root") == 1
+    assert "tasks run as" not in ansible.playbook(playbook, "-u", "root").message
+    assert "tasks run as" not in ansible.playbook(playbook).message
+
+
 def lets_in(agent: LooseAgent) -> bool:
     """Log in as root with the lab's key. No network: an sshd for this one session is at the other end of a pipe."""
     sshd = shlex.join([*witness(agent), "mkdir -p /run/sshd; exec /usr/sbin/sshd -i"])

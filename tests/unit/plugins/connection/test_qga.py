@@ -8,6 +8,7 @@ import base64
 import os
 import pwd
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -399,39 +400,45 @@ def tool(tmp_path: Path) -> Tool:
     return Tool(tmp_path)
 
 
-@pytest.fixture(params=["sudo", "su"])
-def become(request: pytest.FixtureRequest, connection: Connect, server: Scripted, tool: Tool) -> Connect:
-    """Make a function that runs a shell command over one connection, as ansible-core's become plugin has it run."""
-    made = connection(address=str(server.path))
-    shell = shell_loader.get("sh")
-    shell.set_options()
-    shell.executable = "/bin/sh"
+class Become:
+    """Run shell commands over one connection, as ansible-core's become plugin of this ``name`` has them run."""
 
-    def run(command: str, stdin: bytes = b"", password: str | None = None, **how: Any) -> tuple[int, bytes, bytes]:
-        plugin = become_loader.get(request.param)
+    def __init__(self, name: str, connection: Any, tool: Tool) -> None:
+        self.name = name
+        self._connection = connection
+        self._exe = str(tool.path)
+        self._shell = shell_loader.get("sh")
+        self._shell.set_options()
+        self._shell.executable = "/bin/sh"
+
+    def __call__(
+        self, command: str, stdin: bytes = b"", password: str | None = None, **how: Any
+    ) -> tuple[int, bytes, bytes]:
+        plugin = become_loader.get(self.name)
         given = {"become_pass": password} if password else {}
-        plugin.set_options(direct={"become_user": "somebody", "become_exe": str(tool.path), **given})
-        made.set_become_plugin(plugin)
-        result: tuple[int, bytes, bytes] = made.exec_command(
-            wrapped(plugin.build_become_command(command, shell)), in_data=stdin, **how
-        )
+        plugin.set_options(direct={"become_user": "somebody", "become_exe": self._exe, **given})
+        self._connection.set_become_plugin(plugin)
+        command = wrapped(plugin.build_become_command(command, self._shell))
+        result: tuple[int, bytes, bytes] = self._connection.exec_command(command, in_data=stdin, **how)
         return result
 
-    run.name = request.param  # type: ignore[attr-defined]
-    return run
+
+@pytest.fixture(params=["sudo", "su"])
+def become(request: pytest.FixtureRequest, connection: Connect, server: Scripted, tool: Tool) -> Become:
+    return Become(request.param, connection(address=str(server.path)), tool)
 
 
 WORK = "cat; echo e >&2; exit 3"
 RIGHT = "pass 'ü'"
 
 
-def test_password_is_given_to_who_asks(become: Connect, tool: Tool) -> None:
+def test_password_is_given_to_who_asks(become: Become, tool: Tool) -> None:
     for _time in range(2):
         assert become(WORK, b"\x00one\ntwo", RIGHT) == (3, b"\x00one\ntwo", b"e\n")
     assert tool.seen == [RIGHT] * 2
 
 
-def test_password_is_not_given_to_who_does_not_ask(become: Connect, tool: Tool) -> None:
+def test_password_is_not_given_to_who_does_not_ask(become: Become, tool: Tool) -> None:
     # A user's own login shell could read what comes before the task can.
     tool.install(asks=False, first=f"timeout 0.3 cat >>'{tool.tried}'")
     for _time in range(2):
@@ -439,7 +446,7 @@ def test_password_is_not_given_to_who_does_not_ask(become: Connect, tool: Tool) 
     assert RIGHT not in tool.seen
 
 
-def test_password_is_not_given_to_what_warns(become: Connect, tool: Tool) -> None:
+def test_password_is_not_given_to_what_warns(become: Become, tool: Tool) -> None:
     # Piece by piece, as sudo writes it; some pieces end as a prompt does.
     warns = "printf 'sudo: ' >&2; sleep 0.1; printf 'unable to resolve host: ' >&2; sleep 0.1; echo vm >&2; "
     tool.install(asks=False, first=f"{warns} timeout 0.3 cat >>'{tool.tried}'")
@@ -448,7 +455,7 @@ def test_password_is_not_given_to_what_warns(become: Connect, tool: Tool) -> Non
 
 
 @pytest.mark.parametrize("words", ["Sorry, try again.", "sudo: Authentication failed, try again.", "nej"])
-def test_wrong_password_counts_once(become: Connect, tool: Tool, words: str) -> None:
+def test_wrong_password_counts_once(become: Become, tool: Tool, words: str) -> None:
     tool.install(words=words)
     with pytest.raises(AnsibleError, match=rf"^guest: Incorrect {become.name} password\. ") as caught:
         become("echo never", b"these\nare\nthe module\n", "wrong")
@@ -457,7 +464,7 @@ def test_wrong_password_counts_once(become: Connect, tool: Tool, words: str) -> 
     assert not isinstance(caught.value, AnsibleConnectionFailure)
 
 
-def test_wrong_password_of_what_asks_once(become: Connect, tool: Tool) -> None:
+def test_wrong_password_of_what_asks_once(become: Become, tool: Tool) -> None:
     """Nor do su's words tell anything where they are translated."""
     tool.install(words="nej")
     tool.path.write_text(tool.path.read_text().replace("for _ in 1 2 3", "for _ in 1"))
@@ -466,7 +473,7 @@ def test_wrong_password_of_what_asks_once(become: Connect, tool: Tool) -> None:
     assert tool.seen == ["wrong"]
 
 
-def test_missing_password(become: Connect, tool: Tool) -> None:
+def test_missing_password(become: Become, tool: Tool) -> None:
     said = {
         "sudo": ["sudo: a password is required", "sudo: interactive authentication is required"],
         "su": ["su: Authentication failure", "su: Authentication required but not attempted"],
@@ -477,13 +484,34 @@ def test_missing_password(become: Connect, tool: Tool) -> None:
             become("echo never", b"module")
 
 
-def test_other_failure_is_a_result(become: Connect, tool: Tool) -> None:
+def test_long_line_of_a_tool_takes_no_long_time(become: Become, tool: Tool) -> None:
+    tool.install(first="head -c 4000000 /dev/zero | tr '\\0' x >&2; exit 1")
+    started = time.monotonic()
+    assert len(become("echo never", b"", RIGHT)[2]) == 4_000_000
+    assert time.monotonic() - started < 10
+
+
+def test_other_failure_is_a_result(become: Become, tool: Tool) -> None:
     tool.install(first="echo 'unknown user somebody' >&2; exit 1")
     for password in (None, RIGHT):
         assert become("echo never", b"module", password) == (1, b"", b"unknown user somebody\n")
 
 
-def test_marker_goes_and_what_stands_around_it_stays(become: Connect, tool: Tool) -> None:
+@pytest.mark.parametrize("missing", ["mkfifo", "timeout", "dd", "grep"])
+def test_guest_without_what_a_password_needs(become: Become, guest: Guest, tmp_path: Path, missing: str) -> None:
+    programs, shell = tmp_path / "programs", tmp_path / "sh"
+    programs.mkdir()
+    for name in {"mkfifo", "timeout", "dd", "grep", "cat", "rm", "id"} - {missing}:
+        (programs / name).symlink_to(shutil.which(name) or "")
+    shell.write_text(f'#!/bin/sh\nPATH={programs} exec /bin/sh "$@"\n')
+    shell.chmod(0o755)
+    guest.shell = [str(shell)]
+    rc, out, err = become(WORK, b"input", RIGHT)
+    assert (rc, out) == (1, b"")
+    assert f"needs {missing} in the guest; nothing was run" in err.decode()
+
+
+def test_marker_goes_and_what_stands_around_it_stays(become: Become, tool: Tool) -> None:
     tool.install(asks=False, first="echo welcome; echo note >&2")
     for password in (None, RIGHT):
         assert become("printf 'a\\nb'", b"", password) == (0, b"welcome\na\nb", b"note\n")
@@ -496,13 +524,13 @@ def test_marker_of_another_is_left_alone(connection: Connect, server: Scripted) 
     assert out == b"BECOME-SUCCESS-abc\nin"
 
 
-def test_password_is_for_become_only(become: Connect, tool: Tool) -> None:
+def test_password_is_for_become_only(become: Become, tool: Tool) -> None:
     tool.install(asks=False)
     out = become("cat", b"in", RIGHT, sudoable=False)[1]
     assert out.startswith(b"BECOME-SUCCESS-") and out.endswith(b"\nin")
 
 
-def test_nothing_of_a_password_is_shown(become: Connect, tool: Tool, lines: list[str]) -> None:
+def test_nothing_of_a_password_is_shown(become: Become, tool: Tool, lines: list[str]) -> None:
     become("cat", b"in", RIGHT)
     assert tool.seen == [RIGHT]
     shown = [line for line in lines if "EXEC" in line]
@@ -530,7 +558,7 @@ def test_user_that_the_agent_does_not_run_as(connection: Connect, server: Script
     for user, runs_as, warns in ((None, "root", 0), ("root", "root", 0), ("qga", "qga", 0), ("qgauser", "root", 1)):
         lines.clear()
         for _task in range(2):
-            made = connection(address=str(server.path), remote_user=runs_as)
+            made = connection(address=str(server.path), agent_user=runs_as)
             made._play_context.remote_user = user
             made.exec_command("true")
             made.exec_command("true")
