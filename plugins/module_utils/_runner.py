@@ -211,6 +211,7 @@ class RunnerAgent(Agent):
     def __init__(self, below: Agent, start: Start, *, only_if_needed: bool = False) -> None:
         super().__init__(below.name, below.timeout)
         self.largest_payload = below.largest_payload
+        self.pace = below.pace
         self._below = below
         self._start = start
         self._only_if_needed = only_if_needed
@@ -238,6 +239,10 @@ class RunnerAgent(Agent):
     @property
     def largest_input(self) -> int:
         return self._below.largest_input if self._left_below() else sys.maxsize
+
+    @property
+    def quick_input(self) -> int:
+        return self._below.quick_input if self._left_below() else sys.maxsize
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
         if command in _EXEC and not self._left_below():

@@ -34,7 +34,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, exists
 
 __all__ = ("LONGEST_RING", "Line", "Spool", "new_number", "patiently")
 
@@ -102,9 +102,7 @@ class Spool:
     def _write(self, name: str, data: bytes) -> bool:
         try:
             with GuestFile(self._agent, f"{self.path}/{name}", "w") as file:
-                step = min(CHUNK, self._agent.largest_payload)
-                for start in range(0, len(data), step):
-                    file.write(data[start : start + step])
+                file.write_all(data)
         except GuestFileError as exc:
             if exc.errno == errno.ENOENT:
                 return False
@@ -113,13 +111,9 @@ class Spool:
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended."""
-        pieces = []
         try:
             with GuestFile(self._agent, f"{self.path}/{name}") as file:
-                while True:
-                    pieces.append(file.read())
-                    if len(pieces[-1]) < CHUNK:
-                        return b"".join(pieces)
+                return file.read_all()
         except GuestFileError as exc:
             if exc.errno == errno.ENOENT:
                 return None

@@ -50,7 +50,7 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
 @pytest.fixture
 def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
     sizes(monkeypatch, _files, CHUNK=10, _FIRST=6)
-    sizes(monkeypatch, _transfer, CHUNK=10, _SMALL=len(SMALL), _LEAST=12, _FIRST_PIECE=10, _PIECE=20)
+    sizes(monkeypatch, _transfer, CHUNK=10, SMALL=12, _FIRST_PIECE=10, _PIECE=20)
     return connect(server)
 
 
@@ -165,7 +165,7 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be compressed, is so in small pieces."""
     sizes(monkeypatch, _files, CHUNK=300, _FIRST=100)
-    sizes(monkeypatch, _transfer, CHUNK=300, _SMALL=200, _LEAST=1000, _FIRST_PIECE=1000, _PIECE=4000)
+    sizes(monkeypatch, _transfer, CHUNK=300, SMALL=1000, _FIRST_PIECE=1000, _PIECE=4000)
     sizes(monkeypatch, _packed, _PART=4000, _READ=50)
 
 
