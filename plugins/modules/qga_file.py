@@ -295,7 +295,7 @@ if safe; then echo safe; else echo unsafe; fi
 if [ -d "./$n" ]; then
     echo directory
 elif [ -e "./$n" ] || [ -L "./$n" ]; then
-    stat -c '%f %a %U %G %u %g %s' -- "./$n"
+    stat -c '%f %a %U %G %u %g %s' -- "./$n" || echo absent
 else
     echo absent
 fi

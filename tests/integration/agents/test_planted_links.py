@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A user of the guest who owns a directory exchanges what is in there, as quickly as that goes, while root works in it."""
+"""A user of the guest who owns a directory exchanges what is in there, as fast as that goes, while root works in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ for name in os.listdir("."):
         quietly(os.rename, name, "away")
         quietly(os.symlink, VICTIM, name)
 quietly(os.unlink, "file")
-open("file", "w").close()
+quietly(os.close, quietly(os.open, "file", os.O_CREAT | os.O_WRONLY))
 """,
     # So it does, and is a file for the moments in between.
     "flicker": """
@@ -103,7 +103,7 @@ def attacked(agent: LooseAgent, attack: str) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert look(agent, KEPT) == before
-    assert look(agent, "find /srv/theirs -user root -perm -002 -o -user root -name '.*' | head") == ""
+    assert look(agent, "find /srv/theirs -user root -name '.*'") == ""
 
 
 def path_of(attack: str) -> str:
