@@ -389,14 +389,16 @@ def _compare(agent: Agent, path: str, size: int, sink: IO[bytes]) -> None:
         raise _Differs(size)
 
 
-def digest(agent: Agent, path: str, size: int | None = None) -> str:
+def digest(agent: Agent, path: str, size: int | None = None, largest: int | None = None) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.
+
+    :raise TransferError: if more than ``largest`` bytes would have to be read, see ``fetch``.
     """
     there = sha256(agent, path, size) if can_run_programs(agent) else ""
     if there:
         return there
     summed = hashlib.sha256()
-    copy_out(agent, path, summed.update)
+    copy_out(agent, path, summed.update, limit=Limit(largest))
     return summed.hexdigest()

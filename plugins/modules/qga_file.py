@@ -79,7 +79,6 @@ options:
         O(append) or without content. Where the agent may not run programs, links are always followed.
     type: bool
     default: false
-    version_added: 0.2.0
   backup:
     description:
       - Whether a file whose content is to change is copied first, beside itself.
