@@ -40,8 +40,8 @@ class Tally:
     """A proxy on the UNIX socket `path` in front of an agent's socket.
 
     `counts` has a Count for each command, and `clients` is how many have connected. The agent's replies pass at `rate`,
-    and what is for the agent at `rate_there`, in bytes per second. `longest` is how many seconds the longest request took,
-    from its first byte to the last of its reply.
+    and what is for the agent at `rate_there`, in bytes per second. `longest` is how many seconds the longest request
+    took, from its first byte to the last of its reply.
     """
 
     def __init__(self, path: Path, agent_socket: Path) -> None:

@@ -152,12 +152,19 @@ class GuestFile:
             raise ProtocolError(f"guest-file-read returned {size} bytes for {count}")
         return Encoded(size, _wire.expect(reply.get("buf-b64"), str, "buf-b64"))
 
-    def read_all(self) -> bytes:
-        """Return what is left of a file that nobody writes to."""
-        pieces = []
+    def read_all(self, largest: int | None = None) -> bytes:
+        """Return what is left of a file that nobody writes to.
+
+        :raise TransferError: if that is more than ``largest`` bytes.
+        """
+        pieces: list[bytes] = []
+        size = 0
         while True:
             count = payload(self.agent, CHUNK)
             pieces.append(self.read(count))
+            size += len(pieces[-1])
+            if largest is not None and size > largest:
+                raise TransferError(f"{self.path} has more than {largest} bytes")
             if len(pieces[-1]) < count:
                 return b"".join(pieces)
 

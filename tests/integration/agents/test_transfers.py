@@ -69,7 +69,8 @@ def test_slow_way(agent: LooseAgent, make_ansible: MakeAnsible, options: dict[st
     directory = private_directory()
     (tmp_path / "source").write_bytes(os.urandom(60_000))
     setup = {"name": "Gather", "ansible.builtin.setup": {"gather_subset": ["min"]}}
-    copy = {"name": "Put", "ansible.builtin.copy": {"src": str(tmp_path / "source"), "dest": "/srv/slow", "mode": "0600"}}
+    source = {"src": str(tmp_path / "source"), "dest": "/srv/slow", "mode": "0600"}
+    copy = {"name": "Put", "ansible.builtin.copy": source}
     fetch = {
         "name": "Fetch",
         "ansible.builtin.fetch": {"src": "/srv/slow", "dest": str(tmp_path / "back"), "flat": True},
