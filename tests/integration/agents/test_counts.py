@@ -213,10 +213,6 @@ def test_a_module_that_is_new_in_the_guest(
     assert many_bytes - few_bytes < 30_000, "the whole would be more than 150,000"
 
 
-def plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in {*one, *other}}
-
-
 @pytest.mark.parametrize("persist", [0, 60])
 def test_a_task(
     persist: int, method: str, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]

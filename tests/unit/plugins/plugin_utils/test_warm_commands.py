@@ -128,8 +128,8 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; chown -h 54321 theirs/to-kept; touch theirs/old; chown 54321 theirs/old"
     for name in ("theirs/new", "theirs/old", "to-theirs/new", "theirs/to-kept/new"):
         yield place_command(f"{base}/{name}", sha256=INPUT, new=".new")
-    yield stage_command(f"{base}/theirs/new", f".staged.{base.name}")
-    yield f"rm -f /var/tmp/.staged.{base.name}; cd {base}; {LIST}"
+    yield stage_command(f"{base}/theirs/new", ".staged.by-a-test")
+    yield f"rm -f /var/tmp/.staged.by-a-test; cd {base}; {LIST}"
     yield place_command("/dev/null", sha256=INPUT)
     yield place_command("/dev/full", sha256=INPUT)
     yield f"cd {base}; rm -f to-nothing to-file; ln -s nowhere to-nothing; ln -s file to-file; : >file"
