@@ -130,8 +130,8 @@ def around_modules(base: Path) -> Iterator[str]:
         yield place_command(f"{base}/{name}", sha256=INPUT, new=".new")
     yield stage_command(f"{base}/theirs/new", ".staged.by-a-test")
     yield f"rm -f /var/tmp/.staged.by-a-test; cd {base}; {LIST}"
-    yield place_command("/dev/null", sha256=INPUT)
-    yield place_command("/dev/full", sha256=INPUT)
+    yield place_command("/dev/null", sha256=INPUT, new=".new")
+    yield place_command("/dev/full", sha256=INPUT, new=".new")
     yield f"cd {base}; rm -f to-nothing to-file; ln -s nowhere to-nothing; ln -s file to-file; : >file"
     yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
     for names in (["shared/", "new"], ["to-file"], ["none"], ["to-nothing", "empty"], ["empty", "none", "part"]):
