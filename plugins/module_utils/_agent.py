@@ -118,7 +118,12 @@ class Agent(ABC):
 
     @property
     def quick_input(self) -> int:
-        """How many bytes of it arrive well within the timeout; more had better go by way of a file, in pieces."""
+        """How many bytes of it arrive well within the timeout; more had better go by way of a file, in pieces.
+
+        While nothing is known of that, it goes at once, and has longer: see start() of _exec.py.
+        """
+        if not self.pace.rate:
+            return self.largest_input
         return self.pace.carries(self.timeout / 2, self.largest_input)
 
     @property
