@@ -83,8 +83,8 @@ def test_slow_way(agent: LooseAgent, make_ansible: MakeAnsible, options: dict[st
             json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8"
         )
         ansible.playbook(ansible.directory / "slow.json")
-        # The first request of guest-exec brings a module, whose seconds are more.
-        assert tally.longest < (60 if "ansible_qga_exec_method" in options else 15)
+        # Where guest-exec brings a module before anything is known of the way, it has a minute more.
+        assert tally.longest < (20 + 60 if "ansible_qga_exec_method" in options else 15)
     directory.rmdir()
     if not options:
         assert (tmp_path / "back").read_bytes() == (tmp_path / "source").read_bytes()
