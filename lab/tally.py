@@ -40,13 +40,16 @@ class Tally:
     """A proxy on the UNIX socket `path` in front of an agent's socket.
 
     `counts` has a Count for each command, and `clients` is how many have connected. The agent's replies pass at `rate`,
-    in bytes per second.
+    and what is for the agent at `rate_there`, in bytes per second. `longest` is how many seconds the longest request
+    took, from its first byte to the last of its reply.
     """
 
     def __init__(self, path: Path, agent_socket: Path) -> None:
         self.path = path
         self.clients = 0
         self.rate = math.inf
+        self.rate_there = math.inf
+        self.longest = 0.0
         self.counts: dict[str, Count] = defaultdict(Count)
         self._agent_socket = agent_socket
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -84,6 +87,7 @@ class Tally:
         command = "nothing asked"
         line = b""
         answered = True
+        began = time.monotonic()
         while True:
             for source in select.select([client, agent], [], [])[0]:
                 data = source.recv(SIZE)
@@ -98,8 +102,10 @@ class Tally:
                     answered = True
                     time.sleep(len(data) / self.rate)
                     client.sendall(data)
+                    self.longest = max(self.longest, time.monotonic() - began)
                     continue
                 started = not line
+                began = time.monotonic() if started else began
                 line += data
                 if started and (match := EXECUTE.search(line)):
                     command = match.group(1).decode("ascii", "replace")
@@ -108,4 +114,5 @@ class Tally:
                 self.counts[command].sent += len(data)
                 if line.endswith(b"\n"):
                     line = b""
+                time.sleep(len(data) / self.rate_there)
                 agent.sendall(data)

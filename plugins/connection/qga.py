@@ -176,6 +176,21 @@ options:
     ini:
       - section: qga_connection
         key: persist
+  max_fetch_size:
+    description:
+      - The largest file that may be fetched from the guest, in bytes or with a unit such as V(500M) or V(2G). What
+        is more than that is not read.
+      - By default it is what the guest said of the file when it was opened, and a quarter of that, or 64 MiB, for what
+        it may grow meanwhile; a file that has no size, such as those of C(/proc), may have 64 MiB. In no case is it
+        more than what is free on the filesystem to which the file is fetched.
+    type: str
+    vars:
+      - name: ansible_qga_max_fetch_size
+    env:
+      - name: ANSIBLE_QGA_MAX_FETCH_SIZE
+    ini:
+      - section: qga_connection
+        key: max_fetch_size
   # Not "remote_user": ansible-core gives an option of that name the value of -u and of the keyword.
   agent_user:
     description:
@@ -230,6 +245,7 @@ from typing import Any, TypeVar
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.module_utils.common.text.converters import to_bytes, to_text
+from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
@@ -243,6 +259,7 @@ with kept_bytecode():
         AddressError,
         CommandUnavailable,
         ConnectError,
+        FileChangedError,
         NoRunnerError,
         OutcomeUnknownError,
         ProtocolError,
@@ -366,9 +383,19 @@ class Connection(ConnectionBase):
             from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch
         with open(to_bytes(out_path, errors="surrogate_or_strict"), "w+b") as sink:
             started = time.monotonic()
-            size = self._guarded(
-                lambda: fetch(self.agent, self._guest_path(in_path), sink, self._progress("FETCH", in_path))
-            )
+            try:
+                size = self._guarded(
+                    lambda: fetch(
+                        self.agent,
+                        self._guest_path(in_path),
+                        sink,
+                        self._progress("FETCH", in_path),
+                        self._max_fetch_size(),
+                    )
+                )
+            except FileChangedError as exc:  # ssh does not even notice
+                size = exc.size
+                display.warning(f"{self._name}: {exc}")
         self._show_transfer("FETCH", in_path, size, started)
 
     def reset(self) -> None:
@@ -541,6 +568,13 @@ class Connection(ConnectionBase):
         home = run_shell(self.agent, b"printf %s " + user.encode("utf-8"), whole=False).stdout
         return f"{home.decode('utf-8', 'surrogateescape')}/{rest}"
 
+    def _max_fetch_size(self) -> int | None:
+        text = self.get_option("max_fetch_size")
+        try:
+            return human_to_bytes(text) if text else None
+        except ValueError as exc:
+            raise AnsibleError(f"{self._name}: ansible_qga_max_fetch_size: {exc}") from exc
+
     def _guarded(self, action: Callable[[], T]) -> T:
         """Return what ``action`` returns; turn this collection's errors into those that ansible-core acts upon."""
         try:
@@ -549,6 +583,8 @@ class Connection(ConnectionBase):
             self._warm = None  # it would wait for the agent again
             self.close()
             raise AnsibleConnectionFailure(str(exc)) from exc
+        except FileChangedError:
+            raise
         except QgaError as exc:
             raise AnsibleError(str(exc)) from exc
 

@@ -43,6 +43,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._pace import Pace
 from ansible_collections.qemu.guest.plugins.module_utils._shared import join
 
 __all__ = ("DEFAULT_FROZEN_TIMEOUT", "DEFAULT_TIMEOUT", "Agent", "AgentInfo", "Share", "SocketAgent", "open_agent")
@@ -92,6 +93,7 @@ class Agent(ABC):
         self.timeout = timeout
         self.frozen_timeout = DEFAULT_FROZEN_TIMEOUT
         self.warn: Log = log or _tell_nobody
+        self.pace = Pace()
         self._log = log
         self._info: AgentInfo | None = None
         self._has_answered = False
@@ -119,6 +121,16 @@ class Agent(ABC):
     def largest_input(self) -> int:
         """How many bytes of standard input a program may be given."""
         return self.largest_payload
+
+    @property
+    def quick_input(self) -> int:
+        """How many bytes of it arrive well within the timeout; more had better go by way of a file, in pieces.
+
+        While nothing is known of that, it goes at once, and has longer: see start() of _exec.py.
+        """
+        if not self.pace.rate:
+            return self.largest_input
+        return self.pace.carries(self.timeout / 2, self.largest_input)
 
     @property
     def pipes_input(self) -> bool:
@@ -335,9 +347,11 @@ class SocketAgent(Agent):
             # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
             left = Step(takes_id=step.takes_id)
             self._parser.limit = _commands.longest_reply(command, arguments)
+            started = time.monotonic()
             channel.send(data, deadline)
-            reply = self._reply(channel, request_id, step, deadline)
+            reply, size = self._reply(channel, request_id, step, deadline)
             left = step._replace(since=time.monotonic())
+            self.pace.note(len(data) + size, left.since - started)
         except QgaError as exc:
             # What is slow may answer later; else the channel is gone, or nobody knows what is in it.
             if left is not step and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
@@ -347,16 +361,17 @@ class SocketAgent(Agent):
             channel.give(left)
         return reply
 
-    def _reply(self, channel: Channel, request_id: str, step: Step, deadline: Deadline) -> dict[str, Any]:
+    def _reply(self, channel: Channel, request_id: str, step: Step, deadline: Deadline) -> tuple[dict[str, Any], int]:
+        """Return the reply and its size in bytes."""
         for line, _flushed in self._lines(channel, deadline):
             reply = _wire.decode_reply(line)
             if reply.get("id") == request_id:
-                return reply
+                return reply, len(line)
             if "id" in reply:
                 continue  # somebody else's, or of a request given up before
             if step.echoes_id:
                 raise _unparsed(reply)
-            return reply
+            return reply, len(line)
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
 
     def _lines(self, channel: Channel, deadline: Deadline) -> Iterator[tuple[bytes, bool]]:

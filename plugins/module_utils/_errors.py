@@ -18,6 +18,7 @@ The tree answers the one question that matters after a failure: did the command 
     │   └── HandleLostError    the agent restarted and has forgotten this handle or pid
     ├── NoRunnerError          programs need a runner in the guest, and none could be started
     ├── TransferError          content arrived differently from how it left
+    │   └── FileChangedError   because the file was written to meanwhile
     ├── QmpError               QEMU's monitor cannot be used; nothing was sent to it
     │   ├── QmpCommandError    QEMU replied with an error
     │   └── QmpLostError       sent, no reply: it may have run, or may yet run
@@ -39,6 +40,7 @@ __all__ = (
     "CommandError",
     "CommandUnavailable",
     "ConnectError",
+    "FileChangedError",
     "GuestFileError",
     "HandleLostError",
     "NoRunnerError",
@@ -181,6 +183,14 @@ class TransferError(QgaError):
     """What is in the guest is not what was sent, or the other way round."""
 
     executed = "yes"
+
+
+class FileChangedError(TransferError):
+    """A file was written to while it was fetched. ``size``: how many bytes were read all the same."""
+
+    def __init__(self, message: str, *, size: int) -> None:
+        super().__init__(message)
+        self.size = size
 
 
 class QmpError(QgaError):

@@ -39,6 +39,9 @@ _LONGEST_POLL = 0.25
 _LONG = 24 * 3600.0
 # What a question takes beyond this, the guest was away, or frozen: that is not the program's time.
 _QUESTION_SECONDS = 1.0
+# Bytes per second of the slowest way to an agent, and for how long it is thought to be such.
+_SERIAL = 4000
+_SERIAL_SECONDS = 60
 
 
 class ExecResult(NamedTuple):
@@ -92,7 +95,10 @@ def start(
     if stdin:
         request["input-data"] = _wire.Base64(base64.b64encode(stdin).decode("ascii"))
     # A slow guest takes a megabyte per second; what takes longer for its size is not to be taken for a dead one.
-    reply = agent.execute(_EXEC, request, timeout=agent.timeout + len(stdin) // 1_000_000)
+    seconds = len(stdin) // 1_000_000
+    if not agent.pace.rate:  # the first request, and it may go by way of a serial port
+        seconds = max(seconds, min(_SERIAL_SECONDS, len(stdin) // _SERIAL))
+    reply = agent.execute(_EXEC, request, timeout=agent.timeout + seconds)
     return int(_wire.expect(reply.get("pid"), int, "pid"))
 
 

@@ -4,8 +4,9 @@
 """Files in the guest through guest-file-*: stream bytes in and out, and notice when they arrive differently.
 
 One request is in flight at a time (virtio-serial loses replies otherwise), in chunks near 1 MiB: larger ones gain
-nothing, and Windows guests cannot take 2 MiB. A short count, a full disk (told at flush or close as often as at write)
-and a dead handle are errors. A handle is always closed, because the agent keeps it until it ends.
+nothing, and Windows guests cannot take 2 MiB. Where the way is slow, they are smaller: see `payload`. A short count, a
+full disk (told at flush or close as often as at write) and a dead handle are errors. A handle is always closed, because
+the agent keeps it until it ends.
 
 A file that guest-file-open creates has mode 0666 whatever the umask; who must not allow that creates it first (_exec).
 """
@@ -22,6 +23,7 @@ from ansible_collections.qemu.guest.plugins.module_utils import _wire
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandError,
     GuestFileError,
     HandleLostError,
     OutcomeUnknownError,
@@ -36,12 +38,15 @@ __all__ = (
     "Copied",
     "Encoded",
     "GuestFile",
+    "Limit",
     "Progress",
     "chunks",
     "copy_in",
     "copy_out",
+    "enforces_selinux",
     "exists",
     "no_progress",
+    "payload",
 )
 
 T = TypeVar("T")
@@ -50,6 +55,10 @@ CHUNK = 1024 * 1024
 """Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
 
 _FIRST = CHUNK // 4  # bytes that are read to see what comes
+_SHARE = 1 / 8  # of the timeout, that one request is to take at most
+# Bytes by which a file may be larger at its end than when it was opened, unless a quarter of it is more. It is also the
+# most of a file that tells no size (/proc).
+_GROWTH = 64 * CHUNK
 
 
 class Copied(NamedTuple):
@@ -57,6 +66,27 @@ class Copied(NamedTuple):
 
     size: int
     checked: bool
+
+
+class Limit(NamedTuple):
+    """How much may be read: ``asked`` bytes, if the user says so, and ``room`` bytes at most: there is no more here."""
+
+    asked: int | None = None
+    room: int | None = None
+
+    def of(self, path: str, said: int) -> tuple[int, TransferError]:
+        """Return the limit for a file that the guest said has ``said`` bytes, and the error for what exceeds it."""
+        usual = said + max(_GROWTH, said // 4)
+        limit, why, advice = usual, f"it had {said} when it was opened", "If that is as it should be, allow it by"
+        if self.asked is not None:
+            limit, why, advice = self.asked, "that is the limit that was set", "Raise it by"
+        advice = f"{advice} max_size of qga_fetch, or ansible_qga_max_fetch_size of the connection."
+        if self.room is not None and self.room < limit:
+            limit, why, advice = self.room, "no more space is free here", "Make room, or put it on another filesystem."
+        return limit, TransferError(f"{path} has more than {limit} bytes: {why}.", hint=advice)
+
+
+_USUAL = Limit()
 
 
 class Encoded(NamedTuple):
@@ -94,7 +124,7 @@ class GuestFile:
     """
 
     def __init__(self, agent: Agent, path: str, mode: str = "r", *, handle: int | None = None) -> None:
-        self._agent = agent
+        self.agent = agent
         self.path = path
         # Where the next byte is read or written; None if nobody knows, as of what is no file but a pipe.
         self._position = 0 if handle is None and "a" not in mode else None
@@ -143,6 +173,30 @@ class GuestFile:
             raise ProtocolError(f"guest-file-read returned {size} bytes for {count}")
         self._moved(size)
         return Encoded(size, _wire.expect(reply.get("buf-b64"), str, "buf-b64"))
+
+    def read_all(self, largest: int | None = None) -> bytes:
+        """Return what is left of a file that nobody writes to.
+
+        :raise TransferError: if that is more than ``largest`` bytes.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            count = payload(self.agent, CHUNK)
+            pieces.append(self.read(count))
+            size += len(pieces[-1])
+            if largest is not None and size > largest:
+                raise TransferError(f"{self.path} has more than {largest} bytes")
+            if len(pieces[-1]) < count:
+                return b"".join(pieces)
+
+    def write_all(self, data: bytes) -> None:
+        """Do what ``write`` does, in as many requests as it takes."""
+        start = 0
+        while start < len(data):
+            step = payload(self.agent, min(CHUNK, self.agent.largest_payload))
+            self.write(data[start : start + step])
+            start += step
 
     def write(self, data: bytes) -> None:
         """Write all of ``data``.
@@ -208,10 +262,15 @@ class GuestFile:
                 return True
             return isinstance(exc, (GuestFileError, HandleLostError, *final))
 
-        return patiently(self._agent, action, final=is_final, grace=self._agent.timeout)
+        return patiently(self.agent, action, final=is_final, grace=self.agent.timeout)
 
     def _once(self, command: str, **arguments: Any) -> Any:
-        return self._agent.execute(command, {"handle": self.handle, **arguments})
+        return self.agent.execute(command, {"handle": self.handle, **arguments})
+
+
+def payload(agent: Agent, largest: int) -> int:
+    """Return how many bytes one request should carry, ``largest`` at most, for what has been seen of the way there."""
+    return agent.pace.carries(agent.timeout * _SHARE, largest)
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:
@@ -234,6 +293,15 @@ def exists(agent: Agent, path: str) -> bool:
     return True
 
 
+def enforces_selinux(agent: Agent) -> bool:
+    """Return whether the guest's kernel refuses what SELinux labels do not allow."""
+    try:
+        with GuestFile(agent, "/sys/fs/selinux/enforce") as state:
+            return state.read(1) == b"1"
+    except CommandError:
+        return False
+
+
 Progress = Callable[[int], None]
 """Told after each chunk how many bytes have been copied."""
 
@@ -248,6 +316,7 @@ def copy_out(
     write: Callable[[bytes], object],
     progress: Progress = no_progress,
     instead: Callable[[Encoded, float, int], int] | None = None,
+    limit: Limit = _USUAL,
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
@@ -256,25 +325,34 @@ def copy_out(
     next piece is read. ``instead`` is called for what is more than a chunk, with what the file begins with, the seconds
     that this took, and the size of the file. It returns of how many bytes it has taken care, from the start; what is
     left is read here.
+
+    :raise TransferError: if there is more than ``limit`` allows. No more than that was handed on then.
     """
     size = cared_for = 0
     start = []  # what is compared if there is no more than that
+    most, error = limit.of(path, 0)
     beside: Beside[object] = Beside()
     with beside, GuestFile(agent, path) as guest_file:
         while True:
             began = time.monotonic()
-            piece = guest_file.receive(_FIRST if instead and not size else CHUNK)
+            count = payload(agent, CHUNK if size else _FIRST)
+            piece = guest_file.receive(min(count, most - size + 1))
             seconds = time.monotonic() - began
             if not piece.size:
                 break
-            if instead and not size and piece.size == _FIRST:
+            if not size and piece.size == count:
                 whole = _size(guest_file)
-                cared_for = instead(piece, seconds, whole) if whole and whole > CHUNK else 0
+                most, error = limit.of(path, whole or 0)
+                if whole and whole > most:
+                    raise error
+                cared_for = instead(piece, seconds, whole) if instead and whole and whole > CHUNK else 0
                 if whole is not None:
                     guest_file.seek(cared_for or piece.size)
                 if cared_for:
                     size = cared_for
                     continue
+            if size + piece.size > most:
+                raise error
             beside.do(lambda piece: write(piece.decoded()), piece)
             if size < CHUNK:
                 start.append(piece)
@@ -298,7 +376,8 @@ def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded]
     if not content:
         return True
     guest_file.seek(position)
-    return guest_file.read(len(content)) == content
+    step = payload(guest_file.agent, CHUNK)
+    return all(guest_file.read(step) == content[at : at + step] for at in range(0, len(content), step))
 
 
 def copy_in(
@@ -314,13 +393,16 @@ def copy_in(
     """
     sent = 0
     start = []  # what is compared if there is no more than that
-    step = min(CHUNK, agent.largest_payload)
     beside: Beside[Encoded] = Beside()
+
+    def prepared() -> Encoded:
+        return Encoded.of(source.read(payload(agent, min(CHUNK, agent.largest_payload))))
+
     with beside, GuestFile(agent, path, "a+" if append else "w+") as guest_file:
         position = guest_file.seek(0, 2) if append else 0
-        piece: Encoded | None = Encoded.of(source.read(step))
+        piece: Encoded | None = prepared()
         while piece and piece.size:
-            beside.do(lambda: Encoded.of(source.read(step)))
+            beside.do(prepared)
             guest_file.send(piece)
             if sent < CHUNK:
                 start.append(piece)

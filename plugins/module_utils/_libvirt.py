@@ -179,6 +179,7 @@ class LibvirtAgent(Agent):
         domain, deadline = self._in_step(deadline)
         # Until its reply is here, nothing is known of the agent, whatever interrupts this.
         self._in_step_since = 0.0
+        started = time.monotonic()
         try:
             reply = _ask(domain, command, text, deadline)
         except _Stuck:
@@ -187,6 +188,9 @@ class LibvirtAgent(Agent):
         except libvirt.libvirtError as exc:
             raise self._failure(exc, sent=True) from exc
         self._in_step_since = time.monotonic()
+        # Of a reply, only what was read from a file is long.
+        received = len(str(reply.get("return"))) if command == "guest-file-read" else 0
+        self.pace.note(len(text) + received, self._in_step_since - started)
         return reply
 
     def _in_step(self, deadline: Deadline) -> tuple[Any, Deadline]:

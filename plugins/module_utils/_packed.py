@@ -19,7 +19,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, pauses
-from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, Progress
+from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, Progress, payload
 from ansible_collections.qemu.guest.plugins.module_utils._packers import Packer
 from ansible_collections.qemu.guest.plugins.module_utils._shell import begin_shell, new_spool, sweep
 from ansible_collections.qemu.guest.plugins.module_utils._sums import OR_CRC32, Sum, part_of, sum_in
@@ -30,6 +30,8 @@ __all__ = ("Packed", "pack_command")
 _PART = 16 * CHUNK
 # What is read at once. The agent makes room for as much each time, whether there is anything or not.
 _READ = CHUNK // 4
+# Bytes by which what is packed may be larger than its content, and a 64th of that.
+_SLACK = 64 * 1024
 # Seconds without anything new after which what packs is likely to have ended.
 _QUIET = 0.3
 
@@ -87,6 +89,7 @@ class Packed:
         :raise ValueError: if it is damaged, or there is more.
         """
         unpack = packer.unpacking()
+        most = size + size // 64 + _SLACK
         waiting, quiet, grows = pauses(), 0.0, True
         with ExitStack() as stack:
             guest_file = None
@@ -94,11 +97,14 @@ class Packed:
                 packed = b""
                 try:
                     guest_file = guest_file or stack.enter_context(GuestFile(self._agent, name))
-                    packed = guest_file.read(_READ)
+                    packed = guest_file.read(payload(self._agent, _READ))
                 except GuestFileError as exc:
                     if exc.errno != errno.ENOENT:
                         raise
                 if packed:
+                    most -= len(packed)
+                    if most < 0:
+                        raise ValueError("it is packed, and yet larger")
                     content = unpack(packed, size)
                     size -= len(content)
                     yield content

@@ -15,9 +15,8 @@ from typing import Callable, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import (
     Compressor,
+    Decompressor,
     zstd,
-    zstd_decompress,
-    zstd_frame,
 )
 
 __all__ = ("GZIP", "ZSTD", "Packer", "has_zstd", "shrinks")
@@ -57,29 +56,11 @@ def _gunzipping() -> Unpack:
             content = unpack.decompress(packed, largest + 1)
         except zlib.error as error:
             raise ValueError(str(error)) from error
-        if len(content) > largest:
+        if len(content) > largest or unpack.unused_data:
             raise ValueError("more than there should be")
         return content
 
     return gunzip
-
-
-def _unpacking_frames() -> Unpack:
-    pending = b""
-
-    def unpack(packed: bytes, largest: int) -> bytes:
-        nonlocal pending
-        pending += packed
-        content = b""
-        while pending:
-            end = zstd_frame(pending)
-            if not end:
-                break
-            content += zstd_decompress(pending[:end], largest - len(content))
-            pending = pending[end:]
-        return content
-
-    return unpack
 
 
 GZIP = Packer(
@@ -92,7 +73,7 @@ GZIP = Packer(
 
 ZSTD = Packer(
     packing=lambda: Compressor(_ZSTD_LEVEL).compress,
-    unpacking=_unpacking_frames,
+    unpacking=lambda: Decompressor().decompress,
     packs="zstd -c1",
     unpacks="zstd -dc",
 )

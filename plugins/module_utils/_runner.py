@@ -248,6 +248,7 @@ class RunnerAgent(Agent):
         super().__init__(below.name, below.timeout)
         self.largest_payload = below.largest_payload
         self.frozen_timeout, self.warn = below.frozen_timeout, below.warn
+        self.pace = below.pace
         self._below = below
         self._start = start
         self._only_if_needed = only_if_needed
@@ -275,6 +276,10 @@ class RunnerAgent(Agent):
     @property
     def largest_input(self) -> int:
         return self._below.largest_input if self._left_below() else sys.maxsize
+
+    @property
+    def quick_input(self) -> int:
+        return self._below.quick_input if self._left_below() else sys.maxsize
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
         if command in _EXEC and not self._left_below():

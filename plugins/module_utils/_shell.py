@@ -209,14 +209,15 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
     ``spool`` is the path that the files for long output begin with; without it there are none.
     """
     data = input_of(command, stdin)
-    keep = _KEEP if _PIPE < len(data) <= agent.largest_input and agent.pipes_input else ""
-    from_file = _INPUT if keep or len(data) > agent.largest_input else ""
+    fits = len(data) <= agent.quick_input
+    keep = _KEEP if fits and len(data) > _PIPE and agent.pipes_input else ""
+    from_file = _INPUT if keep or not fits else ""
     env = [f"PATH={PATH}", "QEMU_GUEST=" + keep + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
     if keep:
         env.append(f"QEMU_GUEST_KEEP={new_spool()}.in")
-    if len(data) <= agent.largest_input:
+    if fits:
         return start(agent, "/bin/sh", _ARGUMENTS, env=env, stdin=data)
     path = f"{new_spool()}.in"
     check_shell(agent, f"umask 077; set -C; : >{path}", "keep a program's input")

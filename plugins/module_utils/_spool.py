@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 
 __all__ = ("LARGEST_NOTE", "LARGEST_OUTPUT", "LONGEST_RING", "NOBODY", "Spool", "new_number")
@@ -93,9 +93,7 @@ class Spool:
     def _write(self, name: str, data: bytes) -> bool:
         try:
             with GuestFile(self._agent, f"{self.path}/{name}", "w") as file:
-                step = min(CHUNK, self._agent.largest_payload)
-                for start in range(0, len(data), step):
-                    file.write(data[start : start + step])
+                file.write_all(data)
         except GuestFileError as exc:
             if exc.errno == errno.ENOENT:
                 return False
@@ -107,15 +105,9 @@ class Spool:
 
         :raise TransferError: if it is longer than ``limit`` bytes.
         """
-        pieces, size = [], 0
         try:
             with GuestFile(self._agent, f"{self.path}/{name}") as file:
-                while size <= limit:
-                    pieces.append(file.read())
-                    size += len(pieces[-1])
-                    if len(pieces[-1]) < CHUNK and size <= limit:
-                        return b"".join(pieces)
-            raise TransferError(f"{self.path}/{name} in the guest is longer than {limit} bytes")
+                return file.read_all(limit)
         except GuestFileError as exc:
             if exc.errno == errno.ENOENT:
                 return None

@@ -9,6 +9,7 @@ Stands on _files (the bytes) and, where the agent may run programs, on _shell (w
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from contextlib import closing, suppress
 from typing import IO, BinaryIO, Callable, Generator, Iterator, NamedTuple, Sequence
@@ -17,6 +18,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     CommandError,
+    FileChangedError,
     OperationError,
     QgaError,
     TransferError,
@@ -26,15 +28,18 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import (
     CHUNK,
     Encoded,
     GuestFile,
+    Limit,
     Progress,
     chunks,
     copy_in,
     copy_out,
     no_progress,
+    payload,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._packed import Packed
 from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD, Packer, has_zstd, shrinks
 from ansible_collections.qemu.guest.plugins.module_utils._patience import when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._place import AS_IT_IS, Attributes, place, stage
 from ansible_collections.qemu.guest.plugins.module_utils._shell import (
     begin_shell,
     check_shell,
@@ -53,12 +58,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._sums import (
     sum_in,
 )
 
-__all__ = ("create_private", "digest", "fetch", "put", "unpack_command", "write_command")
+__all__ = ("SMALL", "digest", "fetch", "put", "spool_command", "unpack_command")
 
-# Up to this, one program in the guest takes the content, and compares it, faster than files are opened and closed.
-_SMALL = 64 * 1024
-# Below this, further programs in the guest take longer than they save.
-_LEAST = 256 * 1024
+SMALL = 256 * 1024
+"""Below this, one program in the guest takes the content and compares it; further ones take longer than they save."""
 # Bytes per second. What comes more slowly than that, gzip compresses in the guest in less time than that saves.
 _SLOW = 4 << 20
 # What is unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in the guest's
@@ -67,26 +70,55 @@ _FIRST_PIECE = 2 * CHUNK
 _PIECE = 4 * CHUNK
 
 
-def put(agent: Agent, source: BinaryIO, path: str, progress: Progress = no_progress) -> int:
+def put(
+    agent: Agent,
+    source: BinaryIO,
+    path: str,
+    progress: Progress = no_progress,
+    attributes: Attributes = AS_IT_IS,
+) -> int:
     """Write ``source``, which is seekable, to the guest's file ``path``; make sure that it arrived and return its size.
 
-    A new file has mode 0600 where the agent may run programs; an existing one keeps its mode. What shrinks travels
-    compressed, if the guest has zstd or gzip.
+    Where the agent may run programs, the file is there whole or not at all; a link is replaced; a new file has mode
+    0600, and an existing one keeps its mode and owner, unless ``attributes`` say something else. Elsewhere the agent
+    writes to what is there. What shrinks travels compressed, if the guest has zstd or gzip.
 
     :raise TransferError: if what is in the guest is not what was sent.
     :raise OperationError: if the file cannot be created; its text is the guest's own.
     """
     start = source.tell()
 
-    def from_the_start() -> bool:
+    def from_the_start() -> int:
         source.seek(start)
-        return _put(agent, source, path, progress)
+        return _put_whole(agent, source, path, progress, attributes)
 
-    compared = when_thawed(agent, from_the_start)
-    size = source.tell() - start
-    if not compared and when_thawed(agent, lambda: digest(agent, path, size)) != sha256_of(_from(source, start)):
-        raise TransferError(f"{path} is not what was written to it")
+    return when_thawed(agent, from_the_start)
+
+
+def _put_whole(agent: Agent, source: BinaryIO, path: str, progress: Progress, attributes: Attributes) -> int:
+    start = source.tell()
+    if not can_run_programs(agent):
+        copied = copy_in(agent, source, path, progress=progress)
+        _make_sure(agent, source, start, path, copied.size, copied.checked)
+        return copied.size
+    sample = source.read(SMALL)
+    if len(sample) < SMALL and _put_small(agent, sample, path, attributes):
+        progress(len(sample))
+        return len(sample)
+    # What did not work the one way is tried the other, which can tell why.
+    source.seek(start)
+    with stage(agent, path) as staged:
+        compared = _put(agent, source, staged.path, progress)
+        size = source.tell() - start
+        _make_sure(agent, source, start, staged.path, size, compared)
+        place(agent, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
     return size
+
+
+def _make_sure(agent: Agent, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:
+    """Compare what is at ``path`` with ``source``, unless it was ``compared``."""
+    if not compared and digest(agent, path, size) != sha256_of(_from(source, start)):
+        raise TransferError(f"{path} is not what was written to it")
 
 
 def _from(file: IO[bytes], start: int) -> Iterator[bytes]:
@@ -95,20 +127,22 @@ def _from(file: IO[bytes], start: int) -> Iterator[bytes]:
     yield from chunks(file)
 
 
+def _put_small(agent: Agent, content: bytes, path: str, attributes: Attributes) -> bool:
+    """Write ``content`` by one program; return whether it is there now."""
+    checksum = sha256_of([content])
+    try:
+        there = place(agent, content, path, attributes, sha256=checksum)
+    except OperationError:
+        return False
+    return (there or digest(agent, path)) == checksum
+
+
 def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
-    """Write ``source`` to its end; return whether what arrived was compared with it."""
-    if not can_run_programs(agent):
-        return copy_in(agent, source, path, progress=progress).checked
+    """Write ``source`` to its end, to a file that is there; return whether what arrived was compared with it."""
     start = source.tell()
-    sample = source.read(_LEAST)
+    sample = source.read(SMALL)
     source.seek(start)
-    # What did not work the one way is tried the plain way, which can tell why.
-    if len(sample) <= _SMALL and _put_small(agent, sample, path):
-        source.seek(start + len(sample))
-        progress(len(sample))
-        return True
-    create_private(agent, path)
-    if len(sample) < _LEAST:
+    if len(sample) < SMALL:
         return copy_in(agent, source, path, progress=progress).checked
     if shrinks(sample):
         try:
@@ -116,21 +150,6 @@ def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
         except (CommandError, OperationError, TransferError):
             source.seek(start)
     return _put_plain(agent, source, path, progress)
-
-
-def _put_small(agent: Agent, content: bytes, path: str) -> bool:
-    """Write ``content`` by one program; return whether it is there now."""
-    result = run_shell(agent, write_command(path).encode("utf-8", "surrogateescape"), content, whole=False)
-    return sum_in(result) == sha256_of([content])
-
-
-def write_command(path: str) -> str:
-    """Return the shell command that writes its input to ``path`` and prints the SHA-256 of what is there.
-
-    _warm_commands.py does it without a shell.
-    """
-    name = shlex.quote(path)
-    return f"{{ {create_command(path)}; }} && cat >{name} && sha256sum <{name}"
 
 
 def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -250,7 +269,7 @@ class _Pieces:
     def _read(self, size: int) -> _Piece:
         content = self._source.read(size)
         packed = self._pack(content)
-        step = min(CHUNK, self._agent.largest_payload)
+        step = payload(self._agent, min(CHUNK, self._agent.largest_payload))
         sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
         return _Piece(content, Sum(content).hexdigest(), sent)
 
@@ -276,42 +295,80 @@ class _Pieces:
             raise TransferError(f"{self._path} is not what was written to it")
 
 
-def create_private(agent: Agent, path: str) -> None:
-    """Create ``path`` empty with mode 0600, unless it exists: a file that guest-file-open creates is 0666.
-
-    :raise OperationError: if it cannot be created.
-    """
-    check_shell(agent, create_command(path), f"create {path}")
-
-
-def create_command(path: str) -> str:
-    """Return the shell command that creates ``path``, see there.
-
-    _warm_commands.py does it without a shell.
-    """
-    name = shlex.quote(path)
-    return f"[ -e {name} ] || {{ umask 077; set -C; : >{name} && set +C; }}"
-
-
-def fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_progress) -> int:
+def fetch(
+    agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_progress, largest: int | None = None
+) -> int:
     """Write the content of the guest's file ``path`` to ``sink``, make sure that it is what the guest has, and return
     its size.
 
-    A file that grew meanwhile is right as far as it was read. ``sink`` is empty, and can be read.
+    A file that grew meanwhile is right as far as it was read; one that was written to is read once more. ``sink`` is
+    empty, and can be read. It gets no more than ``largest`` bytes, by default what the guest first says and some
+    growth, and never more than there is room for.
 
-    :raise TransferError: if it is not.
+    :raise FileChangedError: if it was written to again; ``sink`` has what was read.
+    :raise TransferError: if what arrived is not what the guest has, or more than it may be.
     """
     start = sink.tell()
 
     def from_the_start() -> int:
         sink.seek(start)
         sink.truncate()
-        return _fetch(agent, path, sink, progress)
+        return _fetch_unchanged(agent, path, sink, progress, largest)
 
     return when_thawed(agent, from_the_start)
 
 
-def _fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress) -> int:
+def _fetch_unchanged(agent: Agent, path: str, sink: IO[bytes], progress: Progress, largest: int | None) -> int:
+    limit = Limit(largest, _room(sink))
+    try:
+        return _fetch_once(agent, path, sink, progress, limit)
+    except _Differs:
+        sink.seek(0)
+        sink.truncate()
+    before = _status(agent, path)
+    try:
+        return _fetch_once(agent, path, sink, progress, limit)
+    except _Differs as exc:
+        if before and before != _status(agent, path):
+            raise FileChangedError(
+                f"{path} was written to each time that it was read. What arrived may be a part of one version and a "
+                "part of another.",
+                size=exc.size,
+            ) from None
+        raise TransferError(f"{path} changed while it was read, or was damaged on the way") from None
+
+
+class _Differs(Exception):
+    """What arrived, ``size`` bytes, is not what the guest has now."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+def _room(sink: IO[bytes]) -> int | None:
+    """Return how many bytes the filesystem of ``sink`` has room for; None if it is in none."""
+    try:
+        about = os.fstatvfs(sink.fileno())
+    except OSError:  # io.UnsupportedOperation is one
+        return None
+    return about.f_bavail * about.f_frsize
+
+
+def _status(agent: Agent, path: str) -> bytes:
+    """Return what changes when a file is written to; nothing if that cannot be told."""
+    if not can_run_programs(agent):
+        return b""
+    command = f"stat -L -c '%d %i %s %y %z' -- {shlex.quote(path)}"
+    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    return b"" if result.shell_rc else result.stdout
+
+
+def _fetch_once(agent: Agent, path: str, sink: IO[bytes], progress: Progress, limit: Limit) -> int:
+    """Do what ``fetch`` does, once.
+
+    :raise _Differs: if what arrived is not what is there.
+    """
     programs = can_run_programs(agent)
     summing: list[Callable[[], ExecResult]] = []
     here = Sum()
@@ -332,7 +389,7 @@ def _fetch(agent: Agent, path: str, sink: IO[bytes], progress: Progress) -> int:
         return packed.fetch(GZIP, size) if gains and is_slow else 0
 
     try:
-        copied = copy_out(agent, path, take, progress, instead if programs else None)
+        copied = copy_out(agent, path, take, progress, instead if programs else None, limit)
     except (CommandError, TransferError):  # the agent is there, as is what sums up
         with suppress(QgaError):
             for ended in summing:
@@ -351,17 +408,19 @@ def _compare(agent: Agent, path: str, size: int, sink: IO[bytes]) -> None:
     # Nobody can tell what a file without a size (/proc) holds a moment later.
     there = sha256(agent, path, size) if can_run_programs(agent) else digest(agent, path)
     if there and there != sha256_of(_from(sink, 0)):
-        raise TransferError(f"{path} changed while it was read, or was damaged on the way")
+        raise _Differs(size)
 
 
-def digest(agent: Agent, path: str, size: int | None = None) -> str:
+def digest(agent: Agent, path: str, size: int | None = None, largest: int | None = None) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.
+
+    :raise TransferError: if more than ``largest`` bytes would have to be read, see ``fetch``.
     """
     there = sha256(agent, path, size) if can_run_programs(agent) else ""
     if there:
         return there
     summed = hashlib.sha256()
-    copy_out(agent, path, summed.update)
+    copy_out(agent, path, summed.update, limit=Limit(largest))
     return summed.hexdigest()

@@ -14,7 +14,9 @@ TYPE_CHECKING = False  # as type checkers know it, without the time that importi
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ("Compressor", "zstd", "zstd_decompress", "zstd_frame")
+__all__ = ("Compressor", "Decompressor", "zstd", "zstd_decompress")
+
+_ROOM = 1 << 17  # bytes that are unpacked at once; as many as the library does by itself
 
 
 @functools.lru_cache(maxsize=None)
@@ -34,7 +36,9 @@ def zstd() -> Any:
             (library.ZSTD_compressBound, size, (size,)),
             (library.ZSTD_compressCCtx, size, (context, content, size, content, size, ctypes.c_int)),
             (library.ZSTD_decompress, size, (content, size, content, size)),
-            (library.ZSTD_findFrameCompressedSize, size, (content, size)),
+            (library.ZSTD_createDStream, context, ()),
+            (library.ZSTD_freeDStream, size, (context,)),
+            (library.ZSTD_decompressStream, size, (context, content, content)),
             (library.ZSTD_getFrameContentSize, ctypes.c_ulonglong, (content, size)),
             (library.ZSTD_isError, ctypes.c_uint, (size,)),
         ):
@@ -86,13 +90,50 @@ def zstd_decompress(packed: bytes, largest: int) -> bytes:
     return _result(there, zstd().ZSTD_decompress(_memory(there), most, packed, len(packed)))
 
 
-def zstd_frame(packed: bytes) -> int:
-    """Return the size of the frame that ``packed`` begins with; 0 as long as a part of it is missing.
+class Decompressor:
+    """Undoes compression as it arrives, of one frame or several. Each byte of it is looked at once.
 
     :raise ImportError: if there is no Zstandard.
     """
-    size = zstd().ZSTD_findFrameCompressedSize(packed, len(packed))
-    return 0 if zstd().ZSTD_isError(size) else int(size)
+
+    def __init__(self) -> None:
+        self._library = zstd()
+        self._context = self._library.ZSTD_createDStream()
+        self._there = bytearray(_ROOM)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_context"):
+            self._library.ZSTD_freeDStream(self._context)
+
+    def decompress(self, packed: bytes, largest: int) -> bytes:
+        """Return what ``packed`` adds to the content, which are at most ``largest`` bytes.
+
+        :raise ValueError: if it is more, or damaged.
+        """
+        import ctypes
+
+        buffer = _buffer()
+        taken = buffer(ctypes.cast(ctypes.c_char_p(packed), ctypes.c_void_p), len(packed), 0)
+        content, given = bytearray(), _ROOM
+        while taken.position < taken.size or given == _ROOM:
+            made = buffer(ctypes.addressof(_memory(self._there)), _ROOM, 0)
+            left = self._library.ZSTD_decompressStream(self._context, ctypes.byref(made), ctypes.byref(taken))
+            given = made.position
+            content += memoryview(self._there)[:given]
+            if self._library.ZSTD_isError(left):
+                raise ValueError("libzstd failed")
+            if len(content) > largest:
+                raise ValueError("more than there should be")
+        return bytes(content)
+
+
+@functools.lru_cache(maxsize=None)
+def _buffer() -> Any:
+    """Return the type of ZSTD_inBuffer and ZSTD_outBuffer."""
+    import ctypes
+
+    members = [("start", ctypes.c_void_p), ("size", ctypes.c_size_t), ("position", ctypes.c_size_t)]
+    return type("Buffer", (ctypes.Structure,), {"_fields_": members})
 
 
 def _memory(content: bytearray | memoryview) -> Any:

@@ -14,8 +14,12 @@ description:
   - Adds lines to the file C(.ssh/authorized_keys) in the home of a guest's user, or removes them
     (C(guest-ssh-add-authorized-keys), C(guest-ssh-remove-authorized-keys)).
   - The agent makes the directory and the file where they are missing, with the right owner and modes.
-  - Lines are compared as the agent does, whole, with options and comment. The same key with another comment is another
-    line. Blanks around a line do not count.
+  - The same key with other options or another comment is the same key, so a line that has it is replaced. It keeps its
+    place, unless there are comments of their own lines in the file, or the agent cannot read it; then it becomes the
+    last. Blanks around a line do not count.
+  - Where the file is changed, its last line ends with a line break, and empty lines are removed.
+  - Where SELinux is enforced, what the agent makes gets its label by C(restorecon), without which C(sshd) may not read
+    it. Where the agent may not run programs, a warning says so.
 extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
@@ -44,7 +48,8 @@ options:
     required: true
   state:
     description:
-      - V(present) adds the lines that are missing. V(absent) removes those that are there.
+      - V(present) adds the lines that are missing, and replaces those that have the same key and differ. V(absent)
+        removes all that have one of the keys, whatever their options and comments.
     type: str
     choices: [present, absent]
     default: present
@@ -58,7 +63,6 @@ options:
 notes:
   - The agent came to know these commands with version 5.2.
   - It looks in the user's home alone, whatever C(AuthorizedKeysFile) says in the guest's C(sshd_config).
-  - It writes no line break after the last key. What another program then appends without looking ends up on that line.
 seealso:
   - module: qemu.guest.qga_info
     description: Its option O(qemu.guest.qga_info#module:authorized_keys_of) returns them.
@@ -105,12 +109,21 @@ authorized_keys:
 
 import errno
 import re
-from typing import Any, List, Mapping
+import shlex
+from typing import Any, List, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, GuestFileError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    CommandError,
+    GuestFileError,
+    OperationError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, enforces_selinux
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
 
 SPEC: dict[str, dict[str, Any]] = {
@@ -124,15 +137,44 @@ GET = "guest-ssh-get-authorized-keys"
 ADD = "guest-ssh-add-authorized-keys"
 REMOVE = "guest-ssh-remove-authorized-keys"
 
+LARGEST = 1 << 20  # bytes of a file with keys, or of /etc/passwd
+
 Keys = List[str]
 
 # sshd(8): options, type, base64, comment. The base64 of any type begins with the length of its name, a 32-bit number.
-_KEY = re.compile(r"(^|\s)[a-z][a-z0-9@.-]+[ \t]+AAAA[0-9A-Za-z+/]+=*(\s|$)")
+_KEY = re.compile(r"(?:^|\s)([a-z][a-z0-9@.-]+)[ \t]+(AAAA[0-9A-Za-z+/]+=*)(?:\s|$)")
+# In options. A comment may have quotes, and comes too late to matter.
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+# The agent writes lines with a line break between them; so, an empty one is the line break at the end.
+END = ""
 
 
-def read(agent: Agent, params: Params) -> Keys:
+class Current(NamedTuple):
+    """The user's ``keys``, in the order of the file, and what can be done with it.
+
+    ``exists``: whether there is a file. ``whole``: whether it is known to have nothing but these lines, so that it may
+    be written anew. ``adds`` and ``removes``: whether the agent may do that.
+    """
+
+    keys: Keys
+    exists: bool = True
+    whole: bool = False
+    adds: bool = True
+    removes: bool = True
+
+
+def read(agent: Agent, params: Params) -> Current:
     agent.require(GET, REMOVE if params["state"] == "absent" else ADD)
-    return keys_of(agent, params["user"])
+    keys = keys_of(agent, params["user"])
+    text = _text(agent, params["user"])
+    lines = [line.strip() for line in (text or "").split("\n")]
+    return Current(
+        keys,
+        exists=bool(keys) or text is not None,
+        whole=text is not None and [line for line in lines if line] == keys,
+        adds=agent.supports(ADD),
+        removes=agent.supports(REMOVE),
+    )
 
 
 def keys_of(agent: Agent, user: str) -> Keys:
@@ -153,30 +195,92 @@ def keys_of(agent: Agent, user: str) -> Keys:
     return [expect(key, str, "a key") for key in reversed(keys)]
 
 
-def plan(current: Keys, params: Params) -> Plan:
+def _text(agent: Agent, user: str) -> str | None:
+    """Return what is in the user's file; None if the agent cannot tell."""
+    home = _home(agent, user)
+    return _content(agent, f"{home}/.ssh/authorized_keys") if home else None
+
+
+def _home(agent: Agent, user: str) -> str:
+    """Return the user's home; nothing if /etc/passwd does not have the user."""
+    for line in (_content(agent, "/etc/passwd") or "").split("\n"):
+        fields = line.split(":")
+        if fields[0] == user and len(fields) == 7:
+            return fields[5]
+    return ""
+
+
+def _content(agent: Agent, path: str) -> str | None:
+    try:
+        with GuestFile(agent, path) as file:
+            return file.read_all(LARGEST).decode("utf-8", "surrogateescape")
+    except (CommandError, TransferError):
+        return None
+
+
+def plan(current: Current, params: Params) -> Plan:
     keys = wanted(params)
-    arguments: dict[str, Any] = {"username": params["user"]}
-    if params["state"] == "absent":
-        after = [key for key in current if key not in keys]
-        todo = (REMOVE, {**arguments, "keys": [key for key in keys if key in current]})
-    elif params["exclusive"]:
-        after = keys
-        todo = (ADD, {**arguments, "keys": keys, "reset": True})
+    user = {"username": params["user"]}
+    todo: list[tuple[str, dict[str, Any]]] = []
+    if params["exclusive"]:
+        after = list(keys.values())
+        todo.append((ADD, {**user, "keys": [*after, END], "reset": True}))
+    elif current.whole and current.adds:
+        after = _after(current.keys, keys, params["state"])
+        todo.append((ADD, {**user, "keys": [*after, END], "reset": True}))
     else:
-        missing = [key for key in keys if key not in current]
-        after = current + missing
-        todo = (ADD, {**arguments, "keys": missing})
+        after, todo = _by_lines(current, keys, params["state"], user)
     return Plan(
-        before={"authorized_keys": current},
+        before={"authorized_keys": current.keys},
         after={"authorized_keys": after},
-        todo=todo,
+        todo=(params["user"], after, todo),
         result={"user": params["user"], "authorized_keys": after},
         subject=f"authorized keys of {params['user']}",
     )
 
 
-def wanted(params: Params) -> Keys:
-    """Return the keys that the task names, each once.
+def identity(line: str) -> str:
+    """Return what makes a key the same one: its type and itself, without options and comment."""
+    match = _KEY.search(_QUOTED.sub('""', line))
+    return " ".join(match.groups()) if match else line
+
+
+def _after(current: Keys, keys: Mapping[str, str], state: str) -> Keys:
+    """Return the lines that there are to be, each in its place."""
+    if state == "absent":
+        return [line for line in current if identity(line) not in keys]
+    after: Keys = []
+    for line in current:
+        line = keys.get(identity(line), line)
+        if line not in after or current.count(line) > 1:
+            after.append(line)
+    return after + [line for line in keys.values() if line not in after]
+
+
+def _by_lines(
+    current: Current, keys: Mapping[str, str], state: str, user: Mapping[str, str]
+) -> tuple[Keys, list[tuple[str, dict[str, Any]]]]:
+    """Return the lines that there are to be, and the commands that leave all else in the file as it is.
+
+    What is new is added first: if the second command does not arrive, nobody is shut out.
+    """
+    gone = [line for line in current.keys if identity(line) in keys and line != keys[identity(line)]]
+    if state == "absent":
+        gone = [line for line in current.keys if identity(line) in keys]
+    after = [line for line in current.keys if line not in gone]
+    missing = [] if state == "absent" else [line for line in keys.values() if line not in after]
+    commands: list[tuple[str, dict[str, Any]]] = []
+    if current.exists and current.removes and current.adds:
+        commands.append((REMOVE, {**user, "keys": [END]}))
+    if current.adds:
+        commands.append((ADD, {**user, "keys": [*missing, END]}))
+    if gone:
+        commands.append((REMOVE, {**user, "keys": gone}))
+    return after + missing, commands
+
+
+def wanted(params: Params) -> Mapping[str, str]:
+    """Return the lines that the task names, by `identity`; of one key, the last.
 
     :raise OperationError: if one cannot be what is meant. It is not shown: it may be a private key.
     """
@@ -194,20 +298,38 @@ def wanted(params: Params) -> Keys:
                 f"keys[{number}] is no public key such as 'ssh-ed25519 AAAA… comment'. A text in place of a list is "
                 "split at its commas."
             )
-    return list(dict.fromkeys(keys))
+    return {identity(key): key for key in keys}
 
 
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
-    command, arguments = plan.todo
-    agent.execute(command, arguments)
-    now = keys_of(agent, arguments["username"])
-    if sorted(now) != sorted(plan.after["authorized_keys"]):
+    user, after, commands = plan.todo
+    for command, arguments in commands:
+        agent.execute(command, arguments)
+    now = keys_of(agent, user)
+    if sorted(now) != sorted(after):
         raise OperationError(
             "the agent reported success, but the user's keys are not what they should be. It removes only lines "
             "without blanks around them (exclusive=true rewrites the file), or another program changed the file.",
             result={"authorized_keys": now},
         )
-    return {}
+    return {"warnings": _label(agent, user)} if enforces_selinux(agent) else {}
+
+
+def _label(agent: Agent, user: str) -> list[str]:
+    """Give what the agent has made its SELinux label; return warnings if that cannot be done."""
+    home = _home(agent, user)
+    home = shlex.quote(home) if home else f"~{user}"  # which is the name of a user whom the agent has found
+    reason = "the agent may not run programs"
+    if can_run_programs(agent):
+        try:
+            check_shell(agent, f"restorecon -R {home}/.ssh", f"label the keys of {user}")
+            return []
+        except OperationError as exc:
+            reason = exc.message
+    return [
+        f"SELinux is enforced in the guest, and sshd may not be allowed to read the keys of {user}: {reason}. Run "
+        f"restorecon -R {home}/.ssh there."
+    ]
 
 
 OPERATION = Operation(SPEC, read, plan, apply)

@@ -15,7 +15,8 @@ description:
     out.
   - What arrived is compared with what the guest has, by SHA-256 in the guest where its agent may run programs, else by
     reading it twice. The file appears at O(dest) whole or not at all.
-  - A file that is the same already is not copied.
+  - A file that is the same already is not copied. One that is written to while it is copied is read once more; if that
+    happens again, the task fails and nothing is at O(dest).
 extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
@@ -40,6 +41,14 @@ options:
       - A new file can be read by its owner alone, an existing one keeps its mode.
     type: path
     required: true
+  max_size:
+    description:
+      - The largest file that may be copied, in bytes or with a unit such as V(500M) or V(2G). What is more than that
+        is not read.
+      - By default it is what the guest said of the file when it was opened, and a quarter of that, or 64 MiB, for what
+        it may grow meanwhile; a file that has no size, such as those of C(/proc), may have 64 MiB. In no case is it
+        more than what is free on the filesystem of O(dest).
+    type: bytes
 """
 
 EXAMPLES = r"""
@@ -88,6 +97,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest
 SPEC: dict[str, dict[str, Any]] = {
     "src": {"type": "str", "required": True},
     "dest": {"type": "path", "required": True},
+    "max_size": {"type": "bytes"},
 }
 
 
@@ -95,7 +105,8 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
     dest = params["dest"]
     if dest.endswith("/") or os.path.isdir(dest):
         dest = os.path.join(dest, os.path.basename(params["src"]))
-    return {"dest": dest, "here": _digest_here(dest), "there": digest(agent, params["src"])}
+    there = digest(agent, params["src"], largest=params["max_size"])
+    return {"dest": dest, "here": _digest_here(dest), "there": there}
 
 
 def _digest_here(path: str) -> str:
@@ -112,20 +123,20 @@ def plan(current: dict[str, Any], params: Params) -> Plan:
     return Plan(
         before={"sha256": current["here"] or None},
         after={"sha256": current["there"]},
-        todo=(params["src"], current["dest"]),
+        todo=(params["src"], current["dest"], params["max_size"]),
         result={"src": params["src"], "dest": current["dest"], "sha256": current["there"]},
         subject=current["dest"],
     )
 
 
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
-    src, dest = plan.todo
+    src, dest, largest = plan.todo
     directory = os.path.dirname(dest) or "."
     try:
         os.makedirs(directory, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory, prefix=f".{os.path.basename(dest)}.", delete=False) as sink:
             try:
-                size = fetch(agent, src, sink)
+                size = fetch(agent, src, sink, largest=largest)
                 sink.flush()
                 sha256 = _digest_here(sink.name)
                 if os.path.exists(dest):

@@ -31,8 +31,10 @@ attributes:
 options:
   path:
     description:
-      - The file's absolute path in the guest. A symbolic link is followed when content is written, and removed itself
-        with O(state=absent).
+      - The file's absolute path in the guest. A symbolic link there is replaced when content is written, unless
+        O(follow=true), and removed itself with O(state=absent).
+      - In a directory that an unprivileged user may write to, nothing that the user does meanwhile leads anywhere else.
+        Where a link on the way belongs to such a user, and leads to what does not, that is refused.
     type: str
     required: true
   state:
@@ -70,6 +72,13 @@ options:
     description:
       - The name or number of the file's group. By default an existing file keeps its group.
     type: str
+  follow:
+    description:
+      - Whether a symbolic link at O(path) is followed, so that the file that it leads to is managed.
+      - Otherwise it is replaced by a file with O(content) or O(src), as M(ansible.builtin.copy) does, and refused with
+        O(append) or without content. Where the agent may not run programs, links are always followed.
+    type: bool
+    default: false
   backup:
     description:
       - Whether a file whose content is to change is copied first, beside itself.
@@ -78,6 +87,8 @@ options:
 notes:
   - A file that the agent creates by itself can be written by every user of the guest (mode 0666). Where it may not run
     programs, a new file is therefore only made if O(mode) is V("0666").
+  - In a directory that others than root may write to, content of more than 256 KiB is in C(/var/tmp) of the guest
+    first, where only root can read it.
 """
 
 EXAMPLES = r"""
@@ -101,7 +112,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 path:
-  description: The path in the guest, links followed.
+  description: The path in the guest, or that of the file that a link there leads to with O(follow=true).
   type: str
   returned: success
   sample: /etc/app.conf
@@ -146,20 +157,33 @@ import errno
 import hashlib
 import io
 import os
-import secrets
 import shlex
+import stat
 import time
-from typing import Any, BinaryIO, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
-from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, copy_in
+from ansible_collections.qemu.guest.plugins.module_utils._files import (
+    GuestFile,
+    copy_in,
+    enforces_selinux,
+    payload,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import DIFF_LIMIT, Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._patience import when_thawed
-from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell, run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, put
+from ansible_collections.qemu.guest.plugins.module_utils._place import (
+    ENTER,
+    SAFE,
+    Attributes,
+    alter,
+    stage,
+    unlink,
+    variables,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import SMALL, digest, put
 
 SPEC: dict[str, dict[str, Any]] = {
     "path": {"type": "str", "required": True},
@@ -171,6 +195,7 @@ SPEC: dict[str, dict[str, Any]] = {
     "owner": {"type": "str"},
     "group": {"type": "str"},
     "backup": {"type": "bool", "default": False},
+    "follow": {"type": "bool", "default": False},
 }
 
 DEFAULT_MODE = 0o644
@@ -181,9 +206,10 @@ AGENTS_MODE = 0o666
 class Current(NamedTuple):
     """The file as it is, and the content that it is to have.
 
-    ``kind`` is ``file``, ``absent`` or ``other``; ``programs`` tells whether the agent may run programs, without which
-    mode and owner are not known. ``text`` is the content where it is small enough for a diff, ``ends_with_wanted``
-    matters for ``append``.
+    ``kind`` is ``file``, ``link``, ``absent`` or ``other``; ``programs`` tells whether the agent may run programs,
+    without which mode and owner are not known. ``real`` is the path with no link but, maybe, the last name, and
+    ``safe`` whether root alone can change what it leads to. ``text`` is the content where it is small enough for a
+    diff, ``ends_with_wanted`` matters for ``append``.
     """
 
     path: str
@@ -201,10 +227,12 @@ class Current(NamedTuple):
     group: str = ""
     uid: str = ""
     gid: str = ""
+    real: str = ""
+    safe: bool = False
 
     def described(self) -> dict[str, Any]:
         if self.kind != "file":
-            return {"state": "absent"}
+            return {"state": self.kind}
         about = {"state": "file", "size": self.size, "sha256": self.sha256}
         if self.mode is not None:
             about.update(mode=f"{self.mode:04o}", owner=self.owner, group=self.group)
@@ -220,7 +248,9 @@ def read(agent: Agent, params: Params) -> Current:
         raise OperationError(f"path: {path} is not an absolute path")
     state: dict[str, Any] = {"programs": can_run_programs(agent), **_wanted(params)}
     state.update(
-        _look(agent, path, params["state"] == "present") if state["programs"] else _look_by_reading(agent, path)
+        _look(agent, path, params["follow"] and params["state"] == "present")
+        if state["programs"]
+        else _look_by_reading(agent, path)
     )
     if state["kind"] == "file" and params["state"] == "present":
         state.update(_content(agent, state, params["append"]))
@@ -245,32 +275,49 @@ def _wanted(params: Params) -> dict[str, Any]:
     return {"wanted": data, "wanted_size": len(data), "wanted_sha256": hashlib.sha256(data).hexdigest()}
 
 
-_LOOK = r"""
-p=%(path)s
-if [ "%(follow)s" ] && [ -L "$p" ]; then
-    p=$(readlink -f -- "$p") && [ "$p" ] || { echo "the link leads nowhere" >&2; exit 1; }
+_LOOK = (
+    r"""
+if [ "$f" ] && [ -L "$q" ]; then
+    q=$(readlink -f -- "$q") && [ "$q" ] || { echo "the link leads nowhere" >&2; exit 1; }
+    d=${q%/*} n=${q##*/}
+    d=${d:-/}
 fi
-if [ -f "$p" ] || [ -L "$p" ]; then
-    stat -c 'file %%a %%U %%G %%u %%g %%s' -- "$p"
-elif [ -e "$p" ]; then
-    echo other
+if [ ! -d "$d" ]; then
+    printf 'unsafe\nabsent\n%s\0%s' "$d" "$q"
+    exit
+fi
+"""
+    + ENTER
+    + SAFE
+    + r"""
+if safe; then echo safe; else echo unsafe; fi
+if [ -d "./$n" ]; then
+    echo directory
+elif [ -e "./$n" ] || [ -L "./$n" ]; then
+    stat -c '%f %a %U %G %u %g %s' -- "./$n" || echo absent
 else
     echo absent
 fi
-printf %%s "$p"
+printf '%s\0%s' "$PWD" "$q"
 """
+)
 
 
 def _look(agent: Agent, path: str, follow: bool) -> dict[str, Any]:
-    command = _LOOK % {"path": shlex.quote(path), "follow": "yes" if follow else ""}
+    command = variables(path, q=path, f="1" if follow else "") + _LOOK
     output = check_shell(agent, command, f"look at {path}").decode("utf-8", "surrogateescape")
-    about, _newline, real = output.partition("\n")
-    kind, *words = about.split(" ")
+    safe, about, where = output.split("\n", 2)
+    directory, _nul, path = where.partition("\0")
+    found = {"path": path, "real": os.path.join(directory, os.path.basename(path)), "safe": safe == "safe"}
+    if " " not in about:
+        return {**found, "kind": "absent" if about == "absent" else "other"}
+    raw, mode, owner, group, uid, gid, size = about.split(" ")
+    kind = {stat.S_IFREG: "file", stat.S_IFLNK: "link"}.get(stat.S_IFMT(int(raw, 16)), "other")
     if kind != "file":
-        return {"path": real, "kind": kind}
-    mode, owner, group, uid, gid, size = words
+        return {**found, "kind": kind}
     return {
-        **{"path": real, "kind": kind, "size": int(size), "mode": int(mode, 8)},
+        **found,
+        **{"kind": kind, "size": int(size), "mode": int(mode, 8)},
         **{"owner": owner, "group": group, "uid": uid, "gid": gid},
     }
 
@@ -279,32 +326,41 @@ def _look_by_reading(agent: Agent, path: str) -> dict[str, Any]:
     try:
         with GuestFile(agent, path) as guest_file:
             guest_file.read(1)
-            return {"path": path, "kind": "file", "size": guest_file.seek(0, 2)}
+            return {"path": path, "real": path, "kind": "file", "size": guest_file.seek(0, 2)}
     except GuestFileError as exc:
         if exc.errno == errno.ENOENT:
-            return {"path": path, "kind": "absent"}
+            return {"path": path, "real": path, "kind": "absent"}
         if exc.errno == errno.EISDIR:
-            return {"path": path, "kind": "other"}
+            return {"path": path, "real": path, "kind": "other"}
         raise
 
 
 def _content(agent: Agent, state: Mapping[str, Any], append: bool) -> dict[str, Any]:
     """Return what is to be known of the content: all of it if it is small, else its checksum."""
-    path, size, wanted = state["path"], state["size"], state["wanted"]
+    path, size, wanted = state["real"], state["size"], state["wanted"]
     content: dict[str, Any] = {}
     if append and wanted is not None and size >= len(wanted):
         with GuestFile(agent, path) as guest_file:
             guest_file.seek(-len(wanted), 2)
-            content["ends_with_wanted"] = _read_all(guest_file) == wanted
+            content["ends_with_wanted"] = _read(guest_file, len(wanted)) == wanted
     if size > DIFF_LIMIT:
         return {**content, "sha256": digest(agent, path)}
     with GuestFile(agent, path) as guest_file:
-        text = _read_all(guest_file)
+        text = _read(guest_file, DIFF_LIMIT)
+    if len(text) > DIFF_LIMIT:
+        raise OperationError(f"{state['path']} grows while it is read")
     return {**content, "text": text, "size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
 
 
-def _read_all(guest_file: GuestFile) -> bytes:
-    return b"".join(iter(guest_file.read, b""))
+def _read(guest_file: GuestFile, size: int) -> bytes:
+    """Return what is left of a file, and no more than one byte more than ``size``."""
+    content = b""
+    while len(content) <= size:
+        piece = guest_file.read(payload(guest_file.agent, size + 1 - len(content)))
+        if not piece:
+            break
+        content += piece
+    return content
 
 
 def _refuse_without_programs(agent: Agent, current: Current, params: Params) -> None:
@@ -333,6 +389,11 @@ def _refuse_without_programs(agent: Agent, current: Current, params: Params) -> 
 def plan(current: Current, params: Params) -> Plan:
     if current.kind == "other":
         raise OperationError(f"{current.path} exists and is not a file; this module manages files only")
+    if current.kind == "link" and params["state"] == "present" and (current.wanted is None or params["append"]):
+        raise OperationError(
+            f"{current.path} is a symbolic link. It is followed with follow=true, and replaced by a file with content "
+            "or src, and without append."
+        )
     before = current.described()
     if params["state"] == "absent":
         return Plan(
@@ -355,7 +416,7 @@ def plan(current: Current, params: Params) -> Plan:
 
 
 def _writes(current: Current, params: Params) -> bool:
-    if current.kind == "absent":
+    if current.kind != "file":
         return True
     if current.wanted is None:
         return False
@@ -420,58 +481,60 @@ def _texts(before: bytes | None, after: bytes | None) -> Any:
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     current, params, after = plan.todo
     if params["state"] == "absent":
-        check_shell(agent, f"rm -f -- {shlex.quote(current.path)}", f"remove {current.path}")
+        unlink(agent, current.real)
         return {}
-    if not _writes(current, params):
-        check_shell(agent, _set_attributes(current.path, current, after), f"set mode and owner of {current.path}")
-        return {}
+    attributes = _attributes(current, after) if current.programs else Attributes()
     result = {}
-    if params["backup"] and current.kind == "file":
+    if params["backup"] and current.kind == "file" and _writes(current, params):
         result["backup_file"] = f"{current.path}.{time.strftime('%Y-%m-%d@%H:%M:%S~')}"
-        copy = f"cp -p -- {shlex.quote(current.path)} {shlex.quote(result['backup_file'])}"
-        check_shell(agent, copy, f"copy {current.path}")
-    source = io.BytesIO(current.wanted or b"")
+        attributes = attributes._replace(backup=os.path.basename(result["backup_file"]))
     if not current.programs:
-        copy_in(agent, source, current.path, append=params["append"])
-    elif params["append"] and current.kind == "file":
-        copy_in(agent, source, current.path, append=True)
-        check_shell(agent, _set_attributes(current.path, current, after), f"set mode and owner of {current.path}")
+        return _write_without_programs(agent, current, params)
+    if _writes(current, params) and not (params["append"] and current.kind == "file"):
+        put(agent, io.BytesIO(current.wanted or b""), current.real, attributes=attributes)
     else:
-        _replace(agent, source, current, after)
+        _change(agent, current, attributes, current.wanted if _writes(current, params) else None)
     return result
 
 
-def _replace(agent: Agent, source: BinaryIO, current: Current, after: Mapping[str, Any]) -> None:
-    """Write the content beside the file, then put it in the file's place: whole or not at all."""
-    directory, name = os.path.split(current.path)
-    new = os.path.join(directory, f".{name[:100]}.{secrets.token_hex(8)}")
-    path, beside = shlex.quote(current.path), shlex.quote(new)
-    try:
-        put(agent, source, new)
-        # A file that is a mount point of its own cannot be replaced.
-        move = f"mv -f -- {beside} {path} 2>/dev/null || {{ cat -- {beside} >{path} && rm -f -- {beside}; }}"
-        label = f"if command -v restorecon >/dev/null; then restorecon {path}; fi"
-        script = f"{_set_attributes(new, current, after)} && {{ {move}; }} && {label}"
-        when_thawed(agent, lambda: check_shell(agent, script, f"write {current.path}"))
-    except BaseException as exc:  # whatever it was: nothing of ours is left in the guest, if the guest lets us
-        try:
-            run_shell(agent, f"rm -f -- {beside}".encode("utf-8", "surrogateescape"), whole=False)
-        except QgaError:
-            if isinstance(exc, QgaError):
-                exc.hint = f"{exc.hint} {new} may be left in the guest.".lstrip()
-        raise
+def _write_without_programs(agent: Agent, current: Current, params: Params) -> Mapping[str, Any]:
+    copy_in(agent, io.BytesIO(current.wanted or b""), current.path, append=params["append"])
+    if current.kind == "absent" and enforces_selinux(agent):
+        return {
+            "warnings": [
+                f"SELinux is enforced, and {current.path} may have another label than it should: run restorecon there."
+            ]
+        }
+    return {}
 
 
-def _set_attributes(path: str, current: Current, after: Mapping[str, Any]) -> str:
-    """Return the shell command that gives ``path`` the mode and owner that the file is to have."""
-    name = shlex.quote(path)
+def _change(agent: Agent, current: Current, attributes: Attributes, appended: bytes | None) -> None:
+    """Change a file that stays the same one."""
+    if not current.safe:
+        if appended is not None and len(appended) >= SMALL:
+            with stage(agent, current.real) as staged:
+                copy_in(agent, io.BytesIO(appended), staged.path)
+                alter(agent, current.real, attributes, staged)
+        else:
+            alter(agent, current.real, attributes, appended)
+        return
+    path = shlex.quote(current.real)
+    if attributes.backup:
+        backup = shlex.quote(os.path.join(os.path.dirname(current.real), attributes.backup))
+        check_shell(agent, f"cp -p -- {path} {backup}", f"copy {current.path}")
+    if appended is not None:
+        copy_in(agent, io.BytesIO(appended), current.real, append=True)
+    owned = f"chown -- {shlex.quote(attributes.owner)} {path} && " if attributes.owner else ""
+    check_shell(agent, f"{owned}chmod -- {attributes.mode} {path}", f"set mode and owner of {current.path}")
+
+
+def _attributes(current: Current, after: Mapping[str, Any]) -> Attributes:
+    """Return the mode and owner that the file is to have."""
     owner = after["owner"] if after.get("owner", current.owner) != current.owner else current.uid
     group = after["group"] if after.get("group", current.group) != current.group else current.gid
-    # chown clears the set-user-id bits that chmod may set, so it comes first.
-    # "chown OWNER:" would mean the group that the owner logs in with, and takes no numbers.
-    commands = [f"chgrp -- {shlex.quote(group)} {name}"] if group else []
-    commands += [f"chown -- {shlex.quote(owner)} {name}"] if owner else []
-    return " && ".join([*commands, f"chmod -- {after['mode']} {name}"])
+    # "OWNER:" would mean the group that the owner logs in with, and takes no numbers.
+    both = f"{owner}:{group}" if group else owner
+    return Attributes(both, f"{int(after['mode'], 8):o}", label=True)
 
 
 # Not a secret to hide in results, or its diff would be hidden too; but never logged.

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 # Words that are themselves to a shell.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
-CREATE = rb"\[ -e (%b) \] \|\| \{ umask 077; set -C; : >\1 && set \+C; \}" % PLAIN
+WORD = rb"[A-Za-z0-9_.@%+,:=-]+"
+AS_IT_IS = rb"o='' m='' k='' b"  # mode and owner, see _place.py
 PART = rb"tail -c \+(\d+) (%b) \| head -c (\d+)" % PLAIN
 SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
 BLOCK = 512 << 10  # bytes that are read at once
@@ -91,8 +92,11 @@ def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
         match = pattern.fullmatch(command)
         if match:
             return action(*match.groups())
-    write = WRITE.fullmatch(command)
-    return written(write.group(1), read()) if write else None
+    match = PLACE.fullmatch(command)
+    if not match:
+        return None
+    path, name, new, checksum = match.groups()
+    return placed(path, name, new, checksum, read())
 
 
 # What ansible-core, 2.16 to 2.21, has a shell do before and after it copies something.
@@ -129,18 +133,77 @@ def remove(path: bytes) -> bytes:
 # What _transfer.py and _sums.py have a shell do with a small file, and with parts of a large one.
 
 
-def create(path: bytes) -> bytes:
-    if not os.path.exists(path):
-        os.close(private(path, os.O_CREAT | os.O_EXCL))
-    return b""
+def entered(path: bytes) -> int | None:
+    """Open a directory; None if a link leads there, and a shell has to look whose it is."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    return directory if os.readlink(b"/proc/self/fd/%d" % directory) == path else None
 
 
-def written(path: bytes, content: bytes) -> bytes:
-    flags = os.O_TRUNC if os.path.exists(path) else os.O_CREAT | os.O_EXCL
-    with open(path, "wb", opener=lambda name, _flags: private(name, os.O_WRONLY | flags)) as file:
-        file.write(content)
-    with open(path, "rb") as file:
-        return printed(sha256(file.read()).hexdigest())
+def is_safe(directory: int) -> bool:
+    """Return whether root alone can exchange what is there, and the way to it."""
+    while True:
+        about = os.fstat(directory)
+        if about.st_uid or (about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX):
+            return False
+        above = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+        if os.path.samestat(about, os.fstat(above)):
+            return True
+        directory = above
+
+
+def as_it_is(name: bytes, directory: int) -> tuple[int, int, int]:
+    """Return mode, owner and group of a file; for a link, which is replaced, those of a new one."""
+    try:
+        about = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return 0o600, -1, -1
+    if stat.S_ISLNK(about.st_mode):
+        return 0o600, -1, -1
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("not a regular file")
+    return stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid
+
+
+def stage(path: bytes, name: bytes, new: bytes) -> bytes | None:
+    directory = entered(path)
+    if directory is None:
+        return None
+    as_it_is(name, directory)
+    if not is_safe(directory):
+        return None
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory))
+    return os.path.join(path, new)
+
+
+def placed(path: bytes, name: bytes, new: bytes, checksum: bytes, content: bytes) -> bytes | None:
+    return put(path, name, new, checksum, os.O_RDWR | os.O_CREAT | os.O_EXCL, content)
+
+
+def placed_beside(path: bytes, name: bytes, new: bytes) -> bytes | None:
+    return put(path, name, new, b"", os.O_RDONLY | os.O_NOFOLLOW, b"")
+
+
+def put(path: bytes, name: bytes, new: bytes, checksum: bytes, flags: int, content: bytes) -> bytes | None:
+    directory = entered(path)
+    if directory is None:
+        return None
+    mode, uid, gid = as_it_is(name, directory)
+    descriptor = os.open(new, flags, 0o600, dir_fd=directory)
+    try:
+        if content:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(content)
+        found = sha256(os.pread(descriptor, len(content) + 1, 0)).hexdigest().encode("ascii") if checksum else b""
+        if found != checksum:
+            raise OSError("not what was sent")
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        if flags & os.O_CREAT:  # else a shell is to find it
+            os.unlink(new, dir_fd=directory)
+        raise
+    return found
 
 
 def private(path: bytes | str, flags: int) -> int:
@@ -265,7 +328,8 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
         ),
         (rb"chmod u\+rwx((?: %b)+)" % PLAIN, make_usable),
         (rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN, remove),
-        (CREATE, create),
+        (rb": stage; d=(%b) n=(%b) t=(%b)\n(?s:.*)" % (PLAIN, WORD, WORD), stage),
+        (rb": place; d=(%b) n=(%b) t=(%b) w='' c='' %b=1 x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS), placed_beside),
         (rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM), sum_of_file),
         (rb"%b \| %b" % (PART, SUM), sum_of_part),
         (rb"umask 077; set -C; : >(%b)\.0; : >\1\.1; command -v zstd \|\| :" % PLAIN, make_room),
@@ -277,4 +341,6 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
         (rb"rm -f (%b/[A-Za-z0-9_][A-Za-z0-9_.-]*)\.\*" % PLAIN, sweep),
     )
 )
-WRITE = re.compile(rb"\{ %b; \} && cat >\1 && sha256sum <\1" % CREATE)
+PLACE = re.compile(
+    rb": place; d=(%b) n=(%b) t=(%b) w=([0-9a-f]{64}) c=- %b='' x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS)
+)

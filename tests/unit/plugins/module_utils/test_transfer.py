@@ -21,12 +21,13 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils import _files, _packed, _packers, _transfer, _zstd
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    FileChangedError,
     OperationError,
     OutcomeUnknownError,
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import create_private, digest, fetch, put
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, fetch, put
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_commands
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_commands import done_here
@@ -50,13 +51,19 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
 @pytest.fixture
 def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
     sizes(monkeypatch, _files, CHUNK=10, _FIRST=6)
-    sizes(monkeypatch, _transfer, CHUNK=10, _SMALL=len(SMALL), _LEAST=12, _FIRST_PIECE=10, _PIECE=20)
+    sizes(monkeypatch, _transfer, CHUNK=10, SMALL=12, _FIRST_PIECE=10, _PIECE=20)
     return connect(server)
 
 
 def sizes(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **values: int) -> None:
     for name, value in values.items():
         monkeypatch.setattr(module, name, value)
+
+
+def on_its_way(directory: Path) -> Path:
+    """Return the file that is written to: another one until it is whole, where the agent may run programs."""
+    (path,) = directory.glob(".file.*") if not (directory / "file").exists() else [directory / "file"]
+    return path
 
 
 @pytest.mark.parametrize("data", [b"", SMALL, MIDDLE, LARGE, 10 * LARGE], ids=len)
@@ -72,11 +79,11 @@ def test_new_file_is_open_to_nobody_else_at_any_time(
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> Any:
-        modes.append((tmp_path / "file").stat().st_mode & 0o777)
+        modes.append(on_its_way(tmp_path).stat().st_mode & 0o777)
         return guest.write(arguments)
 
     server.answers["guest-file-write"] = watched
-    for data in (MIDDLE, LARGE):
+    for data in (LARGE, 10 * LARGE):
         put(agent, io.BytesIO(data), str(tmp_path / "file"))
         (tmp_path / "file").unlink()
     assert set(modes) == {0o600 if programs else 0o666}
@@ -86,7 +93,7 @@ def test_new_file_is_open_to_nobody_else_at_any_time(
 def test_small_file_is_open_to_nobody_else_and_takes_one_program(
     agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
 ) -> None:
-    tool(guest, "cat", f"stat -c %a {tmp_path}/file >{tmp_path}/mode; exec /bin/cat")
+    tool(guest, "cat", f"stat -c %a {tmp_path}/.file.* >{tmp_path}/mode; exec /bin/cat")
     put(agent, io.BytesIO(SMALL), str(tmp_path / "file"))
     assert (tmp_path / "mode").read_text() == "600\n"
     commands = [request.command for request in server.requests if request.command != "guest-exec-status"]
@@ -126,7 +133,7 @@ def test_put_of_pieces_of_which_one_arrives_differently(
 
     def spoils(arguments: Mapping[str, Any]) -> Any:
         reply = guest.flush(arguments)
-        path = tmp_path / "file"
+        path = on_its_way(tmp_path)
         content = bytearray(path.read_bytes())
         if len(content) > where:
             content[where] = 0
@@ -152,7 +159,7 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 
     def spoils(arguments: Mapping[str, Any]) -> Any:
         reply = guest.flush(arguments)
-        path = tmp_path / "file"
+        path = on_its_way(tmp_path)
         path.write_bytes(b"X" + path.read_bytes()[1:])
         return reply
 
@@ -165,7 +172,7 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be compressed, is so in small pieces."""
     sizes(monkeypatch, _files, CHUNK=300, _FIRST=100)
-    sizes(monkeypatch, _transfer, CHUNK=300, _SMALL=200, _LEAST=1000, _FIRST_PIECE=1000, _PIECE=4000)
+    sizes(monkeypatch, _transfer, CHUNK=300, SMALL=1000, _FIRST_PIECE=1000, _PIECE=4000)
     sizes(monkeypatch, _packed, _PART=4000, _READ=50)
 
 
@@ -230,6 +237,8 @@ def test_put_of_what_may_shrink(
     assert seen[-1] == len(data) and seen == sorted(seen)
     assert path.stat().st_mode & 0o777 == (0o640 if there else 0o600 if programs else path.stat().st_mode & 0o777)
     assert not list(tmp_path.glob("spool.*")), "nothing stays"
+    if programs and len(data) < 1000:
+        return  # a program was given it
     sent = sent_to(server)
     packed = programs and data.startswith(b"line") and len(data) >= 1000
     assert (sent < len(data) / 2) is packed
@@ -628,22 +637,23 @@ def test_put_where_nothing_can_be_created(agent: SocketAgent, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-def test_create_private(agent: SocketAgent, tmp_path: Path) -> None:
-    path = tmp_path / "a $(file)"
-    create_private(agent, str(path))
-    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"", 0o600)
-    path.write_text("content")
-    path.chmod(0o644)
-    create_private(agent, str(path))
-    assert (path.read_text(), path.stat().st_mode & 0o777) == ("content", 0o644)
+@pytest.mark.parametrize("data", [SMALL, 10 * LARGE], ids=len)
+@pytest.mark.parametrize("target", ["target", "there"])
+def test_put_replaces_a_link(agent: SocketAgent, tmp_path: Path, data: bytes, target: str) -> None:
+    (tmp_path / "there").write_text("is what it was")
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    put(agent, io.BytesIO(data), str(tmp_path / "link"))
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_bytes() == data
+    assert (tmp_path / "link").stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "target").exists() and (tmp_path / "there").read_text() == "is what it was"
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-def test_create_private_follows_no_link_that_leads_nowhere(agent: SocketAgent, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(OperationError):
-        create_private(agent, str(tmp_path / "link"))
-    assert not (tmp_path / "target").exists()
+@pytest.mark.parametrize("data", [SMALL, 10 * LARGE], ids=len)
+def test_put_writes_to_no_device(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OperationError, match="is not a regular file"):
+        put(agent, io.BytesIO(data), str(tmp_path / "fifo"))
 
 
 @pytest.mark.parametrize("data", [b"", SMALL, LARGE])
@@ -683,18 +693,124 @@ def test_nothing_is_read_twice_where_there_is_no_b2sum(
     assert requests[0] == requests[1]
 
 
-def test_fetch_of_a_file_that_changes(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, 99])
+def test_fetch_of_a_file_that_is_written_to(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, programs: bool, times: int
+) -> None:
+    """Once: it is read anew. Again and again: that is told, and what was read is there."""
     path = tmp_path / "file"
     path.write_bytes(LARGE)
+    versions = iter(range(times))
 
     def read(arguments: Mapping[str, Any]) -> Any:
         reply = guest.read(arguments)
-        path.write_bytes(LARGE.upper())
+        if any(True for _version in zip(versions, "x", strict=False)):
+            path.write_bytes(os.urandom(len(LARGE)))
         return reply
 
     server.answers["guest-file-read"] = read
-    with pytest.raises(TransferError, match="changed while it was read"):
-        fetch(agent, str(path), io.BytesIO())
+    sink = io.BytesIO()
+    if times == 1:
+        assert fetch(agent, str(path), sink) == len(LARGE)
+        assert sink.getvalue() == path.read_bytes()
+        return
+    error = FileChangedError if programs else TransferError
+    with pytest.raises(error, match=r"was written to|changed while") as caught:
+        fetch(agent, str(path), sink)
+    assert len(sink.getvalue()) == len(LARGE)
+    assert not isinstance(caught.value, FileChangedError) or caught.value.size == len(LARGE)
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_fetch_of_what_is_damaged_on_the_way(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, times: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(LARGE)
+    damages = iter(range(times))
+
+    def read(arguments: Mapping[str, Any]) -> Any:
+        reply = guest.read(arguments)
+        if reply["count"] == 6 and next(damages, None) is not None:
+            reply["buf-b64"] = base64.b64encode(os.urandom(6)).decode()
+        return reply
+
+    server.answers["guest-file-read"] = read
+    sink = io.BytesIO()
+    if times == 1:
+        assert fetch(agent, str(path), sink) == len(LARGE)
+        assert sink.getvalue() == LARGE
+        return
+    with pytest.raises(TransferError, match="damaged on the way") as caught:
+        fetch(agent, str(path), sink)
+    assert not isinstance(caught.value, FileChangedError)
+
+
+class Endless:
+    """A file that the guest says is ``said`` bytes long, and that never ends."""
+
+    def __init__(self, guest: Guest, said: int) -> None:
+        self.guest = guest
+        self.said = said
+        self.read = 0
+
+    def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        return {"guest-file-read": self.more, "guest-file-seek": self.seek}
+
+    def more(self, arguments: Mapping[str, Any]) -> Any:
+        self.read += arguments["count"]
+        data = base64.b64encode(bytes(arguments["count"])).decode()
+        return {"count": arguments["count"], "buf-b64": data, "eof": False}
+
+    def seek(self, arguments: Mapping[str, Any]) -> Any:
+        return {"position": self.said if arguments["whence"] == 2 else arguments["offset"], "eof": False}
+
+
+@pytest.mark.parametrize("programs", [False], indirect=True)
+@pytest.mark.parametrize(
+    ("said", "largest", "limit", "advice"),
+    [
+        (1000, None, 1000 + 640, "it had 1000 when it was opened"),
+        (10_000, None, 12_500, "it had 10000 when it was opened"),
+        (0, None, 640, "max_size of qga_fetch, or ansible_qga_max_fetch_size"),
+        (1000, 20, 20, "that is the limit that was set. Raise it"),
+        (0, 20, 20, "that is the limit that was set"),
+    ],
+)
+def test_fetch_has_an_end(
+    agent: SocketAgent,
+    server: Scripted,
+    guest: Guest,
+    tmp_path: Path,
+    said: int,
+    largest: int | None,
+    limit: int,
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes(monkeypatch, _files, _GROWTH=640)
+    (tmp_path / "file").touch()
+    endless = Endless(guest, said)
+    server.answers.update(endless.answers())
+    sink = io.BytesIO()
+    with pytest.raises(TransferError, match=f"file has more than {limit} bytes: .*{advice}"):
+        fetch(agent, str(tmp_path / "file"), sink, largest=largest)
+    assert len(sink.getvalue()) <= limit
+    assert endless.read <= limit + 1
+
+
+@pytest.mark.parametrize("programs", [False], indirect=True)
+def test_fetch_of_more_than_there_is_room_for(
+    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    """Nothing is read when that is known."""
+    (tmp_path / "file").touch()
+    endless = Endless(guest, 1 << 60)
+    server.answers.update(endless.answers())
+    error = r"no more space is free here\. Make room"
+    with open(tmp_path / "sink", "w+b") as sink, pytest.raises(TransferError, match=error):
+        fetch(agent, str(tmp_path / "file"), sink)
+    assert endless.read < 20
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +20,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
-from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import ADD, GET, OPERATION, REMOVE
+from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
+    ADD,
+    GET,
+    OPERATION,
+    REMOVE,
+    Current,
+)
 from ansible_collections.qemu.guest.tests.unit.documentation import examples, returned
+from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Scripted
 
 Start = Callable[..., Scripted]
@@ -34,8 +42,8 @@ def options(*keys: str, **given: Any) -> dict[str, Any]:
     return {"user": "alice", "keys": list(keys), "state": "present", "exclusive": False, **given}
 
 
-def plan(current: list[str], *keys: str, **given: Any) -> Plan:
-    return qga_authorized_keys.plan(current, options(*keys, **given))
+def plan(current: list[str], *keys: str, whole: bool = False, **given: Any) -> Plan:
+    return qga_authorized_keys.plan(Current(current, whole=whole), options(*keys, **given))
 
 
 # plan
@@ -44,29 +52,46 @@ ABSENT = {"state": "absent"}
 EXCLUSIVE = {"exclusive": True}
 
 
+OTHER_A, FREE_A = f"{A} at work", f'command="ssh-rsa AAAAB3NzaC1yc2E= x" {A}'
+
+
 @pytest.mark.parametrize(
-    ("current", "keys", "given", "after", "command", "arguments"),
+    ("current", "keys", "given", "after"),
     [
-        ([], [A, B], {}, [A, B], ADD, {"keys": [A, B]}),
-        ([A], [B, A, C], {}, [A, B, C], ADD, {"keys": [B, C]}),
-        (["# garbage"], [f"  {A}\n", A], {}, ["# garbage", A], ADD, {"keys": [A]}),
-        ([A, B, A, C], [A, "other"], ABSENT, [B, C], REMOVE, {"keys": [A]}),
-        (["garbage"], ["garbage"], ABSENT, [], REMOVE, {"keys": ["garbage"]}),
-        ([A, B], [C, A], EXCLUSIVE, [C, A], ADD, {"keys": [C, A], "reset": True}),
-        ([A, B], [B, A], EXCLUSIVE, [B, A], ADD, {"keys": [B, A], "reset": True}),
-        ([A, A], [A], EXCLUSIVE, [A], ADD, {"keys": [A], "reset": True}),
-        ([A], [], EXCLUSIVE, [], ADD, {"keys": [], "reset": True}),
+        ([], [A, B], {}, [A, B]),
+        ([A], [B, A, C], {}, [A, B, C]),
+        (["# garbage"], [f"  {A}\n", A], {}, ["# garbage", A]),
+        ([A, B, A, C], [A, "other"], ABSENT, [B, C]),
+        (["garbage"], ["garbage"], ABSENT, []),
+        ([A, B], [C, A], EXCLUSIVE, [C, A]),
+        ([A, B], [B, A], EXCLUSIVE, [B, A]),
+        ([A, A], [A], EXCLUSIVE, [A]),
+        ([A], [], EXCLUSIVE, []),
+        # The same key, with other options and another comment
+        ([A, B], [OTHER_A], {}, [OTHER_A, B]),
+        ([FREE_A, B, OTHER_A], [A, C], {}, [A, B, C]),
+        ([A, B, OTHER_A], [A], {}, [A, B]),
+        ([A], [A, OTHER_A], {}, [OTHER_A]),
+        ([FREE_A, B, A], [OTHER_A], ABSENT, [B]),
+        ([B, A], [OTHER_A, B], EXCLUSIVE, [OTHER_A, B]),
     ],
 )
-def test_plan(
-    current: list[str], keys: list[str], given: dict[str, Any], after: list[str], command: str, arguments: Any
-) -> None:
-    planned = plan(current, *keys, **given)
-    assert planned.changes
-    assert planned.before == {NAME: current} and planned.after == {NAME: after}
-    assert planned.todo == (command, {"username": "alice", **arguments})
-    assert planned.result == {"user": "alice", NAME: after}
-    assert not plan(after, *keys, **given).changes
+@pytest.mark.parametrize("whole", [True, False])
+def test_plan(current: list[str], keys: list[str], given: dict[str, Any], after: list[str], whole: bool) -> None:
+    planned = plan(current, *keys, whole=whole, **given)
+    assert planned.changes and planned.before == {NAME: current}
+    if whole or given is EXCLUSIVE:
+        assert planned.todo == ("alice", after, [(ADD, {"username": "alice", "keys": [*after, ""], "reset": True})])
+        assert planned.after == {NAME: after}
+    # Without knowing all of the file, what is new comes last.
+    assert sorted(planned.after[NAME]) == sorted(after)
+    assert planned.result == {"user": "alice", NAME: planned.after[NAME]}
+    assert not plan(planned.after[NAME], *keys, whole=whole, **given).changes
+    file = File(*current)
+    for command, arguments in planned.todo[2]:
+        file.answers()[command](arguments)
+    assert file.lines and [line for line in file.lines if line] == planned.after[NAME]
+    assert file.lines[-1] == "", "it ends with a line break"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +153,7 @@ def test_examples_can_be_planned() -> None:
     for task in examples("qga_authorized_keys"):
         given = task["qemu.guest.qga_authorized_keys"]
         if isinstance(given["keys"], list):
-            qga_authorized_keys.plan([], {**options(), **given})
+            qga_authorized_keys.plan(Current([]), {**options(), **given})
 
 
 # With an agent
@@ -139,6 +164,7 @@ class File:
 
     def __init__(self, *lines: str) -> None:
         self.lines: list[str] | None = list(lines) or None
+        """What there is between line breaks: the last is empty if the file ends with one."""
 
     def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         return {GET: self.get, ADD: self.add, REMOVE: self.remove}
@@ -170,7 +196,7 @@ class File:
 
 def run(agent: SocketAgent, *keys: str, check_mode: bool = False, **given: Any) -> dict[str, Any]:
     result = run_operation(OPERATION, agent, options(*keys, **given), check_mode=check_mode, diff=True)
-    assert set(result) <= returned("qga_authorized_keys") | {"changed", "diff"}
+    assert set(result) <= returned("qga_authorized_keys") | {"changed", "diff", "warnings"}
     return result
 
 
@@ -182,7 +208,8 @@ def test_add(scripted: Start, connect: Connect) -> None:
     assert ADD not in server.work
     result = run(agent, A, B)
     assert result == checked
-    assert result["changed"] and result[NAME] == [A, B] == file.lines
+    assert result["changed"] and result[NAME] == [A, B]
+    assert file.lines == [A, B, ""]
     header = "authorized keys of alice"
     assert result["diff"] == [
         {"before": {NAME: []}, "after": {NAME: [A, B]}, "before_header": header, "after_header": header}
@@ -195,11 +222,11 @@ def test_remove_and_replace(scripted: Start, connect: Connect) -> None:
     file = File("# comment", A, f"  {B}")
     agent = connect(scripted(file.answers()))
     assert run(agent, A, state="absent")[NAME] == [B]
-    assert file.lines == ["# comment", f"  {B}"]
+    assert file.lines == ["# comment", f"  {B}", ""]
     assert not run(agent, A, state="absent")["changed"]
     assert not run(agent, B)["changed"]
     assert run(agent, C, B, exclusive=True)[NAME] == [C, B]
-    assert file.lines == [C, B]
+    assert file.lines == [C, B, ""]
     assert not run(agent, C, B, exclusive=True)["changed"]
 
 
@@ -210,9 +237,88 @@ def test_line_that_the_agent_does_not_remove(scripted: Start, connect: Connect) 
     assert caught.value.result == {NAME: [A, B]}
 
 
+class Disk:
+    """The files of a guest as guest-file-* reads them: /etc/passwd, alice's keys, and what the kernel tells."""
+
+    def __init__(self, keys: File, **others: str) -> None:
+        self.keys = keys
+        self.others = {"/etc/passwd": "root:x:0:0::/root:/bin/sh\nalice:x:1:1::/home/it's alice:/bin/sh\n"}
+        self.others.update(others)
+        self.open: dict[int, bytes] = {}
+
+    def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        return {
+            **self.keys.answers(),
+            "guest-file-open": self.opened,
+            "guest-file-read": self.read,
+            "guest-file-close": lambda arguments: {},
+        }
+
+    def opened(self, arguments: Mapping[str, Any]) -> int:
+        path = arguments["path"]
+        if path == "/home/it's alice/.ssh/authorized_keys" and self.keys.lines is not None:
+            text = "\n".join(self.keys.lines)
+        elif path in self.others:
+            text = self.others[path]
+        else:
+            raise AgentError(f"failed to open file '{path}' (mode: 'r'): No such file or directory")
+        self.open[len(self.open)] = text.encode()
+        return len(self.open) - 1
+
+    def read(self, arguments: Mapping[str, Any]) -> Any:
+        data = self.open[arguments["handle"]][: arguments["count"]]
+        self.open[arguments["handle"]] = self.open[arguments["handle"]][len(data) :]
+        return {"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": not data}
+
+
+def test_file_that_is_known_is_written_anew(scripted: Start, connect: Connect) -> None:
+    file = File(f"  {FREE_A}", "", B)
+    agent = connect(scripted(Disk(file).answers()))
+    assert run(agent, OTHER_A)[NAME] == [OTHER_A, B]
+    assert file.lines == [OTHER_A, B, ""]
+    assert run(agent, C)[NAME] == [OTHER_A, B, C]
+    assert file.lines == [OTHER_A, B, C, ""], "no empty line either"
+    assert run(agent, A, state="absent")[NAME] == [B, C]
+    assert file.lines == [B, C, ""]
+
+
+def test_comments_are_kept(scripted: Start, connect: Connect) -> None:
+    file = File("# my keys", A, B, "")
+    agent = connect(scripted(Disk(file).answers()))
+    assert run(agent, OTHER_A)[NAME] == [B, OTHER_A]
+    assert file.lines == ["# my keys", B, OTHER_A, ""]
+
+
+def enforcing(file: File) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    return Disk(file, **{"/sys/fs/selinux/enforce": "1"}).answers()
+
+
+def test_what_the_agent_makes_is_labelled(scripted: Start, connect: Connect, guest: Guest) -> None:
+    """sshd may not read it until then, where SELinux is enforced."""
+    (guest.tools / "restorecon").write_text(f"#!/bin/sh\nprintf '%s|' \"$@\" >>'{guest.directory}/labelled'\n")
+    (guest.tools / "restorecon").chmod(0o755)
+    programs = {"guest-exec": guest.start, "guest-exec-status": guest.status}
+    agent = connect(scripted({**enforcing(File()), **programs}))
+    run(agent, A)
+    assert (guest.directory / "labelled").read_text() == "-R|/home/it's alice/.ssh|"
+    assert "warnings" not in run(agent, B)
+
+
+@pytest.mark.parametrize("programs", [True, False])
+def test_what_cannot_be_labelled(scripted: Start, connect: Connect, guest: Guest, programs: bool) -> None:
+    (guest.tools / "restorecon").write_text("#!/bin/sh\nexit 127\n")
+    (guest.tools / "restorecon").chmod(0o755)
+    more = {"guest-exec": guest.start, "guest-exec-status": guest.status} if programs else {}
+    agent = connect(scripted({**enforcing(File()), **more}))
+    (warning,) = run(agent, A)["warnings"]
+    assert "SELinux is enforced in the guest" in warning
+    assert "Run restorecon -R '/home/it'\"'\"'s alice'/.ssh there" in warning
+    assert ("exit status 127" if programs else "may not run programs") in warning
+
+
 def test_agent_that_lists_in_another_order(scripted: Start, connect: Connect) -> None:
     file = File(A)
-    answers = {**file.answers(), GET: lambda arguments: {"keys": list(file.lines or [])}}
+    answers = {**file.answers(), GET: lambda arguments: {"keys": [line for line in file.lines or [] if line]}}
     assert run(connect(scripted(answers)), B, C)["changed"]
 
 

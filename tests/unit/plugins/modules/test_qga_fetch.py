@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils import _files
 from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError, TransferError
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_fetch import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -31,7 +32,7 @@ def sha256(data: bytes) -> str:
     ("here", "there", "changes"), [("", "a", True), ("b", "a", True), ("a", "a", False)], ids=["new", "other", "same"]
 )
 def test_plan(here: str, there: str, changes: bool) -> None:
-    planned = plan({"dest": "/d/s", "here": here, "there": there}, {"src": "/s", "dest": "/d/"})
+    planned = plan({"dest": "/d/s", "here": here, "there": there}, {"src": "/s", "dest": "/d/", "max_size": None})
     assert planned.changes is changes
     assert planned.result == {"src": "/s", "dest": "/d/s", "sha256": "a"}
     assert planned.diff() == (
@@ -74,8 +75,16 @@ def here(tmp_path: Path) -> Path:
     return path
 
 
-def run(agent: SocketAgent, src: Path, dest: str | Path, check_mode: bool = False) -> dict[str, Any]:
-    result = run_operation(OPERATION, agent, {"src": str(src), "dest": str(dest)}, check_mode=check_mode)
+def planned_for(agent: SocketAgent, src: Path, dest: Path) -> Plan:
+    params = {"src": str(src), "dest": str(dest), "max_size": None}
+    return plan(OPERATION.read(agent, params), params)
+
+
+def run(
+    agent: SocketAgent, src: Path, dest: str | Path, check_mode: bool = False, max_size: int | None = None
+) -> dict[str, Any]:
+    params = {"src": str(src), "dest": str(dest), "max_size": max_size}
+    result = run_operation(OPERATION, agent, params, check_mode=check_mode)
     assert set(result) - {"changed"} <= returned("qga_fetch")
     return result
 
@@ -140,7 +149,7 @@ def test_destination_that_cannot_be_read(agent: SocketAgent, source: Path, here:
 
 def test_file_appears_whole_or_not_at_all(agent: SocketAgent, server: Scripted, source: Path, here: Path) -> None:
     (here / "copy").write_bytes(b"old")
-    planned = plan(OPERATION.read(agent, {"src": str(source), "dest": str(here / "copy")}), {"src": str(source)})
+    planned = planned_for(agent, source, here / "copy")
     server.then("guest-file-read", fails("failed to read file: Input/output error"))
     with pytest.raises(GuestFileError):
         OPERATION.apply(agent, planned)
@@ -150,14 +159,24 @@ def test_file_appears_whole_or_not_at_all(agent: SocketAgent, server: Scripted, 
 def test_file_that_changes_meanwhile(
     agent: SocketAgent, server: Scripted, guest: Guest, source: Path, here: Path
 ) -> None:
-    planned = plan(OPERATION.read(agent, {"src": str(source), "dest": str(here / "copy")}), {"src": str(source)})
+    planned = planned_for(agent, source, here / "copy")
 
     def changes(arguments: Any) -> Any:
         reply = guest.read(arguments)
-        source.write_bytes(DATA[::-1])
+        source.write_bytes(os.urandom(256))
         return reply
 
     server.answers["guest-file-read"] = changes
-    with pytest.raises(TransferError):
+    with pytest.raises(TransferError, match=r"was written to each time|changed while it was read"):
         OPERATION.apply(agent, planned)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("max_size", [255, 256])
+def test_file_that_is_larger_than_it_may_be(agent: SocketAgent, source: Path, here: Path, max_size: int) -> None:
+    if max_size == 256:
+        assert run(agent, source, here / "copy", max_size=max_size)["size"] == 256
+        return
+    with pytest.raises(TransferError, match=r"more than 255 bytes: .*Raise it by max_size"):
+        run(agent, source, here / "copy", max_size=max_size)
     assert list(here.iterdir()) == []

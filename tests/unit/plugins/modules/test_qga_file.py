@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import grp
 import hashlib
 import os
@@ -27,6 +28,7 @@ from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, C
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import (
+    AgentError,
     Clock,
     Request,
     Scripted,
@@ -258,6 +260,15 @@ def home(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture
+def theirs(home: Path) -> Path:
+    """A directory of another user's."""
+    if os.getuid() != 0:
+        pytest.skip("only root can give a directory away")
+    os.chown(home, 54321, 54321)
+    return home
+
+
 def test_new_file(agent: SocketAgent, home: Path) -> None:
     result = twice(agent, home / "file ü", content="ü\n")
     assert (home / "file ü").read_bytes() == b"\xc3\xbc\n"
@@ -381,18 +392,44 @@ def test_absent(agent: SocketAgent, home: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_link_is_followed_for_content_and_removed_itself(agent: SocketAgent, home: Path) -> None:
+def test_link_is_followed_if_asked_and_removed_itself(agent: SocketAgent, home: Path) -> None:
     (home / "file").write_text("old")
     (home / "link").symlink_to("file")
-    assert run(agent, home / "link", content="new")["path"] == str(home / "file")
+    assert run(agent, home / "link", content="new", follow=True)["path"] == str(home / "file")
     assert (home / "link").is_symlink() and (home / "file").read_text() == "new"
-    run(agent, home / "link", state="absent")
+    run(agent, home / "link", state="absent", follow=True)
     assert [path.name for path in home.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("target", ["file", "nowhere"])
+def test_link_is_replaced(agent: SocketAgent, home: Path, target: str) -> None:
+    (home / "file").write_text("old")
+    (home / "link").symlink_to(target)
+    result = twice(agent, home / "link", content="old")
+    assert result["path"] == str(home / "link")
+    assert not (home / "link").is_symlink() and (home / "link").read_text() == "old"
+    assert (home / "file").read_text() == "old" and not (home / "nowhere").exists()
+
+
+@pytest.mark.parametrize("given", [{"mode": "0600"}, {}, {"content": "new", "append": True}])
+def test_link_that_must_be_followed(agent: SocketAgent, home: Path, given: dict[str, Any]) -> None:
+    (home / "file").write_text("old")
+    (home / "link").symlink_to("file")
+    with pytest.raises(OperationError, match=r"is a symbolic link\. It is followed with follow=true"):
+        run(agent, home / "link", **given)
+    assert (home / "file").read_text() == "old"
+
+
+def test_link_to_a_directory_is_not_replaced(agent: SocketAgent, home: Path) -> None:
+    (home / "link").symlink_to(".")
+    with pytest.raises(OperationError, match="is not a file"):
+        run(agent, home / "link", content="new")
+    assert (home / "link").is_symlink()
 
 
 def test_link_that_leads_nowhere(agent: SocketAgent, home: Path) -> None:
     (home / "link").symlink_to("file")
-    run(agent, home / "link", content="new")
+    run(agent, home / "link", content="new", follow=True)
     assert (home / "file").read_text() == "new"
     (home / "file").unlink()
     run(agent, home / "link", state="absent")
@@ -403,9 +440,100 @@ def test_link_that_leads_nowhere(agent: SocketAgent, home: Path) -> None:
 def test_link_that_cannot_be_followed(agent: SocketAgent, guest: Guest, home: Path, target: str) -> None:
     (home / "link").symlink_to(target)
     with pytest.raises(OperationError):
-        run(agent, home / "link", content="new")
+        run(agent, home / "link", content="new", follow=True)
     assert [path.name for path in home.iterdir()] == ["link"]
     assert list(guest.directory.iterdir()) == []
+
+
+# In a directory of somebody else's
+
+
+@pytest.mark.parametrize("content", ["new\n", "new\n" * 80_000], ids=len)
+def test_file_in_a_directory_of_others(agent: SocketAgent, theirs: Path, content: str) -> None:
+    path = theirs / "file"
+    twice(agent, path, content=content, mode="0640", owner="54321")
+    assert path.read_text() == content
+    status = path.stat()
+    assert (status.st_mode & 0o7777, status.st_uid) == (0o640, 54321)
+    twice(agent, path, content="other")
+    inode = path.stat().st_ino
+    twice(agent, path, content=content, append=True)
+    twice(agent, path, mode="0600", owner="0", group="54321")
+    status = path.stat()
+    assert path.read_text() == "other" + content
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_ino) == (0o600, 0, 54321, inode)
+    twice(agent, path, state="absent")
+    assert list(theirs.iterdir()) == []
+
+
+@pytest.mark.parametrize("append", [True, False])
+def test_backup_in_a_directory_of_others(agent: SocketAgent, theirs: Path, append: bool) -> None:
+    (theirs / "file").write_text("old")
+    (theirs / "file").chmod(0o640)
+    backup = Path(run(agent, theirs / "file", content="new", backup=True, append=append)["backup_file"])
+    assert (backup.read_text(), backup.stat().st_mode & 0o777) == ("old", 0o640)
+    assert (theirs / "file").read_text() == ("oldnew" if append else "new")
+    assert len(list(theirs.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "given", [{"append": True}, {"content": None, "mode": "0666"}, {"append": True, "backup": True}]
+)
+def test_link_that_comes_between(agent: SocketAgent, theirs: Path, given: dict[str, Any]) -> None:
+    """The file was looked at; then it is a link to another one."""
+    (theirs / "file").write_text("old")
+    victim = theirs.parent / "victim"
+    victim.write_text("secret")
+    victim.chmod(0o600)
+    wanted = options(path=str(theirs / "file"), **{"content": "new", **given})
+    planned = plan(qga_file.read(agent, wanted), wanted)
+    (theirs / "file").unlink()
+    (theirs / "file").symlink_to(victim)
+    with pytest.raises(OperationError, match="is not a regular file"):
+        qga_file.apply(agent, planned)
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("secret", 0o600)
+    assert [path.name for path in theirs.iterdir()] == ["file"]
+
+
+def test_directory_that_becomes_a_link(agent: SocketAgent, theirs: Path) -> None:
+    wanted = options(path=str(theirs / "sub" / "file"), content="new", owner="54321")
+    (theirs / "sub").mkdir()
+    victim = theirs.parent / "victim"
+    victim.mkdir()
+    planned = plan(qga_file.read(agent, wanted), wanted)
+    (theirs / "sub").rename(theirs / "gone")
+    (theirs / "sub").symlink_to(victim)
+    os.lchown(theirs / "sub", 54321, 54321)
+    for again in (planned, None):
+        with pytest.raises(OperationError, match=r"a link on the way to .* which a user made"):
+            qga_file.apply(agent, again or plan(qga_file.read(agent, wanted), wanted))
+    assert not list(victim.iterdir())
+    os.chown(victim, 54321, 54321)
+    run(agent, theirs / "sub" / "file", content="new")
+    assert (victim / "file").read_text() == "new", "it is that user's too"
+
+
+def test_file_that_cannot_be_removed_is_named(
+    agent: SocketAgent, server: Scripted, guest: Guest, home: Path
+) -> None:
+    """As in a guest that was frozen in the middle."""
+    wanted = options(path=str(home / "file"), content=LONG)
+    planned = plan(qga_file.read(agent, wanted), wanted)
+
+    def frozen(session: Any, request: Any) -> None:
+        server.answers["guest-exec"] = refused
+        answers(session, request)
+
+    def refused(arguments: Any) -> Any:
+        raise AgentError("Command guest-exec has been disabled: the agent is in frozen state", "CommandNotFound")
+
+    server.answers["guest-file-write"] = refused
+    server.then("guest-file-write", frozen)
+    with pytest.raises(CommandUnavailable) as caught:
+        qga_file.apply(agent, planned)
+    left = [path for path in home.iterdir()]
+    assert len(left) == 1
+    assert f"{left[0]} may be left in the guest: remove it." in str(caught.value)
 
 
 @pytest.mark.parametrize("state", ["present", "absent"])
@@ -423,11 +551,12 @@ def test_path_that_is_not_absolute(agent: SocketAgent, server: Scripted, path: s
 
 
 def test_directory_that_does_not_exist(agent: SocketAgent, home: Path) -> None:
-    with pytest.raises(OperationError, match=r"cannot create .*nope"):
+    with pytest.raises(OperationError, match=r"cannot create .*nope.*No such file"):
         run(agent, home / "nope" / "file", content="x")
 
 
-LONG = "new\n" * 30_000  # more than a program is given to write
+# More than a program is given to write, and does not shrink.
+LONG = base64.b85encode(os.urandom(250_000)).decode("ascii")
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,11 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._packed import pack_command
 from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD
+from ansible_collections.qemu.guest.plugins.module_utils._place import Attributes, place_command, stage_command
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import (
-    create_command,
-    spool_command,
-    unpack_command,
-    write_command,
-)
+from ansible_collections.qemu.guest.plugins.module_utils._transfer import spool_command, unpack_command
 from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_commands
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
@@ -96,6 +92,12 @@ MAKE = (
 REMOVE = f"rm -f -r {{0}}/{NAME}/ > /dev/null 2>&1"
 
 
+INPUT = hashlib.sha256(b"its \xff input\n").hexdigest()
+
+
+LIST = r"find . -printf '%p %m %U %y %l\n' | sort; find . -type f -printf '%p %s\n' | sort"
+
+
 def around_modules(base: Path) -> Iterator[str]:
     """What ansible-core has a shell do around its modules, here below a directory, and what shows what was done."""
     yield from ["echo ~", "echo ~root", "echo ~nobody_of_this_name"]
@@ -114,14 +116,23 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file"
     yield f"cd {base}; mkdir directory; mkfifo fifo; : >empty"
     for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
-        yield write_command(f"{base}/{name}")
-        yield create_command(f"{base}/{name}.created")
-    yield create_command(f"{base}/file")
-    yield create_command(f"{base}/to-nothing")
-    yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
-    yield f"cd {base}; rm -f -- *.created */*.created"
-    yield write_command("/dev/null")
-    yield write_command("/dev/full")
+        yield place_command(f"{base}/{name}", sha256=INPUT, new=".new")
+        yield place_command(f"{base}/{name}", sha256="0" * 64, new=".new")
+        yield stage_command(f"{base}/{name}", ".staged")
+        yield place_command(f"{base}/{name}", content="", new=".staged", safe=True)
+        yield f"cd {base}; {LIST}"
+        yield f"cd {base}; mkdir -p kept/x; rm -f .staged kept/.staged"
+        yield f"cd {base}; ln -sfn file to-file; ln -sfn nowhere to-nothing"
+        yield f"cd {base}; echo more >>file; chown 54321:54321 file"
+    yield f"cd {base}; mkdir theirs; chown 54321 theirs; ln -s theirs to-theirs; ln -s kept theirs/to-kept"
+    yield f"cd {base}; chown -h 54321 theirs/to-kept; touch theirs/old; chown 54321 theirs/old"
+    for name in ("theirs/new", "theirs/old", "to-theirs/new", "theirs/to-kept/new"):
+        yield place_command(f"{base}/{name}", sha256=INPUT, new=".new")
+    yield stage_command(f"{base}/theirs/new", ".staged.by-a-test")
+    yield f"rm -f /var/tmp/.staged.by-a-test; cd {base}; {LIST}"
+    yield place_command("/dev/null", sha256=INPUT, new=".new")
+    yield place_command("/dev/full", sha256=INPUT, new=".new")
+    yield f"cd {base}; rm -f to-nothing to-file; ln -s nowhere to-nothing; ln -s file to-file; : >file"
     yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
     for names in (["shared/", "new"], ["to-file"], ["none"], ["to-nothing", "empty"], ["empty", "none", "part"]):
         yield " ".join(["chmod u+rwx", *(f"{base}/{name}" for name in names)])
@@ -203,11 +214,17 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
     assert done_here(REMOVE.format(parent).encode()) == b""
     assert not made.exists()
     path = tmp_path / "file"
-    assert done_here(write_command(str(path)).encode()) == hashlib.sha256(b"its input").hexdigest().encode() + b"  -\n"
+    checksum = hashlib.sha256(b"its input").hexdigest()
+    assert done_here(place_command(str(path), sha256=checksum).encode()) == checksum.encode()
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
-    for _time in range(2):
-        assert done_here(create_command(f"{path}.new").encode()) == b""
-        assert stat.S_IMODE(Path(f"{path}.new").stat().st_mode) == 0o600
+    staged = done_here(stage_command(str(path), ".new").encode())
+    assert staged == f"{tmp_path}/.new".encode()
+    assert stat.S_IMODE((tmp_path / ".new").stat().st_mode) == 0o600
+    (tmp_path / ".new").write_bytes(b"its input")
+    path.chmod(0o640)
+    assert done_here(place_command(str(path), content="", new=".new", safe=True).encode()) == b""
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o640)
+    path.chmod(0o600)
     assert done_here(f"chmod u+rwx {parent}/ {path}".encode()) == b""
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     printed = [f"{zlib.crc32(data):08x}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
@@ -233,7 +250,8 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
         "echo ~; id",
         MAKE.format("/a$(id)"),
         REMOVE.format("a"),
-        write_command("/a b"),
+        place_command("/a b", sha256=checksum),
+        place_command("/a", Attributes(mode="644"), sha256=checksum),
     ):
         assert done_here(command.encode()) is None
 

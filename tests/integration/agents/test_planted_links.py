@@ -1,0 +1,145 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A user of the guest who owns a directory exchanges what is in there, as fast as that goes, while root works in it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleError
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.loader import connection_loader
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION
+from ansible_collections.qemu.guest.tests.integration.harness import look
+from lab.agent import LooseAgent
+
+ROUNDS = 30
+UID = 12345
+
+# What each does, again and again. "file" and "sub/file" are what root is about to manage.
+ATTACKS = {
+    # The file, and whatever appears beside it, becomes a link to a file of root's.
+    "names": """
+for name in os.listdir("."):
+    if name not in ("sub", "away"):
+        quietly(os.rename, name, "away")
+        quietly(os.symlink, VICTIM, name)
+quietly(os.unlink, "file")
+quietly(os.close, quietly(os.open, "file", os.O_CREAT | os.O_WRONLY))
+""",
+    # So it does, and is a file for the moments in between.
+    "flicker": """
+quietly(os.symlink, VICTIM, "new")
+quietly(os.rename, "new", "file")
+quietly(os.close, quietly(os.open, "new", os.O_CREAT | os.O_WRONLY))
+quietly(os.rename, "new", "file")
+""",
+    # The directory becomes a link to one of root's, and the file is there or not.
+    "directory": """
+quietly(os.close, quietly(os.open, "sub/file", os.O_CREAT | os.O_WRONLY))
+quietly(os.rename, "sub", "real")
+quietly(os.symlink, VICTIMS, "sub")
+quietly(os.unlink, "sub")
+quietly(os.rename, "real", "sub")
+""",
+}
+ATTACKER = """
+import os
+VICTIM, VICTIMS = "/etc/victims/file", "/etc/victims"
+def quietly(action, *arguments):
+    try:
+        return action(*arguments)
+    except (OSError, TypeError):
+        return None
+os.chdir("/srv/theirs")
+while True:
+"""
+KEPT = "cd /etc/victims && stat -c '%n %f %u:%g %s' . * .[!.]* 2>/dev/null; cat file"
+
+TASKS: dict[str, dict[str, Any]] = {
+    "create": {"content": "new\n", "owner": str(UID), "mode": "0666"},
+    "large": {"content": "new\n" * 80_000, "owner": str(UID), "mode": "0666"},
+    "append": {"content": "new\n", "append": True, "mode": "0666"},
+    "backup": {"content": "new\n", "backup": True, "owner": str(UID), "mode": "0666"},
+    "owner": {"owner": str(UID)},
+    "mode": {"mode": "0666"},
+    "absent": {"state": "absent"},
+}
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[LooseAgent]:
+    with LooseAgent("bookworm") as agent:
+        yield agent
+
+
+@contextmanager
+def attacked(agent: LooseAgent, attack: str) -> Iterator[None]:
+    """Have a user do that meanwhile, in a directory of theirs; afterwards, what is root's is as it was."""
+    look(agent, f"rm -rf /etc/victims /srv/theirs; install -d -o {UID} /srv/theirs /srv/theirs/sub")
+    look(agent, "mkdir -m 700 /etc/victims; umask 077; echo secret >/etc/victims/file")
+    before = look(agent, KEPT)
+    body = "\n".join(f"    {line}" for line in ATTACKS[attack].splitlines())
+    user = f"exec setpriv --reuid={UID} --regid={UID} --clear-groups python3 -c {shlex.quote(ATTACKER + body)}"
+    with subprocess.Popen([*agent.shell, user], start_new_session=True, stderr=subprocess.PIPE) as process:
+        try:
+            look(agent, "until [ -e /srv/theirs/file ] || [ -e /srv/theirs/sub/file ]; do sleep 0.05; done", check=True)
+            yield
+            assert process.poll() is None, process.stderr and process.stderr.read()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert look(agent, KEPT) == before
+    assert look(agent, "find /srv/theirs -user root -name '.*'") == ""
+
+
+def path_of(attack: str) -> str:
+    return "/srv/theirs/sub/file" if attack == "directory" else "/srv/theirs/file"
+
+
+def does(action: Callable[[], Any]) -> bool:
+    """Do it; return whether it succeeded. The user may well see to it that it fails."""
+    try:
+        action()
+    except (QgaError, AnsibleError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("task", TASKS)
+def test_file(agent: LooseAgent, attack: str, task: str) -> None:
+    params = {name: option.get("default") for name, option in OPERATION.spec.items()}
+    params.update(TASKS[task], path=path_of(attack))
+    with open_agent(str(agent.agent_socket)) as client, attacked(agent, attack):
+        for _round in range(ROUNDS):
+            does(lambda: run_operation(OPERATION, client, params))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("size", [3000, 400_000])
+@pytest.mark.parametrize("warm", [True, False])
+def test_copy(agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(size))
+    connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
+    connection.set_options(direct={"address": str(agent.agent_socket), "warm_python": warm, "persist": 0})
+    try:
+        with attacked(agent, attack):
+            for _round in range(ROUNDS):
+                does(lambda: connection.put_file(str(tmp_path / "source"), path_of(attack)))
+    finally:
+        connection.reset()
+        connection.close()
