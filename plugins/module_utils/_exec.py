@@ -130,7 +130,8 @@ def _look(agent: Agent, pid: int) -> ExecResult | None:
 
     An answer that was lost is asked for again. If it told that the program ended, the agent knows no such program now.
 
-    :raise OutcomeUnknownError: if the agent says nothing that can be understood.
+    :raise OutcomeUnknownError: if the agent says nothing that can be understood. It has no cause: ansible-core shows
+        that too, and the fate of a question is not the program's.
     :raise TransferError: if the program has ended, and its output is damaged.
     """
     try:
@@ -140,11 +141,11 @@ def _look(agent: Agent, pid: int) -> ExecResult | None:
         return _result(reply, math.inf if agent.captures_all else CAPTURE_LIMIT)
     except HandleLostError as exc:
         causes = "it was restarted, the guest went back to a snapshot, or the answer that the program ended was lost"
-        raise lost(exc, f"the agent knows no program with pid {pid} any more: {causes}") from exc
+        raise lost(exc, f"the agent knows no program with pid {pid} any more: {causes}") from None
     except TransferError:
         raise  # the program has ended, and a part of its output is missing
     except QgaError as exc:
-        raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from exc
+        raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from None
 
 
 def _is_final(exc: QgaError) -> bool:

@@ -263,7 +263,7 @@ def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
     except TransferError:
         raise
     except QgaError as exc:
-        raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from exc
+        raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from None
     finally:
         with suppress(QgaError):  # the result, or why there is none, is worth more
             sweep(agent, spool)
@@ -337,4 +337,4 @@ def kill(agent: Agent, pid: int, grace: int = 5) -> int:
             when_thawed(agent, lambda: run_shell(agent, command, whole=False))
         return process
     except QgaError as exc:
-        raise lost(exc, f"the program with pid {pid} could not be ended: {exc.message}") from exc
+        raise lost(exc, f"the program with pid {pid} could not be ended: {exc.message}") from None
