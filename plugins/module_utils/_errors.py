@@ -153,6 +153,8 @@ class CommandUnavailable(CommandError):
     def __init__(self, message: str, *, command: str | None = None, hint: str = "", reason: str = "unknown") -> None:
         super().__init__(message, command=command, hint=hint, error_class="CommandNotFound")
         self.reason = reason
+        self.was_waited_for = False
+        """Whether a frozen guest was waited for, as long as that is to be done."""
 
 
 class GuestFileError(CommandError):

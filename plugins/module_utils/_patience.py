@@ -57,13 +57,14 @@ class _Outages:
         :raise CommandUnavailable: ``exc``, if it is not about a frozen guest or that was frozen too long.
         """
         seconds = self._agent.frozen_timeout
-        if exc.reason != "frozen":
+        if exc.reason != "frozen" or exc.was_waited_for:
             raise exc
         if self._frozen is None:
             self._frozen = Deadline(seconds)
             if seconds > 0:
                 self._agent.warn(f"the guest is frozen; waiting up to {seconds:g} s until it is thawed.")
         if self._frozen.expired:
+            exc.was_waited_for = True
             raise exc
         self._agent.step_aside()
         time.sleep(min(_FROZEN_PAUSE, self._frozen.left()))

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Iterator, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable, OperationError, QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._patience import when_thawed
 from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell, run_shell
@@ -305,7 +305,9 @@ def _remove(agent: Agent, path: str, because: BaseException) -> None:
     """Remove a file of ours that is not needed, because an operation failed; if that fails too, its error says so."""
     try:
         when_thawed(agent, lambda: check_shell(agent, f"rm -f -- {shlex.quote(path)}", f"remove {path}"))
-    except QgaError:
+    except QgaError as exc:
+        if isinstance(exc, CommandUnavailable) and isinstance(because, CommandUnavailable):
+            because.was_waited_for = exc.was_waited_for
         if isinstance(because, QgaError):
             because.hint = f"{because.hint} {path} may be left in the guest: remove it.".strip()
 

@@ -311,7 +311,7 @@ def test_error_while_a_program_is_waited_for_says_that_it_may_have_run(
     agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: QgaError
 ) -> None:
     pid = start(agent, "/bin/echo", ["output"])
-    monkeypatch.setattr(_spool, "time", clock)
+    monkeypatch.setattr(_patience, "time", clock)
 
     def fails(*_arguments: Any, **_how: Any) -> Any:
         raise error
@@ -350,7 +350,7 @@ def test_small_file_that_has_no_end(agent: RunnerAgent, guest: Guest, monkeypatc
     pid = start(agent, "/bin/echo", ["output"])
     eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
     (guest.runner / "1" / f"{pid}.rc").write_bytes(b"0" * 70_000)
-    with pytest.raises(TransferError, match="longer than 65536 bytes"):
+    with pytest.raises(TransferError, match="more than 65536 bytes"):
         finish(agent, pid)
 
 
@@ -358,7 +358,7 @@ def test_small_file_that_has_no_end(agent: RunnerAgent, guest: Guest, monkeypatc
 def test_output_that_has_no_end(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_spool, "LARGEST_OUTPUT", 10_000_000)
     assert len(run_shell(agent, b"head -c 10000000 /dev/zero").stdout) == 10_000_000
-    with pytest.raises(TransferError, match="longer than 10000000 bytes"):
+    with pytest.raises(TransferError, match="more than 10000000 bytes"):
         run_shell(agent, b"head -c 10000001 /dev/zero")
 
 

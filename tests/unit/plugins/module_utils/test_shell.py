@@ -43,7 +43,8 @@ EVERY_BYTE = bytes(range(256))
 
 # As /bin/sh is on Debian, on Fedora and its family, on Alpine, and where somebody likes others; those of them that are
 # on this machine.
-_COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"], "mksh": [], "yash": []}
+# Not yash, which takes bytes that are no text in its locale for the end of a line.
+_COMMANDS = {"sh": [], "bash": ["--posix"], "busybox": ["sh"], "mksh": []}
 SHELLS = {name: [name, *options] for name, options in _COMMANDS.items() if shutil.which(name)}
 
 

@@ -236,7 +236,7 @@ def test_agent_that_is_gone_when_the_program_is_to_be_ended(
     server.then("guest-sync-delimited", answers, swallows, swallows)
     with pytest.raises(OutcomeUnknownError) as caught:
         run(agent, shell="x", timeout=3)
-    assert "guest-exec may have run: contact was lost after the program with pid 4711 was started" in str(caught.value)
+    assert "guest-exec may have run: the program with pid 4711 could not be ended" in str(caught.value)
     assert server.work.count("guest-exec") == 1
 
 

@@ -597,7 +597,7 @@ def test_file_that_stays_behind_is_named(
     with pytest.raises(CommandUnavailable, match="frozen") as caught:
         qga_file.apply(agent, planned)
     (left,) = home.iterdir()
-    assert f"{left} may be left in the guest." in str(caught.value)
+    assert f"{left} may be left in the guest: remove it." in str(caught.value)
 
 
 def test_file_on_its_way_is_open_to_nobody(agent: SocketAgent, server: Scripted, guest: Guest, home: Path) -> None:
