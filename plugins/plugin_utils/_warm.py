@@ -123,6 +123,9 @@ _WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _FIRST_LOOK, pause
 # How often a server may ask for what it has not got of an archive: the recipe, its parts, what it has lost meanwhile.
 _ATTEMPTS = 4
 
+# No module is quicker than that: to ask before would only delay it.
+_QUICKEST = (0.015,)
+
 # Longer ones do not fit into a variable.
 _LONGEST_COMMAND = 100_000
 
@@ -151,15 +154,13 @@ class WarmPython:
         self._tell = tell or log
         self._spool = Spool(agent, _SPOOL)
 
-    def run(self, command: str, stdin: bytes, *, password: bool = False) -> ExecResult | None:
+    def run(self, command: str, stdin: bytes) -> ExecResult | None:
         """Run a shell command, as run_shell() of _shell.py does; None if it was not run.
-
-        With ``password``, something comes before the module in ``stdin``, and only a new process reads that.
 
         :raise OutcomeUnknownError: if the interpreter or its server ended while it ran.
         """
         python, payload = _PYTHON.search(command), _ARCHIVE.search(stdin)
-        archive = read_archive(payload.group(1)) if python and payload and not password else None
+        archive = read_archive(payload.group(1)) if python and payload else None
         if python and payload and archive and not _is_login(command):
             without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
             request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
@@ -181,7 +182,7 @@ class WarmPython:
 
     def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
         number = new_number()
-        answer = self._handled(request, number)
+        answer = self._handled(request, number, _QUICKEST)
         if answer == "none" and self._start(request, python, archive, number):
             answer = self._handled(request, number, _WHILE_STARTING)
         for _attempt in range(_ATTEMPTS):

@@ -83,20 +83,20 @@ class Call:
         return True
 
     def answer(self, first: Iterable[float] = ()) -> bytes:
-        """Wait for the answer, with these pauses at ``first``, in seconds.
+        """Wait for the answer, with these pauses at ``first``, in seconds: each is before a question.
 
         :raise OutcomeUnknownError: if there will be none, or nobody can tell.
         """
         looked = self._since
         try:
             for pause in itertools.chain(first, pauses()):
+                time.sleep(pause)
                 answer = self._read()
                 if answer is None and time.monotonic() - looked > _LOOK_SECONDS:
                     looked = time.monotonic()
                     answer = self._look()
                 if answer is not None:
                     return answer
-                time.sleep(pause)
         except OutcomeUnknownError:
             raise
         except QgaError as exc:  # of a question; the task may have run, or may run yet

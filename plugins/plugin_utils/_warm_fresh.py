@@ -17,6 +17,7 @@ import site
 import sys
 import time
 from contextlib import suppress
+from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
@@ -125,13 +126,25 @@ class Flags(tuple):  # type: ignore[type-arg]
         return repr(self.real).replace("no_site=1", "no_site=0")
 
 
-def renew() -> None:
-    """In a fork: read what a Python reads that was just started: site directories, .pth files, sitecustomize, zone."""
+def renew(asked: Iterable[str]) -> list[str]:
+    """In a fork: read what a Python reads that was just started: site directories, .pth files, sitecustomize, zone.
+
+    Return which of the modules that were ``asked`` for in vain before can be imported now.
+    """
     sys.flags = Flags([*Flags.real[:NO_SITE], 0, *Flags.real[NO_SITE + 1 :]])  # type: ignore[assignment]
     if hasattr(sys, "orig_argv"):
         sys.orig_argv = [word for word in sys.orig_argv if word != "-S"]
-    sys.path[:] = filter(None, sys.path)
+    paths, finders = [*filter(None, sys.path)], [*sys.meta_path]
+    sys.path[:] = paths
     site.main()
+    # They were not where this process has looked.
+    places = [path for path in sys.path if path not in paths]
+    others = [finder for finder in sys.meta_path if finder not in finders]
+    found = [
+        name
+        for name in asked
+        if PathFinder.find_spec(name, places) or any(has_module(finder, name) for finder in others)
+    ]
     sys.path.insert(0, "")  # of a program on standard input
     read_zone()
     platform: Any = sys.modules.get("platform")
@@ -139,6 +152,7 @@ def renew() -> None:
         if getattr(platform, name, None) is not None:
             setattr(platform, name, None)
     getattr(platform, "_platform_cache", {}).clear()
+    return found
 
 
 def read_zone() -> None:
@@ -151,11 +165,6 @@ def read_zone() -> None:
     else:
         os.environ["TZ"] = zone
     time.tzset()
-
-
-def found_now(names: Iterable[str]) -> list[str]:
-    """Return which of these modules can be imported now."""
-    return [name for name in names if any(has_module(finder, name) for finder in sys.meta_path)]
 
 
 def has_module(finder: Any, name: str) -> bool:

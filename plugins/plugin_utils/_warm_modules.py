@@ -21,7 +21,7 @@ import zlib
 from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._kind import unpacked
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import found_now, renew
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import renew
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_importer import Importer
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_memory import Memory
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm_payload import STEPS, Archive, Payload, table_of
@@ -135,9 +135,9 @@ class Modules(Work):
         archive = self.archives[request.archive]
         if request.archive not in self.learnt:
             self.learn(archive, request.program, request.before)
-        renew()
+        found = renew(self.importer.vain.asked)
         self.importer.table = archive.table
-        self.importer.forget_others(found_now(self.importer.vain.asked))
+        self.importer.forget_others(found)
         payload = Payload(request.program, request.before, archive.text)
         if archive.content and all(step in payload.head for step in STEPS):
             archive.expect()

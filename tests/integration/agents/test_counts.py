@@ -157,12 +157,20 @@ def test_text_where_an_interpreter_is_at_work(
 
 @pytest.mark.parametrize("loop", [True, False])
 def test_a_warm_task(loop: bool, tally: Tally, make_ansible: MakeAnsible, agents: dict[str, LooseAgent]) -> None:
-    """Each of them, in a loop or not, is put on the ring, and that is all until its result is read."""
+    """Each of them, in a loop or not, is put on the ring, and that is all until its result is read.
+
+    It opens two files, the ring and one for its answer, and closes both: after a guest was put back to a snapshot, the
+    agent gives out the same handles again, so none is used for two requests.
+    """
     variables = {**guest_variables(agents["bookworm"]), "ansible_qga_address": str(tally.path)}
     # In a loop, there is one connection for all.
     ansible = make_ansible({"counted": {**variables, "ansible_qga_persist": 0 if loop else 60}})
 
     def run(count: int) -> Counted:
+        # Whoever waits longer than a second makes sure that an answer can come; the least of three runs has no such.
+        return min((run_once(count) for _time in range(3)), key=lambda counts: counts[0]["guest-file-open"])
+
+    def run_once(count: int) -> Counted:
         playbook = ansible.directory / f"{count}.json"
         task = {"name": "Do nothing", "ansible.builtin.command": "true"}
         tasks = [{**task, "loop": list(range(count))}] if loop else [task] * count
@@ -181,11 +189,13 @@ def test_a_warm_task(loop: bool, tally: Tally, make_ansible: MakeAnsible, agents
     assert many["guest-file-read"] >= 1 + TASKS
     if not loop:
         assert per_task.pop("guest-sync-delimited", 0) <= 1, "none, but where the machine is slow"
-    # No file is opened: the guest's journal would tell of each.
-    assert {name: count for name, count in per_task.items() if count} == {"guest-file-write": 1, "guest-file-flush": 1}
+    assert {name: count for name, count in per_task.items() if count} == {
+        "guest-file-open": 2,
+        "guest-file-write": 1,
+        "guest-file-close": 2,
+    }
     assert (many_bytes - few_bytes) / TASKS < 6000, "what the guest has already is not sent again"
     assert many["guest-file-open"] == many["guest-file-close"], "nothing stays open"
-    assert look(agents["bookworm"], f"ls {_runner.HOME}/warm-*/ | grep -c '[.]rc$' || :") == "0\n"
 
 
 def test_a_module_that_is_new_in_the_guest(
@@ -209,7 +219,8 @@ def test_a_module_that_is_new_in_the_guest(
     run({"ansible.builtin.command": "true"})
     same, few_bytes = run({"ansible.builtin.command": "true"})
     new, many_bytes = run({"ansible.builtin.getent": {"database": "passwd"}})
-    assert new["guest-file-open"] - same["guest-file-open"] == 1
+    # It is asked for twice, and brought once: nothing tells a task what the guest has got from one before it.
+    assert new["guest-file-open"] - same["guest-file-open"] == 3
     assert many_bytes - few_bytes < 30_000, "the whole would be more than 150,000"
 
 

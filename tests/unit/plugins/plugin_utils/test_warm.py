@@ -273,15 +273,6 @@ def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
         assert json.loads(header)["users"] is may
 
 
-def test_input_of_a_module_behind_a_password_is_not_taken_for_a_module(warm: WarmPython, guest: Guest) -> None:
-    """It has no interpreter, and none is started for it."""
-    shell_warmed(warm)
-    interpreters = children(server_pid(guest))
-    result = warm.run(f"read -r password; {COMMAND}", b"word\n" + module("print('ran')"), password=True)
-    assert result and result.stdout == b"ran\n"
-    assert children(server_pid(guest)) == interpreters
-
-
 def test_archive_that_was_packed_anew_is_not_sent_again(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,5 +242,5 @@ def test_host_name_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("flags", "orig_argv"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    _warm_fresh.renew()
+    _warm_fresh.renew([])
     assert platform.node() == real
