@@ -21,7 +21,7 @@ from ansible_collections.qemu.guest.plugins.module_utils import _runner
 from ansible_collections.qemu.guest.plugins.module_utils._channel import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
 from lab.agent import LooseAgent
 from lab.host import private_directory
 from lab.tally import Tally
