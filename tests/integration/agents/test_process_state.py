@@ -22,6 +22,7 @@ from lab.agent import LooseAgent
 STATES: dict[str, dict[str, Any]] = {
     "runner": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False},
     "guest-exec": {"ansible_qga_exec_method": "guest-exec", "ansible_qga_warm_python": False},
+    "warm": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": True},
 }
 """Host variables of each way, by its name."""
 
@@ -57,9 +58,9 @@ SSHS_ALONE = re.compile(r"^(SSH_|LC_|MAIL=|SHLVL=|_=|XDG_|DBUS_|MOTD_)")
 """Variables of the ssh connection, which brings the client's locale too, of login programs, and what shells count."""
 
 
-def state(ansible: Ansible) -> dict[str, list[str]]:
-    """Return the state of a program that one host runs, by section."""
-    run = ansible.adhoc("ansible.builtin.raw", STATE)
+def state(ansible: Ansible, module: str = "ansible.builtin.raw") -> dict[str, list[str]]:
+    """Return the state of a program that a module runs on one host, by section."""
+    run = ansible.adhoc(module, STATE)
     sections: dict[str, list[str]] = {}
     for line in run.output.splitlines():
         if line.startswith("== "):
@@ -79,10 +80,33 @@ def over_ssh(agent: LooseAgent, make_ansible: MakeAnsible) -> dict[str, list[str
 def test_state_is_that_of_a_login(
     way: str, agent: LooseAgent, make_ansible: MakeAnsible, over_ssh: Mapping[str, list[str]]
 ) -> None:
-    seen = state(make_ansible({"guest": {**guest_variables(agent), **STATES[way]}}))
-    assert seen.keys() == over_ssh.keys()
-    for section, lines in over_ssh.items():
+    ansible = make_ansible({"guest": {**guest_variables(agent), **STATES[way]}})
+    if way == "warm":
+        warm_up(ansible)
+    assert_same(state(ansible), over_ssh)
+
+
+def warm_up(ansible: Ansible) -> None:
+    """Have interpreters for modules and for shell commands: the latter comes when the first module has ended."""
+    for _time in range(3):
+        ansible.adhoc("ansible.builtin.ping")
+
+
+def assert_same(seen: Mapping[str, list[str]], expected: Mapping[str, list[str]]) -> None:
+    assert seen.keys() == expected.keys()
+    for section, lines in expected.items():
         assert seen[section] == lines, section
+
+
+@pytest.mark.parametrize("way", STATES)
+def test_state_of_what_a_module_starts_is_that_over_ssh(
+    way: str, agent: LooseAgent, make_ansible: MakeAnsible
+) -> None:
+    expected = state(make_ansible({"guest": {**ssh.variables(agent), **NO_TTY}}), "ansible.builtin.shell")
+    ansible = make_ansible({"guest": {**guest_variables(agent), **STATES[way]}})
+    if way == "warm":
+        warm_up(ansible)
+    assert_same(state(ansible, "ansible.builtin.shell"), expected)
 
 
 LOOK = r"""read -r password
@@ -98,13 +122,17 @@ print(os.readlink(\"/proc/self/fd/0\").partition(\":\")[0])
 
 @pytest.mark.parametrize("rest", [10, 300_000])
 @pytest.mark.parametrize("way", STATES)
-def test_input_cannot_be_read_again_by_another_user(way: str, rest: int, agent: LooseAgent) -> None:
+def test_input_cannot_be_read_again_by_another_user(
+    way: str, rest: int, agent: LooseAgent, make_ansible: MakeAnsible
+) -> None:
     """Nor is it a file that they could write to."""
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
-    method = STATES[way]["ansible_qga_exec_method"]
+    method, warm = (STATES[way][f"ansible_qga_{name}"] for name in ("exec_method", "warm_python"))
     connection.set_options(
-        direct={"address": str(agent.agent_socket), "exec_method": method, "warm_python": False, "persist": 0}
+        direct={"address": str(agent.agent_socket), "exec_method": method, "warm_python": warm, "persist": 0}
     )
+    if warm:
+        warm_up(make_ansible({"guest": {**guest_variables(agent), **STATES[way]}}))
     try:
         ended = connection.exec_command(LOOK, in_data=b"password\n" + b"x" * rest)
     finally:
