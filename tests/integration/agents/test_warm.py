@@ -19,16 +19,28 @@ from lab.agent import LooseAgent
 
 USER = "qgaone"
 SITE = f"su {USER} -c 'python3 -m site --user-site'"
-# What a user may have each Python of theirs do as it starts: damage whatever can be opened for writing.
+# What a user may have each Python of theirs do: damage whatever it has, or can open, that can be written.
 HOSTILE = """
-import glob, os, stat
-for path in glob.glob("/proc/[0-9]*/fd/*"):
-    try:
-        if stat.S_ISREG(os.stat(path).st_mode):
-            with open(path, "r+b") as file:
-                file.write(b"rewritten by a user")
-    except OSError:
-        pass
+import glob, os, stat, threading, time
+
+def damage():
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        for path in glob.glob("/proc/[0-9]*/fd/*"):
+            try:
+                number = int(path.rpartition("/")[2])
+                if not stat.S_ISREG(os.stat(path).st_mode):
+                    continue
+                if os.path.samefile(os.path.dirname(path), "/proc/self/fd"):
+                    os.pwrite(number, b"rewritten by a user", 0)
+                else:
+                    with open(path, "r+b") as file:
+                        file.write(b"rewritten by a user")
+            except OSError:
+                pass
+        time.sleep(0.001)
+
+threading.Thread(target=damage, daemon=True).start()
 open("/tmp/hostile", "a").write("x")
 """
 # Prints each regular file that a process of one user has open for writing, and one of another at all.
@@ -82,10 +94,12 @@ WHO = {"ansible.builtin.command": "id -un"}
 def test_user_who_writes_to_what_there_is_reaches_nobody_else(agent: LooseAgent, ansible: Ansible, user: str) -> None:
     write = f"d=$({SITE}); mkdir -p \"$d\"; cat >\"$d/usercustomize.py\" <<'END'\n{HOSTILE}\nEND\n"
     look(agent, f"{write}chown -R {user} /home/{user}")
-    run = play(ansible, WHO, as_user(WHO), WHO, as_user(WHO), WHO, {"ansible.builtin.getent": {"database": "passwd"}})
-    assert run.recap["vm"]["ok"] == 6
+    modules = ({"ansible.builtin.getent": {"database": "passwd"}}, {"ansible.builtin.stat": {"path": "/etc/passwd"}})
+    # What each brings is brought for the user's interpreter, and used for root's.
+    run = play(ansible, WHO, as_user(WHO), WHO, as_user(WHO), *(task for m in modules for task in (as_user(m), m)))
+    assert run.recap["vm"]["ok"] == 8
     assert [line for line in run.output.splitlines() if "rewritten" in line] == []
-    assert run.output.count('"stdout": "root"') == 3
+    assert run.output.count('"stdout": "root"') == 2
     assert run.output.count(f'"stdout": "{user}"') == 2
     assert look(agent, "cat /tmp/hostile").startswith("x"), "it has tried"
 
