@@ -104,7 +104,7 @@ _BY_ITSELF = """eval {command} <<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
 QEMU_GUEST"""
 _BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&-"
 _PROGRAM = (
-    "import os; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); exec(s[:{size}]); "
+    "import os; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
     "start({spool!r}, {sizes!r}, {beside!r}, {copies!r}, s[{size}:])"
 )
 _NO_ROOM = 75

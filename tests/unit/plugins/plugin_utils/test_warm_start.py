@@ -263,3 +263,22 @@ def test_command_line_that_cannot_is_told_of_and_turns_nothing_else_off(
     assert any("no libpython here" in line for line in told)
     assert warm.run(COMMAND, module(""))
     warm.end()
+
+
+def test_what_serves_and_what_it_starts_have_no_files_of_the_runner(
+    agent: RunnerAgent, warm: WarmPython, guest: Guest
+) -> None:
+    """What started it came in a file that everybody may write to who has a descriptor of it."""
+    command = f"true; {COMMAND}"  # by a shell, as become has it
+    program = module(
+        "import os\nfor process in (os.getpid(), os.getppid()):\n"
+        "    print([os.readlink(f'/proc/{process}/fd/{n}') for n in sorted(os.listdir(f'/proc/{process}/fd'))"
+        " if os.path.exists(f'/proc/{process}/fd/{n}')])"
+    )
+    warmed(warm, command, program)
+    result = warm.run(command, program)
+    server = os.listdir(f"/proc/{server_pid(guest)}/fd")
+    there = [os.readlink(f"/proc/{server_pid(guest)}/fd/{number}") for number in server]
+    assert result
+    for text in (result.stdout.decode(), *there):
+        assert ".in" not in text and "input" not in text, text
