@@ -108,5 +108,6 @@ pytest_on() {
     cd "$root"
     "$venv/bin/python" -c 'import platform, ansible.release as core
 print(f"-- ansible-core {core.__version__}, Python {platform.python_version()}")'
-    PATH=$venv/bin:$PATH python -m pytest --junitxml="$results/$stage-$core.xml" "$@" "${arguments[@]}"
+    # Run in the background, or by nohup, it would ignore signals, and so would all that it starts.
+    PATH=$venv/bin:$PATH env --default-signal python -m pytest --junitxml="$results/$stage-$core.xml" "$@" "${arguments[@]}"
 }
