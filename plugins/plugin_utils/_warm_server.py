@@ -127,7 +127,7 @@ class Server:
                     writers[one.socket.fileno()] = functools.partial(self.heed, one, one.send)
             for task in one.tasks.values():
                 readers.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
-        readable, writable, _ = select.select(list(readers), list(writers), [], self.patience(everyone))
+        readable, writable, _exceptional = select.select(list(readers), list(writers), [], self.patience(everyone))
         for source in writable:
             writers[source]()
         for source in readable:

@@ -20,6 +20,7 @@ from lab.agent import LooseAgent
 BATTERY = ["raw", "slurp"]
 """Of ansible-core's integration targets: what programs print, and what files arrive."""
 
+
 @pytest.fixture(scope="module", params=list(image.VARIANTS))
 def variant(request: pytest.FixtureRequest) -> Iterator[LooseAgent]:
     with LooseAgent(request.param) as agent:

@@ -531,7 +531,7 @@ def test_file_that_cannot_be_removed_is_named(
     server.then("guest-file-write", frozen)
     with pytest.raises(CommandUnavailable) as caught:
         qga_file.apply(agent, planned)
-    left = [path for path in home.iterdir()]
+    left = list(home.iterdir())
     assert len(left) == 1
     assert f"{left[0]} may be left in the guest: remove it." in str(caught.value)
 
