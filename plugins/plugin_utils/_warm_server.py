@@ -147,7 +147,9 @@ class Server:
         """Return after how many seconds there is something to do, whoever comes."""
         if self.waiting or any(one.leaves or one.queue for one in everyone):
             return START_SECONDS / 10
-        return GUEST_SECONDS / 5 if any(one.ready and not one.stays for one in everyone) else TICK_SECONDS
+        if any(one.ready and not one.stays for one in everyone):
+            return GUEST_SECONDS / 5
+        return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
 
     def vanish(self) -> bool:
         """Remove the spool, all at once, unless somebody has rung meanwhile; return whether it is gone.
