@@ -111,7 +111,8 @@ def asking(plugin: Any, text: str) -> Asking | None:
 
 def without_marker(plugin: Any, output: bytes) -> bytes:
     """Return the standard output of a command without the line by which the plugin knows that the task has begun."""
-    at = output.find(plugin.success.encode("ascii"))
+    # Of a command that is not wrapped, as of root becoming root, it has none.
+    at = output.find(plugin.success.encode("ascii")) if plugin.success else -1
     if at < 0:
         return output
     _line, _newline, after = output[at:].partition(b"\n")
