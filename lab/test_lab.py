@@ -54,7 +54,7 @@ def shell(agent: Path, command: str) -> str:
 
 
 def gone(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60  # beside guests that are emulated
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
@@ -172,7 +172,7 @@ input()"""
     starter = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert starter.stdout is not None
     uuid, directory = starter.stdout.readline().decode().split()
-    assert running(uuid) == 1 and running(f"{directory}/pid") >= 1
+    assert running(uuid) >= 1 and running(f"{directory}/pid") >= 1
     starter.kill()
     starter.communicate()
     assert gone(lambda: not running(uuid) and not running(directory))

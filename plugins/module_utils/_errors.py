@@ -78,7 +78,7 @@ class QgaError(Exception):
     def __str__(self) -> str:
         where = f"{self.party} at {self.address}: " if self.address else ""
         what = f"{self.told_fate}: " if self.told_fate else ""
-        stop = "" if self.message.endswith(".") else "."
+        stop = "" if self.message.endswith((".", "?", "!")) else "."
         hint = f"{stop} {printable(self.hint)}" if self.hint else ""
         return f"{where}{what}{self.message}{hint}"
 

@@ -24,7 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 
-__all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "lost", "pauses", "start", "wait")
+__all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "lost", "pauses", "start", "unknown", "wait")
 
 CAPTURE_LIMIT = 16 * 1024 * 1024
 """Bytes of each output stream that the agent keeps; it drops the rest."""
@@ -164,12 +164,17 @@ def lost(exc: QgaError, message: str) -> OutcomeUnknownError:
     """
     if isinstance(exc, OutcomeUnknownError) and _is_about_program(exc):
         return exc
-    hint = "Look at the guest before you repeat it."
-    if not isinstance(exc, OutcomeUnknownError) and exc.hint:  # whose hint is about the question
-        hint = f"{exc.hint} {hint}"
-    error = OutcomeUnknownError(message, command=_EXEC, hint=hint)
+    error = unknown(message, hint="" if isinstance(exc, OutcomeUnknownError) else exc.hint)
     error.address = exc.address
     return error
+
+
+def unknown(message: str, *, hint: str = "") -> OutcomeUnknownError:
+    """Return the error of a program that was started, and of which nobody can tell what became; ``message`` says why.
+
+    A ``hint`` is about that, not about the program.
+    """
+    return OutcomeUnknownError(message, command=_EXEC, hint=f"{hint} Look at the guest before you repeat it.".lstrip())
 
 
 def pauses(first: float = _FIRST_POLL) -> Iterator[float]:

@@ -35,7 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs, lost, pauses, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 from ansible_collections.qemu.guest.plugins.module_utils._shell import READ_COMMAND, input_of
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool, new_number
@@ -426,9 +426,7 @@ class RunnerAgent(Agent):
             raise
         except QgaError as exc:
             # Whatever it is, it is not said of the question: the program was handed over.
-            error = _unknown(f"nothing can be read of the program that the runner was given: {exc.message}")
-            error.address = exc.address
-            raise error from exc
+            raise lost(exc, f"contact was lost while the program with pid {number} ran: {exc.message}") from None
         if not ended:
             raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
         rc, out, err = ended
@@ -455,7 +453,7 @@ class RunnerAgent(Agent):
             return
         reason = patiently(self, lambda: self._why_none(number))
         if reason:
-            raise _unknown(reason)
+            raise unknown(reason)
         self._looked[number] = time.monotonic()
 
     def _why_none(self, number: int) -> str:
@@ -476,10 +474,6 @@ class RunnerAgent(Agent):
         if self._spool.ring("") or self._spool.has(f"{number}.rc"):
             return ""
         return "the runner in the guest ended while the program ran (was the guest rebooted?)"
-
-
-def _unknown(message: str) -> OutcomeUnknownError:
-    return OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
 
 
 def _command_line(arguments: Mapping[str, Any], *, here: bool) -> str:

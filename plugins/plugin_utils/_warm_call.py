@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import pauses
+from ansible_collections.qemu.guest.plugins.module_utils._exec import lost, pauses, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently
 from ansible_collections.qemu.guest.plugins.module_utils._spool import LONGEST_RING, NOBODY, Spool
@@ -100,10 +100,10 @@ class Call:
         except OutcomeUnknownError:
             raise
         except QgaError as exc:  # of a question; the task may have run, or may run yet
-            raise _unknown(f"what became of the task cannot be asked: {exc.message}") from exc
+            raise lost(exc, f"contact was lost while the task ran: {exc.message}") from None
         finally:
             self.close()
-        raise _unknown("there is no answer")  # not reached: pauses never end
+        raise unknown("there is no answer")  # not reached: pauses never end
 
     def forget(self) -> None:
         """Have all that there is of it in the guest removed."""
@@ -146,14 +146,14 @@ class Call:
         if not there and known is not None and not self._says(known, b"begun"):
             return b"plain\n"  # whoever would have run it has ended
         if not there:
-            raise _unknown("what serves the interpreters in the guest ended while the task ran (was it rebooted?)")
+            raise unknown("what serves the interpreters in the guest ended while the task ran (was it rebooted?)")
         if text is None:
-            raise _unknown("the guest knows nothing of the task any more (was it put back to a snapshot, or rebooted?)")
+            raise unknown("the guest knows nothing of the task any more (was it put back to a snapshot, or rebooted?)")
         if not self._says(text, b"taken") and time.monotonic() - self._since > _TAKE_SECONDS:
-            raise _unknown("the guest has not taken the task (was it put back to a snapshot, or does it hang?)")
+            raise unknown("the guest has not taken the task (was it put back to a snapshot, or does it hang?)")
         if self._says(text, rb"answer \d+"):
             if text == self._half:  # a second later
-                raise _unknown("the task's answer is damaged")
+                raise unknown("the task's answer is damaged")
             self._half = text
         return None
 
@@ -170,7 +170,7 @@ class Call:
             return None
         size = int(match.group(1))
         if size > _LONGEST_ANSWER:
-            raise _unknown("the task's answer makes no sense")
+            raise unknown("the task's answer makes no sense")
         rest = text[match.end() :]
         return rest[:size] if len(rest) >= size else None
 
@@ -178,8 +178,4 @@ class Call:
 def ended_meanwhile(words: bytes) -> OutcomeUnknownError:
     """Return the error that says that a task's interpreter ended, with the interpreter's last ``words``."""
     why = words.decode("utf-8", "replace") or "was the guest rebooted?"
-    return _unknown(f"the interpreter in the guest ended while the task ran ({why})")
-
-
-def _unknown(message: str) -> OutcomeUnknownError:
-    return OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
+    return unknown(f"the interpreter in the guest ended while the task ran ({why})")

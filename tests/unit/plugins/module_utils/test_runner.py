@@ -415,7 +415,7 @@ def test_result_that_cannot_be_read_without_room(
     with monkeypatch.context() as full:
         full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
         if for_ever:
-            with pytest.raises(OutcomeUnknownError, match=r"nothing can be read of the program .* no room"):
+            with pytest.raises(OutcomeUnknownError, match=r"contact was lost while the program .* no room"):
                 finish(agent, pid)
             return
         asked = itertools.count()

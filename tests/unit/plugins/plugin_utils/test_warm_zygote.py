@@ -27,7 +27,9 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     monkeypatch.chdir("/")
     one, theirs = an_interpreter()
     fingerprint = Fingerprint()
-    fingerprint.seen.clear()  # other tests write to where this process finds its modules
+    # Other tests write to where this process finds its modules, and have it map a library that they remove.
+    fingerprint.seen.clear()
+    fingerprint.lost = False
     zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work(), fingerprint)
     with closing(one), theirs:
         yield one, zygote
