@@ -80,7 +80,8 @@ class Spool:
         except GuestFileError as exc:
             if exc.errno in NOBODY:
                 return False
-            raise
+            if exc.errno != errno.ENOSPC:  # the agent has opened it, and has no room to note that down
+                raise
         return True
 
     def write(self, name: str, data: bytes) -> bool:

@@ -420,6 +420,23 @@ def test_guest_without_room_is_left_to_the_plain_path(
     assert not (guest.tools / "ran").exists()
 
 
+def test_guest_whose_room_ends_during_a_task(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent opens nothing more; what it has open it still reads."""
+    warmed(warm)
+
+    def fill() -> None:
+        monkeypatch.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
+
+    threading.Timer(0.3, fill).start()
+    began = time.monotonic()
+    result = warm.run(COMMAND, module("import time; time.sleep(2.5); print('there')"))
+    monkeypatch.undo()
+    assert result and result.stdout == b"there\n"
+    assert time.monotonic() - began < 15
+
+
 def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     warmed(warm)
     assert warm.run("true", b"")  # what the server starts beside is there: as it begins, it has the ring open, too
