@@ -9,7 +9,7 @@ CACHE := $(or $(QEMU_GUEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qemu-gu
 RUN := @tests/tools/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit sanity agents guests guests-all bench docs build clean
+.PHONY: help demo quick test test-all lint unit sanity agents guests bench docs build clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -17,8 +17,14 @@ help:  ## this list
 demo:  ## boot a guest without a network and configure it with a playbook
 	@tests/tools/with core-2.19 python -m lab.demo
 
+quick:  ## two minutes: lint, most unit tests on one core, and one real agent
+	$(RUN) venvs lint quick
+
 test:  ## everything below up to "guests", and totals
 	$(RUN) venvs lint unit sanity build agents guests
+
+test-all:  ## the same, whole: every release, core and guest; hours where guests are emulated
+	@QEMU_GUEST_WHOLE=1 tests/tools/run venvs lint unit sanity build agents guests
 
 lint:  ## ruff, mypy, shellcheck, yamllint, ansible-lint, changelog and documentation checks
 	$(RUN) lint
@@ -35,11 +41,8 @@ build:  ## the artifact, checked and test-installed; it is left in this director
 agents:  ## integration tests against the real agent, without a guest
 	$(RUN) agents
 
-guests:  ## integration tests of the connection against booted guests
+guests:  ## integration tests against booted guests
 	$(RUN) guests
-
-guests-all:  ## everything that wants a booted guest; takes an hour where they are emulated
-	$(RUN) guests-all
 
 bench:  ## seconds of plays and MB/s, beside ssh, mitogen and libvirt_qemu, on one guest
 	@tests/tools/with bench python -m lab.bench

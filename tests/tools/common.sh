@@ -100,9 +100,12 @@ step() {
 }
 
 # pytest_on STAGE CORE ARGUMENT...   run pytest with a core's environment; PYTEST_ARGS of the environment comes last
+#
+# What is marked "whole" is run with QEMU_GUEST_WHOLE only (make test-all).
 pytest_on() {
     local stage=$1 core=$2 venv arguments
     shift 2
+    if [[ ! ${QEMU_GUEST_WHOLE:-} ]]; then set -- -m "not whole" "$@"; fi
     venv=$("$root/tests/tools/venv" "core-$core")
     read -ra arguments <<<"${PYTEST_ARGS:-}"
     cd "$root"
