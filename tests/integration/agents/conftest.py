@@ -27,6 +27,17 @@ def release(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+# Where what is tested is not the agent but what runs in the guest: the oldest and the newest system.
+oldest_and_newest = pytest.mark.parametrize(
+    "release",
+    [
+        release if release in ("bullseye", "sid") else pytest.param(release, marks=pytest.mark.whole)
+        for release in image.RELEASES
+    ],
+    indirect=True,
+)
+
+
 @pytest.fixture
 def agent(agents: dict[str, LooseAgent], release: str) -> LooseAgent:
     """The agent of each release."""

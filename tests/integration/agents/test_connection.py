@@ -32,12 +32,21 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_ordinary_play(way: str, tmp_path: Path) -> None:
-    # Agents of its own: each begins with nothing. The oldest and the newest will do for all ways but the usual one.
-    chosen = releases(*(image.RELEASES if way == "warm" else ("bullseye", "sid")))
+# By each way; the usual one with all releases, the others with the oldest or the newest.
+PLAYS = [
+    pytest.param("warm", tuple(image.RELEASES), id="warm"),
+    pytest.param("runner", ("sid",), id="runner-sid"),
+    pytest.param("guest-exec", ("bullseye",), id="guest-exec-bullseye"),
+    pytest.param("runner", ("bullseye",), id="runner-bullseye", marks=pytest.mark.whole),
+    pytest.param("guest-exec", ("sid",), id="guest-exec-sid", marks=pytest.mark.whole),
+]
+
+
+@pytest.mark.parametrize(("way", "usual"), PLAYS)
+def test_ordinary_play(way: str, usual: tuple[str, ...], tmp_path: Path) -> None:
+    # Agents of its own: each begins with nothing.
     with ExitStack() as stack:
-        agents = {release: stack.enter_context(LooseAgent(release)) for release in chosen}
+        agents = {release: stack.enter_context(LooseAgent(release)) for release in releases(*usual)}
         check_ordinary_play(tmp_path, agents, **WAYS[way])
 
 

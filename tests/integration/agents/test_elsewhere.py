@@ -17,7 +17,7 @@ from lab.agent import LooseAgent
 warm_and_plain = pytest.mark.parametrize("warm", [True, False], ids=["warm", "plain"])
 
 
-@warm_and_plain
+@pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.whole)], ids=["warm", "plain"])
 def test_connection(warm: bool, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
     own = {"ansible_qga_warm_python": warm}
     run_connection_tests(make_ansible({name: {**guest_variables(agent), **own} for name, agent in agents.items()}))

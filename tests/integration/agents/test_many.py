@@ -57,7 +57,7 @@ PLAY = {
 }
 
 
-@pytest.mark.parametrize("method", ["runner", "guest-exec"])
+@pytest.mark.parametrize("method", ["runner", pytest.param("guest-exec", marks=pytest.mark.whole)])
 def test_many(method: str, agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
     patience = {"ansible_qga_timeout": 120, "ansible_qga_exec_method": method}
     variables = {name: {**guest_variables(agent), **patience} for name, agent in agents.items()}

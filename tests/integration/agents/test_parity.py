@@ -19,7 +19,7 @@ from lab.agent import LooseAgent
 
 # One way is enough for what sleeps most of its minutes.
 CASES = [
-    (target, way)
+    pytest.param(target, way, marks=pytest.mark.whole if way == "guest-exec" else ())
     for target in (TARGETS + MORE if WHOLE else TARGETS)
     for way in WAYS
     if WHOLE or target != "async" or way == "files"

@@ -32,7 +32,9 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.whole) if way == "guest-plain" else way for way in WAYS]
+)
 @pytest.mark.parametrize("target", targets_of_modules(in_guests=False))
 def test_module(target: str, way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, scratch: Path) -> None:
     place, warm = WAYS[way]

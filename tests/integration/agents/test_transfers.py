@@ -59,7 +59,7 @@ def test_file_that_is_written_to_is_fetched_as_over_ssh(
     "options",
     [
         {},
-        {"ansible_qga_warm_python": False},
+        pytest.param({"ansible_qga_warm_python": False}, marks=pytest.mark.whole),
         {"ansible_qga_exec_method": "guest-exec", "ansible_qga_warm_python": False},
     ],
     ids=["warm", "runner", "guest-exec"],

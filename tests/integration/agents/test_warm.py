@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.tests.integration.agents.conftest import oldest_and_newest
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, guest_variables, look, until
 from lab.agent import LooseAgent
 
+pytestmark = oldest_and_newest
 USER = "qgaone"
 SITE = f"su {USER} -c 'python3 -m site --user-site'"
 # What a user may have each Python of theirs do: damage whatever it has, or can open, that can be written.
@@ -118,6 +120,36 @@ def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible
     assert time.monotonic() - began < 15
     look(agent, f"userdel {user}")
     assert play(ansible, WHO).output.count('"stdout": "root"') == 1
+
+
+HELD = "for p in /proc/[0-9]*; do readlink $p/cwd $p/exe $p/fd/*; cat $p/maps; done 2>/dev/null | grep -F {} || :"
+# A directory as that of another filesystem: what keeps nothing of it does not keep it busy.
+PLACE = "/srv/place"
+
+
+@pytest.fixture
+def place(agent: LooseAgent, user: str) -> Iterator[str]:
+    """Where an interpreter is, and a user at home."""
+    look(agent, f"mkdir {PLACE} && cp $(readlink -f /usr/bin/python3) {PLACE}/python3")
+    look(agent, f"usermod -d {PLACE} {user} && chown {user} {PLACE}")
+    yield PLACE
+    look(agent, f"rm -r {PLACE}")
+
+
+def test_place_that_tasks_worked_in_is_not_kept(agent: LooseAgent, ansible: Ansible, place: str) -> None:
+    """So that a task after them can unmount it."""
+    there = {"args": {"chdir": place}}
+    facts = {"ansible.builtin.setup": {"gather_subset": "!all"}}
+    tasks = [{**WHO, **there}, {"ansible.builtin.shell": "pwd", **there}, facts]
+    held = {"ansible.builtin.shell": HELD.format(place), "register": "held", "failed_when": "held.stdout != ''"}
+    assert play(ansible, *tasks, *tasks, held).recap["vm"]["ok"] == 7
+
+
+def test_place_of_what_stays_is_let_go(agent: LooseAgent, ansible: Ansible, place: str) -> None:
+    """Of the interpreter itself, or of the home of a user to whom a task becomes: some seconds later."""
+    own = {"vars": {"ansible_python_interpreter": f"{place}/python3"}}
+    assert play(ansible, {**WHO, **own}, {**WHO, **own}, as_user(WHO), as_user(WHO), WHO).recap["vm"]["ok"] == 5
+    until(lambda: look(agent, HELD.format(place)) == "", 20, "nobody holds it")
 
 
 def test_rule_that_is_changed_in_its_place_is_seen(agent: LooseAgent, ansible: Ansible, user: str) -> None:
