@@ -123,7 +123,7 @@ if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 
     if ! cat >"$QEMU_GUEST_INPUT"; then
         cat >/dev/null
         rm -f "$QEMU_GUEST_INPUT"
-        echo "the program's input did not fit in the guest's /run; it was not run" >&2
+        echo "the program's input did not fit in $QEMU_GUEST_INPUT; it was not run" >&2
         exit 1
     fi
 fi
@@ -157,6 +157,8 @@ exit "$r"
 _KEPT = 16 * 65536
 # Bytes that a pipe holds, on Linux.
 _PIPE = 65536
+# Where input is kept: memory, for a password may be in it. The second is for a full /run: other users can fill it.
+_PLACES = ("/run", "/dev/shm")
 
 
 def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
@@ -174,9 +176,20 @@ def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool =
     if result:
         return result
     if not whole or agent.captures_all:
-        return finish(agent, start_shell(agent, command, stdin))
+        return _finished(agent, command, stdin)
     spool = new_spool()
-    return with_spooled(agent, finish(agent, start_shell(agent, command, stdin, spool=spool)), spool)
+    return with_spooled(agent, _finished(agent, command, stdin, spool), spool)
+
+
+def _finished(agent: Agent, command: bytes, stdin: bytes, spool: str = "") -> ExecResult:
+    for place in _PLACES:
+        keep = f"{new_spool(place)}.in"
+        result = finish(agent, start_shell(agent, command, stdin, spool=spool, keep=keep))
+        # Nobody else knows the name, so these are not words of the command.
+        name = keep.rpartition("qemu-guest.")[2]
+        if result.rc != 1 or not result.stderr.endswith(f"{name}; it was not run\n".encode("ascii")):
+            break
+    return result
 
 
 def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
@@ -203,20 +216,21 @@ def begin_shell(agent: Agent, command: str) -> Callable[[], ExecResult]:
     return functools.partial(finish, agent, start_shell(agent, encoded))
 
 
-def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str = "") -> int:
+def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:
     """Start what ``run_shell`` runs and return its pid.
 
-    ``spool`` is the path that the files for long output begin with; without it there are none.
+    ``spool`` is the path that the files for long output begin with; without it there are none. ``keep`` is that of a
+    file for input which a pipe does not hold; where there is no room for it, the program says so and ends with 1.
     """
     data = input_of(command, stdin)
     fits = len(data) <= agent.quick_input
-    keep = _KEEP if fits and len(data) > _PIPE and agent.pipes_input else ""
-    from_file = _INPUT if keep or not fits else ""
-    env = [f"PATH={PATH}", "QEMU_GUEST=" + keep + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
+    keeps = _KEEP if fits and len(data) > _PIPE and agent.pipes_input else ""
+    from_file = _INPUT if keeps or not fits else ""
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + keeps + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
-    if keep:
-        env.append(f"QEMU_GUEST_KEEP={new_spool()}.in")
+    if keeps:
+        env.append(f"QEMU_GUEST_KEEP={keep or f'{new_spool()}.in'}")
     if fits:
         return start(agent, "/bin/sh", _ARGUMENTS, env=env, stdin=data)
     path = f"{new_spool()}.in"
@@ -242,9 +256,9 @@ def login_program() -> str:
     return _PROLOGUE + _REPLACE
 
 
-def new_spool() -> str:
+def new_spool(place: str = "/run") -> str:
     """Return a path that nobody else will use, for ``start_shell`` and then ``with_spooled``."""
-    return f"/run/qemu-guest.{secrets.token_hex(16)}"
+    return f"{place}/qemu-guest.{secrets.token_hex(16)}"
 
 
 def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:

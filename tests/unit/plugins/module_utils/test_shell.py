@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -491,13 +492,24 @@ def test_there_is_no_place_for_long_input(agent: SocketAgent, guest: Guest) -> N
     assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\n" + LONG)
 
 
-def test_there_is_no_room_for_long_input(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
-    tool(guest, "cat", f"[ -e {tmp_path}/tried ] || {{ >{tmp_path}/tried; exit 1; }}; exec /bin/cat")
-    result = run_shell(agent, b"touch %b/done" % str(tmp_path).encode(), LONG, whole=False)
-    assert result.rc == 1
-    assert b"did not fit in the guest's /run; it was not run" in result.stderr
-    assert not (tmp_path / "done").exists()
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_there_is_no_room_for_long_input(
+    agent: SocketAgent, guest: Guest, tmp_path: Path, whole: bool, elsewhere: bool
+) -> None:
+    """In /run, or in /dev/shm, which is tried then: the program is run once, or not at all."""
+    full = f"{guest.spool}*" if elsewhere else f"{guest.spool}* | /dev/shm/qemu-guest.*"
+    tool(guest, "cat", f"case $(readlink /proc/$$/fd/1) in {full}) exit 1 ;; esac; exec /bin/cat")
+    result = run_shell(agent, WHAT_INPUT + b"cat; echo . >>%b/done" % str(tmp_path).encode(), LONG, whole=whole)
+    if elsewhere:
+        assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\n" + LONG)
+        assert (tmp_path / "done").read_text() == ".\n"
+    else:
+        assert result.rc == 1
+        assert re.search(rb"input did not fit in /dev/shm/\S+; it was not run\n$", result.stderr)
+        assert not (tmp_path / "done").exists()
     assert left_over(guest) == []
+    kept = re.search(rb"/dev/shm/\S+(?=;)", result.stderr)
+    assert not kept or not os.path.exists(kept[0])
 
 
 def tool(guest: Guest, name: str, script: str) -> None:
