@@ -26,7 +26,7 @@ from lab import host
 # Debian releases and the major version of the agent that each ships.
 RELEASES = {"bullseye": 5, "bookworm": 7, "trixie": 10, "sid": 11}
 # Guests as other distributions ship them, by the release that each begins as. A variant has a recipe of its name.
-VARIANTS = {"sid-uutils": "sid", "sid-busybox": "sid", "sid-mksh": "sid"}
+VARIANTS = {"sid-uutils": "sid", "sid-busybox": "sid", "sid-mksh": "sid", "bookworm-sysv": "bookworm"}
 RECIPES_OF_VARIANTS = Path(__file__).with_name("variants")
 RECIPE = Path(__file__).with_name("recipe.sh")
 DISK_SIZE = "2G"

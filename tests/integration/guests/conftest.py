@@ -73,8 +73,8 @@ def blocked(guest: Guest, commands: str) -> Iterator[None]:
     """The guest's administrator does not allow the agent these commands."""
     key = "blacklist" if guest.release == "bullseye" else "block-rpcs"
     look(guest, f"mkdir -p /etc/qemu; printf '[general]\\n{key}={commands}\\n' >/etc/qemu/qemu-ga.conf")
-    look(guest, "systemctl restart qemu-guest-agent")
+    look(guest, "service qemu-guest-agent restart")
     try:
         yield
     finally:
-        look(guest, "rm /etc/qemu/qemu-ga.conf; systemctl restart qemu-guest-agent")
+        look(guest, "rm /etc/qemu/qemu-ga.conf; service qemu-guest-agent restart")
