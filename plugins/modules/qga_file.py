@@ -34,7 +34,8 @@ options:
       - The file's absolute path in the guest. A symbolic link there is replaced when content is written, unless
         O(follow=true), and removed itself with O(state=absent).
       - In a directory that an unprivileged user may write to, nothing that the user does meanwhile leads anywhere else.
-        Where a link on the way belongs to such a user, and leads to what does not, that is refused.
+        Where such a user made a link on the way, or can exchange it, and it leads to what is not that user's, that is
+        refused.
     type: str
     required: true
   state:

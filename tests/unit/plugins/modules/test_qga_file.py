@@ -505,12 +505,32 @@ def test_directory_that_becomes_a_link(agent: SocketAgent, theirs: Path) -> None
     (theirs / "sub").symlink_to(victim)
     os.lchown(theirs / "sub", 54321, 54321)
     for again in (planned, None):
-        with pytest.raises(OperationError, match=r"a link on the way to .* which a user made"):
+        with pytest.raises(OperationError, match=r"a link on the way to .* which an unprivileged user can exchange"):
             qga_file.apply(agent, again or plan(qga_file.read(agent, wanted), wanted))
     assert not list(victim.iterdir())
     os.chown(victim, 54321, 54321)
     run(agent, theirs / "sub" / "file", content="new")
     assert (victim / "file").read_text() == "new", "it is that user's too"
+
+
+def test_link_of_root_s_on_the_way(agent: SocketAgent, theirs: Path) -> None:
+    """It is followed where root alone can exchange it, and nowhere else."""
+    ours = theirs.parent / "root's"
+    (ours / "victim").mkdir(parents=True)
+    for place in (theirs, ours):
+        (place / "link").symlink_to(ours / "victim")
+    (ours / "way").symlink_to(ours)
+    (ours / "theirs").symlink_to(theirs)
+    for way in (theirs, ours / "theirs", ours / "way" / "theirs"):
+        with pytest.raises(OperationError, match="a link on the way"):
+            run(agent, way / "link" / "file", content="new")
+        assert not (ours / "victim" / "file").exists()
+        run(agent, way / "file", content=str(way))
+        assert (theirs / "file").read_text() == str(way)
+    for way in (ours, ours / "way", ours / "victim" / ".." / "way"):
+        run(agent, way / "link" / "file", content=str(way))
+        assert (ours / "victim" / "file").read_text() == str(way)
+        (ours / "victim" / "file").unlink()
 
 
 def test_file_that_cannot_be_removed_is_named(
