@@ -228,6 +228,26 @@ def test_task_that_the_guest_has_never_taken(
         warm.run(COMMAND, module(""))
 
 
+def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not fill this machine's memory."""
+    warmed(warm)
+    execute, read = agent._below.execute, []
+
+    def chatty(command: str, arguments: Any = None, **how: Any) -> Any:
+        if command != "guest-file-read":
+            return execute(command, arguments, **how)
+        read.append(arguments["count"])
+        content = base64.b64encode(b"1 taken\n" * (arguments["count"] // 8))
+        return {"count": arguments["count"] // 8 * 8, "buf-b64": content.decode(), "eof": False}
+
+    monkeypatch.setattr(agent._below, "execute", chatty)
+    with pytest.raises(OutcomeUnknownError, match="makes no sense"):
+        warm.run(COMMAND, module("import time; time.sleep(30)"))
+    assert sum(read) < 1 << 20
+
+
 def test_request_that_was_given_up_is_not_answered_to_the_next(
     agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:
