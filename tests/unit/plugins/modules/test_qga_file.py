@@ -27,6 +27,7 @@ from ansible_collections.qemu.guest.plugins.modules import qga_file
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, octal, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     AgentError,
     Clock,
@@ -531,6 +532,34 @@ def test_link_of_root_s_on_the_way(agent: SocketAgent, theirs: Path) -> None:
         run(agent, way / "link" / "file", content=str(way))
         assert (ours / "victim" / "file").read_text() == str(way)
         (ours / "victim" / "file").unlink()
+
+
+def test_owner_whose_name_has_spaces(agent: SocketAgent, guest: Guest, home: Path) -> None:
+    """As users of a domain have."""
+    tool(guest, "stat", 'PATH=${PATH#*:} stat "$@" | sed "s,[^ ]*/[^ ]*$,some body/domain users,"')
+    (home / "file").write_text("x")
+    result = run(agent, home / "file", content="x", mode="0644")
+    assert (result["owner"], result["group"], result["mode"]) == ("some body", "domain users", "0644")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "x",
+        "safe\nabsent",
+        "safe\n\n/\0/x",
+        "safe\n81a4 644 0 0 1 root\n/\0/x",
+        f"safe\n81a4 644 0 0 {'9' * 5000} root/root\n/\0/x",
+        "safe\n81a4 999 0 0 1 root/root\n/\0/x",
+        "safe\n\u0661 644 0 0 1 root/root\n/\0/x",
+    ],
+)
+def test_nonsense_of_the_guest_s_programs(agent: SocketAgent, server: Scripted, home: Path, said: str) -> None:
+    ended = {"exited": True, "exitcode": 0, "out-data": base64.b64encode(said.encode()).decode()}
+    server.answers.update({"guest-exec": {"pid": 1}, "guest-exec-status": ended})
+    with pytest.raises(OperationError, match="makes no sense"):
+        run(agent, home / "file", content="x")
 
 
 def test_file_that_cannot_be_removed_is_named(
