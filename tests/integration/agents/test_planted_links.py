@@ -31,7 +31,7 @@ from lab.agent import LooseAgent
 ROUNDS = 30
 UID = 12345
 
-# What each does, again and again. "file" and "sub/file" are what root is about to manage; "root's" is another of root's.
+# What each does, again and again. "file" and "sub/file" are what root is about to manage, "root's" is of root's, too.
 ATTACKS = {
     # The file, and whatever appears beside it, becomes a link to a file of root's.
     "names": """
