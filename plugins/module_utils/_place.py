@@ -38,20 +38,40 @@ __all__ = (
     "variables",
 )
 
+# Only where a link is on the way is that way gone again, step by step. What is read of a link is true as long as nobody
+# else can exchange it, or any directory above it.
 ENTER = r"""
 cd -P -- "$d" || { stat -- "$d/." >/dev/null; exit 1; }
-if [ "$PWD" != "$d" ]; then
-    y=$(stat -c %u .) l= p= r=${d#/}/
-    while [ "$r" ]; do
-        p=$p/${r%%/*} r=${r#*/}
-        [ -L "$p" ] || continue
-        l=$(stat -c %u -- "$p")
-        case $l in 0 | "$y") ;; *) l=; break ;; esac
+kept() {
+    p=. r=${PWD%/} u=
+    while [ "$r" ]; do r=${r%/*} p="$p ${p##* }/.."; done
+    case $(stat -c %f -- "./$l") in a*) ;; *) return 1 ;; esac
+    for u in $(stat -c %u -- $p "./$l"); do
+        case $u in 0 | "$y") ;; *) return 1 ;; esac
     done
-    case $l/$d/ in
-    [0-9]* | */../*) ;;
-    *) echo "a link on the way to $d, which a user made, leads to what is not that user's" >&2; exit 1 ;;
-    esac
+    [ "$u" ]
+}
+if [ "$PWD" != "$d" ]; then
+    y=$(stat -c %u .) p= r=${d#/}/
+    while [ "$r" ]; do
+        l=${r%%/*} r=${r#*/}
+        case $l in
+        '' | .) ;;
+        ..) p=${p%/*} ;;
+        *)
+            if [ -L "$p/$l" ]; then
+                p=$(cd -P -- "$p/" && [ "${PWD%/}" = "$p" ] && kept && cd -P -- "./$l" && printf %s. "${PWD%/}") || p=-.
+                p=${p%.}
+            else
+                p=$p/$l
+            fi
+            ;;
+        esac
+    done
+    if [ "$p" != "${PWD%/}" ]; then
+        echo "a link on the way to $d, which an unprivileged user can exchange, leads to what is not that user's" >&2
+        exit 1
+    fi
 fi
 """
 """Shell text that enters the directory C(d), and refuses to be led astray by a link of an unprivileged user."""

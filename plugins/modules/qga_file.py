@@ -34,7 +34,8 @@ options:
       - The file's absolute path in the guest. A symbolic link there is replaced when content is written, unless
         O(follow=true), and removed itself with O(state=absent).
       - In a directory that an unprivileged user may write to, nothing that the user does meanwhile leads anywhere else.
-        Where a link on the way belongs to such a user, and leads to what does not, that is refused.
+        Where such a user made a link on the way, or can exchange it, and it leads to what is not that user's, that is
+        refused.
     type: str
     required: true
   state:
@@ -157,6 +158,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shlex
 import stat
 import time
@@ -294,31 +296,40 @@ if safe; then echo safe; else echo unsafe; fi
 if [ -d "./$n" ]; then
     echo directory
 elif [ -e "./$n" ] || [ -L "./$n" ]; then
-    stat -c '%f %a %U %G %u %g %s' -- "./$n" || echo absent
+    stat -c '%f %a %u %g %s %U/%G' -- "./$n" || echo absent
 else
     echo absent
 fi
 printf '%s\0%s' "$PWD" "$q"
 """
 )
+# Names of users and groups of a domain may have spaces.
+_SEEN = re.compile(
+    r"(?P<safe>safe|unsafe)\n"
+    r"(?:(?P<other>absent|directory)|(?P<raw>[0-9a-f]{1,8}) (?P<mode>[0-7]{1,5}) (?P<uid>\d{1,10}) (?P<gid>\d{1,10}) "
+    r"(?P<size>\d{1,19}) (?P<owner>[^/\n]+)/(?P<group>[^/\n]+))\n"
+    r"(?P<directory>[^\0]*)\0(?P<path>[^\0]*)",
+    re.ASCII,
+)
 
 
 def _look(agent: Agent, path: str, follow: bool) -> dict[str, Any]:
     command = variables(path, q=path, f="1" if follow else "") + _LOOK
     output = check_shell(agent, command, f"look at {path}").decode("utf-8", "surrogateescape")
-    safe, about, where = output.split("\n", 2)
-    directory, _nul, path = where.partition("\0")
-    found = {"path": path, "real": os.path.join(directory, os.path.basename(path)), "safe": safe == "safe"}
-    if " " not in about:
-        return {**found, "kind": "absent" if about == "absent" else "other"}
-    raw, mode, owner, group, uid, gid, size = about.split(" ")
-    kind = {stat.S_IFREG: "file", stat.S_IFLNK: "link"}.get(stat.S_IFMT(int(raw, 16)), "other")
+    seen = _SEEN.fullmatch(output)
+    if not seen:
+        raise OperationError(f"cannot look at {path} in the guest: what its programs say of it makes no sense")
+    directory, path = seen["directory"], seen["path"]
+    found = {"path": path, "real": os.path.join(directory, os.path.basename(path)), "safe": seen["safe"] == "safe"}
+    if not seen["raw"]:
+        return {**found, "kind": "absent" if seen["other"] == "absent" else "other"}
+    kind = {stat.S_IFREG: "file", stat.S_IFLNK: "link"}.get(stat.S_IFMT(int(seen["raw"], 16)), "other")
     if kind != "file":
         return {**found, "kind": kind}
     return {
         **found,
-        **{"kind": kind, "size": int(size), "mode": int(mode, 8)},
-        **{"owner": owner, "group": group, "uid": uid, "gid": gid},
+        **{"kind": kind, "size": int(seen["size"]), "mode": int(seen["mode"], 8)},
+        **{name: seen[name] for name in ("owner", "group", "uid", "gid")},
     }
 
 

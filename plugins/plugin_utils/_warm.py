@@ -224,7 +224,7 @@ class WarmPython:
         """Return the result of the request that was given to the server, see ``_handled``."""
         content = call.answer(first)
         if content.startswith(NOT_RUN):
-            return content.decode("ascii").strip()
+            return content.decode("ascii", "replace").strip()
         if content.startswith(b"lost\n"):
             raise ended_meanwhile(content[len(b"lost\n") :])
         rc, out, err = self._spool.result(call.number, content)

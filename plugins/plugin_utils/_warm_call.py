@@ -176,11 +176,11 @@ class Call:
         :raise OutcomeUnknownError: if it is larger than any can be.
         """
         match = re.search(rb"^%d answer (\d{1,9})\n" % self.number, text, re.MULTILINE)
+        size = int(match.group(1)) if match else 0
+        if max(size, len(text)) > _LONGEST_ANSWER:
+            raise unknown("the task's answer makes no sense")
         if not match:
             return None
-        size = int(match.group(1))
-        if size > _LONGEST_ANSWER:
-            raise unknown("the task's answer makes no sense")
         rest = text[match.end() :]
         return rest[:size] if len(rest) >= size else None
 

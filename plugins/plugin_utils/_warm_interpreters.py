@@ -87,6 +87,8 @@ class Interpreter:
     def __init__(self, spawned: Spawned, surroundings: Surroundings, marker: str, path: str) -> None:
         self.socket, self.errors = spawned
         self.socket.setblocking(False)
+        # What is sent out of turn comes in turn, with all that belongs to it.
+        self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_OOBINLINE, 1)
         os.set_blocking(self.errors, False)
         self.surroundings = surroundings
         self.ready = False
@@ -133,9 +135,10 @@ class Interpreter:
     # What it says
 
     def listen(self) -> None:
-        """Take what the interpreter has sent."""
+        """Take what the interpreter has sent. Where descriptors come with it, it is left where it is: see let_go."""
         try:
-            data = self.socket.recv(1 << 12)
+            data, _none, flags, _address = self.socket.recvmsg(1 << 12, 0, _socket.MSG_PEEK)
+            data = b"" if flags & _socket.MSG_CTRUNC else self.socket.recv(len(data))
         except BlockingIOError:
             return
         except OSError:
@@ -189,7 +192,10 @@ class Interpreter:
             return
         self.dead = True
         self.failed = not self.ready
-        self.socket.close()
+        if self.marker:
+            let_go(self.socket)
+        else:
+            self.socket.close()
         unsent = {one.serial for one in self.queue}
         for serial, task in self.tasks.items():
             if task.rc is None:
@@ -249,3 +255,24 @@ class Interpreter:
         """Return the tasks that it did not take because it is stale; they are another's now."""
         stale = [serial for serial, task in self.tasks.items() if task.rc == STALE]
         return [self.tasks.pop(serial) for serial in stale]
+
+
+def let_go(theirs: _socket.socket) -> None:
+    """Close a socket into which another user may have put descriptors, as the last one that has them.
+
+    To close these can take as long as that user likes (SO_LINGER), but in a process that ends it takes no time. So that
+    is what closes it last.
+    """
+    waits, goes = os.pipe()
+    try:
+        if not os.fork():
+            try:
+                os.close(goes)
+                os.read(waits, 1)  # until this process has closed it
+            finally:
+                os._exit(0)
+        theirs.close()
+    except OSError:  # there is no room for a process; it stays open
+        theirs.detach()
+    os.close(waits)
+    os.close(goes)

@@ -127,9 +127,9 @@ class Server:
                     writers[one.socket.fileno()] = functools.partial(self.heed, one, one.send)
             for task in one.tasks.values():
                 readers.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
-        readable, writable, _exceptional = select.select(list(readers), list(writers), [], self.patience(everyone))
-        for source in writable:
-            writers[source]()
+        readable = select.select(list(readers), list(writers), [], self.patience(everyone))[0]
+        for send in writers.values():  # all of them: one that reads nothing is to be noticed
+            send()
         for source in readable:
             readers[source]()
         return bool(readable)

@@ -186,10 +186,15 @@ def spawn(home: str, program: str, command: str, path: str) -> Spawned:
         text = f"{command.count(chr(10)) + 1}\n{command}\n{file.read()}"
         stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
         environment = {"PATH": path, "QEMU_GUEST": prologue.read()}
-    start_shell(environment, [stdin, theirs.fileno(), theirs_too])
-    theirs.close()
-    os.close(theirs_too)
-    os.close(stdin)
+    try:
+        start_shell(environment, [stdin, theirs.fileno(), theirs_too])
+    except OSError:
+        os.close(errors)
+        raise
+    finally:
+        theirs.close()
+        os.close(theirs_too)
+        os.close(stdin)
     return ours, errors
 
 
@@ -213,7 +218,13 @@ class Copy:
             return None
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         errors, theirs_too = os.pipe()
-        if not os.fork():
+        try:
+            process = os.fork()
+        except OSError:
+            for end in (errors, theirs_too):
+                os.close(end)
+            raise
+        if not process:
             try:
                 ours.close()
                 self.be(program, theirs, theirs_too)

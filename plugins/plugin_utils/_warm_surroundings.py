@@ -33,6 +33,7 @@ WATCHED = [
     "/etc/security",
     "/etc/security/limits.d",
     "/etc/login.defs",
+    "/etc/ld.so.preload",
 ]
 MOST_FILES = 200  # of a directory that are looked at
 # What is added to these, mostly, concerns no process that is there.

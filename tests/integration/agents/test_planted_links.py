@@ -23,13 +23,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agen
 from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION
-from ansible_collections.qemu.guest.tests.integration.harness import look
+from ansible_collections.qemu.guest.tests.integration.agents.test_process_state import warm_up
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
 from lab.agent import LooseAgent
 
 ROUNDS = 30
 UID = 12345
 
-# What each does, again and again. "file" and "sub/file" are what root is about to manage.
+# What each does, again and again. "file" and "sub/file" are what root is about to manage, "root's" is of root's, too.
 ATTACKS = {
     # The file, and whatever appears beside it, becomes a link to a file of root's.
     "names": """
@@ -54,6 +56,19 @@ quietly(os.rename, "sub", "real")
 quietly(os.symlink, VICTIMS, "sub")
 quietly(os.unlink, "sub")
 quietly(os.rename, "real", "sub")
+""",
+    # It becomes that, and what is root's takes the place of the link whenever somebody may ask whose that is.
+    "impostor": """
+os.path.exists("real") or quietly(os.rename, "sub", "real")
+quietly(os.symlink, VICTIMS, "link")
+quietly(os.rename, "link", "sub")
+for pause in range(2000):
+    pass
+quietly(os.rename, "sub", "link")
+quietly(os.rename, "root's", "sub")
+for pause in range(2000):
+    pass
+quietly(os.rename, "sub", "root's")
 """,
 }
 ATTACKER = """
@@ -91,6 +106,7 @@ def attacked(agent: LooseAgent, attack: str) -> Iterator[None]:
     """Have a user do that meanwhile, in a directory of theirs; afterwards, what is root's is as it was."""
     look(agent, f"rm -rf /etc/victims /srv/theirs; install -d -o {UID} /srv/theirs /srv/theirs/sub")
     look(agent, "mkdir -m 700 /etc/victims; umask 077; echo secret >/etc/victims/file")
+    look(agent, f"cd /srv/theirs && touch \"root's\" file && chown {UID} file")
     before = look(agent, KEPT)
     body = "\n".join(f"    {line}" for line in ATTACKS[attack].splitlines())
     user = f"exec setpriv --reuid={UID} --regid={UID} --clear-groups python3 -c {shlex.quote(ATTACKER + body)}"
@@ -107,7 +123,7 @@ def attacked(agent: LooseAgent, attack: str) -> Iterator[None]:
 
 
 def path_of(attack: str) -> str:
-    return "/srv/theirs/sub/file" if attack == "directory" else "/srv/theirs/file"
+    return "/srv/theirs/sub/file" if attack in ("directory", "impostor") else "/srv/theirs/file"
 
 
 def does(action: Callable[[], Any]) -> bool:
@@ -132,7 +148,11 @@ def test_file(agent: LooseAgent, attack: str, task: str) -> None:
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("size", [3000, 400_000])
 @pytest.mark.parametrize("warm", [True, False])
-def test_copy(agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: Path) -> None:
+def test_copy(
+    agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: Path, make_ansible: MakeAnsible
+) -> None:
+    if warm:
+        warm_up(make_ansible({"vm": guest_variables(agent)}))
     (tmp_path / "source").write_bytes(os.urandom(size))
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
     connection.set_options(direct={"address": str(agent.agent_socket), "warm_python": warm, "persist": 0})

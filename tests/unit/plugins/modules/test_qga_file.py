@@ -27,6 +27,7 @@ from ansible_collections.qemu.guest.plugins.modules import qga_file
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, octal, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     AgentError,
     Clock,
@@ -505,12 +506,60 @@ def test_directory_that_becomes_a_link(agent: SocketAgent, theirs: Path) -> None
     (theirs / "sub").symlink_to(victim)
     os.lchown(theirs / "sub", 54321, 54321)
     for again in (planned, None):
-        with pytest.raises(OperationError, match=r"a link on the way to .* which a user made"):
+        with pytest.raises(OperationError, match=r"a link on the way to .* which an unprivileged user can exchange"):
             qga_file.apply(agent, again or plan(qga_file.read(agent, wanted), wanted))
     assert not list(victim.iterdir())
     os.chown(victim, 54321, 54321)
     run(agent, theirs / "sub" / "file", content="new")
     assert (victim / "file").read_text() == "new", "it is that user's too"
+
+
+def test_link_of_root_s_on_the_way(agent: SocketAgent, theirs: Path) -> None:
+    """It is followed where root alone can exchange it, and nowhere else."""
+    ours = theirs.parent / "root's"
+    (ours / "victim").mkdir(parents=True)
+    for place in (theirs, ours):
+        (place / "link").symlink_to(ours / "victim")
+    (ours / "way").symlink_to(ours)
+    (ours / "theirs").symlink_to(theirs)
+    for way in (theirs, ours / "theirs", ours / "way" / "theirs"):
+        with pytest.raises(OperationError, match="a link on the way"):
+            run(agent, way / "link" / "file", content="new")
+        assert not (ours / "victim" / "file").exists()
+        run(agent, way / "file", content=str(way))
+        assert (theirs / "file").read_text() == str(way)
+    for way in (ours, ours / "way", ours / "victim" / ".." / "way"):
+        run(agent, way / "link" / "file", content=str(way))
+        assert (ours / "victim" / "file").read_text() == str(way)
+        (ours / "victim" / "file").unlink()
+
+
+def test_owner_whose_name_has_spaces(agent: SocketAgent, guest: Guest, home: Path) -> None:
+    """As users of a domain have."""
+    tool(guest, "stat", 'PATH=${PATH#*:} stat "$@" | sed "s,[^ ]*/[^ ]*$,some body/domain users,"')
+    (home / "file").write_text("x")
+    result = run(agent, home / "file", content="x", mode="0644")
+    assert (result["owner"], result["group"], result["mode"]) == ("some body", "domain users", "0644")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "x",
+        "safe\nabsent",
+        "safe\n\n/\0/x",
+        "safe\n81a4 644 0 0 1 root\n/\0/x",
+        f"safe\n81a4 644 0 0 {'9' * 5000} root/root\n/\0/x",
+        "safe\n81a4 999 0 0 1 root/root\n/\0/x",
+        "safe\n\u0661 644 0 0 1 root/root\n/\0/x",
+    ],
+)
+def test_nonsense_of_the_guest_s_programs(agent: SocketAgent, server: Scripted, home: Path, said: str) -> None:
+    ended = {"exited": True, "exitcode": 0, "out-data": base64.b64encode(said.encode()).decode()}
+    server.answers.update({"guest-exec": {"pid": 1}, "guest-exec-status": ended})
+    with pytest.raises(OperationError, match="makes no sense"):
+        run(agent, home / "file", content="x")
 
 
 def test_file_that_cannot_be_removed_is_named(

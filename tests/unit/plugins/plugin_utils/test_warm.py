@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,52 @@ def test_task_that_the_guest_has_never_taken(
     monkeypatch.setattr(agent._below, "execute", swallowed)
     with pytest.raises(OutcomeUnknownError, match="has not taken the task"):
         warm.run(COMMAND, module(""))
+
+
+def have_said(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch, say: Callable[[bytes, int], bytes]) -> None:
+    """Have the guest say something else of each task: ``say`` is given the task's number, and how much may be read."""
+    execute = agent._below.execute
+    tasks: dict[int, bytes] = {}
+
+    def executed(command: str, arguments: Any = None, **how: Any) -> Any:
+        if command == "guest-file-read" and arguments["handle"] in tasks:
+            data = say(tasks[arguments["handle"]], arguments["count"])
+            return {"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": False}
+        reply = execute(command, arguments, **how)
+        if command == "guest-file-open" and arguments["path"].endswith(".rc"):
+            tasks[reply] = Path(arguments["path"]).stem.encode()
+        return reply
+
+    monkeypatch.setattr(agent._below, "execute", executed)
+
+
+def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not fill this machine's memory, even if whoever looks by the file's name is told what is usual."""
+    warmed(warm)
+    said = []
+
+    def say(number: bytes, most: int) -> bytes:
+        if most != _warm_call._ANSWER:
+            return number + b" taken\n"
+        said.append(most)
+        return b"1 taken\n" * (most // 8)
+
+    have_said(agent, monkeypatch, say)
+    with pytest.raises(OutcomeUnknownError, match="makes no sense"):
+        warm.run(COMMAND, module("import time; time.sleep(30)"))
+    assert sum(said) < 1 << 20
+
+
+def test_nonsense_in_place_of_what_is_missing(
+    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was run, then, and the plain path is taken."""
+    warmed(warm)
+    have_said(agent, monkeypatch, lambda number, most: number + b" answer 11\narchive \xff\xfe\n")
+    assert warm.run(COMMAND, module("")) is None
+    assert warm.run("true", b"") is None
 
 
 def test_request_that_was_given_up_is_not_answered_to_the_next(

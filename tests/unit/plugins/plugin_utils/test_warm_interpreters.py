@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import random
+import socket
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -97,6 +100,37 @@ def test_descriptors_that_an_interpreter_sends_are_not_taken() -> None:
         zygote.sendmsg([_warm_wire.record(1, 0)], _warm_wire.rights([file.fileno()]))
         one.listen()
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def lingering() -> tuple[socket.socket, socket.socket]:
+    """Return a connection that takes 20 s to close, because the other end, which comes second, reads nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs = server.accept()[0]
+    ours.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(1 << 16))
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB])
+@pytest.mark.parametrize("heard", [True, False])
+def test_descriptors_that_take_long_to_close_keep_nobody(flags: int, heard: bool) -> None:
+    one, zygote = an_interpreter()
+    one.marker = "BECOME-SUCCESS-x"
+    connection, other = lingering()
+    with zygote, other:
+        zygote.sendmsg([b"x"], _warm_wire.rights([connection.fileno()]), flags)
+        connection.close()
+        began = time.monotonic()
+        if heard:
+            one.listen()
+            assert one.dead
+        one.close()
+        assert time.monotonic() - began < 10
+        assert other.recv(1)
 
 
 def test_interpreter_that_reads_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,26 @@ def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _warm_ser
             assert len(server.waiting) == 1
 
 
+def test_interpreter_that_reads_nothing_is_given_up(
+    server: _warm_server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long: there is nothing that would tell of it."""
+    one, zygote = an_interpreter()
+    server.interpreters["k"] = one
+    monkeypatch.setattr(_warm_interpreters, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(_warm_server, "START_SECONDS", 0.5)
+    (home / "7.rc").touch()
+    request = asked()
+    request.program = bytes(10_000_000)
+    with zygote:
+        server.take(7, request)
+        began = time.monotonic()
+        while one.tasks and time.monotonic() - began < 10:
+            server.act([one])
+            server.settle([one])
+    assert said(server, 7) == b"7 begun\n7 answer 6\nplain\n"
+
+
 def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import fcntl
+import functools
+import gc
 import os
 import stat
 import subprocess
@@ -18,7 +20,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
 from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool
-from ansible_collections.qemu.guest.plugins.plugin_utils import _kind, _warm
+from ansible_collections.qemu.guest.plugins.plugin_utils import _kind, _warm, _warm_start
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.warm import (
@@ -26,6 +28,7 @@ from ansible_collections.qemu.guest.tests.unit.warm import (
     LIBRARIES,
     SPOOL,
     STAYS,
+    full,
     module,
     plain,
     server_pid,
@@ -237,6 +240,23 @@ def test_starter_that_was_killed_is_not_in_the_way(
         assert warm.run(COMMAND, module("")) is None
         monkeypatch.undo()
     assert warm.run(COMMAND, module(""))
+
+
+def test_nothing_stays_open_without_room_for_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a user's processes take all of it."""
+    for name in ("modules.py", "prologue"):
+        (tmp_path / name).touch()
+    copy = _warm_start.Copy(["modules.py"])
+    os.umask(copy.umask)
+    copy.fingerprint.lost = False
+    monkeypatch.setattr(os, "fork", full)
+    gc.collect()
+    before = os.listdir("/proc/self/fd")
+    spawn = functools.partial(_warm_start.spawn, str(tmp_path), "modules.py", "python3", "")
+    for start in (spawn, functools.partial(copy.start, "modules.py")):
+        with pytest.raises(OSError, match="no room"):
+            start()
+        assert os.listdir("/proc/self/fd") == before
 
 
 def test_interpreter_that_is_missing_turns_nothing_else_off(
