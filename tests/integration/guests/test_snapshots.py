@@ -19,7 +19,14 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, guest_variables, look, until
+from ansible_collections.qemu.guest.tests.integration.harness import (
+    Ansible,
+    Run,
+    guest_variables,
+    look,
+    releases,
+    until,
+)
 from lab.vm import Guest
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
@@ -33,9 +40,9 @@ TOLD_SECONDS = 15
 LOST = "guest-exec may have run"
 
 
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    with Guest("bookworm", snapshots=True) as running:
+@pytest.fixture(scope="module", params=releases("bookworm"))
+def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    with Guest(request.param, snapshots=True) as running:
         running.wait_booted()
         running.wait_agent()
         yield running
