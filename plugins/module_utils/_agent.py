@@ -6,7 +6,7 @@
 ``Agent`` is what all else builds on; where its requests travel is the business of its subclasses. ``SocketAgent``
 speaks the protocol on a byte channel. It sends nothing but a sync until the agent has answered that sync, and syncs
 again after every timeout: QEMU keeps what is written while no agent listens and delivers it later, so a shutdown that
-seemed to fail today could run tomorrow.
+seemed to fail today could run tomorrow. A sync is all that is sent behind a request, where that has no answer for long.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ _SECONDS_TO_FAIL = 5.0
 
 # The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
 _IDLE_SECONDS = 0.5
+
+# After so long a silence it is found out whether there is an answer still to come: first, and then twice as long.
+_SILENT_SECONDS = 3.0
 
 _DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
 
@@ -303,6 +306,18 @@ class Agent(ABC):
             return None
 
 
+class _Probe:
+    """A sync, as ``data``, for a time when the agent says nothing: it may have lost what it was asked.
+
+    Agents answer in order. Where this one answers the sync, nothing more comes of what was asked before.
+    """
+
+    def __init__(self, request_id: str = "", sync_id: int = 0) -> None:
+        self.request_id = request_id
+        self.data = _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
+        self.was_sent = False
+
+
 class SocketAgent(Agent):
     """An agent at the other end of a byte channel."""
 
@@ -349,9 +364,13 @@ class SocketAgent(Agent):
             self._parser.limit = _commands.longest_reply(command, arguments)
             started = time.monotonic()
             channel.send(data, deadline)
-            reply, size = self._reply(channel, request_id, step, deadline)
-            left = step._replace(since=time.monotonic())
-            self.pace.note(len(data) + size, left.since - started)
+            # One that does not echo ids leaves open what is answered, and others have no answer.
+            probes = step.echoes_id and _commands.command(command).answers
+            probe = _Probe(self._next_id(step)) if probes else None
+            reply, size = self._reply(channel, request_id, step, deadline, probe)
+            if not (probe and probe.was_sent):  # else its answer is still to come
+                left = step._replace(since=time.monotonic())
+            self.pace.note(len(data) + size, time.monotonic() - started)
         except QgaError as exc:
             # What is slow may answer later; else the channel is gone, or nobody knows what is in it.
             if left is not step and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
@@ -361,22 +380,30 @@ class SocketAgent(Agent):
             channel.give(left)
         return reply
 
-    def _reply(self, channel: Channel, request_id: str, step: Step, deadline: Deadline) -> tuple[dict[str, Any], int]:
+    def _reply(
+        self, channel: Channel, request_id: str, step: Step, deadline: Deadline, probe: _Probe | None
+    ) -> tuple[dict[str, Any], int]:
         """Return the reply and its size in bytes."""
-        for line, _flushed in self._lines(channel, deadline):
+        for line, _flushed in self._lines(channel, deadline, probe):
             reply = _wire.decode_reply(line)
             if reply.get("id") == request_id:
                 return reply, len(line)
-            if "id" in reply:
+            if probe and reply.get("id") == probe.request_id:
+                raise OutcomeUnknownError(
+                    "the agent answers again, but not to this (it was restarted, or the guest went back to a snapshot)"
+                )
+            if "id" in reply or (probe and probe.was_sent and _is_about_sentinel(reply)):
                 continue  # somebody else's, or of a request given up before
             if step.echoes_id:
                 raise _unparsed(reply)
             return reply, len(line)
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
 
-    def _lines(self, channel: Channel, deadline: Deadline) -> Iterator[tuple[bytes, bool]]:
+    def _lines(self, channel: Channel, deadline: Deadline, probe: _Probe | None) -> Iterator[tuple[bytes, bool]]:
         """Yield lines until one is late: what was awaited may be among many that were not."""
         while True:
+            if probe:
+                _break_silence(channel, deadline, probe)
             for line in self._parser.feed(channel.recv(deadline)):
                 yield line
                 if deadline.expired:
@@ -420,10 +447,10 @@ class SocketAgent(Agent):
         self._parser.limit = _commands.longest_reply("guest-sync")
         sync_id = random.getrandbits(62)
         request_id = self._next_id(step)
-        delimited = _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
-        channel.send(delimited, deadline)
+        probe = _Probe(request_id, sync_id)
+        channel.send(probe.data, deadline)
         fallen_back = False
-        for reply in self._replies_amid_noise(channel, deadline):
+        for reply in self._replies_amid_noise(channel, deadline, probe):
             if request_id and reply.get("id") == request_id:
                 step = step._replace(echoes_id=True)
                 break
@@ -432,15 +459,20 @@ class SocketAgent(Agent):
                 break
             if step.takes_id and _refuses_id(reply):
                 step, request_id = step._replace(takes_id=False), ""
-                channel.send(_wire.encode_request("guest-sync-delimited", {"id": sync_id}, ""), deadline)
+                probe.data = _wire.encode_request("guest-sync-delimited", {"id": sync_id}, "")
+                channel.send(probe.data, deadline)
             # Once: a former client may have left the same error, and each sync has a reply.
             if not fallen_back and _lacks_delimited(reply):
                 fallen_back = True
-                channel.send(_wire.encode_request("guest-sync", {"id": sync_id}, request_id), deadline)
+                probe.data = _wire.encode_request("guest-sync", {"id": sync_id}, request_id)
+                channel.send(probe.data, deadline)
+        if probe.was_sent:  # so there is more to come than the answer to one
+            return self._sync(channel, step, deadline)
         return step._replace(since=time.monotonic())
 
-    def _replies_amid_noise(self, channel: Channel, deadline: Deadline) -> Iterator[dict[str, Any]]:
+    def _replies_amid_noise(self, channel: Channel, deadline: Deadline, probe: _Probe) -> Iterator[dict[str, Any]]:
         while True:
+            _break_silence(channel, deadline, probe)
             # Line by line, so that the end of somebody's giant reply does not hide what comes after it.
             for piece in io.BytesIO(channel.recv(deadline)):
                 # That, or the second half of a line that somebody else read the first half of.
@@ -476,6 +508,27 @@ class SocketAgent(Agent):
 
     def _next_id(self, step: Step) -> str:
         return f"{self._id_prefix}-{next(self._ids)}" if step.takes_id else ""
+
+
+def _break_silence(channel: Channel, deadline: Deadline, probe: _Probe) -> None:
+    """Wait until there is something to read, and send the probe now and then: it may get lost, too.
+
+    :raise OutcomeUnknownError: if it cannot be sent.
+    """
+    pause = _SILENT_SECONDS
+    while channel.is_silent(Deadline(min(pause, deadline.left()))) and not deadline.expired:
+        try:
+            channel.send(probe.data, deadline)
+        except ConnectError as exc:  # what was asked before has been sent
+            raise OutcomeUnknownError(exc.message) from None
+        probe.was_sent = True
+        pause *= 2
+
+
+def _is_about_sentinel(reply: Mapping[str, Any]) -> bool:
+    """Return whether this is what the agent says to the byte 0xFF, which no request has in it."""
+    error = reply.get("error")
+    return isinstance(error, dict) and "\ufffd" in str(error.get("desc"))
 
 
 def _unparsed(reply: Mapping[str, Any]) -> QgaError:

@@ -371,6 +371,10 @@ class Channel:
             except OSError as exc:
                 raise kind(f"the channel broke while sending: {exc.strerror or exc}") from exc
 
+    def is_silent(self, deadline: Deadline) -> bool:
+        """Return whether nothing comes until the deadline; that the other side has gone is something."""
+        return not self._poll(select.POLLIN, deadline)
+
     def recv(self, deadline: Deadline) -> bytes:
         """Return what has arrived, at least one byte.
 

@@ -130,7 +130,14 @@ class Call:
         except QgaError:  # the agent was restarted, or is silent for a while: see _look
             self._file = None
             return self._look()
+        if self._text and not self._text.startswith(b"%d " % self.number):
+            self._let_go()
+            return self._look()
         return self._found(self._text)
+
+    def _let_go(self) -> None:
+        """Do nothing more with the handle, not even close it: after a snapshot it is another's, who has it in use."""
+        self._file, self._text = None, b""
 
     def _look(self) -> bytes | None:
         """Look at the file anew, by its name, and make sure that an answer can still come.
@@ -149,6 +156,7 @@ class Call:
         if not there:
             raise unknown("what serves the interpreters in the guest ended while the task ran (was it rebooted?)")
         if text is None:
+            self._let_go()
             raise unknown("the guest knows nothing of the task any more (was it put back to a snapshot, or rebooted?)")
         if not self._says(text, b"taken") and time.monotonic() - self._since > _TAKE_SECONDS:
             raise unknown("the guest has not taken the task (was it put back to a snapshot, or does it hang?)")

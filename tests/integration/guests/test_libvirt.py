@@ -346,8 +346,29 @@ def saved(daemon: Daemon, domain: Domain) -> Any:
     return save
 
 
-@pytest.mark.parametrize("outage", ["suspended", "saved"])
-def test_domain_is_away_while_a_program_runs(
+@pytest.fixture
+def restarted(daemon: Daemon) -> Any:
+    return daemon.restart
+
+
+@pytest.fixture
+def frozen(daemon: Daemon) -> Any:
+    """Return a function that freezes the domain for a time, as a backup does."""
+
+    def freeze() -> None:
+        daemon.virsh("domfsfreeze", NAME)
+        time.sleep(4 * TIMEOUT)
+        daemon.virsh("domfsthaw", NAME)
+
+    return freeze
+
+
+OUTAGES = ("suspended", "saved", "restarted", "frozen")
+each_outage = pytest.mark.parametrize("outage", OUTAGES)
+
+
+@each_outage
+def test_domain_or_daemon_is_away_while_a_program_runs(
     agent: Agent, domain: Domain, outage: str, request: pytest.FixtureRequest
 ) -> None:
     away = request.getfixturevalue(outage)
@@ -359,11 +380,11 @@ def test_domain_is_away_while_a_program_runs(
     assert (result.rc, result.stdout) == (0, b"end\n")
 
 
-@pytest.mark.parametrize("outage", ["suspended", "saved", "restarted"])
+@each_outage
 def test_domain_or_daemon_is_away_while_a_file_is_written(
-    agent: Agent, domain: Domain, daemon: Daemon, outage: str, request: pytest.FixtureRequest
+    agent: Agent, domain: Domain, outage: str, request: pytest.FixtureRequest
 ) -> None:
-    away = daemon.restart if outage == "restarted" else request.getfixturevalue(outage)
+    away = request.getfixturevalue(outage)
     content = os.urandom(3_000_000)
     copied: list[int] = []
     done = in_background(lambda: copy_in(agent, io.BytesIO(content), "/srv/away", progress=copied.append))
@@ -371,6 +392,52 @@ def test_domain_or_daemon_is_away_while_a_file_is_written(
     away()
     assert done().size == len(content)
     assert look(domain, "sha256sum </srv/away") == f"{hashlib.sha256(content).hexdigest()}  -\n"
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "warm": {},
+    "runner": {"ansible_qga_warm_python": False},
+    "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
+}
+
+
+@pytest.mark.whole
+@each_outage
+@pytest.mark.parametrize("way", WAYS)
+def test_domain_or_daemon_is_away_while_a_task_runs(
+    make_guest: Any, domain: Domain, agent: Agent, way: str, outage: str, request: pytest.FixtureRequest
+) -> None:
+    away = request.getfixturevalue(outage)
+    ansible = make_guest(ansible_qga_timeout=30, **WAYS[way])
+    ansible.adhoc("ansible.builtin.command", "true")  # what is to stay in the guest is there now
+    look(domain, "rm -f /run/on /run/off")
+    program = "touch /run/on; until [ -e /run/off ]; do sleep 1; done; echo end of the task"
+    with ansible.start("ansible", "all", "-m", "ansible.builtin.shell", "-a", program) as process:
+        until(lambda: look(domain, "ls /run/on 2>/dev/null || :"), 120, "the task runs")
+        away()
+        look(domain, "touch /run/off")
+        output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0 and "\nend of the task\n" in output, output
+
+
+@pytest.mark.whole
+@each_outage
+def test_domain_or_daemon_is_away_while_a_task_copies(
+    make_guest: Any, domain: Domain, agent: Agent, outage: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    away = request.getfixturevalue(outage)
+    content = os.urandom(10_000_000)
+    (tmp_path / "big").write_bytes(content)
+    look(domain, "rm -f /srv/big")
+    arguments = ["all", "-m", "ansible.builtin.copy", "-a", f"src={tmp_path}/big dest=/srv/big"]
+    with make_guest(ansible_qga_timeout=30).start("ansible", *arguments) as process:
+        grows = "find /srv /root/.ansible -xdev -type f -size +500k 2>/dev/null || :"
+        until(lambda: look(domain, grows), 120, "the copy has begun")
+        away()
+        output = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, output
+    assert look(domain, "sha256sum </srv/big") == f"{hashlib.sha256(content).hexdigest()}  -\n"
+    assert look(domain, "ls -A /root/.ansible/tmp") == ""
 
 
 def test_commands_that_do_not_answer(domain: Domain, agent: Agent) -> None:

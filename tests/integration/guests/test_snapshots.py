@@ -19,7 +19,14 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, guest_variables, look, until
+from ansible_collections.qemu.guest.tests.integration.harness import (
+    Ansible,
+    Run,
+    guest_variables,
+    look,
+    releases,
+    until,
+)
 from lab.vm import Guest
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
@@ -33,9 +40,9 @@ TOLD_SECONDS = 15
 LOST = "guest-exec may have run"
 
 
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    with Guest("bookworm", snapshots=True) as running:
+@pytest.fixture(scope="module", params=releases("bookworm"))
+def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    with Guest(request.param, snapshots=True) as running:
         running.wait_booted()
         running.wait_agent()
         yield running
@@ -122,6 +129,7 @@ def test_reverted_to_another_task_while_a_task_runs(ansible: Ansible, guest: Gue
     works(ansible, "D")
 
 
+@pytest.mark.whole
 def test_reverted_to_before_a_task_while_it_runs(ansible: Ansible, guest: Guest) -> None:
     guest.save("idle")
     with running(ansible, guest, "B") as task:
@@ -131,6 +139,7 @@ def test_reverted_to_before_a_task_while_it_runs(ansible: Ansible, guest: Guest)
     works(ansible, "C")
 
 
+@pytest.mark.whole
 def test_reverted_in_a_task_that_goes_on(ansible: Ansible, guest: Guest) -> None:
     """It was saved while it ran, and runs again from there. Its end may be told, or that it was lost."""
     with running(ansible, guest, "A") as task:
@@ -143,7 +152,7 @@ def test_reverted_in_a_task_that_goes_on(ansible: Ansible, guest: Guest) -> None
     works(ansible, "C")
 
 
-@pytest.mark.parametrize("seconds", [0, 1, 7])
+@pytest.mark.parametrize("seconds", [0, *(pytest.param(late, marks=pytest.mark.whole) for late in (1, 7))])
 def test_reverted_between_tasks(ansible: Ansible, guest: Guest, seconds: int) -> None:
     """The next one starts anew and says nothing: no handle and no number of before is of use."""
     guest.save("between")
@@ -155,6 +164,7 @@ def test_reverted_between_tasks(ansible: Ansible, guest: Guest, seconds: int) ->
     works(ansible, "D")
 
 
+@pytest.mark.whole
 def test_reverted_to_a_task_after_another(ansible: Ansible, guest: Guest) -> None:
     with running(ansible, guest, "A") as task:
         guest.save("under-A")
@@ -168,6 +178,7 @@ def test_reverted_to_a_task_after_another(ansible: Ansible, guest: Guest) -> Non
         works(ansible, text)
 
 
+@pytest.mark.whole
 def test_paused_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
     with running(ansible, guest, "A") as task:
         guest.qmp("stop")
@@ -184,7 +195,11 @@ def test_paused_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
 WAITS = "the guest is frozen; waiting up to"
 
 
-def backup(guest: Guest, seconds: float = 8.0) -> None:
+# Where something temporary may be.
+TEMPORARY = "find /srv /tmp /var/tmp -xdev; { ls -A /root/.ansible/tmp; ls -d /run/qemu-guest.*; } 2>/dev/null || :"
+
+
+def backup(guest: Guest, seconds: float = 20.0) -> None:
     """Freeze the guest for a time, as another client that has its turn on the channel."""
     with open_agent(str(guest.agent_socket), 60) as agent:
         agent.execute("guest-fsfreeze-freeze")
@@ -204,21 +219,26 @@ def test_backup_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
     works(ansible, "B")
 
 
+@pytest.mark.whole
 def test_backup_while_qga_exec_runs(ansible: Ansible, guest: Guest) -> None:
     options = json.dumps({"shell": waiting("A"), "timeout": 600})
+    before = look(guest, TEMPORARY)
     with running(ansible, guest, "A", ["all", "-m", "qemu.guest.qga_exec", "-a", options]) as task:
         backup(guest)
         task.let_go()
         run = task.ended()
     assert run.rc == 0 and '"stdout": "output of A\\n"' in run.output, run.output
+    assert look(guest, TEMPORARY) == before
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("module", ["ansible.builtin.copy", "qemu.guest.qga_file"])
 def test_backup_while_a_file_is_copied(ansible: Ansible, guest: Guest, tmp_path: Path, module: str) -> None:
     content = os.urandom(30_000_000)
     (tmp_path / "big").write_bytes(content)
     where = {"src": str(tmp_path / "big"), "dest" if module.endswith("copy") else "path": "/srv/big"}
     look(guest, "rm -f /srv/big")
+    before = look(guest, TEMPORARY)
     arguments = ["all", "-m", module, "-a", " ".join(f"{name}={value}" for name, value in where.items())]
     with ansible.start("ansible", *arguments) as process:
         # Wherever it is written to, it is there in megabytes.
@@ -229,9 +249,12 @@ def test_backup_while_a_file_is_copied(ansible: Ansible, guest: Guest, tmp_path:
     assert run.rc == 0, run.output
     assert WAITS in run.message, "it was frozen in the middle"
     digest = hashlib.sha256(content).hexdigest()
-    assert look(guest, "sha256sum </srv/big; ls -A /srv") == f"{digest}  -\nbig\n"
+    assert look(guest, "sha256sum </srv/big") == f"{digest}  -\n"
+    look(guest, "rm /srv/big")
+    assert look(guest, TEMPORARY) == before
 
 
+@pytest.mark.whole
 def test_backup_that_does_not_end_is_told(ansible: Ansible, guest: Guest) -> None:
     """It is the task that may have run; that a question after it was not is nothing to the user."""
     frozen_timeout = ["-e", '{"ansible_qga_frozen_timeout": 5}']

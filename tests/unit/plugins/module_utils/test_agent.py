@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -603,6 +603,88 @@ def test_guest_that_takes_no_more_data(tmp_path: Path) -> None:
         server.hears.set()
         assert agent.execute(OPEN, {"path": "2"}) == 2
         assert server.work == ["guest-ping", OPEN]
+
+
+# A guest that went back to a snapshot has lost what it was asked. Its agent says nothing, and all else works.
+
+
+@pytest.fixture
+def _soon_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that is silent is asked very soon whether it is there."""
+    monkeypatch.setattr(_agent, "_SILENT_SECONDS", 0.05)
+
+
+def loses(session: Session, request: Any) -> None:
+    """Never answer, and let no time pass."""
+
+
+def is_slow(session: Session, request: Any) -> None:
+    """Answer when the client has sent something more."""
+    more = session.listens_for(30)
+    answers(session, request)
+    session.server.half = session._take(more)
+
+
+@pytest.mark.usefixtures("_soon_asked")
+@pytest.mark.parametrize("lost_probes", [0, 2])
+def test_request_that_was_lost_is_told_soon(scripted: Start, connect: Connect, lost_probes: int) -> None:
+    server = scripted(FILE)
+    agent = connect(server)
+    agent.execute("guest-ping")
+    server.then(OPEN, loses)
+    server.then(SYNC, *[loses] * lost_probes)
+    with pytest.raises(OutcomeUnknownError, match="may have run: the agent answers again, but not to this"):
+        agent.execute(OPEN, {"path": "1"})
+    assert agent.execute(OPEN, {"path": "2"}) == 2
+    assert agent.execute(OPEN, {"path": "3"}) == 3
+    assert server.work == ["guest-ping", OPEN, OPEN, OPEN]
+
+
+@pytest.mark.usefixtures("_soon_asked")
+def test_question_that_was_lost_is_asked_again(scripted: Start, connect: Connect) -> None:
+    server = scripted()
+    server.then("guest-ping", loses)
+    assert connect(server).execute("guest-ping") == {}
+    assert server.work == ["guest-ping"] * 2
+
+
+@pytest.mark.usefixtures("_soon_asked")
+@pytest.mark.parametrize("blocked", [(), (SYNC,)])
+@pytest.mark.parametrize("takes_id", [True, False])
+@pytest.mark.parametrize("echoes_id", [True, False])
+def test_sync_that_was_lost_is_sent_again(
+    scripted: Start, connect: Connect, echoes_id: bool, takes_id: bool, blocked: tuple[str, ...]
+) -> None:
+    disabled = {name: RELEASES["7.2"].disabled.format(name) for name in blocked}
+    server = scripted(FILE, echoes_id=echoes_id, takes_id=takes_id, blocked=disabled)
+    server.then(SYNC, loses, answers, loses)
+    server.then(OLD_SYNC, loses)
+    agent = connect(server)
+    assert [agent.execute(OPEN, {"path": str(number)}) for number in range(3)] == [0, 1, 2]
+    assert server.work == [OPEN] * 3
+
+
+@pytest.mark.usefixtures("_soon_asked")
+def test_slow_answer_is_taken(scripted: Start, connect: Connect) -> None:
+    server = scripted(FILE)
+    server.then(OPEN, is_slow, is_slow)
+    agent = connect(server)
+    assert [agent.execute(OPEN, {"path": str(number)}) for number in range(4)] == [0, 1, 2, 3]
+    assert server.work == [OPEN] * 4
+    assert len(server.received) == 1, "on the same channel"
+
+
+@pytest.mark.usefixtures("_soon_asked")
+@pytest.mark.parametrize(("command", "echoes_id"), [(OPEN, False), ("guest-shutdown", True)])
+def test_nothing_is_sent_into_silence_where_no_answer_would_tell(
+    tmp_path: Path, command: str, echoes_id: bool
+) -> None:
+    """An agent that does not echo ids, and a command that answers only if it fails."""
+    with Scripted(tmp_path / "agent.sock", FILE, echoes_id=echoes_id) as server:
+        server.then(command, loses)
+        with open_agent(str(server.path), 0.5) as agent, suppress(OutcomeUnknownError):
+            agent.execute(command, {"path": "1"} if command == OPEN else {})
+        assert server.commands == [SYNC, command]
 
 
 class Interruption(BaseException):

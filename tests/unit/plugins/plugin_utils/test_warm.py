@@ -186,21 +186,23 @@ def test_guest_that_is_put_back_between_tasks(agent: RunnerAgent, warm: WarmPyth
     assert result and result.stdout == b"next\n"
 
 
-@pytest.mark.parametrize("handles", ["known", "unknown", "another's"])
+@pytest.mark.parametrize("handles", ["known", "unknown", "another's", "another's, of nothing"])
 def test_guest_that_is_put_back_during_a_task(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, tmp_path: Path, handles: str
 ) -> None:
     """What the guest knows nothing of any more is lost, and that is said within seconds."""
     warmed(warm)
     others = tmp_path / "others"
-    others.write_text("4711 answer 4\n0 - -\n")
+    others.write_text("" if handles.endswith("nothing") else "4711 answer 4\n0 - -\n")
+    are_others: set[int] = set()
 
     def put_back() -> None:
         for path in (guest.runner / SPOOL).glob("*.rc"):
             path.unlink()
         if handles == "unknown":
             guest.files.clear()
-        elif handles == "another's":
+        elif handles != "known":
+            are_others.update(guest.files)
             for number in guest.files:
                 guest.files[number] = os.open(others, os.O_RDONLY)
 
@@ -209,6 +211,7 @@ def test_guest_that_is_put_back_during_a_task(
     with pytest.raises(OutcomeUnknownError, match=r"put back to a snapshot.*Look at the guest before you repeat it"):
         warm.run(COMMAND, module("import time; time.sleep(30); print('of another time')"))
     assert time.monotonic() - began < 15
+    assert are_others <= set(guest.files), "they are closed by nobody else"
     result = warm.run(COMMAND, module("print('next')"))
     assert result and result.stdout == b"next\n"
 
