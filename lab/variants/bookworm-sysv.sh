@@ -12,18 +12,18 @@ apt-get -q -o Acquire::Check-Valid-Until=false update
 apt-get -q -y --no-install-recommends --allow-remove-essential install sysvinit-core systemd-sysv-
 sed -i '/^[1-6]:.*getty/d' /etc/inittab
 echo 'S0:2345:respawn:/sbin/agetty --autologin root --noissue --keep-baud 115200 ttyS0 dumb' >>/etc/inittab
-# What the first agetty is given up for is the same as with systemd: see the recipe of the release.
 sed -i 's/,x-systemd.device-timeout=60s//' /etc/fstab
-# QEMU's own network, without a client of DHCP.
-cat >/etc/rc.local <<'END'
+# QEMU's own network, without a client of DHCP; and sshd, which the release's recipe leaves to systemd.
+cat >/usr/local/sbin/network <<'END'
 #!/bin/sh
-[ ! -e /sys/class/net/eth0 ] || {
-    ip link set eth0 up
-    ip address add 10.0.2.15/24 dev eth0
-    ip route add default via 10.0.2.2
-}
-exit 0
+until [ -e /sys/class/net/eth0 ]; do sleep 1; done
+ip link set eth0 up
+ip address add 10.0.2.15/24 dev eth0
+ip route add default via 10.0.2.2
+mkdir -p /run/sshd
+/usr/sbin/sshd
 END
-chmod 0755 /etc/rc.local
+chmod 0755 /usr/local/sbin/network
+echo 'N0:2345:once:/usr/local/sbin/network' >>/etc/inittab
 rm -rf /var/lib/apt/lists/*
 rm -f /usr/sbin/policy-rc.d
