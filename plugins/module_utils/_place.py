@@ -73,7 +73,7 @@ if [ "$PWD" != "$d" ]; then
         exit 1
     fi
 fi
-"""
+""".replace("    ", "")  # it travels with each file
 """Shell text that enters the directory C(d), and refuses to be led astray by a link of an unprivileged user."""
 
 SAFE = r"""

@@ -224,7 +224,7 @@ def test_library_that_was_replaced_is_seen(tmp_path: Path) -> None:
 def test_module_of_the_standard_library_that_was_replaced_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a package, whose directory is not one of sys.path."""
+    """In a package: that changes no directory of sys.path."""
     package = tmp_path / "package"
     package.mkdir()
     loaded = ModuleType("package.module")
