@@ -115,7 +115,7 @@ def mapped_files() -> Iterator[str]:
 
 
 def library_modules() -> set[str]:
-    """Return the files of what was loaded of the standard library's packages. Of all else, a directory in sys.path tells.
+    """Return the files of what was loaded of the standard library's packages. Of all else, sys.path's directories tell.
 
     The directory of a package changes as well when Python first keeps there what it has compiled.
     """
