@@ -79,7 +79,6 @@ class Fingerprint:
         mapped = set(mapped_files())
         beside = os.path.dirname(sys.executable)
         paths = {*mapped, *sys.path, *LOCALES, sys.executable, f"{beside}/pyvenv.cfg", f"{beside}/../pyvenv.cfg"}
-        paths.update(library_modules())
         if any("libcrypto" in path for path in mapped):
             paths.update(CRYPTO, filter(None, [os.environ.get("OPENSSL_CONF")]))
         self.lost = self.lost or any(path.endswith(" (deleted)") for path in mapped)
@@ -112,16 +111,6 @@ def mapped_files() -> Iterator[str]:
             path = line.rstrip("\n").partition("/")[2]
             if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # memory that is shared
                 yield f"/{path}"
-
-
-def library_modules() -> set[str]:
-    """Return the files of what was loaded of the standard library's packages. Of all else, sys.path's directories tell.
-
-    The directory of a package changes as well when Python first keeps there what it has compiled.
-    """
-    library = os.path.dirname(os.__file__)
-    files = (getattr(module, "__file__", None) for module in [*sys.modules.values()])
-    return {file for file in files if file and file.startswith(f"{library}/") and os.path.dirname(file) != library}
 
 
 class Flags(tuple):  # type: ignore[type-arg]
