@@ -69,11 +69,11 @@ if [ "$PWD" != "$d" ]; then
         esac
     done
     if [ "$p" != "${PWD%/}" ]; then
-        echo "a link on the way to $d, which an unprivileged user can exchange, leads to what is not that user's" >&2
+        echo "a link on the way to $d, which an unprivileged user can exchange, leads elsewhere" >&2
         exit 1
     fi
 fi
-"""
+""".replace("    ", "")  # it travels with each file
 """Shell text that enters the directory C(d), and refuses to be led astray by a link of an unprivileged user."""
 
 SAFE = r"""

@@ -79,7 +79,6 @@ class Fingerprint:
         mapped = set(mapped_files())
         beside = os.path.dirname(sys.executable)
         paths = {*mapped, *sys.path, *LOCALES, sys.executable, f"{beside}/pyvenv.cfg", f"{beside}/../pyvenv.cfg"}
-        paths.update(library_directories())
         if any("libcrypto" in path for path in mapped):
             paths.update(CRYPTO, filter(None, [os.environ.get("OPENSSL_CONF")]))
         self.lost = self.lost or any(path.endswith(" (deleted)") for path in mapped)
@@ -112,13 +111,6 @@ def mapped_files() -> Iterator[str]:
             path = line.rstrip("\n").partition("/")[2]
             if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # memory that is shared
                 yield f"/{path}"
-
-
-def library_directories() -> set[str]:
-    """Return the directories of the standard library from which modules were loaded: an upgrade changes them."""
-    library = os.path.dirname(os.__file__)
-    files = (getattr(module, "__file__", None) for module in [*sys.modules.values()])
-    return {os.path.dirname(file) for file in files if file and file.startswith(f"{library}/")}
 
 
 class Flags(tuple):  # type: ignore[type-arg]

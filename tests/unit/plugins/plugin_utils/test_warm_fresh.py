@@ -15,7 +15,6 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -219,24 +218,6 @@ def test_library_that_was_replaced_is_seen(tmp_path: Path) -> None:
     (tmp_path / "new").replace(library)
     assert fingerprint.changed()
     assert _warm_fresh.Fingerprint().changed(), "of one that begins only then, too: what it has mapped is gone"
-
-
-def test_module_of_the_standard_library_that_was_replaced_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a package, whose directory is not one of sys.path."""
-    package = tmp_path / "package"
-    package.mkdir()
-    loaded = ModuleType("package.module")
-    loaded.__file__ = str(package / "module.py")
-    monkeypatch.setattr(os, "__file__", str(tmp_path / "os.py"))
-    monkeypatch.setitem(sys.modules, "package.module", loaded)
-    fingerprint = _warm_fresh.Fingerprint()
-    fingerprint.lost = False
-    assert not fingerprint.changed()
-    (package / "new").write_text("another")
-    (package / "new").replace(package / "module.py")
-    assert fingerprint.changed()
 
 
 @pytest.mark.parametrize("what", ["LOCALES", "CRYPTO"])
