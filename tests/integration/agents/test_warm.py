@@ -140,7 +140,7 @@ def test_place_that_tasks_worked_in_is_not_kept(agent: LooseAgent, ansible: Ansi
     """So that a task after them can unmount it."""
     there = {"args": {"chdir": place}}
     facts = {"ansible.builtin.setup": {"gather_subset": "!all"}}
-    tasks = [{**WHO, **there}, {"ansible.builtin.shell": "pwd", **there}, facts]
+    tasks: list[dict[str, Any]] = [{**WHO, **there}, {"ansible.builtin.shell": "pwd", **there}, facts]
     held = {"ansible.builtin.shell": HELD.format(place), "register": "held", "failed_when": "held.stdout != ''"}
     assert play(ansible, *tasks, *tasks, held).recap["vm"]["ok"] == 7
 
