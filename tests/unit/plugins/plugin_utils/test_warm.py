@@ -260,7 +260,7 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
         if most != _warm_call._ANSWER:
             return number + b" taken\n"
         said.append(most)
-        return b"1 taken\n" * (most // 8)
+        return (number + b" taken\n") * (most // 24)
 
     have_said(agent, monkeypatch, say)
     with pytest.raises(OutcomeUnknownError, match="makes no sense"):
