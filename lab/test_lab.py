@@ -62,9 +62,14 @@ def gone(condition: Callable[[], bool]) -> bool:
 
 # Run by several processes, each boots its own.
 EACH = [pytest.param(release, marks=pytest.mark.xdist_group(release)) for release in image.RELEASES]
+NEWEST = list(image.RELEASES)[-1]
+EACH_GUEST = [
+    pytest.param(release, marks=[pytest.mark.xdist_group(release), *([pytest.mark.whole] if release != NEWEST else [])])
+    for release in image.RELEASES
+]
 
 
-@pytest.fixture(scope="module", params=EACH)
+@pytest.fixture(scope="module", params=EACH_GUEST)
 def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     with Guest(request.param) as running:
         running.wait_agent()
