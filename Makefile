@@ -17,7 +17,7 @@ help:  ## this list
 demo:  ## boot a guest without a network and configure it with a playbook
 	@tests/tools/with core-2.19 python -m lab.demo
 
-quick:  ## two minutes: lint, most unit tests on one core, and one real agent
+quick:  ## a first answer: lint, most unit tests on one core, and commands with real agents
 	$(RUN) venvs lint quick
 
 test:  ## everything below up to "guests", and totals

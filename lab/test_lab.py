@@ -177,7 +177,7 @@ input()"""
     starter = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert starter.stdout is not None
     uuid, directory = starter.stdout.readline().decode().split()
-    assert running(uuid) >= 1 and running(f"{directory}/pid") >= 1
+    assert running(uuid) == 1 and running(f"{directory}/pid") >= 1
     starter.kill()
     starter.communicate()
     assert gone(lambda: not running(uuid) and not running(directory))

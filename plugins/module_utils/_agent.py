@@ -312,7 +312,7 @@ class _Probe:
     Agents answer in order. Where this one answers the sync, nothing more comes of what was asked before.
     """
 
-    def __init__(self, request_id: str = "", sync_id: int = 0) -> None:
+    def __init__(self, request_id: str, sync_id: int = 0) -> None:
         self.request_id = request_id
         self.data = _wire.SENTINEL + _wire.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
         self.was_sent = False

@@ -162,6 +162,14 @@ def releases(*usual: str) -> Sequence[str]:
     return os.environ.get("QEMU_GUEST_RELEASES", "").split() or usual
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "warm": {},
+    "runner": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False},
+    "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
+}
+"""Host variables of each way to run programs, by its name."""
+
+
 def guest_variables(subject: Subject, socket: Path | None = None) -> dict[str, Any]:
     """Return the variables of a host that is the guest itself, connected to through its agent (or that `socket`)."""
     return {

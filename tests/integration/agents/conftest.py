@@ -27,13 +27,13 @@ def release(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# Where what is tested is not the agent but what runs in the guest: the oldest and the newest system.
+ENDS = ("bullseye", "sid")
+"""The oldest and the newest."""
+
+# Where what is tested is not the agent but what runs in the guest.
 oldest_and_newest = pytest.mark.parametrize(
     "release",
-    [
-        release if release in ("bullseye", "sid") else pytest.param(release, marks=pytest.mark.whole)
-        for release in image.RELEASES
-    ],
+    [release if release in ENDS else pytest.param(release, marks=pytest.mark.whole) for release in image.RELEASES],
     indirect=True,
 )
 

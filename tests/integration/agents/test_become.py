@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.tests.integration.agents.test_connection import WAYS
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import Run, guest_variables, look
+from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Run, guest_variables, look
 from lab.agent import LooseAgent
 
 # Root is not asked, so the programs that ask are started by another user. PAM writes down what is tried.

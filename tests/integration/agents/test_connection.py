@@ -17,20 +17,12 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.tests.integration.harness import look, releases, until
+from ansible_collections.qemu.guest.tests.integration.harness import WAYS, look, releases, until
 from ansible_collections.qemu.guest.tests.integration.ordinary import check_ordinary_play
 from lab import image
 from lab.agent import LooseAgent
 
 MEGABYTE = 1_000_000
-
-
-WAYS: dict[str, dict[str, Any]] = {
-    "warm": {},
-    "runner": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False},
-    "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
-}
-
 
 # By each way; the usual one with all releases, the others with the oldest or the newest.
 PLAYS = [

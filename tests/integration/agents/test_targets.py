@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.qemu.guest.tests.integration.agents.conftest import ENDS
 from ansible_collections.qemu.guest.tests.integration.commands import targets_of_modules
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import run_target
@@ -19,8 +20,6 @@ from lab.agent import DANGEROUS, LooseAgent
 
 # Where, and whether with warm Python.
 WAYS = {"guest": ("guest", True), "guest-plain": ("guest", False), "hypervisor": ("hypervisor", True)}
-# On the hypervisor, the same operations run in a process of their own each: the oldest and the newest agent will do.
-ENDS = ("bullseye", "sid")
 
 
 @pytest.fixture
@@ -38,6 +37,7 @@ def scratch(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("target", targets_of_modules(in_guests=False))
 def test_module(target: str, way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, scratch: Path) -> None:
     place, warm = WAYS[way]
+    # On the hypervisor, the same operations run in a process of their own each.
     subjects = {name: agent for name, agent in agents.items() if way == "guest" or name in ENDS}
     variables = {"scratch": str(scratch), "disabled_command": DANGEROUS[-1], "ansible_qga_warm_python": warm}
     run_target(make_ansible, target, place, subjects, **variables)

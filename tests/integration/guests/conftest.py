@@ -69,6 +69,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @contextmanager
+def booted(release: str, **options: Any) -> Iterator[Guest]:
+    """A guest of the test's own, with these options of ``Guest``: it is up, and its agent listens."""
+    with Guest(release, **options) as guest:
+        guest.wait_booted()
+        guest.wait_agent()
+        yield guest
+
+
+@contextmanager
 def blocked(guest: Guest, commands: str) -> Iterator[None]:
     """The guest's administrator does not allow the agent these commands."""
     key = "blacklist" if guest.release == "bullseye" else "block-rpcs"

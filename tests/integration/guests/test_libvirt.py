@@ -35,7 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import Ansible, in_background, look, until
+from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Ansible, in_background, look, until
 from lab.libvirt import Daemon, Domain
 
 NAME = "web 1"
@@ -392,13 +392,6 @@ def test_domain_or_daemon_is_away_while_a_file_is_written(
     away()
     assert done().size == len(content)
     assert look(domain, "sha256sum </srv/away") == f"{hashlib.sha256(content).hexdigest()}  -\n"
-
-
-WAYS: dict[str, dict[str, Any]] = {
-    "warm": {},
-    "runner": {"ansible_qga_warm_python": False},
-    "guest-exec": {"ansible_qga_exec_method": "guest-exec"},
-}
 
 
 @pytest.mark.whole

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.elsewhere import CONNECTION
-from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES, blocked
+from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES, blocked, booted
 from ansible_collections.qemu.guest.tests.integration.harness import HERE, Ansible, guest_variables, look
 from ansible_collections.qemu.guest.tests.integration.ordinary import ordinary_variables
 from ansible_collections.qemu.guest.tests.integration.parity import MORE, TARGETS, WHOLE, compare
@@ -36,17 +36,9 @@ dpkg-query -W -f "$f" $p >deb/DEBIAN/control && dpkg-deb -b deb agent.deb
 """
 
 
-@contextmanager
-def booted() -> Iterator[Guest]:
-    with Guest(RELEASES[-1], nic="user") as guest:
-        guest.wait_booted()
-        guest.wait_agent()
-        yield guest
-
-
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    with booted() as guest, blocked(guest, EXEC):
+    with booted(RELEASES[-1], nic="user") as guest, blocked(guest, EXEC):
         yield guest
 
 
@@ -54,7 +46,7 @@ def guest() -> Iterator[Guest]:
 def over_ssh() -> Iterator[Callable[[], Guest]]:
     """Returns a guest that is as the other was, and has seen the same targets since, those whose end is known aside."""
     with ExitStack() as stack:
-        yield functools.cache(lambda: stack.enter_context(booted()))
+        yield functools.cache(lambda: stack.enter_context(booted(RELEASES[-1], nic="user")))
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES
+from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES, booted
 from ansible_collections.qemu.guest.tests.integration.harness import (
     HERE,
     ROOT,
@@ -28,20 +27,15 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
 )
 from lab.vm import Guest
 
+STAYS = {"extra_args": ["-no-shutdown"]}
+"""Options of a guest whose QEMU stays when it ends."""
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[Guest]:
     """A guest with the newest agent, for the tests that end it one after the other."""
-    with booted(RELEASES[-1]) as guest:
-        yield guest
-
-
-@contextmanager
-def booted(release: str) -> Iterator[Guest]:
-    with Guest(release, extra_args=["-no-shutdown"]) as guest:
-        up(guest)
+    with booted(RELEASES[-1], **STAYS) as guest:
         yield guest
 
 
@@ -64,7 +58,7 @@ def start_again(guest: Guest) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 def test_targets(release: str, make_ansible: MakeAnsible) -> None:
     """Both targets on the guest itself; on its hypervisor, the one that leaves it running."""
-    with booted(release) as guest:
+    with booted(release, **STAYS) as guest:
         given = {"qmp_address": str(guest.qmp_socket)}
         for target, variables in (
             ("qga_suspend", hypervisor_variables(guest)),

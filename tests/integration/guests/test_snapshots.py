@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.guests.conftest import booted
 from ansible_collections.qemu.guest.tests.integration.harness import (
     Ansible,
     Run,
@@ -42,9 +43,7 @@ LOST = "guest-exec may have run"
 
 @pytest.fixture(scope="module", params=releases("bookworm"))
 def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
-    with Guest(request.param, snapshots=True) as running:
-        running.wait_booted()
-        running.wait_agent()
+    with booted(request.param, snapshots=True) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.guests.conftest import blocked
+from ansible_collections.qemu.guest.tests.integration.guests.conftest import blocked, booted
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
 from ansible_collections.qemu.guest.tests.integration.parity import WAYS, compare
 from lab.vm import Guest
@@ -21,9 +21,7 @@ pytestmark = pytest.mark.whole
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    with Guest("bookworm-sysv", nic="user") as guest:
-        guest.wait_booted()
-        guest.wait_agent()
+    with booted("bookworm-sysv", nic="user") as guest:
         yield guest
 
 
