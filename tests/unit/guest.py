@@ -124,14 +124,18 @@ class Guest:
 
     def open(self, arguments: Mapping[str, Any]) -> int:
         path, mode = str(self.directory / self._here(arguments["path"])), arguments.get("mode", "r")
-        new = not os.path.exists(path)
+        flags = _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            descriptor = os.open(path, _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                descriptor = os.open(path, flags & ~os.O_CREAT)
+            except FileNotFoundError:
+                if not flags & os.O_CREAT:
+                    raise
+                descriptor = os.open(path, flags | os.O_EXCL)  # only what it creates itself gets this mode
+                os.fchmod(descriptor, 0o666)
         except OSError as exc:
             text = f"failed to open file '{arguments['path']}' (mode: '{mode}'): {exc.strerror}"
             raise AgentError(text) from exc
-        if new:
-            os.fchmod(descriptor, 0o666)
         self.handle += 1
         self.files[self.handle] = descriptor
         return self.handle
