@@ -252,10 +252,10 @@ from ansible.utils.display import Display
 from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
 
 with kept_bytecode():
-    from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
-    from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
-    from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, Address, parse_address
-    from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.address import FORMS, Address, parse_address
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
         AddressError,
         CommandUnavailable,
         ConnectError,
@@ -265,12 +265,15 @@ with kept_bytecode():
         ProtocolError,
         QgaError,
     )
-    from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, can_run_programs, finish
-    from ansible_collections.qemu.guest.plugins.module_utils._files import Progress
-    from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-    from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
-    from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
-    from ansible_collections.qemu.guest.plugins.module_utils._words import printable
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
+    from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
+    from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
+        ExecResult,
+        can_run_programs,
+        finish,
+    )
+    from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
     from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
         Asking,
         asking,
@@ -278,9 +281,11 @@ with kept_bytecode():
         refused,
         without_marker,
     )
-    from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
-    from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+    from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
+    from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+    from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
+    from ansible_collections.qemu.guest.plugins.plugin_utils._ssh_forward import connect, forwarded
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 
 display = Display()
 
@@ -368,7 +373,7 @@ class Connection(ConnectionBase):
         if not os.path.exists(local):
             raise AnsibleFileNotFound(f"there is no file {to_text(in_path)} to copy to the guest")
         with kept_bytecode():  # by who copies, not by each task
-            from ansible_collections.qemu.guest.plugins.module_utils._transfer import put
+            from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import put
         with open(local, "rb") as source:
             started = time.monotonic()
             size = self._guarded(
@@ -380,7 +385,7 @@ class Connection(ConnectionBase):
         """Copy the guest's file ``in_path`` to the controller's ``out_path``."""
         super().fetch_file(in_path, out_path)
         with kept_bytecode():
-            from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch
+            from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch
         with open(to_bytes(out_path, errors="surrogate_or_strict"), "w+b") as sink:
             started = time.monotonic()
             try:

@@ -40,7 +40,7 @@ from typing import Any
 
 from ansible.plugins.lookup import LookupBase
 
-from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import PROGRAM
 
 
 class LookupModule(LookupBase):

@@ -112,19 +112,19 @@ import re
 import shlex
 from typing import Any, List, Mapping, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     GuestFileError,
     OperationError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
-from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, enforces_selinux
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell
-from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, enforces_selinux
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "user": {"type": "str", "required": True},

@@ -158,17 +158,22 @@ import shlex
 import time
 from typing import Any, Mapping
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ConnectError,
     OperationError,
     OutcomeUnknownError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult, finish, wait
-from ansible_collections.qemu.guest.plugins.module_utils._files import exists
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, new_spool, start_shell, with_spooled
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, finish, wait
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
+    kill,
+    new_spool,
+    start_shell,
+    with_spooled,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "argv": {"type": "list", "elements": "str"},

@@ -86,13 +86,13 @@ import os
 import tempfile
 from typing import Any, Mapping
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._files import chunks
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._sums import sha256_of
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, fetch
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "src": {"type": "str", "required": True},

@@ -164,18 +164,9 @@ import stat
 import time
 from typing import Any, Mapping, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._exec import can_run_programs
-from ansible_collections.qemu.guest.plugins.module_utils._files import (
-    GuestFile,
-    copy_in,
-    enforces_selinux,
-    payload,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import DIFF_LIMIT, Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._place import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     ENTER,
     SAFE,
     Attributes,
@@ -184,8 +175,17 @@ from ansible_collections.qemu.guest.plugins.module_utils._place import (
     unlink,
     variables,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._shell import check_shell
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import SMALL, digest, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
+    GuestFile,
+    copy_in,
+    enforces_selinux,
+    payload,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "path": {"type": "str", "required": True},

@@ -162,9 +162,8 @@ thaw_timer:
 from contextlib import suppress
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._deadman import RETRY_SECONDS, Timer, arm, disarm
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
     OperationError,
@@ -172,9 +171,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import RETRY_SECONDS, Timer, arm, disarm
 
 SPEC: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["frozen", "thawed"], "required": True},
@@ -267,9 +267,7 @@ def filesystems(reply: Sequence[Any]) -> list[Filesystem]:
     return found
 
 
-def stacked(
-    listed: Sequence[Filesystem], points: Sequence[str] | None = None
-) -> tuple[Filesystem, Filesystem] | None:
+def stacked(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -> tuple[Filesystem, Filesystem] | None:
     """Return a filesystem that may lie in a file of one that is frozen before it, and that one; None if there is none.
 
     ``listed`` is in the order of freezing; with ``points``, only those mount points are frozen. A file can be below a

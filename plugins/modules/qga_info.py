@@ -219,13 +219,13 @@ from typing import Any, Mapping, Sequence
 
 from ansible.module_utils.basic import missing_required_lib
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._commands import with_underscores
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._files import exists
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import with_underscores
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 try:
     import jmespath

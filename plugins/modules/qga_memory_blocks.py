@@ -125,11 +125,15 @@ import errno
 import os
 from typing import Any, Mapping, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._commands import with_underscores
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError, ProtocolError
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._online import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandError,
+    OperationError,
+    ProtocolError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import with_underscores
+from ansible_collections.qemu.guest.plugins.module_utils._module.hotplug import (
     CONSTRAINTS,
     SPEC,
     Unit,
@@ -140,8 +144,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._online import (
     units,
     wrongly,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._wire import expect
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 
 class Current(NamedTuple):

@@ -118,19 +118,25 @@ boot_id_after:
 import time
 from typing import Any, Mapping, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils import _power
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
     OperationError,
     QmpLostError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._power import Boot, Presence, boot_of, monitor, qemu_tells
-from ansible_collections.qemu.guest.plugins.module_utils._qmp import Qmp
+from ansible_collections.qemu.guest.plugins.module_utils._module import power
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.power import (
+    Boot,
+    Presence,
+    boot_of,
+    monitor,
+    qemu_tells,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "mode": {"type": "str", "choices": ["powerdown", "halt", "reboot"], "default": "powerdown"},
@@ -286,7 +292,7 @@ class _Reboot:
 
 
 def _moment(deadline: Deadline) -> Deadline:
-    return Deadline(min(_power.PAUSE, deadline.left()))
+    return Deadline(min(power.PAUSE, deadline.left()))
 
 
 def _unconfirmed(mode: str, deadline: Deadline, presence: Presence) -> OperationError:

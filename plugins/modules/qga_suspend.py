@@ -113,18 +113,18 @@ elapsed:
 import time
 from typing import Any, Mapping, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils import _power
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
     OperationError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._power import Presence, monitor, qemu_tells
-from ansible_collections.qemu.guest.plugins.module_utils._qmp import Qmp
+from ansible_collections.qemu.guest.plugins.module_utils._module import power
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.power import Presence, monitor, qemu_tells
+from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["suspended", "awake"], "default": "suspended"},
@@ -221,7 +221,7 @@ def _suspend(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> st
         raise
     presence = Presence(agent)
     while not deadline.expired:
-        moment = Deadline(min(_power.PAUSE, deadline.left()))
+        moment = Deadline(min(power.PAUSE, deadline.left()))
         if qmp:
             confirmed_by = qemu_tells(qmp, _EVENTS[mode], _STATUS[mode], moment)
             if confirmed_by:
@@ -242,7 +242,7 @@ def _wake(agent: Agent, qmp: Qmp, deadline: Deadline) -> str:
     presence = Presence(agent)
     confirmed_by = ""
     while not deadline.expired:
-        moment = Deadline(min(_power.PAUSE, deadline.left()))
+        moment = Deadline(min(power.PAUSE, deadline.left()))
         confirmed_by = confirmed_by or qemu_tells(qmp, ("WAKEUP",), "running", moment)
         if confirmed_by and presence.look(deadline):
             return confirmed_by

@@ -96,10 +96,10 @@ from typing import Any, Mapping
 
 from ansible.module_utils.common.text.converters import to_bytes
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "user": {"type": "str", "required": True},

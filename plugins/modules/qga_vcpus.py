@@ -98,15 +98,14 @@ not_processed:
 
 from typing import Any, Mapping, Sequence
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
     OperationError,
     ProtocolError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._online import (
+from ansible_collections.qemu.guest.plugins.module_utils._module.hotplug import (
     CONSTRAINTS,
     SPEC,
     Unit,
@@ -117,7 +116,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._online import (
     units,
     wrongly,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 
 def read(agent: Agent, params: Params) -> list[Unit]:

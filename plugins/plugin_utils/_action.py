@@ -18,10 +18,14 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
 
-from ansible_collections.qemu.guest.plugins.module_utils._commands import is_read_only
-from ansible_collections.qemu.guest.plugins.module_utils._errors import ConnectError, OutcomeUnknownError, QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    ConnectError,
+    OutcomeUnknownError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import is_read_only
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 
 CONNECTION = "qemu.guest.qga"
 

@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
 
 __all__ = ("Asking", "asking", "last_words", "refused", "without_marker")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible_collections.qemu.guest.plugins.module_utils._commands import COMMANDS
+from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import COMMANDS
 
 HERE = Path(__file__).resolve().parent
 TARGETS = HERE / "targets"

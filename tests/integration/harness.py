@@ -21,8 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._commands import command as schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import command as schema
 from ansible_collections.qemu.guest.tests.integration.commands import COVERED
 from lab import image
 from lab.agent import LooseAgent

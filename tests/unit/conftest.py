@@ -11,18 +11,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import (
-    _agent,
-    _channel,
-    _exec,
-    _files,
-    _libvirt,
-    _packed,
-    _patience,
-    _power,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent import base, channel, libvirt_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import fetch_packed, files, guest_exec, patience
+from ansible_collections.qemu.guest.plugins.module_utils._module import power
 from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping, qga_suspend
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.machine import Machine
@@ -34,7 +27,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Locks of tests are the tests' own."""
     directory = tmp_path / "locks"
     directory.mkdir()
-    monkeypatch.setattr(_channel, "_private_directory", lambda: str(directory))
+    monkeypatch.setattr(channel, "_private_directory", lambda: str(directory))
     return directory
 
 
@@ -42,7 +35,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all modules stands still but for what the test and its scripted agent let pass."""
     clock = Clock()
-    for module in (_agent, _channel, _exec, _files, _libvirt, _packed, _patience, qga_exec, qga_ping):
+    for module in (base, channel, guest_exec, files, libvirt_agent, fetch_packed, patience, qga_exec, qga_ping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -82,9 +75,9 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 @pytest.fixture
 def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
     """Start machines that are shut down and suspended, in a hurry. They end with the test."""
-    monkeypatch.setattr(_agent, "_SECONDS_TO_FAIL", 0.2)
+    monkeypatch.setattr(base, "_SECONDS_TO_FAIL", 0.2)
     monkeypatch.setattr(qga_suspend, "_SECONDS_TO_FAIL", dict.fromkeys(("ram", "disk", "hybrid"), 0.2))
     for name, seconds in {"PAUSE": 0.05, "LOOK": 0.2, "SILENT": 1.0, "GONE": 0.1, "FAILED": 1.0}.items():
-        monkeypatch.setattr(_power, name, seconds)
+        monkeypatch.setattr(power, name, seconds)
     with ExitStack() as stack:
         yield lambda **how: stack.enter_context(Machine(tmp_path, **how))

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError
 
 # Where the collection keeps what does not fit, and the runner all it has; tests keep it in a directory of theirs.

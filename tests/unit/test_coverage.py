@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _commands
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError
+from ansible_collections.qemu.guest.plugins.module_utils._agent import schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.tests.integration.commands import (
     COVERED,
     DOCUMENT,
@@ -33,7 +33,7 @@ from lab.tally import Tally
 
 PLUGINS = COLLECTION / "plugins"
 # Names every command, whoever uses it.
-SCHEMA = PLUGINS / "module_utils" / "_commands.py"
+SCHEMA = PLUGINS / "module_utils" / "_agent/schema.py"
 
 
 def sources(path: Path, seen: set[Path]) -> Iterator[ast.Module]:
@@ -75,7 +75,7 @@ def test_table() -> None:
     assert len(seed_commands()) == 23
     assert seed_commands() <= set(TABLE)
     # Known to agents on Windows only.
-    assert set(_commands.COMMANDS) - set(TABLE) == {"guest-get-devices"}
+    assert set(schema.COMMANDS) - set(TABLE) == {"guest-get-devices"}
 
 
 def test_document_is_what_the_table_says() -> None:

@@ -19,21 +19,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.plugin_utils import (
-    _warm,
-    _warm_interpreters,
-    _warm_surroundings,
-    _warm_wire,
-)
-from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 
 COMMAND = sys.executable
-SPOOL = Path(_warm._SPOOL).name
+SPOOL = Path(executor._SPOOL).name
 # What is there as long as the server is.
 STAYS = {"ring", "pid", "modules.py", "commands.py", "prologue"}
 LIBRARIES = {
@@ -105,7 +101,7 @@ def shell_warmed(warm: WarmPython) -> None:
 
 def with_archive(program: bytes) -> tuple[re.Match[bytes], Archive]:
     """Return where a module's program has its archive, and that."""
-    payload = _warm._ARCHIVE.search(program)
+    payload = executor._ARCHIVE.search(program)
     assert payload
     archive = read_archive(payload.group(1))
     assert archive
@@ -120,20 +116,20 @@ SAID: dict[str, Any] = {"key": "k", "command": "", "marker": "", "path": "", "ar
 HEADER = json.dumps(SAID).encode()
 
 
-def asked(**said: Any) -> _warm_interpreters.Asked:
+def asked(**said: Any) -> worker.Asked:
     """Return a request as a server takes it."""
-    return _warm_interpreters.Asked(json.dumps({**SAID, **said}).encode(), b"program")
+    return worker.Asked(json.dumps({**SAID, **said}).encode(), b"program")
 
 
-def an_interpreter(*, ready: bool = True) -> tuple[_warm_interpreters.Interpreter, socket.socket]:
+def an_interpreter(*, ready: bool = True) -> tuple[worker.Interpreter, socket.socket]:
     """Return one that is at work at nothing, and the zygote's end of its socket."""
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     errors, theirs = os.pipe()
     os.close(theirs)
-    surroundings = _warm_surroundings.Surroundings([])
-    one = _warm_interpreters.Interpreter((ours, errors), surroundings, "", "/bin")
+    surroundings = fingerprint.Surroundings([])
+    one = worker.Interpreter((ours, errors), surroundings, "", "/bin")
     if ready:
-        zygote.sendall(_warm_wire.READY + bytes([_warm_wire.STAYS]))
+        zygote.sendall(wire.READY + bytes([wire.STAYS]))
         one.listen()
         assert one.ready
     return one, zygote

@@ -86,8 +86,11 @@ def become(program: str, user: str, password: str, *, by: str = "", flags: str =
 
 
 def test_password_is_for_who_asks(make_ansible: MakeAnsible, agent: LooseAgent, variables: dict[str, Any]) -> None:
-    modules = [{"ansible.builtin.command": "id -un", **become(program, "qgauser", "secret", by=by)}
-               for by in (BY_ANOTHER, "") for program in ("sudo", "su")]
+    modules = [
+        {"ansible.builtin.command": "id -un", **become(program, "qgauser", "secret", by=by)}
+        for by in (BY_ANOTHER, "")
+        for program in ("sudo", "su")
+    ]
     play(make_ansible, variables, modules, ["r | map(attribute='stdout') | unique | list == ['qgauser']"])
     assert set(look(agent, "cat /tmp/tried").split()) == {"secret"}, "and never anything else, the module for example"
 
@@ -106,8 +109,10 @@ def test_nobody_else_sees_it(make_ansible: MakeAnsible, agent: LooseAgent, varia
 
 
 def test_wrong_password_counts_once(make_ansible: MakeAnsible, agent: LooseAgent, variables: dict[str, Any]) -> None:
-    tasks = [{"ansible.builtin.ping": None, **become(program, "qgauser", "wrong", by=BY_ANOTHER)}
-             for program in ("sudo", "su")]
+    tasks = [
+        {"ansible.builtin.ping": None, **become(program, "qgauser", "wrong", by=BY_ANOTHER)}
+        for program in ("sudo", "su")
+    ]
     told = [f"r[{number}].msg is search('vm: Incorrect {name} password')" for number, name in enumerate(("sudo", "su"))]
     play(make_ansible, variables, tasks, told)
     assert look(agent, "cat /tmp/tried").split() == ["wrong", "wrong"]

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.qemu.guest.plugins.module_utils import _commands
-from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent import schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.modules import qga_info
 from ansible_collections.qemu.guest.tests.integration.commands import TABLE, seed_commands, targets_of_modules
 from lab import image
@@ -33,6 +33,6 @@ def test_what_needs_no_guest_is_not_blocked(agents: dict[str, LooseAgent]) -> No
 
 def test_every_command_of_an_agent_is_known(agent: LooseAgent) -> None:
     commands = set(commands_of(agent))
-    assert commands <= set(_commands.COMMANDS)
+    assert commands <= set(schema.COMMANDS)
     about_the_guest = {name for name in commands if name.startswith(("guest-get-", "guest-network-get-"))}
     assert about_the_guest <= set(qga_info.COMMANDS.values())

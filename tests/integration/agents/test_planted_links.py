@@ -19,9 +19,9 @@ from ansible.errors import AnsibleError
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION
 from ansible_collections.qemu.guest.tests.integration.agents.test_process_state import warm_up
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
@@ -106,7 +106,7 @@ def attacked(agent: LooseAgent, attack: str) -> Iterator[None]:
     """Have a user do that meanwhile, in a directory of theirs; afterwards, what is root's is as it was."""
     look(agent, f"rm -rf /etc/victims /srv/theirs; install -d -o {UID} /srv/theirs /srv/theirs/sub")
     look(agent, "mkdir -m 700 /etc/victims; umask 077; echo secret >/etc/victims/file")
-    look(agent, f"cd /srv/theirs && touch \"root's\" file && chown {UID} file")
+    look(agent, f'cd /srv/theirs && touch "root\'s" file && chown {UID} file')
     before = look(agent, KEPT)
     body = "\n".join(f"    {line}" for line in ATTACKS[attack].splitlines())
     user = f"exec setpriv --reuid={UID} --regid={UID} --clear-groups python3 -c {shlex.quote(ATTACKER + body)}"
@@ -148,9 +148,7 @@ def test_file(agent: LooseAgent, attack: str, task: str) -> None:
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("size", [3000, 400_000])
 @pytest.mark.parametrize("warm", [True, False])
-def test_copy(
-    agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: Path, make_ansible: MakeAnsible
-) -> None:
+def test_copy(agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: Path, make_ansible: MakeAnsible) -> None:
     if warm:
         warm_up(make_ansible({"vm": guest_variables(agent)}))
     (tmp_path / "source").write_bytes(os.urandom(size))

@@ -102,9 +102,7 @@ def assert_same(seen: Mapping[str, list[str]], expected: Mapping[str, list[str]]
 
 
 @pytest.mark.parametrize("way", STATES)
-def test_state_of_what_a_module_starts_is_that_over_ssh(
-    way: str, agent: LooseAgent, make_ansible: MakeAnsible
-) -> None:
+def test_state_of_what_a_module_starts_is_that_over_ssh(way: str, agent: LooseAgent, make_ansible: MakeAnsible) -> None:
     expected = state(make_ansible({"guest": {**ssh.variables(agent), **NO_TTY}}), "ansible.builtin.shell")
     ansible = make_ansible({"guest": {**guest_variables(agent), **STATES[way]}})
     if way == "warm":

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._channel import FORMS, parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import FORMS, parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import (
     Ansible,

@@ -94,7 +94,7 @@ WHO = {"ansible.builtin.command": "id -un"}
 
 
 def test_user_who_writes_to_what_there_is_reaches_nobody_else(agent: LooseAgent, ansible: Ansible, user: str) -> None:
-    write = f"d=$({SITE}); mkdir -p \"$d\"; cat >\"$d/usercustomize.py\" <<'END'\n{HOSTILE}\nEND\n"
+    write = f'd=$({SITE}); mkdir -p "$d"; cat >"$d/usercustomize.py" <<\'END\'\n{HOSTILE}\nEND\n'
     look(agent, f"{write}chown -R {user} /home/{user}")
     modules = ({"ansible.builtin.getent": {"database": "passwd"}}, {"ansible.builtin.stat": {"path": "/etc/passwd"}})
     # What each brings is brought for the user's interpreter, and used for root's.

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_memory_blocks, qga_time, qga_vcpus
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import (

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _libvirt
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent import libvirt_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
     CommandError,
     ConnectError,
@@ -30,10 +31,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import finish
-from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile, copy_in
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import fetch, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, copy_in
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import finish
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Ansible, in_background, look, until
 from lab.libvirt import Daemon, Domain
@@ -272,7 +273,7 @@ def test_agent_that_hangs(domain: Domain, agent: Agent, monkeypatch: pytest.Monk
     assert look(domain, "ls /srv/touched 2>/dev/null || echo none") == "none\n", "nothing but a ping was sent"
     assert answers(agent)
     # Where it stopped within that time, the command was given to libvirt, and its fate is unknown.
-    monkeypatch.setattr(_libvirt, "_IDLE_SECONDS", 3600)
+    monkeypatch.setattr(libvirt_agent, "_IDLE_SECONDS", 3600)
     with stopped(domain):
         started = time.monotonic()
         with pytest.raises(OutcomeUnknownError):

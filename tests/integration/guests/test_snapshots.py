@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.guests.conftest import booted
 from ansible_collections.qemu.guest.tests.integration.harness import (

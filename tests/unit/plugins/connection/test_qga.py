@@ -22,11 +22,11 @@ from ansible.plugins.loader import become_loader, connection_loader, shell_loade
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.connection import qga
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable
-from ansible_collections.qemu.guest.plugins.module_utils._files import GuestFile
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, closes, sends, swallows
 
@@ -545,9 +545,7 @@ def test_nothing_of_a_password_is_shown(become: Become, tool: Tool, lines: list[
     ("option", "name", "values"),
     [("agent_timeout", "ansible_qga_timeout", "0 -1 nan inf"), ("persist", "ansible_qga_persist", "-1 nan inf")],
 )
-def test_seconds_that_make_no_sense(
-    connection: Connect, server: Scripted, option: str, name: str, values: str
-) -> None:
+def test_seconds_that_make_no_sense(connection: Connect, server: Scripted, option: str, name: str, values: str) -> None:
     for value in values.split():
         with pytest.raises(AnsibleError, match=f"^guest: {name} is {value};"):
             connection(address=str(server.path), **{option: float(value)}).exec_command("true")

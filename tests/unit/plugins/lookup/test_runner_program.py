@@ -8,7 +8,7 @@ import subprocess
 
 from ansible.plugins.loader import lookup_loader
 
-from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import PROGRAM
 
 
 def test_program() -> None:

@@ -16,16 +16,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _agent, _wire
-from ansible_collections.qemu.guest.plugins.module_utils._agent import (
-    DEFAULT_TIMEOUT,
-    Agent,
-    AgentInfo,
-    SocketAgent,
-    open_agent,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent import base, protocol
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
     AgentSilentError,
     ChannelBusyError,
@@ -37,8 +32,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     ProtocolError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._wire import MAX_STRUCTURE, SENTINEL, encode_request
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import MAX_STRUCTURE, SENTINEL, encode_request
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import AgentInfo
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     RELEASES,
     SYNCS,
@@ -353,7 +350,7 @@ def test_command_that_may_well_take_longer(
     server.then("guest-set-user-password", swallows)
     agent: Agent = connect(server, timeout=usual)
     if runner:
-        agent = RunnerAgent(agent, lambda _agent: None)
+        agent = RunnerAgent(agent, lambda base: None)
     with pytest.raises(OutcomeUnknownError, match=f"within {seconds} s"):
         agent.execute("guest-set-user-password", {})
 
@@ -361,7 +358,7 @@ def test_command_that_may_well_take_longer(
 @pytest.fixture
 def _no_sync_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests in real time, on machines that are slow at times."""
-    monkeypatch.setattr(_agent, "_IDLE_SECONDS", 3600)
+    monkeypatch.setattr(base, "_IDLE_SECONDS", 3600)
 
 
 @pytest.mark.usefixtures("_no_sync_when_idle")
@@ -399,7 +396,7 @@ def test_guest_that_sends_at_once_more_than_there_is_time_for(
     server = scripted(FILE)
     server.then(OPEN, sends(b'{"return": {}, "id": "of another"}\n' * 5000))
     looked_at = []
-    decode = _wire.decode_reply
+    decode = protocol.decode_reply
 
     def slowly(line: bytes) -> Any:
         looked_at.append(line)
@@ -408,7 +405,7 @@ def test_guest_that_sends_at_once_more_than_there_is_time_for(
 
     agent = connect(server)
     agent.execute("guest-ping")
-    monkeypatch.setattr(_wire, "decode_reply", slowly)
+    monkeypatch.setattr(protocol, "decode_reply", slowly)
     with pytest.raises(OutcomeUnknownError, match="no reply within 20 s"):
         agent.execute(OPEN, {"path": "1"})
     assert len(looked_at) == 20
@@ -419,13 +416,13 @@ def test_noise_without_end_before_a_sync_is_answered(
 ) -> None:
     server = scripted(FILE)
     server.then(SYNC, sends(b"noise\n" * 5000))
-    feed = _wire.ReplyParser.feed
+    feed = protocol.ReplyParser.feed
 
     def slowly(parser: Any, data: bytes) -> Any:
         clock.advance(1)
         return feed(parser, data)
 
-    monkeypatch.setattr(_wire.ReplyParser, "feed", slowly)
+    monkeypatch.setattr(protocol.ReplyParser, "feed", slowly)
     started = clock.now
     with pytest.raises(AgentSilentError, match="no answer to a sync within 20 s"):
         connect(server).execute(OPEN, {"path": "1"})
@@ -611,7 +608,7 @@ def test_guest_that_takes_no_more_data(tmp_path: Path) -> None:
 @pytest.fixture
 def _soon_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that is silent is asked very soon whether it is there."""
-    monkeypatch.setattr(_agent, "_SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(base, "_SILENT_SECONDS", 0.05)
 
 
 def loses(session: Session, request: Any) -> None:
@@ -676,9 +673,7 @@ def test_slow_answer_is_taken(scripted: Start, connect: Connect) -> None:
 
 @pytest.mark.usefixtures("_soon_asked")
 @pytest.mark.parametrize(("command", "echoes_id"), [(OPEN, False), ("guest-shutdown", True)])
-def test_nothing_is_sent_into_silence_where_no_answer_would_tell(
-    tmp_path: Path, command: str, echoes_id: bool
-) -> None:
+def test_nothing_is_sent_into_silence_where_no_answer_would_tell(tmp_path: Path, command: str, echoes_id: bool) -> None:
     """An agent that does not echo ids, and a command that answers only if it fails."""
     with Scripted(tmp_path / "agent.sock", FILE, echoes_id=echoes_id) as server:
         server.then(command, loses)
@@ -809,9 +804,7 @@ def test_arguments_that_cannot_be_sent(scripted: Start, connect: Connect) -> Non
 
 
 @pytest.mark.parametrize("echoes_id", [True, False])
-def test_agent_that_was_killed_in_the_middle_of_a_request(
-    scripted: Start, connect: Connect, echoes_id: bool
-) -> None:
+def test_agent_that_was_killed_in_the_middle_of_a_request(scripted: Start, connect: Connect, echoes_id: bool) -> None:
     """The next one reads the end of what that one has begun to read."""
     server = scripted({"guest-file-write": {"count": 1}}, echoes_id=echoes_id)
     server.then("guest-file-write", sends(STRAY * 3))
@@ -840,9 +833,7 @@ def fails_without_id(desc: str) -> Any:
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, MAX_STRUCTURE + 4), (3 * MAX_STRUCTURE, 5 * MAX_STRUCTURE)])
-def test_reply_is_no_longer_than_what_was_asked_for(
-    scripted: Start, connect: Connect, count: int, size: int
-) -> None:
+def test_reply_is_no_longer_than_what_was_asked_for(scripted: Start, connect: Connect, count: int, size: int) -> None:
     text = json.dumps({"return": {"count": 1, "buf-b64": ""}}).encode()
     server = scripted(piece=1 << 20)
     for more in (0, 1):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._beside import Beside
+from ansible_collections.qemu.guest.plugins.module_utils._guest.background import Beside
 
 
 def test_calls_are_made_one_after_the_other_on_another_thread() -> None:

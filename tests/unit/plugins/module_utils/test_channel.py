@@ -23,19 +23,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _channel
-from ansible_collections.qemu.guest.plugins.module_utils._channel import (
-    FORMS,
-    Address,
-    Channel,
-    Deadline,
-    SeatLock,
-    open_channel,
-    parse_address,
-    private_path,
-    seat_holder,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent import channel as _channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import FORMS, Address, parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, open_channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
     AgentSilentError,
     ChannelBusyError,
@@ -43,6 +35,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     OutcomeUnknownError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock, private_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import seat_holder
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock
 
 NOBODY = 65534
@@ -305,9 +299,7 @@ def test_directory_of_locks_that_cannot_be_made(runtime: Path, monkeypatch: pyte
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to somebody else")
-def test_directory_of_locks_that_another_user_has_made_first(
-    runtime: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directory_of_locks_that_another_user_has_made_first(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stands in nobody's way who has a home; else the message says what can be done."""
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     shared = runtime / "shared"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._commands import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import (
     COMMANDS,
     argument_name,
     command,

@@ -21,11 +21,17 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _deadman
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock
-from ansible_collections.qemu.guest.plugins.module_utils._deadman import Timer, arm, disarm
-from ansible_collections.qemu.guest.plugins.module_utils._errors import ChannelBusyError, ConnectError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    ChannelBusyError,
+    ConnectError,
+    OperationError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module import thaw_timer
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer, arm, disarm
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, fails
 
 STATUS, THAW = "guest-fsfreeze-status", "guest-fsfreeze-thaw"
@@ -81,7 +87,7 @@ def timers(locks: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The pids of the timers that this process armed. None outlives its test."""
     pids: list[int] = []
 
-    fork = _deadman._fork
+    fork = thaw_timer._fork
 
     def note(*work: Any) -> str:
         answer = fork(*work)
@@ -89,8 +95,8 @@ def timers(locks: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             pids.append(int(answer))
         return answer
 
-    monkeypatch.setattr(_deadman, "_fork", note)
-    monkeypatch.setattr(_deadman, "_TICK", 0.1)
+    monkeypatch.setattr(thaw_timer, "_fork", note)
+    monkeypatch.setattr(thaw_timer, "_TICK", 0.1)
     yield pids
     for pid in pids:
         if is_timer(pid):
@@ -368,7 +374,7 @@ def test_hook_that_fails_when_it_thaws(agent: SocketAgent, server: Scripted, fro
 
 
 def test_it_gives_up(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_deadman, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(thaw_timer, "RETRY_SECONDS", 1.0)
     assert ends(arm(agent, SOON))
 
 
@@ -393,7 +399,7 @@ def test_what_it_logs(
 
 
 def test_directory_that_cannot_be_written_to(agent: SocketAgent, locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_deadman, "private_path", lambda identity, kind: str(locks / "absent" / "x.thaw"))
+    monkeypatch.setattr(thaw_timer, "private_path", lambda identity, kind: str(locks / "absent" / "x.thaw"))
     with pytest.raises(OperationError, match=r"could not be armed: .*absent.*No such file"):
         arm(agent, 60)
 
@@ -414,7 +420,7 @@ def test_process_that_fails_at_once(agent: SocketAgent, monkeypatch: pytest.Monk
     def detach(keep: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(_deadman, "_detach", detach)
+    monkeypatch.setattr(thaw_timer, "_detach", detach)
     with pytest.raises(OperationError, match=r"could not be armed: .*MemoryError"):
         arm(agent, 60)
 

@@ -10,8 +10,8 @@ import errno
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _errors
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent import errors
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     ConnectError,
     GuestFileError,
@@ -86,14 +86,14 @@ def test_any_other_error(desc: str) -> None:
 
 
 def test_the_tree_answers_whether_the_command_ran() -> None:
-    known = {name: getattr(_errors, name) for name in _errors.__all__ if name != "command_error"}
+    known = {name: getattr(errors, name) for name in errors.__all__ if name != "command_error"}
     for kind in known.values():
         assert issubclass(kind, QgaError)
         assert kind.executed in ("no", "yes", "unknown")
         if issubclass(kind, ConnectError):
             assert kind.executed == "no"
     assert OutcomeUnknownError.executed == "unknown"
-    assert _errors.CommandUnavailable.executed == "no"
+    assert errors.CommandUnavailable.executed == "no"
 
 
 def test_message() -> None:

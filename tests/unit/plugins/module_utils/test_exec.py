@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _exec
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
     OutcomeUnknownError,
     ProtocolError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import guest_exec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
     CAPTURE_LIMIT,
     ExecResult,
     can_run_programs,
@@ -129,9 +129,7 @@ def test_more_input_than_a_request_can_carry(agent: SocketAgent, server: Scripte
 @pytest.mark.parametrize(
     ("known", "size", "seconds"), [(True, 3_000_000, 23), (False, 160_000, 60), (False, 10**7, 80)]
 )
-def test_large_input_has_more_time(
-    agent: SocketAgent, server: Scripted, known: bool, size: int, seconds: int
-) -> None:
+def test_large_input_has_more_time(agent: SocketAgent, server: Scripted, known: bool, size: int, seconds: int) -> None:
     """As long as nothing is known of the way there, that may be a serial port."""
     if known:
         agent.execute("guest-ping")
@@ -303,9 +301,7 @@ def test_guest_that_stays_frozen_is_given_up(agent: SocketAgent, server: Scripte
     assert caught.value.command == EXEC and "qga_fsfreeze" in caught.value.hint
 
 
-def test_frozen_guest_is_not_waited_for_without_a_timeout(
-    agent: SocketAgent, server: Scripted, clock: Clock
-) -> None:
+def test_frozen_guest_is_not_waited_for_without_a_timeout(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
     agent.frozen_timeout = 0
     began = clock.now
     server.freeze(100)
@@ -323,9 +319,7 @@ def test_nothing_is_started_in_a_frozen_guest(agent: SocketAgent, server: Script
 
 
 @pytest.mark.parametrize("when", ["guest-fsfreeze-status", "guest-info"])
-def test_thawed_while_the_refusal_is_looked_into(
-    agent: SocketAgent, server: Scripted, clock: Clock, when: str
-) -> None:
+def test_thawed_while_the_refusal_is_looked_into(agent: SocketAgent, server: Scripted, clock: Clock, when: str) -> None:
     """The guest that refused is frozen no more when it is asked why; that is not its administrator's doing."""
     agent.info  # noqa: B018
     server.freeze(10)
@@ -382,7 +376,7 @@ def test_truncation(
     size: int,
     truncated: bool,
 ) -> None:
-    monkeypatch.setattr(_exec, "CAPTURE_LIMIT", 8)
+    monkeypatch.setattr(guest_exec, "CAPTURE_LIMIT", 8)
     status: dict[str, Any] = {"exited": True, "exitcode": 0, f"{stream}-data": b64(bytes(size))}
     if flag is not None:
         status[f"{stream}-truncated"] = flag

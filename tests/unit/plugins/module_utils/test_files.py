@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _files
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
     CommandUnavailable,
     GuestFileError,
@@ -25,7 +23,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._files import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import files
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     CHUNK,
     Copied,
     Encoded,
@@ -63,8 +63,8 @@ def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(_files, "CHUNK", 10)
-    monkeypatch.setattr(_files, "_FIRST", 5)
+    monkeypatch.setattr(files, "CHUNK", 10)
+    monkeypatch.setattr(files, "_FIRST", 5)
     return 10
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _libvirt
-from ansible_collections.qemu.guest.plugins.module_utils._agent import DEFAULT_TIMEOUT, SocketAgent, open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent import libvirt_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
     AgentSilentError,
     ChannelBusyError,
@@ -33,12 +34,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import start, wait
-from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in
-from ansible_collections.qemu.guest.plugins.module_utils._libvirt import LibvirtAgent
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import put
+from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import LibvirtAgent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import copy_in
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import start, wait
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import put
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_exec
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Clock
@@ -187,9 +189,9 @@ class Libvirt:
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Libvirt:
     fake = Libvirt(clock)
-    monkeypatch.setattr(_libvirt, "libvirt", fake)
-    monkeypatch.setattr(_libvirt, "libvirt_qemu", fake)
-    monkeypatch.setattr(_libvirt, "_GRACE", 0.2)
+    monkeypatch.setattr(libvirt_agent, "libvirt", fake)
+    monkeypatch.setattr(libvirt_agent, "libvirt_qemu", fake)
+    monkeypatch.setattr(libvirt_agent, "_GRACE", 0.2)
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
     return fake
 
@@ -215,13 +217,13 @@ def test_uri(daemon: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_addresses_need_no_libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_libvirt, "libvirt", None)
+    monkeypatch.setattr(libvirt_agent, "libvirt", None)
     assert isinstance(open_agent("/run/vm1.qga", libvirt_uri="qemu:///system"), SocketAgent)
 
 
 def test_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_libvirt, "libvirt", None)
-    monkeypatch.setattr(_libvirt, "_WHY_MISSING", "No module named 'libvirt'")
+    monkeypatch.setattr(libvirt_agent, "libvirt", None)
+    monkeypatch.setattr(libvirt_agent, "_WHY_MISSING", "No module named 'libvirt'")
     with pytest.raises(AddressError) as caught:
         agent_for()
     assert "libvirt-python" in str(caught.value) and "libvirt:web" in str(caught.value)
@@ -676,14 +678,14 @@ def test_close_and_open_again(daemon: Libvirt, agent: Any) -> None:
 
 def test_after_a_fork(daemon: Libvirt, agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     agent.execute("guest-ping")
-    monkeypatch.setattr(_libvirt, "os", SimpleNamespace(getpid=lambda: os.getpid() + 1))
+    monkeypatch.setattr(libvirt_agent, "os", SimpleNamespace(getpid=lambda: os.getpid() + 1))
     agent.execute("guest-ping")
     assert len(daemon.opened) == 2 and daemon.closed == 0, "the other one is the parent's"
 
 
 def test_close_after_a_fork(daemon: Libvirt, agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     agent.execute("guest-ping")
-    monkeypatch.setattr(_libvirt, "os", SimpleNamespace(getpid=lambda: os.getpid() + 1))
+    monkeypatch.setattr(libvirt_agent, "os", SimpleNamespace(getpid=lambda: os.getpid() + 1))
     agent.close()
     assert daemon.closed == 0
 

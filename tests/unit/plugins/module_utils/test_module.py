@@ -13,10 +13,12 @@ import pytest
 from ansible.module_utils import basic
 from ansible.release import __version__
 
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec, run_module
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec, run_module
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails, swallows
 
 CORE = tuple(int(number) for number in __version__.split(".")[:2])

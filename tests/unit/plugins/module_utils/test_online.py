@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError, ProtocolError
-from ansible_collections.qemu.guest.plugins.module_utils._online import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, ProtocolError
+from ansible_collections.qemu.guest.plugins.module_utils._module.hotplug import (
     Switches,
     Unit,
     apply_switches,

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._errors import OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Plan, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.tests.unit.documentation import MODULES
 
 PACKAGE = "ansible_collections.qemu.guest.plugins.modules"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._power import Boot, Presence, boot_of
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.power import Boot, Presence, boot_of
 from ansible_collections.qemu.guest.tests.unit.machine import Machine
 from ansible_collections.qemu.guest.tests.unit.scripted import Step, fails, returns, sends
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
     QgaError,
     QmpCommandError,
     QmpError,
     QmpLostError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._qmp import Qmp
+from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
 from ansible_collections.qemu.guest.tests.unit.scripted_qmp import NOTHING, Refusal, ScriptedQmp, line
 
 Start = Callable[..., ScriptedQmp]

@@ -21,11 +21,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _bootstrap, _patience, _runner, _spool
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._bootstrap import start_runner
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
     CommandUnavailable,
     ConnectError,
@@ -37,9 +35,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import finish, start, wait
-from ansible_collections.qemu.guest.plugins.module_utils._runner import PROGRAM, RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import patience
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import finish, start, wait
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, run_shell
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner import agent as _agent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner import spool as _spool
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import PROGRAM, RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import SHELLS, count_of, tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
@@ -311,7 +315,7 @@ def test_error_while_a_program_is_waited_for_says_that_it_may_have_run(
     agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: QgaError
 ) -> None:
     pid = start(agent, "/bin/echo", ["output"])
-    monkeypatch.setattr(_patience, "time", clock)
+    monkeypatch.setattr(patience, "time", clock)
 
     def fails(*_arguments: Any, **_how: Any) -> Any:
         raise error
@@ -411,7 +415,7 @@ def test_result_that_cannot_be_read_without_room(
     agent: RunnerAgent, clock: Clock, monkeypatch: pytest.MonkeyPatch, for_ever: bool
 ) -> None:
     pid = start(agent, "/bin/echo", ["output"])
-    monkeypatch.setattr(_patience, "time", clock)
+    monkeypatch.setattr(patience, "time", clock)
     with monkeypatch.context() as full:
         full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
         if for_ever:
@@ -474,7 +478,7 @@ def test_nothing_is_ended_where_nobody_tells_its_pid(
     agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There was no room for it."""
-    monkeypatch.setattr(_runner, "time", clock)
+    monkeypatch.setattr(_agent, "time", clock)
     pid = start(agent, "/bin/sleep", ["60"])
     process = agent.process_id(pid)
     (guest.runner / "1" / f"{pid}.pid").unlink()
@@ -727,11 +731,11 @@ def test_line_is_taken_back(
     for content in (b"", b"one\n", b"no newline"):
         path.write_bytes(content)
         path.chmod(0o640)
-        with pytest.raises(ZeroDivisionError), _bootstrap._Line(below, "crontab", line):
+        with pytest.raises(ZeroDivisionError), bootstrap._Line(below, "crontab", line):
             assert path.read_bytes().splitlines() == [*content.splitlines(), line.strip().encode()]
             raise ZeroDivisionError
         # What was added is a comment now, and goes with the next line that works.
-        subprocess.run(["sh", "-c", _bootstrap._removal(shlex.quote(str(path)))], check=True)
+        subprocess.run(["sh", "-c", bootstrap._removal(shlex.quote(str(path)))], check=True)
         assert path.read_bytes().rstrip(b"\n") == content.rstrip(b"\n")
         assert path.stat().st_mode & 0o777 == 0o640
 
@@ -766,8 +770,8 @@ def there_is(root: Path) -> dict[str, str]:
 def test_udev_where_systemd_is_installed_and_does_not_run(system: tuple[SocketAgent, Path]) -> None:
     """It would be waited for in vain, and a file that nobody removes would stay."""
     agent, root = system
-    files = made(root, {name: "" for name in ("run/udev/control", "usr/bin/systemd-run", _bootstrap._RULES[0][1:])})
-    for route in (_bootstrap._by_udev, _bootstrap._by_new_udev_rules):
+    files = made(root, {name: "" for name in ("run/udev/control", "usr/bin/systemd-run", bootstrap._RULES[0][1:])})
+    for route in (bootstrap._by_udev, bootstrap._by_new_udev_rules):
         with pytest.raises(OperationError, match="there is no /run/systemd/system"):
             route(agent)
     assert there_is(root) == files
@@ -779,7 +783,7 @@ def test_cron_that_has_ended(system: tuple[SocketAgent, Path]) -> None:
     for pid in (os.getpid(), 4194305):  # another's, and nobody's
         files = made(root, {"run/crond.pid": f"{pid}\n", "etc/crontab": "# jobs\n"})
         with pytest.raises(OperationError, match="cron that does not run any more"):
-            _bootstrap._by_cron(agent)
+            bootstrap._by_cron(agent)
         assert there_is(root) == files
 
 
@@ -788,13 +792,13 @@ def test_udev_that_does_nothing_is_told_with_what_it_leaves(
     system: tuple[SocketAgent, Path], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, root = system
-    rules = _bootstrap._RULES[0]
+    rules = bootstrap._RULES[0]
     made(root, {"run/udev/control": "", "usr/bin/systemd-run": "", rules[1:]: "# rules\n", "run/systemd/system/a": ""})
-    made(root, {_bootstrap._UEVENT[1:]: ""})
-    monkeypatch.setattr(_bootstrap, "time", clock)
+    made(root, {bootstrap._UEVENT[1:]: ""})
+    monkeypatch.setattr(bootstrap, "time", clock)
     left = f"{Path(rules).parent}/qemu-guest-runner"
     with pytest.raises(OperationError, match=f"udev did not act on it; remove {left} in the guest"):
-        _bootstrap._by_udev(agent)
+        bootstrap._by_udev(agent)
     assert (root / left[1:]).exists()
 
 
@@ -818,4 +822,4 @@ NO_RESULTS = [b"", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." %
 @pytest.mark.parametrize("line", NO_RESULTS)
 def test_result_that_is_none(agent: RunnerAgent, line: bytes) -> None:
     with pytest.raises(TransferError, match="output"):
-        _spool.Spool(agent, _runner.SPOOL).result(1, line + b"\n")
+        _spool.Spool(agent, _agent.SPOOL).result(1, line + b"\n")

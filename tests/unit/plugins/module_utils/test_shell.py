@@ -21,21 +21,21 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _shell
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     OutcomeUnknownError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import finish
-from ansible_collections.qemu.guest.plugins.module_utils._shell import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, agrees, begin_sum, sha256, sum_in
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import finish
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     check_shell,
     kill,
     run_shell,
     start_shell,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._sums import Sum, agrees, begin_sum, sha256, sum_in
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
 
@@ -68,7 +68,7 @@ def files_of_the_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The guest's /etc, where the prologue looks for an environment."""
     etc = tmp_path / "etc"
     (etc / "default").mkdir(parents=True)
-    monkeypatch.setattr(_shell, "_PROLOGUE", _shell._PROLOGUE.replace("/etc/", f"{etc}/"))
+    monkeypatch.setattr(login_shell, "_PROLOGUE", login_shell._PROLOGUE.replace("/etc/", f"{etc}/"))
     return etc
 
 
@@ -458,7 +458,7 @@ def test_input_comes_by_a_pipe(agent: SocketAgent, guest: Guest, whole: bool, si
 
 def test_agent_is_rid_of_long_input_before_the_program_is_there(agent: SocketAgent, guest: Guest, whole: bool) -> None:
     """It might not want it, and the agent would poll the pipe for ever."""
-    spool = "" if not whole else _shell.new_spool()
+    spool = "" if not whole else login_shell.new_spool()
     pid = start_shell(agent, b"exec sleep 60", LONG, spool=spool)
     program = guest.programs[pid].process
     assert program.stdin is not None

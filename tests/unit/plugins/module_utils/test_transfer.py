@@ -18,19 +18,20 @@ from typing import Any, NoReturn
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _files, _packed, _packers, _transfer, _zstd
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     FileChangedError,
     OperationError,
     OutcomeUnknownError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import digest, fetch, put
-from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_commands
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_commands import done_here
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import compression, fetch_packed, files, transfer
+from ansible_collections.qemu.guest.plugins.module_utils._guest import zstd as _zstd
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.file_ops import done_here
 from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers
 
@@ -50,8 +51,8 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
 
 @pytest.fixture
 def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
-    sizes(monkeypatch, _files, CHUNK=10, _FIRST=6)
-    sizes(monkeypatch, _transfer, CHUNK=10, SMALL=12, _FIRST_PIECE=10, _PIECE=20)
+    sizes(monkeypatch, files, CHUNK=10, _FIRST=6)
+    sizes(monkeypatch, transfer, CHUNK=10, SMALL=12, _FIRST_PIECE=10, _PIECE=20)
     return connect(server)
 
 
@@ -171,9 +172,9 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 @pytest.fixture
 def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be compressed, is so in small pieces."""
-    sizes(monkeypatch, _files, CHUNK=300, _FIRST=100)
-    sizes(monkeypatch, _transfer, CHUNK=300, SMALL=1000, _FIRST_PIECE=1000, _PIECE=4000)
-    sizes(monkeypatch, _packed, _PART=4000, _READ=50)
+    sizes(monkeypatch, files, CHUNK=300, _FIRST=100)
+    sizes(monkeypatch, transfer, CHUNK=300, SMALL=1000, _FIRST_PIECE=1000, _PIECE=4000)
+    sizes(monkeypatch, fetch_packed, _PART=4000, _READ=50)
 
 
 TEXT = b"".join(b"line %d of a text that shrinks\n" % number for number in range(500))
@@ -391,9 +392,9 @@ def test_fetch_where_one_end_has_no_zstd(
 ) -> None:
     tool(guest, "zstd", "exit 127")
     if lacks == "here":
-        monkeypatch.setattr(_packers, "zstd", missing)
+        monkeypatch.setattr(compression, "zstd", missing)
     else:
-        monkeypatch.setattr(_warm_commands, "Compressor", missing)
+        monkeypatch.setattr(file_ops, "Compressor", missing)
     assert_fetched(agent, tmp_path, TEXT, "file")
     assert sum(quick) == len(TEXT)
     assert kinds(asked) == (["else"] if lacks == "here" else ["pack", "sweep", "else"])
@@ -555,10 +556,10 @@ def test_put_where_an_interpreter_unpacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if lacks == "here":
-        monkeypatch.setattr(_packers, "zstd", missing)
+        monkeypatch.setattr(compression, "zstd", missing)
     elif lacks:
-        monkeypatch.setattr(_warm_commands, "zstd", missing)
-        monkeypatch.setattr(_warm_commands, "zstd_decompress", missing)
+        monkeypatch.setattr(file_ops, "zstd", missing)
+        monkeypatch.setattr(file_ops, "zstd_decompress", missing)
         tool(guest, "zstd", "exit 127")
     put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
@@ -573,7 +574,7 @@ def test_put_where_an_interpreter_unpacks(
 def test_put_where_an_interpreter_unpacks_badly(
     agent: SocketAgent, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_warm_commands, "zstd_decompress", lambda packed, size: b"x" * size)
+    monkeypatch.setattr(file_ops, "zstd_decompress", lambda packed, size: b"x" * size)
     put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
 
@@ -788,7 +789,7 @@ def test_fetch_has_an_end(
     advice: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes(monkeypatch, _files, _GROWTH=640)
+    sizes(monkeypatch, files, _GROWTH=640)
     (tmp_path / "file").touch()
     endless = Endless(guest, said)
     server.answers.update(endless.answers())

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _wire
-from ansible_collections.qemu.guest.plugins.module_utils._errors import ProtocolError
-from ansible_collections.qemu.guest.plugins.module_utils._wire import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ProtocolError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import (
     MAX_STRUCTURE,
     SENTINEL,
     Base64,
@@ -137,11 +137,11 @@ def test_digits_are_counted_before_they_are_read(digits: int) -> None:
 
 
 def test_values_are_counted_before_they_are_made() -> None:
-    most = _wire._MAX_VALUES - 2
+    most = protocol._MAX_VALUES - 2
     assert len(decode_reply(b'{"return": [' + b"0," * (most - 1) + b"0]}")["return"]) == most
     for value in (b"0", b"{}", b"[]", b'"a":0'):
         text = b",".join([value] * (MAX_STRUCTURE // 5))
-        with pytest.raises(ProtocolError, match=f"more than {_wire._MAX_VALUES} values"):
+        with pytest.raises(ProtocolError, match=f"more than {protocol._MAX_VALUES} values"):
             decode_reply(b'{"return": [' + text[: MAX_STRUCTURE - 20] + b"]}")
 
 

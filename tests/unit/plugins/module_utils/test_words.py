@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from ansible.parsing.ajson import AnsibleJSONDecoder
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError, ProtocolError
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan, run_operation
-from ansible_collections.qemu.guest.plugins.module_utils._words import printable, returnable
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandError,
+    OperationError,
+    ProtocolError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Plan, run_operation
 
 FORGED = "no\r\n\x1b[2Aok: [vm1]\x9b1m\u202egnp.exe\u2066\x00\x7f\u2028end\udcff\ufeff"
 SHOWN = r"no  \x1b[2Aok: [vm1]\x9b1m\u202egnp.exe\u2066\x00\x7f end\udcff\ufeff"

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD, Packer, has_zstd
-from ansible_collections.qemu.guest.plugins.module_utils._zstd import (
+from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer, has_zstd
+from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import (
     Compressor,
     Decompressor,
     zstd,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.tests.unit.documentation import (
     COLLECTION,
     MODULES,

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _power
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._deadman import Timer
-from ansible_collections.qemu.guest.plugins.module_utils._errors import QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._module import argument_spec
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module import power
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
 from ansible_collections.qemu.guest.plugins.modules import qga_fsfreeze, qga_shutdown, qga_suspend
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
@@ -109,7 +109,7 @@ def damaged(value: Any) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Time passes by itself, and no process is left that waits for an agent which is gone."""
-    for waits in (_power, qga_shutdown, qga_suspend):
+    for waits in (power, qga_shutdown, qga_suspend):
         monkeypatch.setattr(waits, "time", clock)
     monkeypatch.setattr(qga_fsfreeze, "arm", lambda agent, seconds: Timer("token", 1, seconds, "then"))
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
     GuestFileError,
     OperationError,
     ProtocolError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Plan, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
 from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
     ADD,

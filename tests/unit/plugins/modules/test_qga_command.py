@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _commands
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, CommandUnavailable
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent import schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError, CommandUnavailable
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_command import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails, swallows
@@ -28,12 +28,12 @@ def run(agent: SocketAgent, command: str, check_mode: bool = False, **arguments:
     return result
 
 
-@pytest.mark.parametrize("command", [*_commands.COMMANDS, "guest-nobody-knows"])
+@pytest.mark.parametrize("command", [*schema.COMMANDS, "guest-nobody-knows"])
 def test_plan(command: str) -> None:
     """Only what is known to change nothing is no change."""
-    current = {"return": 1} if _commands.is_read_only(command) else {}
+    current = {"return": 1} if schema.is_read_only(command) else {}
     planned = plan(current, {"command": command, "arguments": {}})
-    assert planned.changes is not _commands.is_read_only(command)
+    assert planned.changes is not schema.is_read_only(command)
     assert planned.result == current
 
 

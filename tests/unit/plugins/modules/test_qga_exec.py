@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
     OperationError,
     OutcomeUnknownError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _files
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import GuestFileError, OperationError, TransferError
-from ansible_collections.qemu.guest.plugins.module_utils._operation import Plan, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    GuestFileError,
+    OperationError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import files
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_fetch import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -56,7 +60,7 @@ def server(request: pytest.FixtureRequest, scripted: Callable[..., Scripted], gu
 
 @pytest.fixture
 def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
-    monkeypatch.setattr(_files, "CHUNK", 100)
+    monkeypatch.setattr(files, "CHUNK", 100)
     return connect(server)
 
 

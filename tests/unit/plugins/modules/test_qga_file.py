@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
     GuestFileError,
     OperationError,
     OutcomeUnknownError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._operation import DIFF_LIMIT, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_file
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, octal, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
@@ -562,9 +562,7 @@ def test_nonsense_of_the_guest_s_programs(agent: SocketAgent, server: Scripted, 
         run(agent, home / "file", content="x")
 
 
-def test_file_that_cannot_be_removed_is_named(
-    agent: SocketAgent, server: Scripted, guest: Guest, home: Path
-) -> None:
+def test_file_that_cannot_be_removed_is_named(agent: SocketAgent, server: Scripted, guest: Guest, home: Path) -> None:
     """As in a guest that was frozen in the middle."""
     wanted = options(path=str(home / "file"), content=LONG)
     planned = plan(qga_file.read(agent, wanted), wanted)
@@ -628,9 +626,7 @@ def test_file_is_replaced_whole_or_not_at_all(
     assert [(path.name, path.read_text()) for path in home.iterdir()] == [("file", "old")]
 
 
-def test_file_that_stays_behind_is_named(
-    agent: SocketAgent, server: Scripted, clock: Clock, home: Path
-) -> None:
+def test_file_that_stays_behind_is_named(agent: SocketAgent, server: Scripted, clock: Clock, home: Path) -> None:
     """A guest that is frozen for too long does not let it be removed."""
     wanted = options(path=str(home / "file"), content=LONG)
     planned = plan(qga_file.read(agent, wanted), wanted)

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent, SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._deadman import Timer
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
     OperationError,
     ProtocolError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
 from ansible_collections.qemu.guest.plugins.modules import qga_fsfreeze
 from ansible_collections.qemu.guest.plugins.modules.qga_fsfreeze import (
     OPERATION,

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _commands
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent import schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     OutcomeUnknownError,
     ProtocolError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_info
 from ansible_collections.qemu.guest.plugins.modules.qga_info import COMMANDS, KEYS_COMMAND, MIN, OPERATION, plan, wanted
 from ansible_collections.qemu.guest.tests.unit.documentation import documentation, examples, returned
@@ -67,7 +67,7 @@ def test_subset_that_is_left_out_twice() -> None:
 
 
 def test_every_command_that_reads_is_here() -> None:
-    reading = {name for name, known in _commands.COMMANDS.items() if known.read_only}
+    reading = {name for name, known in schema.COMMANDS.items() if known.read_only}
     not_about_the_guest = {"guest-ping", "guest-sync", "guest-sync-delimited", KEYS_COMMAND}
     assert set(COMMANDS.values()) == reading - not_about_the_guest
 

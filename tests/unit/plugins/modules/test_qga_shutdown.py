@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import (
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
     CommandError,
     CommandUnavailable,
     OperationError,
     QmpError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
-from ansible_collections.qemu.guest.plugins.module_utils._power import Boot
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.power import Boot
 from ansible_collections.qemu.guest.plugins.modules.qga_shutdown import OPERATION, Current, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.machine import FILES, Machine

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandUnavailable, OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_time
 from ansible_collections.qemu.guest.plugins.modules.qga_time import OPERATION, Current, Measurement, instant, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned

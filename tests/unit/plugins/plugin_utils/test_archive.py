@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_archives
-from ansible_collections.qemu.guest.plugins.plugin_utils._archive import Archive, read_archive
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_archives import Archives
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import payload_cache
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload_cache import Archives
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
 
 FILES = {f"ansible/module_utils/m{number}.py": f"VALUE = {number}\n" * (number * 50) for number in range(4)}
 OTHER = {**FILES, "ansible/modules/work.py": "print('other')\n"}
@@ -101,8 +101,8 @@ def test_what_comes_first_is_not_asked_for(archives: Archives, path: Path, parts
 def test_parts_that_were_let_go_are_asked_for_again(
     archives: Archives, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_warm_archives, "MOST_PARTS", 60)
-    monkeypatch.setattr(_warm_archives, "MOST_ARCHIVES", 1)
+    monkeypatch.setattr(payload_cache, "MOST_PARTS", 60)
+    monkeypatch.setattr(payload_cache, "MOST_ARCHIVES", 1)
     brought(archives, path, read(packed(FILES)))
     assert sum(map(len, archives.parts.values())) <= 60
     content, asked = brought(archives, path, read(packed(OTHER)))

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils import _channel
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Deadline, parse_address, private_path
-from ansible_collections.qemu.guest.plugins.module_utils._errors import AddressError, ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._forward import connect, forwarded
+from ansible_collections.qemu.guest.plugins.module_utils._agent import channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import private_path
+from ansible_collections.qemu.guest.plugins.plugin_utils._ssh_forward import connect, forwarded
 
 ADDRESS = forwarded(parse_address("/run/vm1.qga"), "root@hypervisor")
 
@@ -25,7 +27,7 @@ ADDRESS = forwarded(parse_address("/run/vm1.qga"), "root@hypervisor")
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The names of sockets must be short."""
     with tempfile.TemporaryDirectory() as name:
-        monkeypatch.setattr(_channel, "_private_directory", lambda: name)
+        monkeypatch.setattr(channel, "_private_directory", lambda: name)
         yield
 
 

@@ -25,13 +25,16 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.plugins.module_utils import _channel
-from ansible_collections.qemu.guest.plugins.module_utils._agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._channel import Address, Deadline, SeatLock, Step
-from ansible_collections.qemu.guest.plugins.module_utils._errors import ChannelBusyError, ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss, join, keeper_path
-from ansible_collections.qemu.guest.plugins.plugin_utils import _keeper
-from ansible_collections.qemu.guest.plugins.plugin_utils._keeper import share
+from ansible_collections.qemu.guest.plugins.module_utils._agent import channel as _channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Step
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, join, keeper_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils import _mux_server
+from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import SYNCS, Scripted, answers
 
@@ -279,7 +282,7 @@ def test_keeper_of_another_user_is_not_believed(
 
 def test_client_of_another_user_gets_nothing() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made = _keeper.Keeper.__new__(_keeper.Keeper)
+    made = _mux_server.Keeper.__new__(_mux_server.Keeper)
     made.clients = {}
     uid = os.geteuid() + 1
     with ours, theirs, pytest.MonkeyPatch.context() as patch:
@@ -310,7 +313,7 @@ def test_where_the_socket_would_have_too_long_a_path(
     server: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(_channel, "_private_directory", lambda: str(tmp_path))
-    monkeypatch.setattr(_keeper, "_LONGEST_PATH", 50)
+    monkeypatch.setattr(_mux_server, "_LONGEST_PATH", 50)
     agent = connect(server, share=functools.partial(share, seconds=SECONDS))
     agent.execute("guest-ping")
     agent.execute("guest-ping")

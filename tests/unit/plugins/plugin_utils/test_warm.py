@@ -20,13 +20,15 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import NoRunnerError, OutcomeUnknownError
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._spool import new_number
-from ansible_collections.qemu.guest.plugins.plugin_utils import _archive, _compiled, _kind, _warm, _warm_call
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_call import Call
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import NoRunnerError, OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import new_number
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor, session
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import payload as _payload
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode, compiler
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.session import Call
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -106,20 +108,20 @@ def test_what_the_controller_has_compiled(
     agent: RunnerAgent, warm: WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     """Of the same kind or not, a traceback names the same lines, of files in an archive whose place is its own."""
-    monkeypatch.setattr(_warm, "_QUICK_START_SECONDS", 60 if other == "quick" else -1)
+    monkeypatch.setattr(executor, "_QUICK_START_SECONDS", 60 if other == "quick" else -1)
     command = COMMAND
     if other == "name":
         command = str(tmp_path / "python3.1")
         os.symlink(sys.executable, command)
     elif other == "kind":
-        monkeypatch.setattr(_kind, "KIND", _kind.KIND[::-1])
+        monkeypatch.setattr(bytecode, "KIND", bytecode.KIND[::-1])
     codes: list[int] = []
 
-    def packed(code: _compiled.Codes) -> bytes:
+    def packed(code: compiler.Codes) -> bytes:
         codes.append(len(code))
-        return _kind.packed(code)
+        return bytecode.packed(code)
 
-    monkeypatch.setattr(_archive, "packed", packed)
+    monkeypatch.setattr(_payload, "packed", packed)
     for program in ("from ansible.module_utils import fails\nfails.fail()", "def f():\n    library.nothing\nf()"):
         payload = module(program, FAILS)
         result, expected = warm.run(command, payload), plain(agent, payload)
@@ -257,7 +259,7 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
     said = []
 
     def say(number: bytes, most: int) -> bytes:
-        if most != _warm_call._ANSWER:
+        if most != session._ANSWER:
             return number + b" taken\n"
         said.append(most)
         return (number + b" taken\n") * (most // 24)
@@ -283,7 +285,7 @@ def test_request_that_was_given_up_is_not_answered_to_the_next(
 ) -> None:
     warmed(warm)
     with monkeypatch.context() as patch:
-        patch.setattr(_warm_call, "pauses", lambda: iter([0.05]))  # and no further
+        patch.setattr(session, "pauses", lambda: iter([0.05]))  # and no further
         assert_given_up(warm)
     time.sleep(0.7)
     result = warm.run(COMMAND, module("print('second')"))
@@ -319,7 +321,7 @@ def test_who_is_removed_has_no_interpreter(agent: RunnerAgent, warm: WarmPython,
 )
 def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
     for before, after in ((text, b""), (b"", text)):
-        header = _warm._request("", "", before, after).partition(b"\n")[0]
+        header = executor._request("", "", before, after).partition(b"\n")[0]
         assert json.loads(header)["users"] is may
 
 
@@ -549,7 +551,7 @@ def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: RunnerAgent, wa
     shell_warmed(warm)
     pid = server_pid(guest)
     command = Call(agent, warm._spool, new_number())
-    assert command.ask(_warm._request("", "", b"sleep 1; echo fine", b""))
+    assert command.ask(executor._request("", "", b"sleep 1; echo fine", b""))
     with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
         warm.run(COMMAND, module(END_IT + "time.sleep(1)"))
     assert warm._ended(command).stdout == b"fine\n"  # type: ignore[union-attr]
@@ -581,7 +583,7 @@ def test_end_waits_for_the_task_of_another(agent: RunnerAgent, warm: WarmPython,
     shell_warmed(warm)
     another = Call(agent, warm._spool, new_number())
     command = f"touch {guest.tools}/on; sleep 0.7; echo x"
-    assert another.ask(_warm._request("", "", command.encode(), b""))
+    assert another.ask(executor._request("", "", command.encode(), b""))
     while not (guest.tools / "on").exists():
         time.sleep(0.01)
     warm.end()

@@ -21,16 +21,17 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._packed import pack_command
-from ansible_collections.qemu.guest.plugins.module_utils._packers import GZIP, ZSTD
-from ansible_collections.qemu.guest.plugins.module_utils._place import Attributes, place_command, stage_command
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._shell import run_shell
-from ansible_collections.qemu.guest.plugins.module_utils._sums import file_command, part_command
-from ansible_collections.qemu.guest.plugins.module_utils._transfer import spool_command, unpack_command
-from ansible_collections.qemu.guest.plugins.module_utils._zstd import Compressor, zstd_decompress
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_commands
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import file_command, part_command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD
+from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import pack_command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import Attributes, place_command, stage_command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import spool_command, unpack_command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd_decompress
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, SPOOL, shell_warmed
 
@@ -203,7 +204,7 @@ def test_commands_around_modules_are_as_plain(agent: RunnerAgent, warm: WarmPyth
 
 def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/one")
-    done_here = functools.partial(_warm_commands.done_here, read=lambda: b"its input")
+    done_here = functools.partial(file_ops.done_here, read=lambda: b"its input")
     assert done_here(b"echo ~") == b"/home/one\n"
     assert done_here(b"echo ~root") == b"/root\n"
     parent = tmp_path / "a" / "b"
@@ -258,7 +259,7 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
 
 def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: WarmPython) -> None:
     shell_warmed(warm)
-    assert warm.run(":" + " " * _warm._LONGEST_COMMAND, b"") is None
+    assert warm.run(":" + " " * executor._LONGEST_COMMAND, b"") is None
 
 
 def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
@@ -284,7 +285,7 @@ _warm_commands.sum_of_part(b"5", os.fsencode(sys.argv[2]), b"100000")
 def test_file_that_shrinks_while_it_is_summed_up(tmp_path: Path) -> None:
     """Nobody is told a checksum, and the guest's administrator not of a crash."""
     (tmp_path / "file").write_bytes(bytes(200_000))
-    collections = Path(_warm_commands.__file__).parents[5]
+    collections = Path(file_ops.__file__).parents[5]
 
     def allow_core() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
@@ -303,8 +304,8 @@ def test_file_that_shrinks_while_it_is_summed_up(tmp_path: Path) -> None:
 )
 def test_parts_of_a_file_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, size: int) -> None:
     """In windows, which begin where a page does."""
-    monkeypatch.setattr(_warm_commands, "WINDOW", 70_000)
+    monkeypatch.setattr(file_ops, "WINDOW", 70_000)
     content = os.urandom(300_000)
     (tmp_path / "file").write_bytes(content)
-    printed = _warm_commands.sum_of_part(b"%d" % (start + 1), os.fsencode(tmp_path / "file"), b"%d" % size)
+    printed = file_ops.sum_of_part(b"%d" % (start + 1), os.fsencode(tmp_path / "file"), b"%d" % size)
     assert printed == b"%08x  -\n" % zlib.crc32(content[start : start + size])

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm, _warm_fresh
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fresh
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, LIBRARIES, module, plain, warmed
 
 LOOK = """
@@ -170,7 +171,7 @@ def test_interpreter_that_would_run_code_of_others_as_it_starts_does_not_stay(
     ],
 )
 def test_login_shells_are_known(command: str) -> None:
-    assert _warm._is_login(command)
+    assert executor._is_login(command)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_login_shells_are_known(command: str) -> None:
     ],
 )
 def test_other_shells_are_not_taken_for_login_shells(command: str) -> None:
-    assert not _warm._is_login(command)
+    assert not executor._is_login(command)
 
 
 def test_what_a_login_shell_reads_is_read_by_each_task(agent: RunnerAgent, warm: WarmPython, tmp_path: Path) -> None:
@@ -211,13 +212,13 @@ def test_library_that_was_replaced_is_seen(tmp_path: Path) -> None:
     library = tmp_path / "library.so"
     shutil.copy(source, library)
     ctypes.CDLL(str(library))
-    fingerprint = _warm_fresh.Fingerprint()
+    fingerprint = fresh.Fingerprint()
     assert str(library) in fingerprint.seen
     assert not fingerprint.changed()
     shutil.copy(source, tmp_path / "new")
     (tmp_path / "new").replace(library)
     assert fingerprint.changed()
-    assert _warm_fresh.Fingerprint().changed(), "of one that begins only then, too: what it has mapped is gone"
+    assert fresh.Fingerprint().changed(), "of one that begins only then, too: what it has mapped is gone"
 
 
 @pytest.mark.parametrize("what", ["LOCALES", "CRYPTO"])
@@ -225,8 +226,8 @@ def test_what_is_read_once_is_watched(tmp_path: Path, monkeypatch: pytest.Monkey
     import ssl  # noqa: F401 - what is watched is of it
 
     path = tmp_path / "file"
-    monkeypatch.setattr(_warm_fresh, what, (str(path),))
-    fingerprint = _warm_fresh.Fingerprint()
+    monkeypatch.setattr(fresh, what, (str(path),))
+    fingerprint = fresh.Fingerprint()
     if fingerprint.changed():  # of a test before
         fingerprint.lost = False
     assert not fingerprint.changed()
@@ -242,5 +243,5 @@ def test_host_name_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("flags", "orig_argv"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    _warm_fresh.renew([])
+    fresh.renew([])
     assert platform.node() == real

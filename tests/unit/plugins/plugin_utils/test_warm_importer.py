@@ -14,24 +14,22 @@ from types import CodeType
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.plugin_utils import (
-    _compiled,
-    _kind,
-    _warm_importer,
-    _warm_modules,
-    _warm_payload,
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import (
+    bytecode,
+    compiler,
+    importer,
+    module_runner,
+    payload,
 )
-from ansible_collections.qemu.guest.plugins.plugin_utils._archive import read_archive
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import read_archive
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, LIBRARIES, full, module
 
 
 def many(name: str) -> dict[str, str]:
     """Return libraries of which each one imports the one before."""
-    chain = {
-        f"ansible/module_utils/{name}{number}.py": f"VALUE = {number}\n" for number in range(3 * _warm_importer.MANY)
-    }
+    chain = {f"ansible/module_utils/{name}{number}.py": f"VALUE = {number}\n" for number in range(3 * importer.MANY)}
     return {**LIBRARIES, **chain, "ansible/module_utils/broken.py": "(\n"}
 
 
@@ -45,7 +43,7 @@ def test_libraries_that_are_compiled_on_two_processors(agent: RunnerAgent, warm:
 
 @pytest.mark.parametrize("beside", ["killed", "no room"])
 def test_compiler_beside_that_does_not_end_well(monkeypatch: pytest.MonkeyPatch, beside: str) -> None:
-    work = _warm_modules.Modules()
+    work = module_runner.Modules()
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         for name, source in many("k").items():
@@ -53,27 +51,27 @@ def test_compiler_beside_that_does_not_end_well(monkeypatch: pytest.MonkeyPatch,
             module_name = name[: -len(".py")].replace("/", ".").removesuffix(".__init__")
             work.importer.table[module_name] = (source, name.endswith("/__init__.py"))
     if beside == "killed":
-        monkeypatch.setattr(_warm_importer, "start_beside", lambda work: lambda: work()[:-100])
+        monkeypatch.setattr(importer, "start_beside", lambda work: lambda: work()[:-100])
     else:
         monkeypatch.setattr(os, "fork", full)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    archive = _warm_payload.Archive(work.importer.table, base64.b64encode(content.getvalue()).decode())
+    archive = payload.Archive(work.importer.table, base64.b64encode(content.getvalue()).decode())
     work.importer.learn(archive)
-    assert set(work.importer.code) == {*many("k").values(), _warm_importer.EMPTY} - {"(\n"}
+    assert set(work.importer.code) == {*many("k").values(), importer.EMPTY} - {"(\n"}
 
 
 WARNS = "VALUE = 1 is 1\n"
 
 
-@pytest.mark.parametrize("kind", [_kind.KIND, b"another's\n"])
+@pytest.mark.parametrize("kind", [bytecode.KIND, b"another's\n"])
 def test_code_that_comes_with_an_archive(monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
     """It is taken by an interpreter of its kind; others compile, and what does not compile silently is in neither."""
     sources = {**many("c"), "ansible/module_utils/warns.py": WARNS}
     text = base64.b64decode(module("", sources).split(b"'")[-2])
     there = read_archive(base64.b64encode(text))
     assert there
-    code = _kind.packed(_compiled.compiled(dict(there.sources.values())))
-    work = _warm_modules.Modules()
+    code = bytecode.packed(compiler.compiled(dict(there.sources.values())))
+    work = module_runner.Modules()
     with zipfile.ZipFile(io.BytesIO(text)) as file:
         for name in file.namelist():
             module_name = name[: -len(".py")].replace("/", ".").removesuffix(".__init__")
@@ -81,28 +79,28 @@ def test_code_that_comes_with_an_archive(monkeypatch: pytest.MonkeyPatch, kind: 
             work.importer.table[module_name] = digest, name.endswith("/__init__.py")
     compiled_here: list[int] = []
 
-    def compiled(sources: _compiled.Sources) -> _compiled.Codes:
+    def compiled(sources: compiler.Sources) -> compiler.Codes:
         compiled_here.append(len(sources))
-        return _compiled.compiled(sources)
+        return compiler.compiled(sources)
 
-    monkeypatch.setattr(_warm_importer, "compiled", compiled)
+    monkeypatch.setattr(importer, "compiled", compiled)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     encoded = base64.b64encode(text).decode()
-    archive = _warm_payload.Archive(work.importer.table, encoded, code.replace(_kind.KIND, kind))
+    archive = payload.Archive(work.importer.table, encoded, code.replace(bytecode.KIND, kind))
     work.importer.learn(archive)
     new = {digest for digest, _package in work.importer.table.values()}
     assert len(new - set(work.importer.code)) == 2
     # What does not compile is tried here, and what is empty is known.
-    assert compiled_here == [2 if kind == _kind.KIND else len(new) - 1]
-    place = f"{_warm_payload.ARCHIVE}/ansible/module_utils/library.py"
+    assert compiled_here == [2 if kind == bytecode.KIND else len(new) - 1]
+    place = f"{payload.ARCHIVE}/ansible/module_utils/library.py"
     assert work.importer.get_code("ansible.module_utils.library").co_filename == place
     assert place in [path for _digest, (_text, path) in there.sources.values()], "it need not be put in again"
 
 
 def test_modules_of_the_same_source_keep_their_paths() -> None:
     code = compile("def function():\n    return [lambda: 1]\n", "archive/first.py", "exec")
-    assert _warm_importer.placed(code, "archive/first.py") is code
-    other = _warm_importer.placed(code, "archive/other.py")
+    assert importer.placed(code, "archive/first.py") is code
+    other = importer.placed(code, "archive/other.py")
     for where, whole in (("archive/first.py", code), ("archive/other.py", other)):
         paths = []
         inner = [whole]

@@ -12,7 +12,7 @@ import signal
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_memory
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import prefault
 
 
 def child_that_writes(pages: mmap.mmap, numbers: range) -> int:
@@ -32,7 +32,7 @@ def child_that_writes(pages: mmap.mmap, numbers: range) -> int:
 
 def test_pages_that_two_children_write_to_are_had_ready() -> None:
     """Not those of one alone, however often that is looked at. The parent's own pages are no child's."""
-    memory = _warm_memory.Memory()
+    memory = prefault.Memory()
     memory.begin()
     if [int(number) for number in os.uname().release.split(".")[:2]] < [5, 14]:
         pytest.skip("the kernel has no MADV_POPULATE_WRITE")

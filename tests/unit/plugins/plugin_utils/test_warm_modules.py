@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_modules, _warm_payload
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import module_runner, payload
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, WRAPPER, module, warmed
 
 
@@ -40,15 +40,15 @@ def test_function_that_sets_no_umask_is_known(
     module.run_command_environ_update, module._debug, module.no_log_values = {}, False, set()
     rc, out, _err = module.run_command(["sh", "-c", "umask"], umask=umask)
     assert (rc, out) == (0, "0077\n" if umask else f"{current_umask():04o}\n")
-    assert [_warm_modules.does_nothing(function) for function in given] == [nothing]
+    assert [module_runner.does_nothing(function) for function in given] == [nothing]
 
 
 def test_programs_are_started_without_what_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
     for where, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
         monkeypatch.setattr(where, name, lambda *arguments: given.extend(arguments[-2:]), raising=False)
-    _warm_modules.start_programs_at_once()
-    monkeypatch.setattr(_warm_modules, "BETWEEN", preexec(None).__qualname__)
+    module_runner.start_programs_at_once()
+    monkeypatch.setattr(module_runner, "BETWEEN", preexec(None).__qualname__)
     start: Any = _posixsubprocess.fork_exec
     for umask in (0, 0o77):
         function = preexec(umask)
@@ -83,10 +83,10 @@ def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> Non
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("ansible/modules/quick.py", "print('quick')\n")
-    work = _warm_modules.Modules()
+    work = module_runner.Modules()
     work.learnt.add("another")
     text = base64.b64encode(content.getvalue()).decode()
-    work.archives["digest"] = _warm_payload.Archive({"ansible.modules.quick": ("source", False)}, text)
+    work.archives["digest"] = payload.Archive({"ansible.modules.quick": ("source", False)}, text)
     request: Any = SimpleNamespace(archive="digest", before=0, content=b"3", program=WRAPPER.format("").encode())
     assert [work.learns(request), work.lessons] == [False, 0]
     request.content = b""

@@ -19,51 +19,47 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._errors import TransferError
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.plugin_utils import (
-    _warm,
-    _warm_interpreters,
-    _warm_server,
-    _warm_surroundings,
-    _warm_wire,
-)
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import TransferError
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import server as _server
 from ansible_collections.qemu.guest.tests.unit.warm import HEADER, an_interpreter, asked, full
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[_warm_server.Server]:
+def server(tmp_path: Path) -> Iterator[_server.Server]:
     """A server with its spool, that is not running."""
     home = tmp_path / "spool"
     home.mkdir()
     os.mkfifo(home / "ring")
     ring = os.open(home / "ring", os.O_RDWR)
     copy: Any = SimpleNamespace(start=lambda program: None)
-    made = _warm_server.Server(str(home), ring, copy)
+    made = _server.Server(str(home), ring, copy)
     yield made
     for one in (*made.interpreters.values(), *made.leaving):
-        if isinstance(one, _warm_interpreters.Interpreter):
+        if isinstance(one, worker.Interpreter):
             one.close()
     os.close(ring)
 
 
 @pytest.fixture
-def home(server: _warm_server.Server) -> Path:
+def home(server: _server.Server) -> Path:
     return Path(server.home)
 
 
-def said(server: _warm_server.Server, number: int) -> bytes:
+def said(server: _server.Server, number: int) -> bytes:
     return Path(server.path(number, "rc")).read_bytes()
 
 
-def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _warm_server.Server, home: Path) -> None:
+def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _server.Server, home: Path) -> None:
     """Somebody may have put a question before it that nobody answers."""
     one, zygote = an_interpreter(ready=False)
     server.interpreters["k"] = one
     (home / "7.rc").touch()
     with zygote:
-        for started, answer in ((0.0, b""), (_warm_interpreters.START_SECONDS, b"7 answer 6\nplain\n")):
+        for started, answer in ((0.0, b""), (worker.START_SECONDS, b"7 answer 6\nplain\n")):
             one.began = time.monotonic() - started
             server.take(7, asked())
             assert said(server, 7) == answer
@@ -71,13 +67,13 @@ def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _warm_ser
 
 
 def test_interpreter_that_reads_nothing_is_given_up(
-    server: _warm_server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long: there is nothing that would tell of it."""
     one, zygote = an_interpreter()
     server.interpreters["k"] = one
-    monkeypatch.setattr(_warm_interpreters, "STUCK_SECONDS", 0.1)
-    monkeypatch.setattr(_warm_server, "START_SECONDS", 0.5)
+    monkeypatch.setattr(worker, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(_server, "START_SECONDS", 0.5)
     (home / "7.rc").touch()
     request = asked()
     request.program = bytes(10_000_000)
@@ -95,7 +91,7 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     home.mkdir()
     os.mkfifo(home / "ring")
     copy: Any = None
-    server = _warm_server.Server(str(home), os.open(home / "ring", os.O_RDWR), copy)
+    server = _server.Server(str(home), os.open(home / "ring", os.O_RDWR), copy)
     os.write(server.ring, b"=1 x\n")
     assert not server.vanish()
     assert (home / "ring").exists()
@@ -109,49 +105,47 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
 
 
 def test_interpreter_that_is_of_use_is_ended_for_no_other(
-    server: _warm_server.Server, monkeypatch: pytest.MonkeyPatch
+    server: _server.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a play with one command line too many would start one anew for each task, and none would be ready."""
 
     def started(*_arguments: object) -> Any:
-        same = _warm_surroundings.Surroundings([])
+        same = fingerprint.Surroundings([])
         return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, surroundings=same)
 
-    monkeypatch.setattr(_warm_server, "Interpreter", started)
-    monkeypatch.setattr(_warm_server, "spawn", started)
+    monkeypatch.setattr(_server, "Interpreter", started)
+    monkeypatch.setattr(_server, "spawn", started)
 
     def use(key: str) -> bool:
         request: Any = SimpleNamespace(key=key, command="python3", marker="", path="")
         return server.interpreter(request) is not None
 
-    most = [f"A={number}" for number in range(_warm_server.MOST_INTERPRETERS)]
+    most = [f"A={number}" for number in range(_server.MOST_INTERPRETERS)]
     assert all(use(key) for key in most)
     assert not use("one more") and not server.leaving
-    server.interpreters[most[2]].used -= _warm_server.LEAST_SECONDS
+    server.interpreters[most[2]].used -= _server.LEAST_SECONDS
     assert use("one more")
     assert most[2] not in server.interpreters and len(server.leaving) == 1
 
 
 def test_request_that_there_is_no_room_for_is_not_run(
-    server: _warm_server.Server, monkeypatch: pytest.MonkeyPatch, home: Path
+    server: _server.Server, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     """And one that was rung for twice is taken once."""
-    request = _warm._request("", "", b"true", b"")
+    request = executor._request("", "", b"true", b"")
     packed = base64.b64encode(zlib.compress(request))
     for number in (7, 8):
         (home / f"{number}.rc").touch()
     (home / "7.in").write_bytes(request)
     os.write(server.ring, b"7\n=8 %b\n7\n=8 %b\n" % (packed, packed))
-    monkeypatch.setattr(_warm_server, "spawn", full)
+    monkeypatch.setattr(_server, "spawn", full)
     server.answer_ring()
     for number in (7, 8):
         assert said(server, number) == b"%d taken\n%d answer 6\nplain\n" % (number, number)
 
 
 @pytest.mark.parametrize("line", [b"=9 x", b"=9 eJw=", b"9", b"-", b"=", b"-x", b"=x eA==", b"\xff\x00", b"="])
-def test_line_on_the_ring_that_makes_no_sense_is_no_harm(
-    server: _warm_server.Server, home: Path, line: bytes
-) -> None:
+def test_line_on_the_ring_that_makes_no_sense_is_no_harm(server: _server.Server, home: Path, line: bytes) -> None:
     """Half of a request, of a client that was killed."""
     (home / "9.rc").touch()
     os.write(server.ring, line + b"\nquit\n")
@@ -160,23 +154,23 @@ def test_line_on_the_ring_that_makes_no_sense_is_no_harm(
     assert said(server, 9) in (b"", b"9 taken\n")
 
 
-def test_request_whose_client_has_gone_is_not_run(server: _warm_server.Server) -> None:
-    packed = base64.b64encode(zlib.compress(_warm._request("", "", b"true", b"")))
+def test_request_whose_client_has_gone_is_not_run(server: _server.Server) -> None:
+    packed = base64.b64encode(zlib.compress(executor._request("", "", b"true", b"")))
     os.write(server.ring, b"=7 %b\n" % packed)
     server.answer_ring()
     assert not server.interpreters and not server.taken
 
 
-def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _warm_server.Server, home: Path) -> None:
+def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _server.Server, home: Path) -> None:
     for name in ("1.rc", "1.out", "2.rc", "2.err", "3.rc", "pid"):
         (home / name).touch()
     now = time.monotonic()
-    server.taken = {1: now - _warm_server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
+    server.taken = {1: now - _server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
     server.forget_answered()
     assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "3.rc", "pid", "ring"}, "3 is at work"
 
 
-def test_files_of_a_client_that_never_asked_are_swept_away(server: _warm_server.Server, home: Path) -> None:
+def test_files_of_a_client_that_never_asked_are_swept_away(server: _server.Server, home: Path) -> None:
     """Not at once, it may be about to; and whatever the clock says."""
     for name in ("1.rc", "2.rc", "2.in", "pid"):
         (home / name).touch()
@@ -189,18 +183,18 @@ def test_files_of_a_client_that_never_asked_are_swept_away(server: _warm_server.
 
 
 def test_no_room_for_the_interpreter_of_commands_is_no_harm(
-    server: _warm_server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is started when a module has ended; what serves goes on."""
-    monkeypatch.setattr(_warm_server, "spawn", full)
+    monkeypatch.setattr(_server, "spawn", full)
     (home / "7.rc").touch()
     one, zygote = an_interpreter()
     with closing(one), zygote:
         one.hand_over(7, asked(), str(home / "7"))
-        request = _warm_wire.receive(zygote)
+        request = wire.receive(zygote)
         assert request
         request.close()
-        zygote.sendall(_warm_wire.record(request.number, 0))
+        zygote.sendall(wire.record(request.number, 0))
         while b"answer" not in said(server, 7):
             server.act([one])
             server.settle([one])
@@ -208,7 +202,7 @@ def test_no_room_for_the_interpreter_of_commands_is_no_harm(
     assert not server.interpreters
 
 
-def test_interpreter_that_sends_junk_costs_nobody_else(server: _warm_server.Server, home: Path) -> None:
+def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, home: Path) -> None:
     """The task of another one goes on, and ends well; the one with the junk is replaced when it is wanted again."""
     junk, its_zygote = an_interpreter()
     fine, zygote = an_interpreter()
@@ -217,7 +211,7 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _warm_server.Serv
         for number, key in ((7, "junk"), (8, "fine")):
             (home / f"{number}.rc").touch()
             server.take(number, asked(key=key))
-        request = _warm_wire.receive(zygote)
+        request = wire.receive(zygote)
         assert request
         its_zygote.sendall(b"no record of mine\n" * 100)
         everyone = list(server.interpreters.values())
@@ -226,7 +220,7 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _warm_server.Serv
         assert said(server, 7).startswith(b"7 begun\n7 answer ") and b"lost\n" in said(server, 7)
         os.write(request.streams[0], b"well\n")
         request.close()
-        zygote.sendall(_warm_wire.record(request.number, 0))
+        zygote.sendall(wire.record(request.number, 0))
         while b"answer" not in said(server, 8):
             server.act([fine])
             server.settle([fine])
@@ -235,18 +229,18 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _warm_server.Serv
 
 
 def test_request_to_a_stale_interpreter_is_another_ones(
-    server: _warm_server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale, zygote = an_interpreter()
     new, its_zygote = an_interpreter(ready=False)
     server.interpreters["k"] = stale
-    monkeypatch.setattr(_warm_server, "spawn", lambda *arguments: (new.socket, os.dup(new.errors)))
+    monkeypatch.setattr(_server, "spawn", lambda *arguments: (new.socket, os.dup(new.errors)))
     (home / "7.rc").touch()
     with zygote, its_zygote:
         server.take(7, asked())
-        request = _warm_wire.receive(zygote)
+        request = wire.receive(zygote)
         assert request
-        zygote.sendall(_warm_wire.record(request.number, _warm_wire.STALE))
+        zygote.sendall(wire.record(request.number, wire.STALE))
         request.close()
         server.act([stale])
         server.settle([stale])
@@ -257,13 +251,13 @@ def test_request_to_a_stale_interpreter_is_another_ones(
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
-    server: _warm_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+    server: _server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
     """Nobody had looked at that before."""
     (tmp_path / "first").write_bytes(HEADER)
     (tmp_path / "watched").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_warm_server, "WATCHED", [str(tmp_path / "none"), str(tmp_path / "watched")])
+    monkeypatch.setattr(_server, "WATCHED", [str(tmp_path / "none"), str(tmp_path / "watched")])
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     errors, theirs = os.pipe()
     os.close(theirs)
@@ -280,9 +274,7 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
                 zygote.recv(100)
 
 
-def test_answer_that_there_is_no_room_for_is_told_of(
-    server: _warm_server.Server, agent: RunnerAgent, home: Path
-) -> None:
+def test_answer_that_there_is_no_room_for_is_told_of(server: _server.Server, agent: RunnerAgent, home: Path) -> None:
     answers = home / "1.rc"
     answers.write_bytes(b"1 begun\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

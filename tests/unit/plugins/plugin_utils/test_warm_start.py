@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._runner import RunnerAgent
-from ansible_collections.qemu.guest.plugins.module_utils._spool import Spool
-from ansible_collections.qemu.guest.plugins.plugin_utils import _kind, _warm, _warm_start
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import start as _start
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -41,10 +43,10 @@ from ansible_collections.qemu.guest.tests.unit.warm import (
 def test_server_that_cannot_is_not_tried_again(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_warm, "_START_SECONDS", 60)  # it is not waited for
+    monkeypatch.setattr(executor, "_START_SECONDS", 60)  # it is not waited for
     began = time.monotonic()
     with monkeypatch.context() as broken:
-        broken.setitem(_warm._PROGRAMS, "server.py", b"import no_such_module")
+        broken.setitem(executor._PROGRAMS, "server.py", b"import no_such_module")
         assert warm.run(COMMAND, module("")) is None
     for _attempt in range(5):
         assert warm.run(COMMAND, module("")) is None
@@ -60,10 +62,10 @@ def test_server_without_room_is_tried_again(
     agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """So is one that was killed as it started. The task is run at once, though, the plain way."""
-    monkeypatch.setattr(_warm, "_START_SECONDS", 60)
+    monkeypatch.setattr(executor, "_START_SECONDS", 60)
     began = time.monotonic()
     with monkeypatch.context() as broken:
-        broken.setitem(_warm._PROGRAMS, "server.py", end.encode())
+        broken.setitem(executor._PROGRAMS, "server.py", end.encode())
         assert warm.run(COMMAND, module("")) is None
     (failed,) = guest.runner.glob(f"{SPOOL}.*.failed")
     assert failed.read_text().count("\n") == 1, "no reason that would hold"
@@ -74,8 +76,8 @@ def test_server_without_room_is_tried_again(
 def test_server_that_does_not_come_is_not_waited_for_long(
     warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_warm, "_START_SECONDS", 0.3)
-    monkeypatch.setattr(_warm, "_START_PROGRAM", b"import time; time.sleep(2)")
+    monkeypatch.setattr(executor, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(executor, "_START_PROGRAM", b"import time; time.sleep(2)")
     began = time.monotonic()
     assert warm.run(COMMAND, module("")) is None
     assert 0.3 < time.monotonic() - began < 2
@@ -96,10 +98,10 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
     tmp_path = Path(guest.place.name)
     for number in range(5):
         spool = tmp_path / f"warm{number}"
-        request = _warm._request(f"{COMMAND} -S", "a" * 64, b"", b"")
+        request = executor._request(f"{COMMAND} -S", "a" * 64, b"", b"")
         starters = []
         for another in range(60):  # from before the first has begun until after its server has
-            command, data = _warm._starter(str(spool), request, sys.executable, another, f"{spool.name}.failed")
+            command, data = executor._starter(str(spool), request, sys.executable, another, f"{spool.name}.failed")
             (tmp_path / f"input{another}").write_bytes(data)
             with open(tmp_path / f"input{another}", "rb") as stdin:
                 starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
@@ -147,9 +149,9 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
     place = Path(guest.place.name)
     spool, seen = place / "warm", place / "seen"
     _payload, archive = with_archive(module("", SEEN))
-    brought = archive.brought(archive.remembered(), code=True, programs=_warm._code_of_programs())
-    request = _warm._request(f"{COMMAND} -S", archive.digest, b"", b"")
-    command, data = _warm._starter(str(spool), request, COMMAND, 1, "warm.failed")
+    brought = archive.brought(archive.remembered(), code=True, programs=executor._code_of_programs())
+    request = executor._request(f"{COMMAND} -S", archive.digest, b"", b"")
+    command, data = executor._starter(str(spool), request, COMMAND, 1, "warm.failed")
     (place / "input").write_bytes(data)
     with open(place / "input", "rb") as stdin:
         subprocess.run(["sh", "-c", command], stdin=stdin, env={**os.environ, "SEEN": str(seen)}, check=True)
@@ -165,7 +167,7 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
 def test_start_does_not_depend_on_what_a_client_brings(
     agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
-    monkeypatch.setattr(_warm, "_QUICK_START_SECONDS", -1)
+    monkeypatch.setattr(executor, "_QUICK_START_SECONDS", -1)
     write = Spool.write
 
     def written(spool: Spool, name: str, data: bytes) -> bool:
@@ -178,7 +180,7 @@ def test_start_does_not_depend_on_what_a_client_brings(
 
     monkeypatch.setattr(Spool, "write", written)
     if late == "of another kind":
-        monkeypatch.setattr(_kind, "KIND", _kind.KIND[::-1])
+        monkeypatch.setattr(bytecode, "KIND", bytecode.KIND[::-1])
     result = warm.run(COMMAND, module("print(library.VALUE)"))
     assert result and result.stdout == b"first\n"
 
@@ -187,9 +189,9 @@ def test_start_does_not_depend_on_what_a_client_brings(
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have interpreters tell whether they are copies of what starts them."""
     begin = b"        exec(code, globals())\n"
-    assert begin in _warm._START_PROGRAM
-    marked = _warm._START_PROGRAM.replace(begin, b"        os.environ['COPY'] = 'yes'\n" + begin)
-    monkeypatch.setattr(_warm, "_START_PROGRAM", marked)
+    assert begin in executor._START_PROGRAM
+    marked = executor._START_PROGRAM.replace(begin, b"        os.environ['COPY'] = 'yes'\n" + begin)
+    monkeypatch.setattr(executor, "_START_PROGRAM", marked)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +222,9 @@ def test_first_interpreter_is_a_copy(
 
 def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none."""
-    program = _warm._START_PROGRAM.replace(b"LEAST_FREE = 96 << 20", b"LEAST_FREE = 1 << 60")
-    assert program != _warm._START_PROGRAM
-    monkeypatch.setattr(_warm, "_START_PROGRAM", program)
+    program = executor._START_PROGRAM.replace(b"LEAST_FREE = 96 << 20", b"LEAST_FREE = 1 << 60")
+    assert program != executor._START_PROGRAM
+    monkeypatch.setattr(executor, "_START_PROGRAM", program)
     assert warm.run(COMMAND, module("")) is None
     assert not list(guest.runner.glob("*.err"))
 
@@ -236,7 +238,7 @@ def test_starter_that_was_killed_is_not_in_the_way(
     (place / "pid").write_text("half")
     with open(guest.runner / f"{SPOOL}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        monkeypatch.setattr(_warm, "_START_SECONDS", 0.5)
+        monkeypatch.setattr(executor, "_START_SECONDS", 0.5)
         assert warm.run(COMMAND, module("")) is None
         monkeypatch.undo()
     assert warm.run(COMMAND, module(""))
@@ -246,13 +248,13 @@ def test_nothing_stays_open_without_room_for_a_process(tmp_path: Path, monkeypat
     """As long as a user's processes take all of it."""
     for name in ("modules.py", "prologue"):
         (tmp_path / name).touch()
-    copy = _warm_start.Copy(["modules.py"])
+    copy = _start.Copy(["modules.py"])
     os.umask(copy.umask)
     copy.fingerprint.lost = False
     monkeypatch.setattr(os, "fork", full)
     gc.collect()
     before = os.listdir("/proc/self/fd")
-    spawn = functools.partial(_warm_start.spawn, str(tmp_path), "modules.py", "python3", "")
+    spawn = functools.partial(_start.spawn, str(tmp_path), "modules.py", "python3", "")
     for start in (spawn, functools.partial(copy.start, "modules.py")):
         with pytest.raises(OSError, match="no room"):
             start()

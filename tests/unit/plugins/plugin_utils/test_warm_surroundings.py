@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_surroundings
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint
 
 
 def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
     path, none = tmp_path / "path", tmp_path / "none"
     path.write_text("a")
-    there = _warm_surroundings.Surroundings([str(path), str(none)])
+    there = fingerprint.Surroundings([str(path), str(none)])
     assert there.same()
     path.write_text("ab")
     assert not there.same()
-    there = _warm_surroundings.Surroundings([str(path), str(none)])
+    there = fingerprint.Surroundings([str(path), str(none)])
     none.touch()
     assert not there.same()
 
@@ -28,7 +28,7 @@ def test_file_in_a_directory_that_is_changed_in_its_place(tmp_path: Path) -> Non
     """As one of sudoers.d or limits.d: the directory is the same."""
     rule = tmp_path / "rule"
     rule.write_text("a")
-    there = _warm_surroundings.Surroundings([str(tmp_path)])
+    there = fingerprint.Surroundings([str(tmp_path)])
     assert there.same()
     rule.write_text("ab")
     assert not there.same()
@@ -54,14 +54,14 @@ TABLE = "root:x:0:\none:x:1:one,two\n"
 def test_who_is_added_concerns_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str, same: bool) -> None:
     """But who becomes the member of a group that is there, or of a new one, may be somebody who has an interpreter."""
     path = tmp_path / "group"
-    monkeypatch.setattr(_warm_surroundings, "TABLES", (str(path),))
+    monkeypatch.setattr(fingerprint, "TABLES", (str(path),))
 
     def replace(content: str) -> None:
         (tmp_path / "new").write_text(content)
         (tmp_path / "new").rename(path)
 
     replace(TABLE)
-    there = _warm_surroundings.Surroundings([str(path)])
+    there = fingerprint.Surroundings([str(path)])
     replace(now)
     assert there.same() == same
     if same:
@@ -72,5 +72,5 @@ def test_who_is_added_concerns_nobody(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_line_without_an_end_is_not_the_one_that_it_becomes() -> None:
-    assert not _warm_surroundings.adds_others(b"root:x:0:", b"root:x:0:one\n")
-    assert not _warm_surroundings.adds_others(b"root:x:0", b"root:x:0:\n")
+    assert not fingerprint.adds_others(b"root:x:0:", b"root:x:0:one\n")
+    assert not fingerprint.adds_others(b"root:x:0", b"root:x:0:\n")

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_tasks
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import task_output
 from ansible_collections.qemu.guest.tests.unit.warm import asked
 
 
 def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
-    task = _warm_tasks.Task(1, asked(), f"{tmp_path}/1", b"", b"")
+    task = task_output.Task(1, asked(), f"{tmp_path}/1", b"", b"")
     for output in task.outputs:
         output.path = f"{tmp_path}/no such directory/1"
-        output.write(bytes(_warm_tasks.MOST_KEPT))
+        output.write(bytes(task_output.MOST_KEPT))
     task.rc = 0
     task.outputs[1].write(b"one more")
     assert task.result().partition(b"\n")[0] == b"0 =65536 - lost"
@@ -29,7 +29,7 @@ def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
 
 def test_output_leaves_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent and all else in the guest need some of /run, whatever a task writes."""
-    task = _warm_tasks.Task(1, asked(), f"{tmp_path}/1", b"", b"")
+    task = task_output.Task(1, asked(), f"{tmp_path}/1", b"", b"")
     task.outputs[0].room.left = 200_000
     for _time in range(10):
         task.outputs[0].write(bytes(50_000))

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_wire, _warm_zygote
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_fresh import Fingerprint
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm_interpreters import Interpreter
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import wire
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zygote as _zygote
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import Fingerprint
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.worker import Interpreter
 from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full
 
-Pair = tuple[Interpreter, _warm_zygote.Zygote]
+Pair = tuple[Interpreter, _zygote.Zygote]
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     # Other tests write to where this process finds its modules, and have it map a library that they remove.
     fingerprint.seen.clear()
     fingerprint.lost = False
-    zygote = _warm_zygote.Zygote(theirs, _warm_zygote.Work(), fingerprint)
+    zygote = _zygote.Zygote(theirs, _zygote.Work(), fingerprint)
     with closing(one), theirs:
         yield one, zygote
     for descriptor in (zygote.ended, zygote.wake):
@@ -47,10 +48,10 @@ def test_what_is_to_be_learnt_goes_before_the_next_child(pair: Pair) -> None:
     assert zygote.chore() == (0, zygote.fork_spare)
 
 
-def handed_over(pair: Pair, tmp_path: Path) -> _warm_wire.Request:
+def handed_over(pair: Pair, tmp_path: Path) -> wire.Request:
     one, zygote = pair
     one.hand_over(7, asked(), str(tmp_path / "7"))
-    request = _warm_wire.receive(zygote.server)
+    request = wire.receive(zygote.server)
     assert request
     assert request.program == b"program"
     return request
@@ -103,7 +104,7 @@ def test_request_is_given_to_one_child(tmp_path: Path, pair: Pair) -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(ours, name)
 
-    zygote.children[os.getpid()] = _warm_zygote.Child(None, 0)
+    zygote.children[os.getpid()] = _zygote.Child(None, 0)
     zygote.spare = os.getpid(), Quick()  # type: ignore[assignment]
     assert zygote.give_spare(request) == os.getpid()
     request.close()

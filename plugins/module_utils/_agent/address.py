@@ -1,0 +1,98 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Addresses of guest agents, as users type them."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Callable, NamedTuple
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AddressError,
+)
+
+__all__ = (
+    "FORMS",
+    "Address",
+    "parse_address",
+)
+
+FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT, tcp:HOST:PORT or libvirt:DOMAIN"
+
+
+class Address(NamedTuple):
+    """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
+
+    C(ssh) is a UNIX socket on another machine, see plugin_utils/_forward.py.
+    """
+
+    kind: str
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    cid: int = 0
+    domain: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.path}"
+        if self.kind == "vsock":
+            return f"vsock:{self.cid}:{self.port}"
+        if self.kind == "ssh":
+            return f"unix:{self.path} on {self.host}"
+        if self.kind == "libvirt":
+            return f"libvirt:{self.domain}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+    @property
+    def identity(self) -> str:
+        """The same for all names of one socket."""
+        return os.path.realpath(self.path) if self.kind == "unix" else str(self)
+
+
+def parse_address(text: str) -> Address:
+    """Return the Address that ``text`` names.
+
+    :raise AddressError: if it has none of the forms; the message lists them.
+    """
+    if text.startswith("/"):
+        return Address("unix", path=text)
+    kind, colon, rest = text.partition(":")
+    parser = _PARSERS.get(kind) if colon else None
+    address = parser(rest) if parser and rest else None
+    if address is None:
+        raise AddressError(f"{text!r} is not the address of a guest agent. It should be {FORMS}.")
+    return address
+
+
+def _parse_unix(rest: str) -> Address | None:
+    return Address("unix", path=rest) if rest.startswith("/") else None
+
+
+def _parse_vsock(rest: str) -> Address | None:
+    match = re.fullmatch(r"(\d{1,10}):(\d{1,10})", rest)
+    if not match or max(map(int, match.groups())) > 0xFFFFFFFF:
+        return None
+    return Address("vsock", cid=int(match.group(1)), port=int(match.group(2)))
+
+
+def _parse_tcp(rest: str) -> Address | None:
+    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+)):(\d{1,5})", rest)
+    if not match or not 0 < int(match.group(3)) < 65536:
+        return None
+    return Address("tcp", host=match.group(1) or match.group(2), port=int(match.group(3)))
+
+
+def _parse_libvirt(rest: str) -> Address | None:
+    return Address("libvirt", domain=rest)
+
+
+_PARSERS: dict[str, Callable[[str], Address | None]] = {
+    "unix": _parse_unix,
+    "vsock": _parse_vsock,
+    "tcp": _parse_tcp,
+    "libvirt": _parse_libvirt,
+}

@@ -1,0 +1,297 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Agent: run the guest agent's commands, one at a time, and say what is known when that fails.
+
+Where its requests travel is the business of its subclasses: ``SocketAgent`` and ``LibvirtAgent``.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import Any, Callable, Mapping, Sequence
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import errors, protocol, schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandError,
+    CommandUnavailable,
+    ConnectError,
+    OperationError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.pace import Pace
+from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import AgentInfo, refusal
+
+__all__ = (
+    "DEFAULT_FROZEN_TIMEOUT",
+    "DEFAULT_TIMEOUT",
+    "Agent",
+    "Log",
+)
+
+DEFAULT_TIMEOUT = 20.0
+"""Seconds that one agent command may take, connecting and waiting for the seat included."""
+
+DEFAULT_FROZEN_TIMEOUT = 300.0
+"""Seconds for which a frozen guest is waited for in the middle of something; see _guest/patience.py."""
+
+# Commands that answer only when they fail are given this long to fail, unless the caller knows better (a bad mode is
+# refused at once; a shutdown helper that cannot be run is reported when it has ended).
+_SECONDS_TO_FAIL = 5.0
+
+_DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
+
+Log = Callable[[str], None]
+
+
+def _tell_nobody(text: str) -> None:
+    """Take a line of log that nobody wants."""
+
+
+class Agent(ABC):
+    """A guest's agent. Not thread-safe: an agent runs one command at a time.
+
+    ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
+    ``frozen_timeout`` is how long, in seconds, a frozen guest is waited for in the middle of something, and ``warn``
+    tells the user about that.
+    """
+
+    largest_payload = 48 * 1000 * 1000
+    """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
+
+    shell: Callable[[bytes, bytes], Callable[[], Any] | None] | None = None
+    """Starts a shell command with an input, as run_shell() of _guest/login_shell.py does, and returns what waits for its end: that
+    returns its ExecResult, or None if it was not run. It returns None if it started nothing. Whoever has a shell in the
+    guest that is ready for work (the connection plugin) puts it here."""
+
+    def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
+        self.name = name
+        self.timeout = timeout
+        self.frozen_timeout = DEFAULT_FROZEN_TIMEOUT
+        self.warn: Log = log or _tell_nobody
+        self.pace = Pace()
+        self._log = log
+        self._info: AgentInfo | None = None
+        self._has_answered = False
+        # How long it may still be asked why it has refused a command: as long as that command might have taken.
+        self._explaining: Deadline | None = None
+
+    @abstractmethod
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        """Send one command and return the agent's reply object.
+
+        :raise ConnectError: nothing was sent.
+        :raise OutcomeUnknownError: it was sent, and no reply came.
+        :raise ProtocolError: what came is no reply.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the channel up. The next command opens it again."""
+
+    def step_aside(self) -> None:
+        """Let other clients have the channel until the next command, where it has a single seat."""
+        return
+
+    @property
+    def largest_input(self) -> int:
+        """How many bytes of standard input a program may be given."""
+        return self.largest_payload
+
+    @property
+    def quick_input(self) -> int:
+        """How many bytes of it arrive well within the timeout; more had better go by way of a file, in pieces.
+
+        While nothing is known of that, it goes at once, and has longer: see start() of _guest/guest_exec.py.
+        """
+        if not self.pace.rate:
+            return self.largest_input
+        return self.pace.carries(self.timeout / 2, self.largest_input)
+
+    @property
+    def pipes_input(self) -> bool:
+        """Whether a program's standard input is a pipe, which the agent fills while the program reads it."""
+        return True
+
+    @property
+    def passes_long_replies(self) -> bool:
+        """Whether all that the agent may keep of a program's output can be had in one reply."""
+        return True
+
+    @property
+    def captures_all(self) -> bool:
+        """Whether guest-exec keeps all output of a program, however long."""
+        return False
+
+    def process_id(self, pid: int) -> int:
+        """Return the process number in the guest of the program that guest-exec called ``pid``; 0 if nobody tells."""
+        return pid
+
+    @property
+    def identity(self) -> str:
+        """A name by which this machine knows the same agent again, where it goes by several."""
+        return self.name
+
+    def again(self) -> Agent:
+        """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
+
+        It is for a process that outlives this one. Nothing is imported or looked up later for it to work.
+
+        :raise OperationError: if this channel is gone when this process is.
+        """
+        raise OperationError(f"the agent at {self.name} cannot be reached when this task has ended.")
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        """Run the schema command ``command`` and return its return value.
+
+        The value is of the type that the schema names; None for commands that answer only when they fail (shutdown,
+        suspend) and did not. A command that only reads is repeated once when the channel broke before its reply came.
+        Without a ``timeout`` in seconds it has the agent's, or the least that schema.py knows for it. That limits
+        all that the command causes: the wait for the channel, the repetition, and what the agent is asked about a
+        refusal.
+
+        :raise QgaError: one of the tree in errors.py.
+        """
+        known = schema.command(command)
+        seconds = self.patience(command) if timeout is None else timeout
+        started = time.monotonic()
+        try:
+            deadline = _deadline(seconds)
+            reply = self._request_reading_twice(command, arguments, deadline)
+            self._has_answered = True
+            value = self._value(command, reply, deadline)
+        except OutcomeUnknownError as exc:
+            if known.answers:
+                raise self._told(exc, command) from None
+            value = None
+        except QgaError as exc:
+            raise self._told(exc, command) from None
+        if self._log:
+            self._log(f"{command} took {(time.monotonic() - started) * 1000:.1f} ms")
+        return value
+
+    def patience(self, command: str) -> float:
+        """Return how many seconds ``command`` has, where nobody says."""
+        known = schema.command(command)
+        seconds = max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
+        return min(seconds, self._explaining.left()) if self._explaining else seconds
+
+    def _request_reading_twice(
+        self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline
+    ) -> dict[str, Any]:
+        try:
+            return self._request(command, arguments, deadline)
+        except OutcomeUnknownError:
+            if not schema.command(command).read_only or deadline.expired:
+                raise
+            return self._request(command, arguments, deadline)
+
+    def _value(self, command: str, reply: Mapping[str, Any], deadline: Deadline) -> Any:
+        if "error" in reply:
+            error = protocol.expect(reply["error"], dict, "the error")
+            desc = protocol.expect(error.get("desc", ""), str, "the error's desc").strip()
+            # Agents before 4.0 give what is disabled the class GenericError.
+            if error.get("class") == "CommandNotFound" or re.match(_DISABLED, desc):
+                raise self._unavailable([command], desc, deadline)
+            raise errors.command_error(command, str(error.get("class", "")), desc)
+        if "return" not in reply:
+            raise ProtocolError("the reply has neither a return value nor an error")
+        return protocol.expect(reply["return"], schema.command(command).returns, "the return value")
+
+    def _told(self, exc: QgaError, command: str) -> QgaError:
+        exc.command = exc.command or command
+        if isinstance(exc, ConnectError) and not self._has_answered:
+            exc.at_first = True
+        exc.address = exc.address or self.name
+        if isinstance(exc, OutcomeUnknownError) and not exc.hint:
+            exc.hint = "It may still run when the agent is back: look at the guest before you repeat it."
+        return exc
+
+    # Capabilities
+
+    @property
+    def info(self) -> AgentInfo:
+        """What guest-info says, asked once, and again as long as the guest is frozen."""
+        return self._info or self.refresh_info()
+
+    def refresh_info(self) -> AgentInfo:
+        """Ask guest-info again."""
+        value = self.execute("guest-info")
+        commands = protocol.expect(value.get("supported_commands"), list, "supported_commands")
+        table = {}
+        for entry in commands:
+            entry = protocol.expect(entry, dict, "a member of supported_commands")
+            table[protocol.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
+        info = AgentInfo(protocol.expect(value.get("version"), str, "version"), table)
+        if not info.looks_frozen:
+            self._info = info
+        return info
+
+    def supports(self, *commands: str) -> bool:
+        """Return whether the agent has all of ``commands`` and has them enabled."""
+        return all(self.info.commands.get(command, False) for command in commands)
+
+    def require(self, *commands: str) -> None:
+        """Find out before anything is done whether ``commands`` can be run.
+
+        :raise CommandUnavailable: if some cannot. It names all of them, with the reasons and what to do.
+        """
+        missing = [command for command in commands if not self.supports(command)]
+        if missing:
+            raise self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
+
+    def _unavailable(self, commands: Sequence[str], desc: str, deadline: Deadline) -> CommandUnavailable:
+        """Return the error that tells why the agent does not run ``commands``; agents word all reasons alike."""
+        unexplained = CommandUnavailable(desc or "the agent does not say why", command=commands[0])
+        if self._explaining:  # the agent refuses what it is asked about its refusal
+            return unexplained
+        self._explaining = deadline
+        try:
+            # In this order: a guest that is thawed meanwhile is then seen to have the command enabled.
+            status = self._if_told("guest-fsfreeze-status")
+            info = self.refresh_info()
+            was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
+            return refusal(commands, info, self._system(), frozen=status == "frozen" or was_thawed)
+        except QgaError:
+            return unexplained
+        finally:
+            self._explaining = None
+
+    def _system(self) -> str:
+        """Return the id of the guest's operating system, as os-release has it; empty if it is not told."""
+        with suppress(QgaError):  # a worse hint is no reason to hide the error that it belongs to
+            return str((self._if_told("guest-get-osinfo") or {}).get("id", ""))
+        return ""
+
+    def _if_told(self, command: str) -> Any:
+        """Return what ``command`` returns, which only reads; None if the agent refuses it."""
+        if not self.info.commands.get(command):
+            return None
+        try:
+            return self.execute(command)
+        except CommandError:
+            return None
+
+
+def _deadline(seconds: float) -> Deadline:
+    """Return the deadline of a command that has so many seconds.
+
+    :raise OperationError: if it has none.
+    """
+    if not seconds > 0:
+        error = OperationError(f"it was given {seconds:g} seconds. A timeout is more than 0.")
+        error.executed = "no"
+        raise error
+    return Deadline(seconds)

@@ -1,0 +1,253 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Channels: byte streams to a guest agent, and how one is connected.
+
+No byte but a sync leaves before the agent has answered (socket_agent.py): see lock.py for what a second client does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+import time
+from typing import Any, Callable, NamedTuple
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    ChannelBusyError,
+    ConnectError,
+    OutcomeUnknownError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
+
+__all__ = (
+    "Channel",
+    "Connect",
+    "Step",
+    "open_channel",
+)
+
+_RECV_SIZE = 1024 * 1024
+_RETRY_SECONDS = 0.05
+
+
+class Step(NamedTuple):
+    """Whether client and agent are in step: nothing of anybody's is left in the channel.
+
+    ``since``: the time (monotonic) of the last reply that was awaited; 0: out of step. What the agent does with ids
+    goes with it.
+    """
+
+    since: float = 0.0
+    takes_id: bool = True
+    echoes_id: bool = False
+
+
+class Channel:
+    """A connected, non-blocking byte stream and the lock that belongs to it."""
+
+    shared = False
+    """Whether others may have the channel between ``give`` and ``take``."""
+
+    def __init__(self, sock: socket.socket, lock: SeatLock | None = None) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._lock = lock
+        self._step = Step()
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The stream's descriptor, and that of the lock (-1 if there is none)."""
+        return self._sock.fileno(), self._lock.fileno() if self._lock else -1
+
+    def take(self, deadline: Deadline) -> Step:
+        """Have the channel to oneself, until ``give``; return how it was left. Without that it is left out of step.
+
+        :raise ChannelBusyError: if others have it until the deadline.
+        :raise ConnectError: if it is not to be had any more.
+        """
+        step, self._step = self._step, Step(takes_id=self._step.takes_id)
+        return step
+
+    def give(self, step: Step) -> None:
+        """Leave the channel so."""
+        self._step = step
+
+    @property
+    def inode(self) -> int:
+        """The socket's inode number, by which the system's tables name it."""
+        return os.fstat(self._sock.fileno()).st_ino
+
+    def send(self, data: bytes, deadline: Deadline) -> None:
+        """Send all of ``data``.
+
+        :raise ConnectError: if a part did not leave: an incomplete JSON object is never run.
+        :raise OutcomeUnknownError: if all but the final newline left.
+        """
+        view = memoryview(data)
+        while view:
+            # A request ends in a newline that the agent does not wait for.
+            kind = ConnectError if len(view) > 1 else OutcomeUnknownError
+            if not self._poll(select.POLLOUT, deadline):
+                raise kind(f"the guest took no data for {deadline.seconds:g} s")
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise kind(f"the channel broke while sending: {exc.strerror or exc}") from exc
+
+    def is_silent(self, deadline: Deadline) -> bool:
+        """Return whether nothing comes until the deadline; that the other side has gone is something."""
+        return not self._poll(select.POLLIN, deadline)
+
+    def recv(self, deadline: Deadline) -> bytes:
+        """Return what has arrived, at least one byte.
+
+        :raise OutcomeUnknownError: at the deadline, or if the other side closed the channel.
+        """
+        while True:
+            if not self._poll(select.POLLIN, deadline):
+                raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
+            try:
+                data = self._sock.recv(_RECV_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise OutcomeUnknownError(f"the channel broke: {exc.strerror or exc}") from exc
+            if not data:
+                raise OutcomeUnknownError(
+                    "the other side closed the channel (QEMU ended, or the agent stopped listening)"
+                )
+            return data
+
+    def close(self) -> None:
+        """Close the socket, then let others have the seat."""
+        self._sock.close()
+        if self._lock:
+            self._lock.release()
+
+    def _poll(self, event: int, deadline: Deadline) -> bool:
+        poller = select.poll()
+        poller.register(self._sock, event)
+        # A guest that never stops talking does not prolong a deadline, though there is always something to read.
+        return not deadline.expired and bool(poller.poll(deadline.left() * 1000))
+
+
+Connect = Callable[[Address, Deadline], socket.socket]
+"""Returns a socket that leads to an address, or raises ConnectError."""
+
+
+def open_channel(
+    address: Address,
+    deadline: Deadline,
+    join: Callable[[], Channel | None] = lambda: None,
+    connect: Connect | None = None,
+) -> Channel:
+    """Return a Channel to ``address``, with the seat's lock held; or what ``join`` returns, where somebody has it.
+
+    ``connect`` takes the place of what the kind of address needs.
+
+    :raise ConnectError: with the reason and what to do.
+    :raise ChannelBusyError: if one of our own processes keeps the seat until the deadline.
+    """
+    lock = SeatLock(address)
+    joined = lock.acquire(deadline, join)
+    if joined:
+        return joined
+    try:
+        return Channel((connect or _CONNECTORS[address.kind])(address, deadline), lock)
+    except BaseException:  # whatever it was, KeyboardInterrupt included: others must not find the seat taken
+        lock.release()
+        raise
+
+
+_UNIX_TROUBLE = {
+    errno.ENOENT: "there is no such socket. QEMU makes it when the guest starts: is the guest running on this machine?",
+    errno.ECONNREFUSED: "nobody serves this socket: the QEMU that made it has ended. Start the guest.",
+    errno.EACCES: "permission denied. The socket belongs to the user that runs QEMU: become that user or root.",
+    errno.ENOTSOCK: "this is not a socket.",
+}
+
+
+def _connect_unix(address: Address, deadline: Deadline) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        while True:
+            code = _connect_code(sock, address.path)
+            if code == 0:
+                return sock
+            # The queue of clients waiting for the seat is full.
+            if code != errno.EAGAIN:
+                raise ConnectError(_UNIX_TROUBLE.get(code, os.strerror(code)))
+            if deadline.expired:
+                raise ChannelBusyError("too many clients wait for the channel already")
+            time.sleep(min(_RETRY_SECONDS, deadline.left()))
+    except BaseException:  # whatever it was, KeyboardInterrupt included: who connects half is not left in the queue
+        sock.close()
+        raise
+
+
+def _connect_code(sock: socket.socket, path: str) -> int:
+    try:
+        code = sock.connect_ex(path)
+    except OSError as exc:  # a path beyond the 107 bytes of sockaddr_un never reaches the system
+        raise ConnectError(f"{exc}") from exc
+    # ENOTSOCK is what some systems say, ECONNREFUSED what Linux says of a plain file.
+    with contextlib.suppress(OSError):  # it may be gone by now
+        if code == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
+            return errno.ENOTSOCK
+    return code
+
+
+def _connect_vsock(address: Address, deadline: Deadline) -> socket.socket:
+    try:
+        family = socket.AF_VSOCK
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except (AttributeError, OSError) as exc:
+        raise ConnectError(f"cannot connect: this machine has no vsock ({exc})") from exc
+    try:
+        return _connected(family, (address.cid, address.port), deadline)
+    except OSError as exc:
+        raise ConnectError(f"cannot connect: {exc.strerror or exc}") from exc
+
+
+def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
+    error: OSError | UnicodeError | None = None
+    try:
+        for family, _kind, _protocol, _name, where in socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        ):
+            try:
+                return _connected(family, where, deadline)
+            except OSError as exc:
+                error = exc
+    except (OSError, UnicodeError) as exc:  # the latter is Python's word for a host name that cannot be one
+        error = exc
+    raise ConnectError(f"cannot connect: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _connected(family: int, where: Any, deadline: Deadline) -> socket.socket:
+    """Return a socket that is connected to ``where``, an address of this ``family``."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(max(deadline.left(), 0.001))
+        sock.connect(where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+_CONNECTORS: dict[str, Connect] = {
+    "unix": _connect_unix,
+    "vsock": _connect_vsock,
+    "tcp": _connect_tcp,
+}

@@ -1,0 +1,281 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can go wrong between a task and the agent, and what is known when it does.
+
+The tree answers the one question that matters after a failure: did the command run?
+
+    QgaError
+    ├── AddressError           the address makes no sense; nothing was tried
+    ├── ConnectError           nothing of the command was sent; safe to retry
+    │   ├── ChannelBusyError   another client has the agent's only seat
+    │   └── AgentSilentError   the channel is open, the agent does not answer a sync
+    ├── OutcomeUnknownError    sent, no reply: it may have run, or may yet run
+    ├── ProtocolError          the reply is not what the schema says
+    ├── CommandError           the agent replied with an error
+    │   ├── CommandUnavailable unknown, disabled by the guest's admin, or blocked while frozen
+    │   ├── GuestFileError     a guest-file-* command failed; errno tells why, where the agent's text does
+    │   └── HandleLostError    the agent restarted and has forgotten this handle or pid
+    ├── NoRunnerError          programs need a runner in the guest, and none could be started
+    ├── TransferError          content arrived differently from how it left
+    │   └── FileChangedError   because the file was written to meanwhile
+    ├── QmpError               QEMU's monitor cannot be used; nothing was sent to it
+    │   ├── QmpCommandError    QEMU replied with an error
+    │   └── QmpLostError       sent, no reply: it may have run, or may yet run
+    └── OperationError         the operation cannot be done as asked; carries results to show
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import re
+from typing import Any, Mapping
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
+
+__all__ = (
+    "AddressError",
+    "AgentSilentError",
+    "ChannelBusyError",
+    "CommandError",
+    "CommandUnavailable",
+    "ConnectError",
+    "FileChangedError",
+    "GuestFileError",
+    "HandleLostError",
+    "NoRunnerError",
+    "OperationError",
+    "OutcomeUnknownError",
+    "ProtocolError",
+    "QgaError",
+    "QmpCommandError",
+    "QmpError",
+    "QmpLostError",
+    "TransferError",
+    "command_error",
+)
+
+
+class QgaError(Exception):
+    """Base of all errors of this collection.
+
+    ``executed`` says what is known of the command: ``no``, ``yes`` or ``unknown``, and ``fate`` says it in the message.
+    ``address`` is filled in where the error passes the Agent, which knows it. ``party`` is who is there. Message and
+    hint are made ``printable`` here, for all errors: they may have words of the guest's in them.
+    """
+
+    party = "guest agent"
+    executed = "no"
+    fate = "was not run"
+
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "") -> None:
+        self.message = printable(message)
+        super().__init__(self.message)
+        self.command = command
+        self.hint = hint
+        self.address = ""
+
+    def __str__(self) -> str:
+        where = f"{self.party} at {self.address}: " if self.address else ""
+        what = f"{self.told_fate}: " if self.told_fate else ""
+        stop = "" if self.message.endswith((".", "?", "!")) else "."
+        hint = f"{stop} {printable(self.hint)}" if self.hint else ""
+        return f"{where}{what}{self.message}{hint}"
+
+    @property
+    def told_fate(self) -> str:
+        """What the message says of the command; empty if there is none."""
+        return f"{self.command} {self.fate}" if self.command else ""
+
+    def as_result(self) -> dict[str, Any]:
+        """Return what a failed task shows beside C(msg)."""
+        return {"error": {"type": type(self).__name__, "command": self.command, "executed": self.executed}}
+
+
+class AddressError(QgaError):
+    """The address is malformed or of a kind that this program cannot reach."""
+
+
+class ConnectError(QgaError):
+    """The channel could not be used; nothing of the command was sent.
+
+    ``at_first`` tells that nothing was sent before either. Then its message does not name the command, of which the
+    user may never have heard: a task needs many, and this was the first.
+    """
+
+    fate = "was not sent"
+    at_first = False
+
+    @property
+    def told_fate(self) -> str:
+        return "nothing was sent" if self.at_first else super().told_fate
+
+
+class ChannelBusyError(ConnectError):
+    """Another client holds the channel's only seat."""
+
+
+class AgentSilentError(ConnectError):
+    """The channel opened, and the agent answered no sync within the deadline."""
+
+
+class OutcomeUnknownError(QgaError):
+    """The command was sent and no reply came; it may have run or may still run."""
+
+    executed = "unknown"
+    fate = "may have run"
+
+
+class ProtocolError(QgaError):
+    """A reply is malformed, too large, too deep, or not of the type that the schema names."""
+
+    executed = "unknown"
+    fate = "may have run"
+
+
+class CommandError(QgaError):
+    """The agent replied with an error. ``error_class`` and the message are its own words."""
+
+    executed = "yes"
+    fate = "failed"
+
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "", error_class: str = "") -> None:
+        super().__init__(message, command=command, hint=hint)
+        self.error_class = error_class
+
+
+class CommandUnavailable(CommandError):
+    """The agent will not run this command. ``reason`` is ``unknown``, ``disabled`` or ``frozen``."""
+
+    executed = "no"
+    fate = "was not run"
+
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "", reason: str = "unknown") -> None:
+        super().__init__(message, command=command, hint=hint, error_class="CommandNotFound")
+        self.reason = reason
+        self.was_waited_for = False
+        """Whether a frozen guest was waited for, as long as that is to be done."""
+
+
+class GuestFileError(CommandError):
+    """A guest-file-* command failed. ``errno`` is set where the agent's text names a known cause, else None."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        command: str | None = None,
+        hint: str = "",
+        error_class: str = "GenericError",
+        errno: int | None = None,
+    ) -> None:
+        super().__init__(message, command=command, hint=hint, error_class=error_class)
+        self.errno = errno
+
+
+class HandleLostError(CommandError):
+    """The agent knows nothing of this file handle or pid: it was restarted, or the result was already taken."""
+
+
+class NoRunnerError(QgaError):
+    """No runner could be started in the guest (_runner/bootstrap.py), or it can be given nothing. Nothing was run."""
+
+
+class TransferError(QgaError):
+    """What is in the guest is not what was sent, or the other way round."""
+
+    executed = "yes"
+
+
+class FileChangedError(TransferError):
+    """A file was written to while it was fetched. ``size``: how many bytes were read all the same."""
+
+    def __init__(self, message: str, *, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
+class QmpError(QgaError):
+    """QEMU's monitor cannot be used. ``address`` is the monitor's."""
+
+    party = "QMP"
+    fate = "was not sent"
+
+
+class QmpCommandError(QmpError):
+    """QEMU replied with an error; the message is its own words."""
+
+    executed = "yes"
+    fate = "failed"
+
+
+class QmpLostError(QmpError):
+    """The command was sent and no reply came. ``closed`` tells that QEMU closed the connection: it has ended."""
+
+    executed = "unknown"
+    fate = "may have run"
+
+    def __init__(self, message: str, *, command: str | None = None, hint: str = "", closed: bool = False) -> None:
+        super().__init__(message, command=command, hint=hint)
+        self.closed = closed
+
+
+class OperationError(QgaError):
+    """The operation failed or cannot be done as asked. ``result`` is merged into the failed task's result."""
+
+    executed = "yes"
+
+    def __init__(self, message: str, *, result: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.result = dict(result or {})
+
+    def as_result(self) -> dict[str, Any]:
+        return dict(returnable(self.result))
+
+
+# The agent counts the handles that it gives out in a file in /run, and gives none out where it cannot.
+_NO_STATE = "failed to commit persistent state to disk"
+
+# The causes that agents put at the end of guest-file-* errors: strerror() of the guest's C library, untranslated
+# because the agent runs in the C locale.
+_CAUSES = {
+    "No such file or directory": _errno.ENOENT,
+    "Permission denied": _errno.EACCES,
+    "Operation not permitted": _errno.EPERM,
+    "Is a directory": _errno.EISDIR,
+    "Not a directory": _errno.ENOTDIR,
+    "No space left on device": _errno.ENOSPC,
+    _NO_STATE: _errno.ENOSPC,
+    "Disk quota exceeded": _errno.EDQUOT,
+    "Read-only file system": _errno.EROFS,
+    "Text file busy": _errno.ETXTBSY,
+    "No such device or address": _errno.ENXIO,
+    "Resource temporarily unavailable": _errno.EAGAIN,
+    "File name too long": _errno.ENAMETOOLONG,
+    "Too many open files": _errno.EMFILE,
+    "Input/output error": _errno.EIO,
+    "File too large": _errno.EFBIG,
+    "Broken pipe": _errno.EPIPE,
+}
+
+# One row per family of error texts (agents 5.2 to 11.1); the first match wins. CommandNotFound is not here: what it
+# means needs a question to the agent (Agent.explain_unavailable).
+_TABLE: tuple[tuple[str, type[CommandError]], ...] = (
+    (r"handle '\d+' has not been found", HandleLostError),
+    (r"Invalid parameter 'pid'|PID \S+ does not exist", HandleLostError),
+    (r"^failed to (open|read|write|seek|flush|close)\b", GuestFileError),
+    (_NO_STATE, GuestFileError),
+)
+
+
+def command_error(command: str, error_class: str, desc: str) -> CommandError:
+    """Return the exception for an error reply ``{"class": error_class, "desc": desc}`` to ``command``."""
+    for pattern, kind in _TABLE:
+        if not re.search(pattern, desc):
+            continue
+        if kind is GuestFileError:
+            cause = desc.rpartition(": ")[2].strip()
+            hint = "Is the guest's /run full?" if cause == _NO_STATE else ""
+            return GuestFileError(desc, command=command, hint=hint, error_class=error_class, errno=_CAUSES.get(cause))
+        return kind(desc, command=command, error_class=error_class)
+    return CommandError(desc, command=command, error_class=error_class)

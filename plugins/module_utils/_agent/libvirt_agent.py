@@ -1,0 +1,424 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The same Agent through libvirt, whose daemon keeps the agents' sockets of its domains to itself.
+
+The daemon has the only seat and shares it, so there is no lock here. It takes a request as text and returns the reply
+as text. An error of the agent's becomes an exception of libvirt's, which is turned back into the agent's words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import math
+import os
+import re
+import threading
+import time
+from contextlib import suppress
+from typing import Any, Callable, Mapping, TypeVar
+
+from ansible.module_utils.basic import missing_required_lib
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent, Log
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AddressError,
+    AgentSilentError,
+    ChannelBusyError,
+    ConnectError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+    TransferError,
+)
+
+try:
+    import libvirt
+    import libvirt_qemu
+except ImportError as _exc:
+    libvirt = libvirt_qemu = None
+    _WHY_MISSING = str(_exc)
+else:
+    _WHY_MISSING = ""
+    # By itself it prints each error to stderr, which would be in the middle of Ansible's output.
+    libvirt.registerErrorHandler(lambda context, error: None, None)
+
+__all__ = ("DEFAULT_URI", "LibvirtAgent")
+
+T = TypeVar("T")
+
+DEFAULT_URI = "qemu:///system"
+
+# libvirt (9.0) writes a request to the agent's socket at one go. What does not fit in the socket's buffer, of 208 KiB
+# almost everywhere, it begins to write anew, and the agent gets garbage.
+_LONGEST_REQUEST = 160 * 1024
+# A reply beyond 4 MiB is lost, and with one beyond 10 MiB libvirt gives the agent up. This much fits, in base64 and
+# with what is around it.
+_LARGEST_READ = 3 * 1000 * 1000
+
+_PING = protocol.encode_request("guest-ping", None, "").decode("ascii")
+# The agent may have stopped while nothing was asked; a ping takes a few milliseconds and shows it.
+_IDLE_SECONDS = 0.5
+# How much longer than libvirt was told a call may take before its daemon counts as hanging.
+_GRACE = 1.0
+# libvirt gives an agent that is there 5 seconds to answer its sync: less means that there is none.
+_SOON = 1.0
+_PAUSE = 0.5
+# A domain that is paused or saved in the middle of something is waited for, for so many seconds.
+_AWAY_SECONDS = 120.0
+
+_CANDIDATES = 10
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
+
+# libvirt's error codes, as numbers: the library lacks the names of those that are newer than itself.
+_INTERNAL_ERROR = 1
+_OPERATION_DENIED = 29
+_RPC = 39
+_NO_DOMAIN = 42
+_AUTH_FAILED = 45
+_OPERATION_INVALID = 55
+_OPERATION_TIMEOUT = 68
+_ARGUMENT_UNSUPPORTED = 74
+_AUTH_CANCELLED = 79
+_AGENT_UNRESPONSIVE = 86
+_ACCESS_DENIED = 88
+_AUTH_UNAVAILABLE = 94
+_AGENT_UNSYNCED = 97
+_AGENT_COMMAND_TIMEOUT = 112
+_AGENT_COMMAND_FAILED = 113
+# And the part of libvirt that an error comes from.
+_FROM_RPC = 7
+_FROM_QEMU = 10
+# States of a domain.
+_PAUSED = 3
+_SHUT_OFF = 5
+
+_NOT_ALLOWED = (_OPERATION_DENIED, _AUTH_FAILED, _AUTH_CANCELLED, _ACCESS_DENIED, _AUTH_UNAVAILABLE)
+_NO_ANSWER = (_AGENT_UNRESPONSIVE, _AGENT_UNSYNCED, _AGENT_COMMAND_TIMEOUT)
+
+# How agents word errors of the class CommandNotFound: libvirt passes on the words, not the class.
+_NOT_FOUND = re.compile(r"(The c|C)ommand \S+ has (not been found|been disabled)\b")
+
+_IS_IT_THERE = "Is the guest booted, and does qemu-guest-agent run in it?"
+_NO_CHANNEL = "The domain needs a virtio channel whose target name is org.qemu.guest_agent.0: add one, start it anew."
+_NO_PERMISSION = (
+    "libvirt lets root and usually the members of the group libvirt manage domains. For modules, become on the "
+    "hypervisor helps; the connection needs the right for the user that runs Ansible."
+)
+_TOO_LONG = "Have the output written to a file in the guest, and fetch that."
+_RESTART = f"libvirt does not talk to this agent until that is restarted (in the guest). {_TOO_LONG}"
+
+
+class _Stuck(Exception):
+    """libvirt has not returned in time."""
+
+
+class LibvirtAgent(Agent):
+    """The agent of a libvirt domain. ``uri`` names the libvirt; without it, the environment may.
+
+    :raise AddressError: if libvirt's Python library is missing.
+    """
+
+    largest_payload = 96 * 1024
+
+    def __init__(
+        self,
+        address: Address,
+        uri: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        log: Log | None = None,
+    ) -> None:
+        if libvirt is None:
+            reason = f"for the address {address} ({_WHY_MISSING})"
+            raise AddressError(
+                missing_required_lib("libvirt-python", reason=reason),
+                hint="Most distributions have it as the package python3-libvirt.",
+            )
+        super().__init__(str(address), timeout, log)
+        self._address = address
+        self._uri = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+        self._connection: Any = None
+        self._domain: Any = None
+        self._process = os.getpid()
+        self._met = False  # whether the agent has ever answered
+        self._in_step_since = 0.0  # time of the agent's last reply; 0: who knows whether it would reply
+
+    @property
+    def identity(self) -> str:
+        # A domain's UUID is the same by whatever name it is called.
+        deadline = Deadline(self.timeout)
+        try:
+            return f"libvirt:{self._found(deadline).UUIDString()}"
+        except _Stuck:
+            raise self._hangs(deadline) from None
+        except libvirt.libvirtError as exc:
+            raise self._failure(exc) from exc
+
+    def again(self) -> Agent:
+        return LibvirtAgent(self._address, self._uri, self.timeout)
+
+    @property
+    def passes_long_replies(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        if self._process != os.getpid():
+            self._leave()
+        connection = self._connection
+        self._forget()
+        if connection is not None:
+            with suppress(libvirt.libvirtError, _Stuck):
+                _within(_GRACE, connection.close)
+
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        text = protocol.encode_request(command, arguments, "").decode("ascii")
+        _check_length(command, arguments or {}, text)
+        domain, deadline = self._in_step(deadline)
+        # Until its reply is here, nothing is known of the agent, whatever interrupts this.
+        self._in_step_since = 0.0
+        started = time.monotonic()
+        try:
+            reply = _ask(domain, command, text, deadline)
+        except _Stuck:
+            self._leave()
+            raise OutcomeUnknownError(f"libvirt did not return within {deadline.seconds:g} s") from None
+        except libvirt.libvirtError as exc:
+            raise self._failure(exc, sent=True) from exc
+        self._in_step_since = time.monotonic()
+        # Of a reply, only what was read from a file is long.
+        received = len(str(reply.get("return"))) if command == "guest-file-read" else 0
+        self.pace.note(len(text) + received, self._in_step_since - started)
+        return reply
+
+    def _in_step(self, deadline: Deadline) -> tuple[Any, Deadline]:
+        """Return the domain, whose agent has answered just now, and when the request that follows is to be answered.
+
+        libvirt syncs with the agent too, but its error is the same for a sync and for a command without an answer. If a
+        ping has none, there is no doubt: nothing but that was sent.
+
+        An agent that has answered before has until ``deadline`` to come back, as has libvirt's daemon. The time for
+        which its domain is paused or saved does not count.
+        """
+        if self._process != os.getpid():
+            self._leave()
+        if self._in_step_since and time.monotonic() - self._in_step_since < _IDLE_SECONDS:
+            return self._domain, deadline
+        reused = self._domain is not None
+        away: Deadline | None = None
+        while True:
+            started = time.monotonic()
+            error, cause = self._ping(deadline)
+            if error is None:
+                return self._domain, deadline
+            if self._met and self._is_away():
+                away = away or Deadline(_AWAY_SECONDS)
+                if away.expired:
+                    raise error
+                deadline = Deadline(deadline.seconds)
+            elif reused and not isinstance(error, (AgentSilentError, ChannelBusyError)):
+                # The daemon was restarted, or there is a new domain of that name.
+                self.close()
+                reused = False
+                continue
+            else:
+                waits = time.monotonic() - started >= _SOON or (self._met and _passes(error, cause))
+                if not waits or deadline.left() < _SOON:
+                    raise error
+            time.sleep(_PAUSE if self._met else 0)
+
+    def _ping(self, deadline: Deadline) -> tuple[QgaError | None, Any]:
+        """Have the agent answer a ping; return the error if it does not, and what libvirt said.
+
+        :raise AgentSilentError: if libvirt hangs.
+        """
+        try:
+            _ask(self._found(deadline), "guest-ping", _PING, deadline)
+        except _Stuck:
+            raise self._hangs(deadline) from None
+        except libvirt.libvirtError as exc:
+            return self._failure(exc), exc
+        except ConnectError as exc:  # there is no libvirt, or no such domain
+            return exc, exc.__cause__
+        self._met = True
+        return None, None
+
+    def _is_away(self) -> bool:
+        """Return whether the domain is paused, or saved: some time, it goes on with all that it remembers."""
+        try:
+            if self._domain is None:
+                return False
+            state = _within(_GRACE, self._domain.state)[0]
+            return bool(state == _PAUSED or (state == _SHUT_OFF and _within(_GRACE, self._domain.hasManagedSaveImage)))
+        except (libvirt.libvirtError, _Stuck):
+            return False
+
+    def _found(self, deadline: Deadline) -> Any:
+        """Return the domain."""
+        if self._domain is None:
+            seconds = max(deadline.left(), _GRACE)
+            if self._connection is None:
+                try:
+                    self._connection = _within(seconds, lambda: libvirt.open(self._uri))
+                except libvirt.libvirtError as exc:
+                    raise _no_libvirt(self._uri, exc) from exc
+            self._domain = _within(seconds, lambda: _look_up(self._connection, self._address.domain, self._uri))
+        return self._domain
+
+    def _failure(self, exc: Any, sent: bool = False) -> QgaError:
+        """Return what ``exc`` means for a command that was given to libvirt, and perhaps ``sent`` to the agent."""
+        code, text = exc.get_error_code(), exc.get_error_message()
+        if code == _OPERATION_TIMEOUT:
+            return ChannelBusyError(f"libvirt is busy with the domain for another client: {text}.")
+        if code == _OPERATION_INVALID:
+            hint = f"See in which state the domain is (virsh -c '{self._uri}' list --all), and start or resume it."
+            return ConnectError(f"{text}.", hint=hint)
+        if code == _ARGUMENT_UNSUPPORTED:
+            return ConnectError(f"{text}.", hint=_NO_CHANNEL)
+        if code in _NOT_ALLOWED:
+            return ConnectError(f"{text}.", hint=_NO_PERMISSION)
+        if sent and code == _RPC:
+            return ProtocolError(f"its reply is longer than libvirt carries, which is 4 MiB: {text}", hint=_TOO_LONG)
+        if sent and exc.get_int1() == errno.ERANGE:
+            return ProtocolError(f"its reply is longer than libvirt reads: {text}", hint=_RESTART)
+        if sent and code not in (_NO_DOMAIN, _AGENT_UNSYNCED):
+            return OutcomeUnknownError(text)
+        if code in _NO_ANSWER:
+            return AgentSilentError(f"{text}.", hint=_IS_IT_THERE)
+        return ConnectError(f"{text}.")
+
+    def _hangs(self, deadline: Deadline) -> AgentSilentError:
+        self._leave()
+        return AgentSilentError(
+            f"libvirt at {self._uri} did not answer within {deadline.seconds:g} s.",
+            hint="Another client may be waiting for this agent's answer, or libvirt's daemon hangs.",
+        )
+
+    def _leave(self) -> None:
+        """Give the connection up without a word to the daemon: it hangs, or the connection is the parent process's."""
+        if self._connection is not None:
+            self._connection._o = None  # what the library closes when the object is forgotten
+        self._forget()
+
+    def _forget(self) -> None:
+        self._in_step_since = 0.0
+        self._domain = self._connection = None
+        self._process = os.getpid()
+
+
+def _passes(error: QgaError, cause: Any) -> bool:
+    """Return whether ``error``, of which libvirt said ``cause``, is one that passes: of an agent or a daemon restarted.
+
+    The errors of libvirt's own protocol are those of a connection to a daemon that has gone, unless it was refused.
+    """
+    if isinstance(error, (AgentSilentError, ChannelBusyError)):
+        return True
+    if cause is None or cause.get_error_domain() != _FROM_RPC or cause.get_error_code() in _NOT_ALLOWED:
+        return False
+    return bool(cause.get_int1() not in (errno.EACCES, errno.EPERM))
+
+
+def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None:
+    """Refuse what libvirt would not carry."""
+    count = arguments.get("count")
+    if command == "guest-file-read" and isinstance(count, int) and count > _LARGEST_READ:
+        what = f"{count} bytes are more than libvirt carries at once; ask for {_LARGEST_READ} at most."
+    elif len(text) > _LONGEST_REQUEST:
+        what = f"the request has {len(text)} bytes, and libvirt carries {_LONGEST_REQUEST} at most."
+    else:
+        return
+    error = TransferError(what)
+    error.executed = "no"
+    raise error
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what ``call`` returns. It is in a thread: libvirt itself waits without end for a daemon that hangs.
+
+    :raise _Stuck: if it takes longer than ``seconds``. It goes on then.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as exc:  # whatever it is, it belongs to the caller
+            outcome["error"] = exc
+
+    thread = threading.Thread(target=run, name="libvirt", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "value" not in outcome:
+        raise _Stuck
+    return outcome["value"]  # type: ignore[no-any-return]
+
+
+def _ask(domain: Any, command: str, text: str, deadline: Deadline) -> dict[str, Any]:
+    """Have libvirt send the request ``text`` for ``command``, and return the agent's reply."""
+    seconds = max(1, math.ceil(deadline.left()))
+    try:
+        answer = _within(seconds + _GRACE, lambda: libvirt_qemu.qemuAgentCommand(domain, text, seconds, 0))
+    except libvirt.libvirtError as exc:
+        return _error_reply(exc, command)
+    except UnicodeError as exc:
+        raise ProtocolError(f"the agent sent something that is not UTF-8: {exc}") from exc
+    return protocol.decode_reply(answer.encode("utf-8", "surrogatepass"))
+
+
+def _error_reply(exc: Any, command: str) -> dict[str, Any]:
+    """Return the agent's error reply, of which libvirt has made ``exc``; raise that again if it is something else.
+
+    The message is `unable to execute QEMU agent command 'COMMAND': DESC`, in the language that the daemon speaks.
+    """
+    if exc.get_error_domain() == _FROM_QEMU and exc.get_error_code() in (_INTERNAL_ERROR, _AGENT_COMMAND_FAILED):
+        match = re.search(rf"{re.escape(command)}\b[^:\uff1a]*[:\uff1a]\s*(.+)", exc.get_error_message(), re.DOTALL)
+        if match:
+            desc = match.group(1)
+            return {"error": {"class": "CommandNotFound" if _NOT_FOUND.match(desc) else "GenericError", "desc": desc}}
+    raise exc
+
+
+def _look_up(connection: Any, name: str, uri: str) -> Any:
+    """Return the domain called ``name``, which may be a UUID.
+
+    :raise ConnectError: if there is none, with the names of those that there are.
+    """
+    finders = [connection.lookupByName]
+    if _UUID.fullmatch(name):
+        finders.insert(0, connection.lookupByUUIDString)
+    for find in finders:
+        try:
+            return find(name)
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() != _NO_DOMAIN:
+                raise
+    running = sorted(domain.name() for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
+    hint = f"See which there are: virsh -c '{uri}' list --all. Or is it one of another libvirt_uri?"
+    raise ConnectError(f"{uri} has no domain {name!r}. {_candidates(name, running)}", hint=hint)
+
+
+def _candidates(name: str, running: list[str]) -> str:
+    """Return in words which domains are ``running``, or the few of them whose names are most like ``name``."""
+    if not running:
+        return "No domain is running there."
+    shown = running
+    if len(running) > _CANDIDATES:
+        shown = difflib.get_close_matches(name, running, _CANDIDATES, 0)
+    more = f" and {len(running) - len(shown)} more" if len(shown) < len(running) else ""
+    return f"Running there: {', '.join(shown)}{more}."
+
+
+def _no_libvirt(uri: str, exc: Any) -> ConnectError:
+    text, code = exc.get_error_message(), exc.get_error_code()
+    if code in _NOT_ALLOWED or exc.get_int1() in (errno.EACCES, errno.EPERM):
+        hint = _NO_PERMISSION
+    elif exc.get_int1() in (errno.ENOENT, errno.ECONNREFUSED):
+        hint = "Does libvirt's daemon (libvirtd or virtqemud) run on this machine?"
+    else:
+        hint = ""
+    return ConnectError(f"cannot connect to libvirt at {uri}: {text}.", hint=hint)

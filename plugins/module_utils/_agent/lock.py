@@ -1,0 +1,197 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lock on a channel that only one client can have, among the processes of one user, and where its files are.
+
+QEMU's chardev serves one client. A second one connects without an error and waits; what it writes meanwhile is run
+once the first has left, even if the second is gone by then. Hence a lock among ourselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import os
+import pwd
+import stat
+import sys
+import tempfile
+import time
+from typing import IO, Callable, Iterator, TypeVar
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    ChannelBusyError,
+    ConnectError,
+)
+
+__all__ = (
+    "FORWARD",
+    "KEEPER",
+    "SeatLock",
+    "private_path",
+)
+# What belongs to an address that nobody has used for so long is removed.
+_OLD_SECONDS = 3600.0
+_RETRY_SECONDS = 0.05
+
+T = TypeVar("T")
+
+
+# The files of an address, by the ends of their names: its lock; sockets of its keeper, and of an ssh that forwards it.
+_LOCK, KEEPER, FORWARD = "lock", "keep", "ssh"
+_SOCKETS = (KEEPER, FORWARD)
+
+
+class SeatLock:
+    """The right to use an address, among the processes of this user on this machine.
+
+    An flock on a file that names the holder; the kernel drops it when the holder dies.
+    """
+
+    def __init__(self, address: Address, directory: str | None = None) -> None:
+        self._path = private_path(address.identity, _LOCK, directory)
+        self._file: IO[bytes] | None = None
+
+    def acquire(self, deadline: Deadline, instead: Callable[[], T | None] = lambda: None) -> T | None:
+        """Wait for the seat. As long as somebody has it, ``instead`` is asked for a channel, which is returned then.
+
+        :raise ChannelBusyError: at the deadline, naming the holder.
+        """
+        while True:
+            file = self._opened()
+            if _locked(file, self._path):
+                break
+            channel = instead()
+            if channel or deadline.expired:
+                holder = file.read(256).decode("utf-8", "replace").strip()
+                file.close()
+                if channel:
+                    return channel
+                raise ChannelBusyError(
+                    f"another task uses the channel ({holder or 'unknown'}) and did not leave it within "
+                    f"{deadline.seconds:g} s.",
+                    hint="A guest agent serves one client at a time.",
+                )
+            file.close()
+            time.sleep(min(_RETRY_SECONDS, deadline.left()))
+        if not os.fstat(file.fileno()).st_size:
+            # Each new address has those removed that are used no more, so they do not become ever more.
+            _remove_old(os.path.dirname(self._path))
+        name = os.path.basename(sys.argv[0] or "python").encode("utf-8", "replace")
+        file.truncate(0)
+        file.write((b"pid %d, %b" % (os.getpid(), name))[:256])
+        # A file object, not a number: a lock that is forgotten is released with it.
+        self._file = file
+        return None
+
+    def _opened(self) -> IO[bytes]:
+        try:
+            return open(self._path, "r+b", buffering=0, opener=_create)
+        except OSError as exc:
+            raise ConnectError(f"cannot open the channel's lock {self._path}: {exc.strerror}.") from exc
+
+    def fileno(self) -> int:
+        """Return the descriptor by which the seat is held; it is held as long as a copy of it is open."""
+        return self._file.fileno() if self._file else -1
+
+    def release(self) -> None:
+        """Give the seat up; harmless if it is not held."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _locked(file: IO[bytes], path: str) -> bool:
+    """Lock the file that is open, and return whether that is done and it is still the one at ``path``."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _remove_old(directory: str) -> None:
+    """Remove what there is of addresses that nobody has used for long: locks, and sockets of who was killed.
+
+    Whoever uses an address has its lock. So does this, and the lock goes last: who waits for it meanwhile sees in
+    `_locked` that it is another one now.
+    """
+    for path in glob.glob(os.path.join(glob.escape(directory), f"*.{_LOCK}")):
+        with contextlib.suppress(OSError), open(path, "rb", opener=_existing) as file:
+            old = time.time() - os.fstat(file.fileno()).st_mtime > _OLD_SECONDS
+            if old and _locked(file, path):
+                for kind in (*_SOCKETS, _LOCK):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path[: -len(_LOCK)] + kind)
+
+
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def private_path(identity: str, kind: str, directory: str | None = None) -> str:
+    """Return the path of this user's file of ``kind`` about the agent that ``identity`` is of.
+
+    :raise ConnectError: if there is no directory that only this user can write to.
+    """
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return os.path.join(directory or _private_directory(), f"{digest}.{kind}")
+
+
+def _private_directory() -> str:
+    """Return a directory that only this user can write to, made on demand.
+
+    All processes of the user are to find the same one, so its name is known. It is in a directory of the user's, where
+    there is one: in /tmp, another user may have made what has that name.
+    """
+    uid = os.geteuid()
+    path = next(filter(_is_made, _in_own_directories(uid)), "")
+    if not path:
+        path = os.path.join(tempfile.gettempdir(), f"qemu-guest-{uid}")
+        _is_made(path)
+    try:
+        status = os.lstat(path)
+    except OSError as exc:
+        raise ConnectError(f"cannot make the directory {path}: {exc.strerror}.", hint=_OWN_DIRECTORY) from exc
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
+        raise ConnectError(
+            f"{path} should be a directory that uid {uid} alone can write to; it is uid {status.st_uid}'s, with mode "
+            f"{stat.S_IMODE(status.st_mode):04o}.",
+            hint=_OWN_DIRECTORY,
+        )
+    return path
+
+
+_OWN_DIRECTORY = "Set XDG_RUNTIME_DIR to a directory of this user's own, with mode 0700, for all of this user's tasks."
+
+
+def _in_own_directories(uid: int) -> Iterator[str]:
+    """Yield the paths that the directory may have, in directories that are there and the user's."""
+    for parent in ("/run" if uid == 0 else "", os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{uid}"):
+        if _is_owned(parent, uid):  # sudo -E leaves the variable as it was, and su sets none
+            yield os.path.join(parent, "qemu-guest")
+    with contextlib.suppress(KeyError):
+        home = pwd.getpwuid(uid).pw_dir
+        if _is_owned(home, uid):
+            yield os.path.join(home, ".ansible", "qemu-guest")
+
+
+def _is_owned(path: str, uid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.isabs(path) and os.stat(path).st_uid == uid
+    return False
+
+
+def _is_made(path: str) -> bool:
+    """Make a directory, and return whether there is something of that name now."""
+    with contextlib.suppress(OSError):
+        os.makedirs(path, 0o700)
+    return os.path.lexists(path)

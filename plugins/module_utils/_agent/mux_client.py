@@ -1,0 +1,181 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A channel that outlives its client, and that several of this user's processes use in turns.
+
+A keeper (plugin_utils/_keeper.py) has it in between. It does not carry the data: who joins is given the channel's own
+descriptor, and the lock's, so nothing is lost when the keeper is killed in the middle of a request. What it gives out
+is the turn, which is had for one request at a time.
+
+They talk by packets on a socket in a directory of the user's alone: C(take), answered by C(busy NAME) while somebody
+else has the turn and by C(step STEP) when it is had; C(step STEP) gives it back. Who goes away with the turn leaves the
+channel out of step. C(end) ends the keeper when nobody has the turn.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import select
+import socket
+import struct
+from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, Step
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import KEEPER, private_path
+
+__all__ = ("SharedChannel", "dismiss", "join", "keeper_path")
+
+_PACKET = 16384
+_SECONDS_TO_END = 1.0
+
+
+class SharedChannel(Channel):
+    """A channel that is to be had in turns. ``control`` leads to the keeper; ``mine``: the turn is had already."""
+
+    shared = True
+
+    def __init__(self, sock: socket.socket, control: socket.socket, lock: int = -1, *, mine: bool = False) -> None:
+        super().__init__(sock)
+        self._control = control
+        self._control.setblocking(False)
+        self._lock_copy = lock
+        self._mine = mine
+
+    def take(self, deadline: Deadline) -> Step:
+        if not self._mine:
+            self._say(b"take")
+            holder = "unknown"
+            while True:
+                word, _space, text = self._hear(deadline, holder).partition(b" ")
+                if word == b"step":
+                    break
+                holder = text.decode("utf-8", "replace")
+                if deadline.expired:
+                    raise _not_in_time(deadline, holder)
+            self._mine = True
+            self._step = decode_step(text)
+        return super().take(deadline)
+
+    def give(self, step: Step) -> None:
+        super().give(step)
+        if self._mine:
+            self._mine = False
+            try:
+                self._say(b"step " + encode_step(step))
+            except ConnectError:
+                self.close()  # others wait for the lock now
+
+    def close(self) -> None:
+        # In this order: who is told that the turn is free finds that it is.
+        super().close()
+        if self._lock_copy >= 0:
+            os.close(self._lock_copy)
+            self._lock_copy = -1
+        self._control.close()
+
+    def _say(self, packet: bytes) -> None:
+        try:
+            self._control.send(packet)
+        except OSError as exc:
+            raise _gone() from exc
+
+    def _hear(self, deadline: Deadline, holder: str) -> bytes:
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        if not poller.poll(deadline.left() * 1000):
+            raise _not_in_time(deadline, holder)
+        try:
+            packet = self._control.recv(_PACKET)
+        except OSError as exc:
+            raise _gone() from exc
+        if not packet:
+            raise _gone()
+        return packet
+
+
+def _not_in_time(deadline: Deadline, holder: str) -> ChannelBusyError:
+    return ChannelBusyError(
+        f"another task uses the channel ({holder}) and did not leave it within {deadline.seconds:g} s.",
+        hint="A guest agent serves one client at a time.",
+    )
+
+
+def _gone() -> ConnectError:
+    return ConnectError("the process that kept the channel open has ended")
+
+
+def encode_step(step: Step) -> bytes:
+    return json.dumps(step).encode("ascii")
+
+
+def decode_step(text: bytes) -> Step:
+    """Return the step that ``text`` tells of; out of step, if it tells of none."""
+    try:
+        return Step(*json.loads(text))
+    except (ValueError, TypeError):
+        return Step()
+
+
+def keeper_path(address: Address) -> str:
+    """Return the path of the keeper's socket for ``address``.
+
+    :raise ConnectError: if there is no directory for it.
+    """
+    return private_path(address.identity, KEEPER)
+
+
+def join(address: Address, deadline: Deadline) -> SharedChannel | None:
+    """Return the channel to ``address`` that a keeper of this user has; None if there is none."""
+    control = _keeper(address)
+    if control is None:
+        return None
+    descriptors: array.array[int] = array.array("i")
+    try:
+        control.settimeout(max(deadline.left(), 0.001))
+        _packet, ancillary, _flags, _address = control.recvmsg(
+            1, socket.CMSG_LEN(2 * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+        stream, lock = descriptors
+    except (OSError, ValueError):  # it has just ended
+        control.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return None
+    return SharedChannel(socket.socket(fileno=stream), control, lock)
+
+
+def dismiss(address: Address) -> None:
+    """Have the keeper of the channel to ``address`` give it up, if there is one, when nobody has the turn."""
+    control = _keeper(address)
+    if control:
+        with control, suppress(OSError):
+            deadline = Deadline(_SECONDS_TO_END)
+            control.settimeout(_SECONDS_TO_END)
+            control.send(b"end")
+            while control.recv(_PACKET) and not deadline.expired:
+                control.settimeout(max(deadline.left(), 0.001))
+
+
+def _keeper(address: Address) -> socket.socket | None:
+    """Return a connection to the keeper, None if there is none. It is one of this user's."""
+    try:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:  # not on every system
+        return None
+    try:
+        control.connect(keeper_path(address))
+        credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if struct.unpack("3i", credentials)[1] == os.geteuid():
+            return control
+    except OSError:
+        pass
+    control.close()
+    return None

@@ -1,0 +1,299 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SocketAgent: the agent's protocol on a byte channel, kept in step.
+
+It sends nothing but a sync until the agent has answered that sync, and syncs again after every timeout: QEMU keeps what
+is written while no agent listens and delivers it later, so a shutdown that seemed to fail today could run tomorrow. A
+sync is all that is sent behind a request, where that has no answer for long.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+import time
+from contextlib import suppress
+from typing import Any, Callable, Iterator, Mapping
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent, Log
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, Connect, Step, open_channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AgentSilentError,
+    ChannelBusyError,
+    ConnectError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import join
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import seat_holder
+
+__all__ = (
+    "Share",
+    "SocketAgent",
+)
+
+# The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
+_IDLE_SECONDS = 0.5
+
+# After so long a silence it is found out whether there is an answer still to come: first, and then twice as long.
+_SILENT_SECONDS = 3.0
+Share = Callable[[Address, Channel], Channel]
+"""Offers the channel to others of this user on this machine, and returns it as one that is shared with them."""
+
+
+class _Probe:
+    """A sync, as ``data``, for a time when the agent says nothing: it may have lost what it was asked.
+
+    Agents answer in order. Where this one answers the sync, nothing more comes of what was asked before.
+    """
+
+    def __init__(self, request_id: str, sync_id: int = 0) -> None:
+        self.request_id = request_id
+        self.data = protocol.SENTINEL + protocol.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
+        self.was_sent = False
+
+
+class SocketAgent(Agent):
+    """An agent at the other end of a byte channel."""
+
+    def __init__(
+        self,
+        address: Address,
+        timeout: float = DEFAULT_TIMEOUT,
+        log: Log | None = None,
+        share: Share | None = None,
+        connect: Connect | None = None,
+    ) -> None:
+        super().__init__(str(address), timeout, log)
+        self._connect = connect
+        self._address = address
+        self._channel: Channel | None = None
+        self._parser = protocol.ReplyParser()
+        self._share = share
+        self._ids = itertools.count(1)
+        self._id_prefix = f"{random.getrandbits(64):x}"
+
+    def close(self) -> None:
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+
+    def step_aside(self) -> None:
+        self.close()
+
+    @property
+    def identity(self) -> str:
+        return self._address.identity
+
+    def again(self) -> Agent:
+        return SocketAgent(self._address, self.timeout, connect=self._connect)
+
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        channel, step = self._in_step(deadline)
+        left = step
+        try:
+            request_id = self._next_id(step)
+            data = protocol.encode_request(command, arguments, request_id)
+            # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
+            left = Step(takes_id=step.takes_id)
+            self._parser.limit = schema.longest_reply(command, arguments)
+            started = time.monotonic()
+            channel.send(data, deadline)
+            # One that does not echo ids leaves open what is answered, and others have no answer.
+            probes = step.echoes_id and schema.command(command).answers
+            probe = _Probe(self._next_id(step)) if probes else None
+            reply, size = self._reply(channel, request_id, step, deadline, probe)
+            if not (probe and probe.was_sent):  # else its answer is still to come
+                left = step._replace(since=time.monotonic())
+            self.pace.note(len(data) + size, time.monotonic() - started)
+        except QgaError as exc:
+            # What is slow may answer later; else the channel is gone, or nobody knows what is in it.
+            if left is not step and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
+                self.close()
+            raise
+        finally:
+            channel.give(left)
+        return reply
+
+    def _reply(
+        self, channel: Channel, request_id: str, step: Step, deadline: Deadline, probe: _Probe | None
+    ) -> tuple[dict[str, Any], int]:
+        """Return the reply and its size in bytes."""
+        for line, _flushed in self._lines(channel, deadline, probe):
+            reply = protocol.decode_reply(line)
+            if reply.get("id") == request_id:
+                return reply, len(line)
+            if probe and reply.get("id") == probe.request_id:
+                raise OutcomeUnknownError(
+                    "the agent answers again, but not to this (it was restarted, or the guest went back to a snapshot)"
+                )
+            if "id" in reply or (probe and probe.was_sent and _is_about_sentinel(reply)):
+                continue  # somebody else's, or of a request given up before
+            if step.echoes_id:
+                raise _unparsed(reply)
+            return reply, len(line)
+        raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
+
+    def _lines(self, channel: Channel, deadline: Deadline, probe: _Probe | None) -> Iterator[tuple[bytes, bool]]:
+        """Yield lines until one is late: what was awaited may be among many that were not."""
+        while True:
+            if probe:
+                _break_silence(channel, deadline, probe)
+            for line in self._parser.feed(channel.recv(deadline)):
+                yield line
+                if deadline.expired:
+                    raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
+
+    def _in_step(self, deadline: Deadline) -> tuple[Channel, Step]:
+        """Return the channel, open and ours alone, with nothing of anybody's left in it."""
+        while True:
+            fresh = self._channel is None
+            channel = self._channel = self._channel or open_channel(
+                self._address, deadline, lambda: join(self._address, deadline), self._connect
+            )
+            try:
+                step = self._synced(channel, deadline)
+                break
+            except ChannelBusyError:
+                self.close()
+                raise
+            except (ConnectError, OutcomeUnknownError) as exc:
+                if deadline.expired or (fresh and not channel.shared):
+                    raise self._silence(exc, channel, deadline) from None
+                self.close()  # QEMU, a listening agent or who kept the channel was restarted: a new one may be had
+        share, self._share = self._share, None  # once: where it does not work, it would not work the next time either
+        if share and not channel.shared:
+            channel = self._channel = share(self._address, channel)
+        return channel, step
+
+    def _synced(self, channel: Channel, deadline: Deadline) -> Step:
+        step = channel.take(deadline)
+        if step.since and time.monotonic() - step.since < _IDLE_SECONDS:
+            return step
+        return self._sync(channel, step, deadline)
+
+    def _sync(self, channel: Channel, step: Step, deadline: Deadline) -> Step:
+        """Bring client and agent into step: guest-sync-delimited, or guest-sync where the agent lacks it.
+
+        An agent that echoes ids is in step as soon as it echoes the sync's, even if only to say that the command is
+        disabled. One that refuses ids (before 4.0) gets none from then on.
+        """
+        self._parser.reset()
+        self._parser.limit = schema.longest_reply("guest-sync")
+        sync_id = random.getrandbits(62)
+        request_id = self._next_id(step)
+        probe = _Probe(request_id, sync_id)
+        channel.send(probe.data, deadline)
+        fallen_back = False
+        for reply in self._replies_amid_noise(channel, deadline, probe):
+            if request_id and reply.get("id") == request_id:
+                step = step._replace(echoes_id=True)
+                break
+            if reply.get("return") == sync_id and not isinstance(reply["return"], bool):
+                step = step._replace(echoes_id="id" in reply)
+                break
+            if step.takes_id and _refuses_id(reply):
+                step, request_id = step._replace(takes_id=False), ""
+                probe.data = protocol.encode_request("guest-sync-delimited", {"id": sync_id}, "")
+                channel.send(probe.data, deadline)
+            # Once: a former client may have left the same error, and each sync has a reply.
+            if not fallen_back and _lacks_delimited(reply):
+                fallen_back = True
+                probe.data = protocol.encode_request("guest-sync", {"id": sync_id}, request_id)
+                channel.send(probe.data, deadline)
+        if probe.was_sent:  # so there is more to come than the answer to one
+            return self._sync(channel, step, deadline)
+        return step._replace(since=time.monotonic())
+
+    def _replies_amid_noise(self, channel: Channel, deadline: Deadline, probe: _Probe) -> Iterator[dict[str, Any]]:
+        while True:
+            _break_silence(channel, deadline, probe)
+            # Line by line, so that the end of somebody's giant reply does not hide what comes after it.
+            for piece in io.BytesIO(channel.recv(deadline)):
+                # That, or the second half of a line that somebody else read the first half of.
+                with suppress(ProtocolError):
+                    for line, _flushed in self._parser.feed(piece):
+                        yield protocol.decode_reply(line)
+                if deadline.expired:
+                    raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
+
+    def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
+        """Close the channel and return why a sync was not answered. A sync changes nothing: nothing was sent."""
+        taken, who = seat_holder(self._address.path, channel.inode) if self._address.kind == "unix" else (False, "")
+        self.close()
+        if not deadline.expired and self._address.kind == "ssh":
+            return ConnectError(
+                "the socket there cannot be reached, or was closed.",
+                hint="Is the guest running there, may that user use the socket, and does its sshd allow "
+                "AllowStreamLocalForwarding?",
+            )
+        if not deadline.expired:
+            return ConnectError(f"{exc.message}.")
+        if taken:
+            return ChannelBusyError(
+                f"another client ({who or 'unknown'}) uses the channel and did not leave it within "
+                f"{deadline.seconds:g} s.",
+                hint="A guest agent serves one client at a time: end the other (a backup, libvirtd, a second "
+                "controller), or wait with a larger timeout.",
+            )
+        return AgentSilentError(
+            f"no answer to a sync within {deadline.seconds:g} s.",
+            hint="Is the guest booted and not paused, and does qemu-guest-agent run in it?",
+        )
+
+    def _next_id(self, step: Step) -> str:
+        return f"{self._id_prefix}-{next(self._ids)}" if step.takes_id else ""
+
+
+def _break_silence(channel: Channel, deadline: Deadline, probe: _Probe) -> None:
+    """Wait until there is something to read, and send the probe now and then: it may get lost, too.
+
+    :raise OutcomeUnknownError: if it cannot be sent.
+    """
+    pause = _SILENT_SECONDS
+    while channel.is_silent(Deadline(min(pause, deadline.left()))) and not deadline.expired:
+        try:
+            channel.send(probe.data, deadline)
+        except ConnectError as exc:  # what was asked before has been sent
+            raise OutcomeUnknownError(exc.message) from None
+        probe.was_sent = True
+        pause *= 2
+
+
+def _is_about_sentinel(reply: Mapping[str, Any]) -> bool:
+    """Return whether this is what the agent says to the byte 0xFF, which no request has in it."""
+    error = reply.get("error")
+    return isinstance(error, dict) and "\ufffd" in str(error.get("desc"))
+
+
+def _unparsed(reply: Mapping[str, Any]) -> QgaError:
+    """Return what it means that the agent answers without the id of the request, which it echoes otherwise."""
+    error = reply.get("error")
+    if not isinstance(error, dict):
+        return ProtocolError("the agent sent a reply that is to no request of ours")
+    desc = error.get("desc")
+    if "limit exceeded" in str(desc):
+        too_large = ProtocolError(f"the agent could not parse the request: {desc}")
+        too_large.executed, too_large.fate = "no", "was not run"
+        return too_large
+    # All requests are well-formed. What is not, to the agent, is the end of one whose beginning another has read.
+    return OutcomeUnknownError(
+        f"the agent was restarted while the request was under way (it says: {desc})",
+        hint="What the guest was sent may be there in part: look at it before you repeat it.",
+    )
+
+
+def _refuses_id(reply: Mapping[str, Any]) -> bool:
+    error = reply.get("error")
+    return isinstance(error, dict) and "member 'id' is unexpected" in str(error.get("desc"))
+
+
+def _lacks_delimited(reply: Mapping[str, Any]) -> bool:
+    error = reply.get("error")
+    return isinstance(error, dict) and "guest-sync-delimited" in str(error.get("desc"))

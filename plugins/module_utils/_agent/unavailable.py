@@ -1,0 +1,134 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an agent can do, and why it does not do the rest. No I/O."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Mapping, NamedTuple, Sequence
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable
+
+__all__ = ("AgentInfo", "refusal")
+
+# As guest-get-osinfo has them.
+_RED_HAT = ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn")
+_WINDOWS = "mswindows"
+
+# Parts of a version, and characters of each, that are looked at: a guest may send any text as one.
+_MOST_PARTS, _LONGEST_PART = 4, 9
+
+
+class AgentInfo(NamedTuple):
+    """What guest-info tells: the agent's ``version`` and which ``commands`` it has, by name: enabled or not."""
+
+    version: str
+    commands: Mapping[str, bool]
+
+    @property
+    def version_tuple(self) -> tuple[int, ...]:
+        """Return the version as numbers; what is no number ends it."""
+        return _numbers(self.version)
+
+    @property
+    def looks_frozen(self) -> bool:
+        """Whether nothing is enabled but what a frozen guest takes: then this does not tell what the agent can do."""
+        enabled = [name for name, is_enabled in self.commands.items() if is_enabled]
+        return "guest-fsfreeze-status" in enabled and all(schema.command(name).while_frozen for name in enabled)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.replace("-", ".").split(".", _MOST_PARTS)[:_MOST_PARTS]
+    digits = itertools.takewhile(lambda part: part.isdecimal() and len(part) <= _LONGEST_PART, parts)
+    return tuple(map(int, digits))
+
+
+def refusal(commands: Sequence[str], info: AgentInfo, system: str, *, frozen: bool) -> CommandUnavailable:
+    """Return the error that tells why the agent does not run ``commands``, and what to do.
+
+    ``system`` is the id of the guest's operating system, empty if nobody knows; ``frozen`` whether its filesystems are.
+    """
+    groups: dict[str, list[str]] = {}
+    for command in commands:
+        groups.setdefault(_reason(command, info, system, frozen), []).append(command)
+    messages, hints = [], []
+    for reason, names in groups.items():
+        what = "the command" if len(commands) == 1 else ", ".join(names)
+        message, hint = _TEXTS[reason](names, what, info, system)
+        messages.append(message)
+        hints.append(hint)
+    reason = next(iter(groups))
+    return CommandUnavailable(
+        f"{'; '.join(messages)}.",
+        command=commands[0],
+        hint=" ".join(filter(None, hints)),
+        reason="unknown" if reason == "elsewhere" else reason,
+    )
+
+
+def _reason(command: str, info: AgentInfo, system: str, frozen: bool) -> str:
+    known = schema.command(command)
+    # Agents of some versions list what their system lacks, as disabled.
+    if known.only_on and system and (known.only_on == "Windows") != (system == _WINDOWS):
+        return "elsewhere"
+    if command not in info.commands:
+        return "unknown"
+    return "frozen" if frozen and not known.while_frozen else "disabled"
+
+
+def _elsewhere(names: Sequence[str], what: str, info: AgentInfo, system: str) -> tuple[str, str]:
+    return f"only agents in {schema.command(names[0]).only_on} guests have {what}", ""
+
+
+def _unknown(names: Sequence[str], what: str, info: AgentInfo, system: str) -> tuple[str, str]:
+    message = f"this agent (version {info.version}) does not know {what}"
+    newest = max(names, key=lambda name: _numbers(schema.command(name).since))
+    since = schema.command(newest).since
+    if not since:
+        return message, ""
+    older = info.version_tuple < _numbers(since)
+    todo = "upgrade qemu-guest-agent in the guest" if older else "this agent was built without it"
+    return message, f"{newest} came with version {since}: {todo}."
+
+
+def _frozen(names: Sequence[str], what: str, info: AgentInfo, system: str) -> tuple[str, str]:
+    return (
+        "blocked while the guest's filesystems are frozen",
+        "When nobody needs that any more, thaw them with the module qemu.guest.qga_fsfreeze "
+        "(ansible GUEST -m qemu.guest.qga_fsfreeze -a state=thawed), which stops a timer that would thaw them, too.",
+    )
+
+
+def _disabled(names: Sequence[str], what: str, info: AgentInfo, system: str) -> tuple[str, str]:
+    several = f": {what}" if what != "the command" else ""
+    return (
+        f"disabled by the guest's administrator (agent version {info.version}){several}",
+        _how_to_enable(", ".join(names), info, system),
+    )
+
+
+_TEXTS = {"elsewhere": _elsewhere, "unknown": _unknown, "frozen": _frozen, "disabled": _disabled}
+
+
+def _how_to_enable(names: str, info: AgentInfo, system: str) -> str:
+    """Return what to change in the guest, for its system and version of the agent."""
+    block = "block-rpcs" if info.version_tuple >= (7,) else "blacklist"
+    if system in _RED_HAT:
+        return (
+            f"In the guest, edit /etc/sysconfig/qemu-ga: take {names} out of BLACKLIST_RPC or BLOCK_RPCS, or "
+            "where it says --allow-rpcs (FILTER_RPC_ARGS) add it; then run: systemctl restart qemu-guest-agent"
+        )
+    if system == _WINDOWS:
+        return (
+            f"In the guest, take {names} out of {block} in the agent's qemu-ga.conf and in the command line of the "
+            "service qemu-ga (sc qc qemu-ga shows it); then restart that service."
+        )
+    # Debian's unit reads no other file and sets no options (bullseye to sid, and Ubuntu's); its init script does.
+    return (
+        f"In the guest, take {names} out of {block} (or add it to allow-rpcs, where that is set) in "
+        "/etc/qemu/qemu-ga.conf, section [general], and out of the agent's command line (systemctl cat "
+        "qemu-guest-agent; without systemd, DAEMON_ARGS in /etc/default/qemu-guest-agent); then run: systemctl restart "
+        "qemu-guest-agent (service qemu-guest-agent restart)"
+    )

@@ -1,0 +1,363 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files in directories of the guest that other users may own.
+
+Who owns a directory can exchange what its names mean between any two steps of root's. So no step here relies on a name
+twice: the shell enters the directory once; content is written into a new file whose name nobody can know before it is
+there; mode and owner are set through the open file; and rename(2), which follows no link, puts it in its place. What
+the agent writes by name, which takes several requests, it writes where only root can exchange names: see `stage`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from contextlib import contextmanager
+from typing import Iterator, NamedTuple
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
+    OperationError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
+
+__all__ = (
+    "AS_IT_IS",
+    "ENTER",
+    "SAFE",
+    "Attributes",
+    "Staged",
+    "alter",
+    "place",
+    "place_command",
+    "stage",
+    "stage_command",
+    "unlink",
+    "variables",
+)
+
+# Only where a link is on the way is that way gone again, step by step. What is read of a link is true as long as nobody
+# else can exchange it, or any directory above it.
+ENTER = r"""
+cd -P -- "$d" || { stat -- "$d/." >/dev/null; exit 1; }
+kept() {
+    p=. r=${PWD%/} u=
+    while [ "$r" ]; do r=${r%/*} p="$p ${p##* }/.."; done
+    case $(stat -c %f -- "./$l") in a*) ;; *) return 1 ;; esac
+    for u in $(stat -c %u -- $p "./$l"); do
+        case $u in 0 | "$y") ;; *) return 1 ;; esac
+    done
+    [ "$u" ]
+}
+if [ "$PWD" != "$d" ]; then
+    y=$(stat -c %u .) p= r=${d#/}/
+    while [ "$r" ]; do
+        l=${r%%/*} r=${r#*/}
+        case $l in
+        '' | .) ;;
+        ..) p=${p%/*} ;;
+        *)
+            if [ -L "$p/$l" ]; then
+                p=$(cd -P -- "$p/" && [ "${PWD%/}" = "$p" ] && kept && cd -P -- "./$l" && printf %s. "${PWD%/}") || p=-.
+                p=${p%.}
+            else
+                p=$p/$l
+            fi
+            ;;
+        esac
+    done
+    if [ "$p" != "${PWD%/}" ]; then
+        echo "a link on the way to $d, which an unprivileged user can exchange, leads elsewhere" >&2
+        exit 1
+    fi
+fi
+""".replace("    ", "")  # it travels with each file
+"""Shell text that enters the directory C(d), and refuses to be led astray by a link of an unprivileged user."""
+
+SAFE = r"""
+safe() {
+    p=. l=. r=$PWD
+    while [ "${r%/}" ]; do r=${r%/*} p=$p/.. l="$l $p"; done
+    set -- $(stat -c '%u %a' $l)
+    [ $# -gt 1 ] || return 1
+    while [ $# -gt 1 ]; do
+        [ "$1" = 0 ] || return 1
+        case $2 in [1357]???) ;; *[2367]? | *[2367]) return 1 ;; esac
+        shift 2
+    done
+}
+"""
+"""Shell function that tells whether root alone can exchange what is in this directory, and the way to it."""
+
+# Only a regular file is replaced, or a link, which is a name only.
+_ONLY_FILES = r"""
+if [ ! -L "./$n" ] && [ -e "./$n" ] && [ ! -f "./$n" ]; then echo "$d/$n is not a regular file" >&2; exit 1; fi
+umask 077
+set -C
+"""
+
+# Everybody may create files there, and nobody exchange those of root. A file can be larger than there is memory.
+_ELSEWHERE = "/var/tmp"
+
+_STAGE = (
+    ENTER
+    + SAFE
+    + _ONLY_FILES
+    + rf"""
+if safe; then f=${{PWD%/}}/$t; else f={_ELSEWHERE}/$t; fi
+: >"$f"
+printf %s "$f"
+"""
+)
+
+# c: where the content is ("-": standard input; nothing: in $t already); w: its SHA-256, if known; o: OWNER:GROUP; m:
+# mode (without it: both as the file has them, or root's alone); k: another name for the old file; b: this directory is
+# safe; x: whether it gets its label.
+# Descriptors above 2 are not inherited where sh is mksh, so programs are given the file as their output.
+_PLACE = (
+    ENTER
+    + _ONLY_FILES
+    + r"""
+made=
+if [ ! "$m" ]; then
+    m=600 r=
+    if [ -e "./$n" ]; then r=$(stat -c '%f %a %u:%g' -- "./$n"); fi
+    case $r in
+    8*)
+        r=${r#* }
+        m=${r% *} o=${r#* }
+        ;;
+    esac
+fi
+fill() {
+    case $c in
+    -) cat >&3 ;;
+    ?*) cat <"$c" >&3 ;;
+    esac
+}
+compare() {
+    s=
+    [ "$w" ] || return 0
+    s=$(sha256sum </proc/self/fd/3) || { s=; return 0; }
+    s=${s%% *}
+    [ "$s" = "$w" ] || { echo "what arrived is not what was sent" >&2; return 1; }
+}
+own() {
+    { [ ! "$o" ] || chown -- "$o" /proc/self/fd/1 >&3; } && { [ "$m" = 600 ] || chmod -- "$m" /proc/self/fd/1 >&3; }
+}
+keep() {
+    [ "$k" ] || return 0
+    ln -- "./$n" "./$k" || { [ "$b" ] && cp -p -- "./$n" "./$k"; } || return 1
+    made=$k
+}
+move() {
+    e=$(mv -fT -- "./$t" "./$n" 2>&1) && return
+    case $e in
+    *option*) # an old busybox
+        if [ -L "./$n" ]; then rm -f -- "./$n"; fi
+        if [ ! -d "./$n" ] && mv -f -- "./$t" "./$n" && [ "./$n" -ef /proc/self/fd/3 ]; then return; fi
+        ;;
+    esac
+    # A file that is a mount point of its own cannot be replaced.
+    if [ "$b" ] && [ -f "./$n" ] && cat <"./$t" >|"./$n"; then rm -f -- "./$t"; return; fi
+    printf '%s\n' "$e" >&2
+    return 1
+}
+put() { fill && compare && own && keep && move; }
+if [ "$c" ]; then { put; } 3>"./$t"; else { put; } 3>>"./$t"; fi || {
+    rm -f -- "./$t" ${made:+"./$made"}
+    exit 1
+}
+case $c in ?*/*) rm -f -- "$c" ;; esac
+if [ "$x" ] && command -v restorecon >/dev/null; then restorecon "./$n"; fi
+printf %s "$s"
+"""
+)
+
+# A link to the file in a directory that only root can enter is the file, whatever becomes of its name.
+_ALTER = (
+    ENTER
+    + r"""
+umask 077
+exec 4<.
+mkdir -- "./$t" && cd -P -- "./$t" && [ -O . ] && [ .. -ef /proc/self/fd/4 ] || exit 1
+case $(stat -c %a .) in *700) ;; *) echo "$d/$t was exchanged" >&2; exit 1 ;; esac
+alter() {
+    ln -- "../$n" f || return 1
+    [ -f f ] && [ ! -L f ] || { echo "$d/$n is not a regular file" >&2; return 1; }
+    if [ "$k" ]; then cp -p -- f g && ln -- g "../$k" || return 1; fi
+    case $c in
+    -) cat >>f || return 1 ;;
+    ?*) cat <"$c" >>f || return 1 ;;
+    esac
+    { [ ! "$o" ] || chown -- "$o" f; } && chmod -- "$m" f
+}
+alter
+s=$?
+rm -f -- f g
+cd -P .. && rmdir -- "./$t"
+case $c in ?*/*) rm -f -- "$c" ;; esac
+exit "$s"
+"""
+)
+
+
+class Attributes(NamedTuple):
+    """What a file is to have: ``owner`` in the form C(OWNER:GROUP), ``mode``; empty: as it has them, or root's alone.
+
+    ``backup`` is the name that the file's old content is to keep. ``label``: whether it gets its SELinux label.
+    """
+
+    owner: str = ""
+    mode: str = ""
+    backup: str = ""
+    label: bool = False
+
+
+AS_IT_IS = Attributes()
+
+
+class Staged(NamedTuple):
+    """A file of root's alone that the agent can write by its name. ``beside``: in the directory of its destination."""
+
+    path: str
+    beside: bool
+
+
+def variables(path: str, **more: str) -> str:
+    """Return shell text that assigns C(d) and C(n), directory and name of ``path``, and more."""
+    directory, name = os.path.split(path)
+    if ".." not in directory.split("/"):
+        directory = os.path.normpath(directory).replace("//", "/")
+    given = {"d": directory, "n": name, **more}
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
+
+
+def _new_name(path: str) -> str:
+    return f".{os.path.basename(path)[:100]}.{secrets.token_hex(8)}"
+
+
+def place_command(
+    path: str,
+    attributes: Attributes = AS_IT_IS,
+    *,
+    content: str = "-",
+    sha256: str = "",
+    new: str = "",
+    safe: bool = False,
+) -> str:
+    """Return the shell command that puts a file in its place and prints its SHA-256, if that was compared.
+
+    ``content`` is where it is: C(-) on standard input, a path, or nothing if ``new`` has it already. ``new`` is the
+    name of the new file meanwhile. _warm/guest/file_ops.py does what is put from standard input without a shell.
+    """
+    more = {"b": "1" if safe else "", "x": "1" if attributes.label else ""}
+    assigned = variables(
+        path,
+        t=new or _new_name(path),
+        w=sha256,
+        c=content,
+        o=attributes.owner,
+        m=attributes.mode,
+        k=attributes.backup,
+        **more,
+    )
+    return f": place; {assigned}{_PLACE}"
+
+
+def place(
+    agent: Agent,
+    content: bytes | Staged,
+    path: str,
+    attributes: Attributes = AS_IT_IS,
+    *,
+    sha256: str = "",
+    safe: bool = False,
+) -> str:
+    """Put ``content`` at ``path``, whole or not at all; a link that is there is replaced.
+
+    Return the SHA-256 of what is there, empty if the guest cannot compute it or none was given to compare with.
+
+    :raise OperationError: if that fails, with the guest's words.
+    """
+    if isinstance(content, bytes):
+        command, stdin = place_command(path, attributes, sha256=sha256, safe=safe), content
+    else:
+        given = {"content": "", "new": os.path.basename(content.path)} if content.beside else {"content": content.path}
+        command = place_command(path, attributes, sha256="" if content.beside else sha256, safe=content.beside, **given)
+        stdin = b""
+    return _checked(run_shell(agent, _encoded(command), stdin, whole=False), f"write {path}").decode("ascii", "replace")
+
+
+def stage_command(path: str, new: str) -> str:
+    """Return the shell command that creates the file for `stage` and prints its path."""
+    return f": stage; {variables(path, t=new)}{_STAGE}"
+
+
+@contextmanager
+def stage(agent: Agent, path: str) -> Iterator[Staged]:
+    """Create an empty file that only root can write or exchange: beside ``path``, else in /var/tmp. See `place`.
+
+    If the block fails, the file is removed; where that fails too, the error names it.
+
+    :raise OperationError: if it cannot be created.
+    """
+    new = _new_name(path)
+    there = check_shell(agent, stage_command(path, new), f"create {path}").decode("utf-8", "surrogateescape")
+    try:
+        yield Staged(there, os.path.dirname(there) != _ELSEWHERE or os.path.dirname(path) == _ELSEWHERE)
+    except BaseException as exc:
+        _remove(agent, there, exc)
+        raise
+
+
+def unlink(agent: Agent, path: str) -> None:
+    """Remove a file, or a link.
+
+    :raise OperationError: if that fails, with the guest's words.
+    """
+    check_shell(agent, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
+
+
+def _remove(agent: Agent, path: str, because: BaseException) -> None:
+    """Remove a file of ours that is not needed, because an operation failed; if that fails too, its error says so."""
+    try:
+        when_thawed(agent, lambda: check_shell(agent, f"rm -f -- {shlex.quote(path)}", f"remove {path}"))
+    except QgaError as exc:
+        if isinstance(exc, CommandUnavailable) and isinstance(because, CommandUnavailable):
+            because.was_waited_for = exc.was_waited_for
+        if isinstance(because, QgaError):
+            because.hint = f"{because.hint} {path} may be left in the guest: remove it.".strip()
+
+
+def alter(agent: Agent, path: str, attributes: Attributes, content: bytes | Staged | None = None) -> None:
+    """Set the attributes of a file, and append ``content`` to it, in a directory that is not root's alone.
+
+    :raise OperationError: if that fails, with the guest's words.
+    """
+    where = content.path if isinstance(content, Staged) else "" if content is None else "-"
+    given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup}
+    command = variables(path, t=_new_name(path), c=where, **given) + _ALTER
+    stdin = content if isinstance(content, bytes) else b""
+    _checked(run_shell(agent, _encoded(command), stdin, whole=False), f"change {path}")
+
+
+def _checked(result: ExecResult, purpose: str) -> bytes:
+    """Return what a program wrote.
+
+    :raise OperationError: if it failed: that ``purpose`` could not be done, and the guest's own words why.
+    """
+    if result.shell_rc:
+        reason = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise OperationError(f"cannot {purpose} in the guest: {reason or f'exit status {result.shell_rc}'}")
+    return result.stdout
+
+
+def _encoded(command: str) -> bytes:
+    return command.encode("utf-8", "surrogateescape")

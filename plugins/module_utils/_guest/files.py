@@ -1,0 +1,419 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files in the guest through guest-file-*: stream bytes in and out, and notice when they arrive differently.
+
+One request is in flight at a time (virtio-serial loses replies otherwise), in chunks near 1 MiB: larger ones gain
+nothing, and Windows guests cannot take 2 MiB. Where the way is slow, they are smaller: see `payload`. A short count, a
+full disk (told at flush or close as often as at write) and a dead handle are errors. A handle is always closed, because
+the agent keeps it until it ends.
+
+A file that guest-file-open creates has mode 0666 whatever the umask; who must not allow that creates it first (_exec).
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import time
+from contextlib import suppress
+from typing import IO, Any, BinaryIO, Callable, Iterator, NamedTuple, Sequence, TypeVar
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandError,
+    GuestFileError,
+    HandleLostError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.background import Beside
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+
+__all__ = (
+    "CHUNK",
+    "Copied",
+    "Encoded",
+    "GuestFile",
+    "Limit",
+    "Progress",
+    "chunks",
+    "copy_in",
+    "copy_out",
+    "enforces_selinux",
+    "exists",
+    "no_progress",
+    "payload",
+)
+
+T = TypeVar("T")
+
+CHUNK = 1024 * 1024
+"""Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
+
+_FIRST = CHUNK // 4  # bytes that are read to see what comes
+_SHARE = 1 / 8  # of the timeout, that one request is to take at most
+# Bytes by which a file may be larger at its end than when it was opened, unless a quarter of it is more. It is also the
+# most of a file that tells no size (/proc).
+_GROWTH = 64 * CHUNK
+
+
+class Copied(NamedTuple):
+    """What was copied: its ``size`` in bytes, and whether both ends were compared already."""
+
+    size: int
+    checked: bool
+
+
+class Limit(NamedTuple):
+    """How much may be read: ``asked`` bytes, if the user says so, and ``room`` bytes at most: there is no more here."""
+
+    asked: int | None = None
+    room: int | None = None
+
+    def of(self, path: str, said: int) -> tuple[int, TransferError]:
+        """Return the limit for a file that the guest said has ``said`` bytes, and the error for what exceeds it."""
+        usual = said + max(_GROWTH, said // 4)
+        limit, why, advice = usual, f"it had {said} when it was opened", "If that is as it should be, allow it by"
+        if self.asked is not None:
+            limit, why, advice = self.asked, "that is the limit that was set", "Raise it by"
+        advice = f"{advice} max_size of qga_fetch, or ansible_qga_max_fetch_size of the connection."
+        if self.room is not None and self.room < limit:
+            limit, why, advice = self.room, "no more space is free here", "Make room, or put it on another filesystem."
+        return limit, TransferError(f"{path} has more than {limit} bytes: {why}.", hint=advice)
+
+
+_USUAL = Limit()
+
+
+class Encoded(NamedTuple):
+    """Content as it travels: ``size`` bytes, in base64. Coding takes a while that can pass beside a request."""
+
+    size: int
+    text: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Encoded:
+        return cls(len(data), protocol.Base64(base64.b64encode(data).decode("ascii")))
+
+    def decoded(self) -> bytes:
+        """Return the content.
+
+        :raise ProtocolError: if it is not what was said of it.
+        """
+        try:
+            data = base64.b64decode(self.text, validate=True)
+        except ValueError as exc:  # binascii.Error, or text that is not ASCII
+            raise ProtocolError(f"the agent sent invalid base64: {exc}") from exc
+        if len(data) != self.size:
+            raise ProtocolError("guest-file-read returned a count that is not the size of its data")
+        return data
+
+
+class GuestFile:
+    """An open file in the guest. A context manager: leaving it closes the handle and raises what closing finds.
+
+    ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``. With a ``handle``, the file is open already.
+    Once it is open, an agent that is away is waited for, for its ``timeout`` once more, and a frozen guest too. Whether
+    a request whose answer got lost was carried out, the position in the file tells.
+
+    :raise GuestFileError: with the errno of the cause where the agent names it.
+    """
+
+    def __init__(self, agent: Agent, path: str, mode: str = "r", *, handle: int | None = None) -> None:
+        self.agent = agent
+        self.path = path
+        # Where the next byte is read or written; None if nobody knows, as of what is no file but a pipe.
+        self._position = 0 if handle is None and "a" not in mode else None
+        if handle is None:
+            handle = agent.execute("guest-file-open", {"path": path, "mode": mode})
+        self.handle: int | None = handle
+        """Its number; None if it is closed."""
+
+    def __enter__(self) -> GuestFile:
+        return self
+
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        if kind is None:
+            self.close()
+        elif self.handle is not None:
+            # The error that got us here is the one to tell; one of this is its consequence.
+            with suppress(QgaError):
+                self._once("guest-file-close")
+            self.handle = None
+
+    def close(self) -> None:
+        """Close the handle. A full disk may be found only here."""
+        if self.handle is not None:
+            try:
+                # An answer that got lost is not asked for again: the handle may be another file's by then.
+                self._patiently(lambda: self._once("guest-file-close"), (OutcomeUnknownError,))
+            finally:
+                self.handle = None
+
+    def read(self, count: int = CHUNK) -> bytes:
+        """Return up to ``count`` bytes from the current position; none at the end of the file."""
+        return self.receive(count).decoded()
+
+    def receive(self, count: int = CHUNK) -> Encoded:
+        """Do what ``read`` does, and leave the decoding to the caller."""
+        before = self._position or 0
+
+        def step(was_lost: bool) -> Any:
+            if was_lost:
+                self._sought(before)
+            return self._once("guest-file-read", count=count)
+
+        reply = self._surely(step)
+        size = protocol.expect(reply.get("count"), int, "count")
+        if size > count:
+            raise ProtocolError(f"guest-file-read returned {size} bytes for {count}")
+        self._moved(size)
+        return Encoded(size, protocol.expect(reply.get("buf-b64"), str, "buf-b64"))
+
+    def read_all(self, largest: int | None = None) -> bytes:
+        """Return what is left of a file that nobody writes to.
+
+        :raise TransferError: if that is more than ``largest`` bytes.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            count = payload(self.agent, CHUNK)
+            pieces.append(self.read(count))
+            size += len(pieces[-1])
+            if largest is not None and size > largest:
+                raise TransferError(f"{self.path} has more than {largest} bytes")
+            if len(pieces[-1]) < count:
+                return b"".join(pieces)
+
+    def write_all(self, data: bytes) -> None:
+        """Do what ``write`` does, in as many requests as it takes."""
+        start = 0
+        while start < len(data):
+            step = payload(self.agent, min(CHUNK, self.agent.largest_payload))
+            self.write(data[start : start + step])
+            start += step
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``.
+
+        :raise TransferError: if the agent took only a part.
+        """
+        self.send(Encoded.of(data))
+
+    def send(self, piece: Encoded) -> None:
+        """Do what ``write`` does with what is encoded already."""
+        before = self._position or 0
+
+        def step(was_lost: bool) -> Any:
+            arrived = self._sought(0, 1) - before if was_lost else 0
+            return {"count": arrived} if arrived else self._once("guest-file-write", **{"buf-b64": piece.text})
+
+        count = protocol.expect(self._surely(step).get("count"), int, "count")
+        if count != piece.size:
+            raise TransferError(f"the agent wrote {count} of {piece.size} bytes to {self.path}")
+        self._moved(count)
+
+    def flush(self) -> None:
+        """Hand what was written to the guest's kernel: only then do others see it."""
+        self._patiently(lambda: self._once("guest-file-flush"))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to ``offset`` (``whence``: 0 from the start, 2 from the end); return the position.
+
+        With 1 as ``whence`` and 0 as ``offset``, it stays where it is.
+        """
+        self._position = self._patiently(lambda: self._sought(offset, whence))
+        return self._position
+
+    def _sought(self, offset: int, whence: int = 0) -> int:
+        reply = self._once("guest-file-seek", offset=offset, whence=whence)
+        return int(protocol.expect(reply.get("position"), int, "position"))
+
+    def _moved(self, count: int) -> None:
+        if self._position is not None:
+            self._position += count
+
+    def _surely(self, step: Callable[[bool], Any]) -> Any:
+        """Return what ``step`` returns. It is called again after an outage, with whether its answer was lost."""
+        unknown: list[OutcomeUnknownError] = []
+
+        def attempt() -> Any:
+            try:
+                return step(bool(unknown))
+            except OutcomeUnknownError as exc:
+                unknown.append(exc)
+                raise
+            except GuestFileError as exc:
+                if not unknown or exc.command != "guest-file-seek":
+                    raise
+                self._position = None  # a pipe has none, so nothing tells what became of the request
+                raise unknown[0] from None
+
+        return self._patiently(attempt)
+
+    def _patiently(self, action: Callable[[], T], final: tuple[type[QgaError], ...] = ()) -> T:
+        def is_final(exc: QgaError) -> bool:
+            if self._position is None and isinstance(exc, OutcomeUnknownError):
+                return True
+            return isinstance(exc, (GuestFileError, HandleLostError, *final))
+
+        return patiently(self.agent, action, final=is_final, grace=self.agent.timeout)
+
+    def _once(self, command: str, **arguments: Any) -> Any:
+        return self.agent.execute(command, {"handle": self.handle, **arguments})
+
+
+def payload(agent: Agent, largest: int) -> int:
+    """Return how many bytes one request should carry, ``largest`` at most, for what has been seen of the way there."""
+    return agent.pace.carries(agent.timeout * _SHARE, largest)
+
+
+def chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield what is left in a file that is here."""
+    return iter(lambda: file.read(CHUNK), b"")
+
+
+def exists(agent: Agent, path: str) -> bool:
+    """Return whether ``path`` exists, of whatever kind. What cannot be opened for other reasons exists.
+
+    :raise CommandError: if the agent cannot tell.
+    """
+    try:
+        GuestFile(agent, path).close()
+    except GuestFileError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        if exc.errno is None:
+            raise
+    return True
+
+
+def enforces_selinux(agent: Agent) -> bool:
+    """Return whether the guest's kernel refuses what SELinux labels do not allow."""
+    try:
+        with GuestFile(agent, "/sys/fs/selinux/enforce") as state:
+            return state.read(1) == b"1"
+    except CommandError:
+        return False
+
+
+Progress = Callable[[int], None]
+"""Told after each chunk how many bytes have been copied."""
+
+
+def no_progress(copied: int) -> None:
+    """Tell nobody."""
+
+
+def copy_out(
+    agent: Agent,
+    path: str,
+    write: Callable[[bytes], object],
+    progress: Progress = no_progress,
+    instead: Callable[[Encoded, float, int], int] | None = None,
+    limit: Limit = _USUAL,
+) -> Copied:
+    """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
+
+    Reads until the end is reached, so files whose size is not known (/proc, /sys) come whole. ``checked`` is True if
+    the content was one chunk at most, and a second look found the same. ``write`` is called by another thread while the
+    next piece is read. ``instead`` is called for what is more than a chunk, with what the file begins with, the seconds
+    that this took, and the size of the file. It returns of how many bytes it has taken care, from the start; what is
+    left is read here.
+
+    :raise TransferError: if there is more than ``limit`` allows. No more than that was handed on then.
+    """
+    size = cared_for = 0
+    start = []  # what is compared if there is no more than that
+    most, error = limit.of(path, 0)
+    beside: Beside[object] = Beside()
+    with beside, GuestFile(agent, path) as guest_file:
+        while True:
+            began = time.monotonic()
+            count = payload(agent, CHUNK if size else _FIRST)
+            piece = guest_file.receive(min(count, most - size + 1))
+            seconds = time.monotonic() - began
+            if not piece.size:
+                break
+            if not size and piece.size == count:
+                whole = _size(guest_file)
+                most, error = limit.of(path, whole or 0)
+                if whole and whole > most:
+                    raise error
+                cared_for = instead(piece, seconds, whole) if instead and whole and whole > CHUNK else 0
+                if whole is not None:
+                    guest_file.seek(cared_for or piece.size)
+                if cared_for:
+                    size = cared_for
+                    continue
+            if size + piece.size > most:
+                raise error
+            beside.do(lambda piece: write(piece.decoded()), piece)
+            if size < CHUNK:
+                start.append(piece)
+            size += piece.size
+            progress(size)
+        beside.wait()
+        checked = size <= CHUNK and not cared_for and _reads_again(guest_file, 0, start)
+    return Copied(size, checked)
+
+
+def _size(guest_file: GuestFile) -> int | None:
+    """Return the size of the file, and move to its end; None if it has none, as in /proc."""
+    try:
+        return guest_file.seek(0, 2)
+    except GuestFileError:
+        return None
+
+
+def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded]) -> bool:
+    content = b"".join(piece.decoded() for piece in pieces)
+    if not content:
+        return True
+    guest_file.seek(position)
+    step = payload(guest_file.agent, CHUNK)
+    return all(guest_file.read(step) == content[at : at + step] for at in range(0, len(content), step))
+
+
+def copy_in(
+    agent: Agent, source: BinaryIO, path: str, *, append: bool = False, progress: Progress = no_progress
+) -> Copied:
+    """Write ``source`` into the guest's file ``path``.
+
+    The file is created if need be, with mode 0666. Its position is compared with what was sent before it is closed.
+    ``checked`` is True if the content was one chunk, and was read back.
+
+    :raise TransferError: if the guest has something else than what was sent.
+    :raise GuestFileError: among others with errno ENOSPC; a part of the content may be in the file then.
+    """
+    sent = 0
+    start = []  # what is compared if there is no more than that
+    beside: Beside[Encoded] = Beside()
+
+    def prepared() -> Encoded:
+        return Encoded.of(source.read(payload(agent, min(CHUNK, agent.largest_payload))))
+
+    with beside, GuestFile(agent, path, "a+" if append else "w+") as guest_file:
+        position = guest_file.seek(0, 2) if append else 0
+        piece: Encoded | None = prepared()
+        while piece and piece.size:
+            beside.do(prepared)
+            guest_file.send(piece)
+            if sent < CHUNK:
+                start.append(piece)
+            sent += piece.size
+            progress(sent)
+            piece = beside.wait()
+        guest_file.flush()
+        arrived = guest_file.seek(0, 1) - position
+        if arrived != sent:
+            raise TransferError(f"{sent} bytes were sent to {path}, and {arrived} are there")
+        checked = sent <= CHUNK
+        if checked and not _reads_again(guest_file, position, start):
+            raise TransferError(f"{path} reads back differently from what was written")
+    return Copied(sent, checked)

@@ -1,0 +1,350 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shell commands in a POSIX guest, run as a login would run them and without a trace in the guest's logs.
+
+The agent writes the arguments of every guest-exec to the guest's syslog, gives a child its own bare environment, and
+keeps 16 MiB of each output stream. So the command travels on stdin, behind a constant program that gives it the
+environment of a login and can keep output of any size.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import secrets
+from contextlib import suppress
+from typing import Callable
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import copy_in, copy_out, exists
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, finish, lost, start
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
+
+__all__ = (
+    "PATH",
+    "READ_COMMAND",
+    "begin_shell",
+    "check_shell",
+    "input_of",
+    "kill",
+    "login_program",
+    "new_spool",
+    "run_shell",
+    "start_shell",
+    "sweep",
+    "with_spooled",
+)
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
+
+READ_COMMAND = r"""
+IFS= read -r n
+c=
+while [ "$n" -gt 0 ]; do
+    IFS= read -r l
+    c=$c$l'
+'
+    n=$((n - 1))
+done
+"""
+"""The shell program that reads into C(c) the command that ``input_of`` begins with. `read` takes byte by byte, so what
+follows is left for the command's own stdin."""
+
+# The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
+# variable (the environment is not logged) and the same for every command. It reads the command from stdin.
+_PROLOGUE = (
+    r"""
+[ / -ef / ] 2>/dev/null || {
+    echo "the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run; have dash, bash or the like there" >&2
+    exit 1
+}
+unset QEMU_GUEST
+umask 022
+{ echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
+"""
+    + READ_COMMAND
+    + r"""
+u=root
+[ -O / ] || u=$(id -un)
+eval "HOME=~$u"
+case $HOME in /*) ;; *) HOME=/ ;; esac
+while IFS=: read -r n f f f f f v && [ "$n" != "$u" ]; do v=; done 2>/dev/null </etc/passwd
+case $v in */nologin | */false) v= ;; esac
+[ -x "$v" ] || v=/bin/sh
+export HOME USER="$u" LOGNAME="$u" SHELL="$v" LANG=C.UTF-8
+for f in /etc/environment /etc/default/locale /etc/locale.conf; do
+    [ -r "$f" ] || continue
+    while IFS= read -r l || [ -n "$l" ]; do
+        l=${l#export }
+        v=${l%%=*}
+        # Nor what this program works with, nor what bash takes for an attack on itself, and ends.
+        case $v in '' | [0-9]* | *[!A-Za-z0-9_]* | [a-z] | UID | EUID | PPID | SHELLOPTS | BASHOPTS) continue ;; esac
+        case $l in *=*) ;; *) continue ;; esac
+        l=${l#*=}
+        l=${l#[\"\']}
+        l=${l%[\"\']}
+        export "$v=$l"
+    done <"$f"
+done
+cd "$HOME" 2>/dev/null || cd /
+unset OLDPWD
+"""
+)
+# Comes before that where the input is in a file: it comes by a pipe then, which nobody reads twice or writes to, for a
+# password may be in it. The shell that waits meanwhile would tell of a signal in the program's own output.
+_INPUT = r"""
+if [ "${QEMU_GUEST_INPUT:-}" ]; then
+    exec 8<"$QEMU_GUEST_INPUT" || exit 1
+    rm -f "$QEMU_GUEST_INPUT"
+    unset QEMU_GUEST_INPUT
+    exec 6>&1 7>&2 >/dev/null 2>&1
+    cat <&8 6>&- 7>&- 8<&- | {
+        exec >&6 2>&7 6>&- 7>&- 8<&-
+        eval "$QEMU_GUEST"
+    }
+    exit
+fi
+"""
+# The command takes the shell's place: what ends it, a signal included, is what the agent tells.
+_REPLACE = 'eval "unset c f l n u v; $c"\n'
+# Comes before both: what is more than a pipe holds is put into such a file, if there can be one. An agent whose program
+# ends while the pipe is full polls that for ever, and takes all of a processor (5.2 to 11.1 do).
+_KEEP = r"""
+if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
+    QEMU_GUEST_INPUT=$QEMU_GUEST_KEEP
+    if ! cat >"$QEMU_GUEST_INPUT"; then
+        cat >/dev/null
+        rm -f "$QEMU_GUEST_INPUT"
+        echo "the program's input did not fit in $QEMU_GUEST_INPUT; it was not run" >&2
+        exit 1
+    fi
+fi
+unset QEMU_GUEST_KEEP
+"""
+# Each stream passes through dd, which hands the agent _KEPT bytes; what comes after them goes to a file in /run that
+# only root can read. A guest whose dd lacks fullblock has no more than what the agent captures.
+_SPOOL = r"""
+t=$QEMU_GUEST_SPOOL
+unset QEMU_GUEST_SPOOL f l n u v
+keep() {
+    n=$(dd bs=65536 count=16 iflag=fullblock 2>&1 >&7)
+    case $n in
+    16+0*)
+        umask 077
+        cat >"$1" || : >"$1.lost"
+        ;;
+    [0-9]*) ;;
+    *) exec cat ;;
+    esac
+} 7>&1
+exec 3>&1 4>&2
+r=$({ { { (
+    exec 3>&- 4>&- 5>&- 6>&-
+    eval "unset c t; $c"
+); echo $? >&5; } 2>&1 >&6 | keep "$t.err" >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 | keep "$t.out" >&3 3>&- 4>&- 5>&-; } 5>&1)
+exit "$r"
+"""
+# 16 blocks of 64 KiB: small enough for every transport (libvirt refuses replies above 4 MiB), large enough for what
+# modules return.
+_KEPT = 16 * 65536
+# Bytes that a pipe holds, on Linux.
+_PIPE = 65536
+# Where input is kept: memory, for a password may be in it. The second is for a full /run: other users can fill it.
+_PLACES = ("/run", "/dev/shm")
+
+
+def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
+    """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
+
+    HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
+    the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place,
+    so that output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
+
+    :raise CommandUnavailable: if the agent cannot run programs.
+    :raise TransferError: if output was lost because /run is full.
+    """
+    begun = agent.shell(command, stdin) if agent.shell else None
+    result: ExecResult | None = begun() if begun else None
+    if result:
+        return result
+    if not whole or agent.captures_all:
+        return _finished(agent, command, stdin)
+    spool = new_spool()
+    return with_spooled(agent, _finished(agent, command, stdin, spool), spool)
+
+
+def _finished(agent: Agent, command: bytes, stdin: bytes, spool: str = "") -> ExecResult:
+    for place in _PLACES:
+        keep = f"{new_spool(place)}.in"
+        result = finish(agent, start_shell(agent, command, stdin, spool=spool, keep=keep))
+        # Nobody else knows the name, so these are not words of the command.
+        name = keep.rpartition("qemu-guest.")[2]
+        if result.rc != 1 or not result.stderr.endswith(f"{name}; it was not run\n".encode("ascii")):
+            break
+    return result
+
+
+def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
+    """Run the shell command ``command`` in the guest and return what it wrote to its standard output.
+
+    :raise OperationError: if it fails: that ``purpose`` could not be done, and the guest's own words why.
+    """
+    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    if result.shell_rc:
+        reason = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise OperationError(f"cannot {purpose} in the guest: {reason or f'exit status {result.shell_rc}'}")
+    return result.stdout
+
+
+def begin_shell(agent: Agent, command: str) -> Callable[[], ExecResult]:
+    """Start what ``run_shell`` runs, without input, and return what waits for its end.
+
+    The command takes the shell's place, as with ``whole=False``.
+    """
+    encoded = command.encode("utf-8", "surrogateescape")
+    begun = agent.shell(encoded, b"") if agent.shell else None
+    if begun:
+        return lambda: begun() or finish(agent, start_shell(agent, encoded))
+    return functools.partial(finish, agent, start_shell(agent, encoded))
+
+
+def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:
+    """Start what ``run_shell`` runs and return its pid.
+
+    ``spool`` is the path that the files for long output begin with; without it there are none. ``keep`` is that of a
+    file for input which a pipe does not hold; where there is no room for it, the program says so and ends with 1.
+    """
+    data = input_of(command, stdin)
+    fits = len(data) <= agent.quick_input
+    keeps = _KEEP if fits and len(data) > _PIPE and agent.pipes_input else ""
+    from_file = _INPUT if keeps or not fits else ""
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + keeps + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
+    if spool:
+        env.append(f"QEMU_GUEST_SPOOL={spool}")
+    if keeps:
+        env.append(f"QEMU_GUEST_KEEP={keep or f'{new_spool()}.in'}")
+    if fits:
+        return start(agent, "/bin/sh", _ARGUMENTS, env=env, stdin=data)
+    path = f"{new_spool()}.in"
+    check_shell(agent, f"umask 077; set -C; : >{path}", "keep a program's input")
+    try:
+        copy_in(agent, io.BytesIO(data), path)
+        own = [*env, f"QEMU_GUEST_INPUT={path}"]
+        return when_thawed(agent, lambda: start(agent, "/bin/sh", _ARGUMENTS, env=own))
+    except QgaError:
+        # Nor is a program started later that was given up on.
+        with suppress(QgaError):
+            run_shell(agent, f"rm -f {path}".encode("ascii"), whole=False)
+        raise
+
+
+def input_of(command: bytes, stdin: bytes) -> bytes:
+    """Return what a shell takes as its input that reads a command by READ_COMMAND: a count of lines, and the lines."""
+    return b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
+
+
+def login_program() -> str:
+    """Return the shell program that reads a command from its input, as ``start_shell`` writes it, and becomes that."""
+    return _PROLOGUE + _REPLACE
+
+
+def new_spool(place: str = "/run") -> str:
+    """Return a path that nobody else will use, for ``start_shell`` and then ``with_spooled``."""
+    return f"{place}/qemu-guest.{secrets.token_hex(16)}"
+
+
+def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
+    """Return ``result`` with the output that did not fit, and remove that from the guest.
+
+    :raise OutcomeUnknownError: if it cannot be fetched.
+    :raise TransferError: if a part of it is missing.
+    """
+    if len(result.stdout) < _KEPT and len(result.stderr) < _KEPT:
+        return result
+    try:
+        return result._replace(
+            stdout=result.stdout + patiently(agent, lambda: _spooled(agent, f"{spool}.out", len(result.stdout))),
+            stderr=result.stderr + patiently(agent, lambda: _spooled(agent, f"{spool}.err", len(result.stderr))),
+        )
+    except TransferError:
+        raise
+    except QgaError as exc:
+        raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from None
+    finally:
+        with suppress(QgaError):  # the result, or why there is none, is worth more
+            sweep(agent, spool)
+
+
+def sweep(agent: Agent, spool: str) -> None:
+    """Remove the files whose paths begin with ``spool`` and a dot."""
+    when_thawed(agent, lambda: run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False))
+
+
+def _spooled(agent: Agent, path: str, kept: int) -> bytes:
+    if kept < _KEPT or not exists(agent, path):
+        return b""
+    if exists(agent, f"{path}.lost"):
+        raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
+    rest = io.BytesIO()
+    copy_out(agent, path, rest.write)
+    return rest.getvalue()
+
+
+# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more, and only the runner
+# gives programs sessions of their own. They are stopped meanwhile, or they would start others. At SIGTERM they may do
+# that again.
+_KILL = r"""
+tree=%(pid)d
+for s in TERM KILL; do
+    kill -s STOP $tree 2>/dev/null
+    more=1
+    while [ "$more" ]; do
+        more=
+        for f in /proc/[0-9]*/stat; do
+            { IFS= read -r l <"$f"; } 2>/dev/null || continue
+            p=${f#/proc/}
+            p=${p%%/stat}
+            set -- ${l##*) }
+            case " $tree " in
+            *" $p "*) ;;
+            *" $2 "* | *" $4 "*)
+                kill -s STOP $p 2>/dev/null
+                tree="$tree $p" more=1
+                ;;
+            esac
+        done
+    done
+    kill -s $s $tree 2>/dev/null
+    kill -s CONT $tree 2>/dev/null
+    i=0
+    while [ $i -lt %(grace)d ]; do
+        # One by one: of several, dash fails for one that is gone, bash only if all are.
+        more=
+        for p in $tree; do kill -0 $p 2>/dev/null && more=1; done
+        [ "$more" ] || break
+        sleep 1
+        i=$((i + 1))
+    done
+done
+"""
+
+
+def kill(agent: Agent, pid: int, grace: int = 5) -> int:
+    """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL.
+
+    Return its process number. Where that is 0, nobody tells it, and nothing is ended: process 0 has started them all.
+
+    :raise OutcomeUnknownError: if it cannot be ended.
+    """
+    try:
+        process = patiently(agent, lambda: agent.process_id(pid), final=lambda exc: exc.command == "guest-exec")
+        if process:
+            command = (_KILL % {"pid": process, "grace": grace}).encode("ascii")
+            when_thawed(agent, lambda: run_shell(agent, command, whole=False))
+        return process
+    except QgaError as exc:
+        raise lost(exc, f"the program with pid {pid} could not be ended: {exc.message}") from None

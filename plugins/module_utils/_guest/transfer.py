@@ -1,0 +1,426 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole files to and from the guest: never open to others on the way, and the same at both ends.
+
+Stands on _files (the bytes) and, where the agent may run programs, on _shell (who may read, compression) and _sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from contextlib import closing, suppress
+from typing import IO, BinaryIO, Callable, Generator, Iterator, NamedTuple, Sequence
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandError,
+    FileChangedError,
+    OperationError,
+    QgaError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.background import Beside
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import (
+    SUM,
+    Sum,
+    agrees,
+    begin_sum,
+    part_command,
+    sha256,
+    sha256_of,
+    sum_in,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer, has_zstd, shrinks
+from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import Packed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import AS_IT_IS, Attributes, place, stage
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
+    CHUNK,
+    Encoded,
+    GuestFile,
+    Limit,
+    Progress,
+    chunks,
+    copy_in,
+    copy_out,
+    no_progress,
+    payload,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, can_run_programs
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
+    begin_shell,
+    check_shell,
+    new_spool,
+    run_shell,
+    sweep,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
+
+__all__ = ("SMALL", "digest", "fetch", "put", "spool_command", "unpack_command")
+
+SMALL = 256 * 1024
+"""Below this, one program in the guest takes the content and compares it; further ones take longer than they save."""
+# Bytes per second. What comes more slowly than that, gzip compresses in the guest in less time than that saves.
+_SLOW = 4 << 20
+# What is unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in the guest's
+# memory, compressed, until they are unpacked. The first is waited for until it is prepared, so it is smaller.
+_FIRST_PIECE = 2 * CHUNK
+_PIECE = 4 * CHUNK
+
+
+def put(
+    agent: Agent,
+    source: BinaryIO,
+    path: str,
+    progress: Progress = no_progress,
+    attributes: Attributes = AS_IT_IS,
+) -> int:
+    """Write ``source``, which is seekable, to the guest's file ``path``; make sure that it arrived and return its size.
+
+    Where the agent may run programs, the file is there whole or not at all; a link is replaced; a new file has mode
+    0600, and an existing one keeps its mode and owner, unless ``attributes`` say something else. Elsewhere the agent
+    writes to what is there. What shrinks travels compressed, if the guest has zstd or gzip.
+
+    :raise TransferError: if what is in the guest is not what was sent.
+    :raise OperationError: if the file cannot be created; its text is the guest's own.
+    """
+    start = source.tell()
+
+    def from_the_start() -> int:
+        source.seek(start)
+        return _put_whole(agent, source, path, progress, attributes)
+
+    return when_thawed(agent, from_the_start)
+
+
+def _put_whole(agent: Agent, source: BinaryIO, path: str, progress: Progress, attributes: Attributes) -> int:
+    start = source.tell()
+    if not can_run_programs(agent):
+        copied = copy_in(agent, source, path, progress=progress)
+        _make_sure(agent, source, start, path, copied.size, copied.checked)
+        return copied.size
+    sample = source.read(SMALL)
+    if len(sample) < SMALL and _put_small(agent, sample, path, attributes):
+        progress(len(sample))
+        return len(sample)
+    # What did not work the one way is tried the other, which can tell why.
+    source.seek(start)
+    with stage(agent, path) as staged:
+        compared = _put(agent, source, staged.path, progress)
+        size = source.tell() - start
+        _make_sure(agent, source, start, staged.path, size, compared)
+        place(agent, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
+    return size
+
+
+def _make_sure(agent: Agent, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:
+    """Compare what is at ``path`` with ``source``, unless it was ``compared``."""
+    if not compared and digest(agent, path, size) != sha256_of(_from(source, start)):
+        raise TransferError(f"{path} is not what was written to it")
+
+
+def _from(file: IO[bytes], start: int) -> Iterator[bytes]:
+    """Yield what is in ``file`` from there."""
+    file.seek(start)
+    yield from chunks(file)
+
+
+def _put_small(agent: Agent, content: bytes, path: str, attributes: Attributes) -> bool:
+    """Write ``content`` by one program; return whether it is there now."""
+    checksum = sha256_of([content])
+    try:
+        there = place(agent, content, path, attributes, sha256=checksum)
+    except OperationError:
+        return False
+    return (there or digest(agent, path)) == checksum
+
+
+def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+    """Write ``source`` to its end, to a file that is there; return whether what arrived was compared with it."""
+    start = source.tell()
+    sample = source.read(SMALL)
+    source.seek(start)
+    if len(sample) < SMALL:
+        return copy_in(agent, source, path, progress=progress).checked
+    if shrinks(sample):
+        try:
+            return _put_packed(agent, source, path, progress)
+        except (CommandError, OperationError, TransferError):
+            source.seek(start)
+    return _put_plain(agent, source, path, progress)
+
+
+def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+    """Write ``source`` piece by piece into files of root's alone, from where the guest unpacks them into ``path``.
+
+    Returns True: what cannot be compared was not unpacked either.
+
+    :raise QgaError: if that does not work; nothing is at work in the guest then.
+    """
+    spool = new_spool()
+    there = check_shell(agent, spool_command(spool), "keep compressed pieces")
+    packer = ZSTD if there and has_zstd() else GZIP
+    pieces = _Pieces(agent, path, source, packer.packing())
+    try:
+        with closing(pieces.each()) as each:
+            for number, piece in enumerate(each):
+                # One is written while the guest unpacks the other.
+                part = f"{spool}.{number % 2}"
+                with GuestFile(agent, part, "w") as guest_file:
+                    _send(guest_file, piece)
+                pieces.compare(piece, unpack_command(packer, part, path, piece.size, append=number > 0))
+                progress(pieces.size)
+                if not pieces.comparable:
+                    break
+        pieces.wait()
+        if not pieces.comparable:
+            raise OperationError("a piece cannot be unpacked and compared in the guest")
+        return True
+    finally:
+        with suppress(QgaError):
+            pieces.wait()
+        with suppress(QgaError):
+            sweep(agent, spool)
+
+
+# _warm/guest/file_ops.py does what these do without a shell.
+
+
+def spool_command(spool: str) -> str:
+    """Return the shell command that creates two files for pieces, and prints something if the guest has zstd."""
+    return f"umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :"
+
+
+def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> str:
+    """Return the shell command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes."""
+    name = shlex.quote(path)
+    return f"{packer.unpacks} <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
+
+
+def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+    """Write ``source`` piece by piece, while the guest sums up what it has got; return whether it could."""
+    pieces = _Pieces(agent, path, source)
+    try:
+        with GuestFile(agent, path, "w") as guest_file, closing(pieces.each()) as each:
+            for piece in each:
+                _send(guest_file, piece, lambda sent: progress(pieces.size + sent))
+                guest_file.flush()
+                pieces.compare(piece, part_command(path, pieces.size, piece.size))
+    except (CommandError, TransferError):  # the agent is there, as is what compares
+        with suppress(QgaError):
+            pieces.wait()
+        raise
+    pieces.wait()
+    return pieces.comparable
+
+
+def _send(guest_file: GuestFile, piece: _Piece, progress: Progress = no_progress) -> None:
+    sent = 0
+    for part in piece.sent:
+        guest_file.send(part)
+        sent += part.size
+        progress(sent)
+
+
+class _Piece(NamedTuple):
+    """A part of what is copied: its content, its Sum in hex, and what is sent of it."""
+
+    content: bytes
+    checksum: str
+    sent: Sequence[Encoded]
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+
+class _Pieces:
+    """What is copied from ``source`` into the file ``path``, sent as ``pack`` returns it.
+
+    While a piece is on its way, the guest compares the last and this machine prepares the next. ``size`` bytes are in
+    the guest, and ``comparable`` is True as long as the guest can compare.
+    """
+
+    def __init__(
+        self, agent: Agent, path: str, source: BinaryIO, pack: Callable[[bytes], bytes] = lambda content: content
+    ) -> None:
+        self.size = 0
+        self.comparable = True
+        self._agent = agent
+        self._path = path
+        self._source = source
+        self._pack = pack
+        self._comparing: tuple[_Piece, Callable[[], ExecResult]] | None = None
+
+    def each(self) -> Generator[_Piece, None, None]:
+        """Yield the pieces. Who is at the end, or closes this, has ``source`` alone again."""
+        beside: Beside[_Piece] = Beside()
+        with beside:
+            beside.do(self._read, _FIRST_PIECE)
+            while True:
+                piece = beside.wait()
+                if not piece or not piece.size:
+                    return
+                beside.do(self._read, _PIECE)
+                yield piece
+
+    def _read(self, size: int) -> _Piece:
+        content = self._source.read(size)
+        packed = self._pack(content)
+        step = payload(self._agent, min(CHUNK, self._agent.largest_payload))
+        sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
+        return _Piece(content, Sum(content).hexdigest(), sent)
+
+    def compare(self, piece: _Piece, command: str) -> None:
+        """Note that ``piece`` is there; the shell ``command`` prints its SUM in the guest. See ``wait``."""
+        self.wait()
+        if self.comparable:
+            self._comparing = piece, begin_shell(self._agent, command)
+        self.size += piece.size
+
+    def wait(self) -> None:
+        """Wait for the comparison that is at work, if one is.
+
+        :raise TransferError: if the piece is not what it was.
+        """
+        comparing, self._comparing = self._comparing, None
+        if not comparing:
+            return
+        piece, ended = comparing
+        there = sum_in(ended())
+        self.comparable = bool(there)
+        if there and not agrees(there, piece.checksum, [piece.content]):
+            raise TransferError(f"{self._path} is not what was written to it")
+
+
+def fetch(
+    agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_progress, largest: int | None = None
+) -> int:
+    """Write the content of the guest's file ``path`` to ``sink``, make sure that it is what the guest has, and return
+    its size.
+
+    A file that grew meanwhile is right as far as it was read; one that was written to is read once more. ``sink`` is
+    empty, and can be read. It gets no more than ``largest`` bytes, by default what the guest first says and some
+    growth, and never more than there is room for.
+
+    :raise FileChangedError: if it was written to again; ``sink`` has what was read.
+    :raise TransferError: if what arrived is not what the guest has, or more than it may be.
+    """
+    start = sink.tell()
+
+    def from_the_start() -> int:
+        sink.seek(start)
+        sink.truncate()
+        return _fetch_unchanged(agent, path, sink, progress, largest)
+
+    return when_thawed(agent, from_the_start)
+
+
+def _fetch_unchanged(agent: Agent, path: str, sink: IO[bytes], progress: Progress, largest: int | None) -> int:
+    limit = Limit(largest, _room(sink))
+    try:
+        return _fetch_once(agent, path, sink, progress, limit)
+    except _Differs:
+        sink.seek(0)
+        sink.truncate()
+    before = _status(agent, path)
+    try:
+        return _fetch_once(agent, path, sink, progress, limit)
+    except _Differs as exc:
+        if before and before != _status(agent, path):
+            raise FileChangedError(
+                f"{path} was written to each time that it was read. What arrived may be a part of one version and a "
+                "part of another.",
+                size=exc.size,
+            ) from None
+        raise TransferError(f"{path} changed while it was read, or was damaged on the way") from None
+
+
+class _Differs(Exception):
+    """What arrived, ``size`` bytes, is not what the guest has now."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+def _room(sink: IO[bytes]) -> int | None:
+    """Return how many bytes the filesystem of ``sink`` has room for; None if it is in none."""
+    try:
+        about = os.fstatvfs(sink.fileno())
+    except OSError:  # io.UnsupportedOperation is one
+        return None
+    return about.f_bavail * about.f_frsize
+
+
+def _status(agent: Agent, path: str) -> bytes:
+    """Return what changes when a file is written to; nothing if that cannot be told."""
+    if not can_run_programs(agent):
+        return b""
+    command = f"stat -L -c '%d %i %s %y %z' -- {shlex.quote(path)}"
+    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    return b"" if result.shell_rc else result.stdout
+
+
+def _fetch_once(agent: Agent, path: str, sink: IO[bytes], progress: Progress, limit: Limit) -> int:
+    """Do what ``fetch`` does, once.
+
+    :raise _Differs: if what arrived is not what is there.
+    """
+    programs = can_run_programs(agent)
+    summing: list[Callable[[], ExecResult]] = []
+    here = Sum()
+
+    def take(data: bytes) -> None:
+        sink.write(data)
+        here.update(data)
+
+    packed = Packed(agent, path, take, progress)
+
+    def instead(first: Encoded, seconds: float, size: int) -> int:
+        gains = shrinks(first.decoded())
+        # Without an interpreter in the guest, to start it there takes longer than it saves.
+        if gains and has_zstd() and agent.shell and packed.fetch(ZSTD, size):
+            return packed.size
+        summing.append(begin_sum(agent, path))  # which the guest does while the agent reads
+        is_slow = first.size < _SLOW * seconds
+        return packed.fetch(GZIP, size) if gains and is_slow else 0
+
+    try:
+        copied = copy_out(agent, path, take, progress, instead if programs else None, limit)
+    except (CommandError, TransferError):  # the agent is there, as is what sums up
+        with suppress(QgaError):
+            for ended in summing:
+                ended()
+        raise
+    if copied.checked or (packed.checked and copied.size == packed.size > 0):
+        return copied.size
+    if summing and agrees(sum_in(summing[0]()), here.hexdigest(), _from(sink, 0)):
+        return copied.size
+    _compare(agent, path, copied.size, sink)
+    return copied.size
+
+
+def _compare(agent: Agent, path: str, size: int, sink: IO[bytes]) -> None:
+    """Compare what is in ``sink`` with the first ``size`` bytes that the guest has now."""
+    # Nobody can tell what a file without a size (/proc) holds a moment later.
+    there = sha256(agent, path, size) if can_run_programs(agent) else digest(agent, path)
+    if there and there != sha256_of(_from(sink, 0)):
+        raise _Differs(size)
+
+
+def digest(agent: Agent, path: str, size: int | None = None, largest: int | None = None) -> str:
+    """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
+
+    Computed in the guest where that is possible, else by reading the whole file.
+
+    :raise TransferError: if more than ``largest`` bytes would have to be read, see ``fetch``.
+    """
+    there = sha256(agent, path, size) if can_run_programs(agent) else ""
+    if there:
+        return there
+    summed = hashlib.sha256()
+    copy_out(agent, path, summed.update, limit=Limit(largest))
+    return summed.hexdigest()

@@ -1,0 +1,170 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What became of a guest that was told to shut down or to suspend: its agent answers no more, and QEMU knows why."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from typing import Any, Collection, ContextManager, NamedTuple
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AgentSilentError,
+    ChannelBusyError,
+    CommandError,
+    ConnectError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+    QmpLostError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
+from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
+
+__all__ = ("Boot", "Presence", "boot_of", "monitor", "qemu_tells")
+
+PAUSE = 1.0
+"""Seconds between looks at a guest whose state is to change."""
+
+LOOK = 5.0
+"""Seconds that an agent has to answer a look. One that serves a busy guest may need some."""
+
+SILENT = 15.0
+"""Seconds without an answer after which an agent counts as gone."""
+
+GONE = 2.0
+"""The same where its socket is gone or nobody serves it; a restarted agent may do that for a moment."""
+
+FAILED = 15.0
+"""Seconds in which a guest goes away whose agent said that it could not. The agent runs a program that asks systemd to
+shut down, and that one reports a failure when systemd's answer is lost in the shutdown."""
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+# An uptime that lags behind by this many seconds is that of another boot.
+_LAG = 5.0
+
+
+def monitor(qmp_address: str | None) -> ContextManager[Qmp | None]:
+    """Return QEMU's monitor, connected, as a context manager; None in its place where there is no address."""
+    return Qmp(qmp_address) if qmp_address else contextlib.nullcontext()
+
+
+def qemu_tells(qmp: Qmp, events: Collection[str], status: str, deadline: Deadline) -> str:
+    """Wait until QEMU has told one of ``events``, or has ``status``; return what told so, empty at the deadline.
+
+    That is C(event), C(status), or C(eof) where QEMU ended, which tells of C(shutdown) alone. After an event the status
+    is asked for all the same: a machine that shuts down is off, or its QEMU has ended, only when that has its reply.
+
+    :raise QmpLostError: if QEMU ended, and that is not what was waited for.
+    """
+    event = ""
+    try:
+        event = qmp.wait(events, deadline)
+        now = qmp.status()
+    except QmpLostError as exc:
+        if exc.closed and status != "shutdown":
+            raise
+        return "event" if event else "eof" if exc.closed else ""
+    return "event" if event else "status" if now == status else ""
+
+
+class Presence:
+    """Whether an agent answers, over several looks. Looks are syncs and pings: they change nothing, whenever they run.
+
+    ``gone``: it has not answered for so long that it counts as gone. ``was_away``: some look had no answer.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._away_since: float | None = None
+        self.gone = False
+        self.was_away = False
+
+    def look(self, deadline: Deadline) -> bool:
+        """Return whether the agent answers, after LOOK seconds at most."""
+        started = time.monotonic()
+        try:
+            self._agent.execute("guest-ping", timeout=max(0.1, min(LOOK, deadline.left())))
+        except ChannelBusyError:
+            return False  # whether it would answer is not known
+        except CommandError:
+            pass  # a refusal is an answer
+        except (AgentSilentError, OutcomeUnknownError, ProtocolError):
+            return self._no_answer(started, SILENT)
+        except ConnectError:
+            return self._no_answer(started, GONE)
+        self._away_since, self.gone = None, False
+        return True
+
+    def goes(self) -> bool:
+        """Return whether the agent, which answered a moment ago, stops to do so within FAILED seconds."""
+        deadline = Deadline(FAILED)
+        while not self.was_away and not deadline.expired:
+            self.look(Deadline(LOOK))
+            time.sleep(min(PAUSE, deadline.left()))
+        return self.was_away
+
+    def in_words(self) -> str:
+        """Look once more, and return what there was to see, to tell somebody who waited in vain."""
+        if self.look(Deadline(LOOK)):
+            return "its agent was away for a while, and answers now" if self.was_away else "its agent still answers"
+        return "its agent does not answer"
+
+    def _no_answer(self, since: float, patience: float) -> bool:
+        self.was_away = True
+        if self._away_since is None:
+            self._away_since = since
+        self.gone = time.monotonic() - self._away_since >= patience
+        return False
+
+
+class Boot(NamedTuple):
+    """What tells one boot from another, as far as the agent may tell: a Linux guest's ``id``, its ``uptime``.
+
+    ``uptime`` is in seconds, None if it is not known; ``at`` is the host's clock at that moment.
+    """
+
+    id: str = ""
+    uptime: float | None = None
+    at: float = 0.0
+
+    def proven_new(self, before: Boot) -> str:
+        """Return what proves that this is a later boot than ``before``: C(boot_id), C(uptime), or nothing."""
+        if self.id and before.id:
+            return "boot_id" if self.id != before.id else ""
+        if self.uptime is not None and before.uptime is not None:
+            return "uptime" if self.uptime + _LAG < before.uptime + self.at - before.at else ""
+        return ""
+
+    def comparable(self, before: Boot) -> bool:
+        """Return whether it can be told from ``before``."""
+        return bool(self.id and before.id) or (self.uptime is not None and before.uptime is not None)
+
+
+def boot_of(agent: Agent) -> Boot:
+    """Return what is known of the guest's present boot; nothing where the agent tells nothing, or has gone."""
+    with contextlib.suppress(QgaError):
+        if agent.supports("guest-file-open", "guest-file-read", "guest-file-close"):
+            with contextlib.suppress(CommandError), GuestFile(agent, _BOOT_ID) as guest_file:
+                match = re.fullmatch(rb"([0-9a-f-]{36})\s*", guest_file.read(64))
+                if match:
+                    return Boot(id=match.group(1).decode("ascii"))
+        # Where files are blocked, as in the distributions of Red Hat.
+        if agent.supports("guest-get-cpustats"):
+            return Boot(uptime=_uptime(agent.execute("guest-get-cpustats")), at=time.monotonic())
+    return Boot()
+
+
+def _uptime(cpus: Any) -> float | None:
+    """Return how long the guest's first processor has been doing anything, idling included.
+
+    :raise ProtocolError: for a time that cannot be one.
+    """
+    first = next((cpu for cpu in cpus if isinstance(cpu, dict) and cpu.get("cpu") == 0), {})
+    spent = [expect(value, int, name) for name, value in first.items() if name not in ("cpu", "type")]
+    return sum(spent) / 1000 if spent else None

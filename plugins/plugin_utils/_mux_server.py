@@ -1,0 +1,213 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keep a channel open between tasks: the process of which _agent/mux_client.py is the clients' side, and how it is started.
+
+It runs in an interpreter of its own, so it imports nothing but the standard library, and has no memory of Ansible's. It
+belongs to no session; it ends when nobody has used the channel for a time, when the channel's other side has gone, or
+when it is told to.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel
+
+_NAME = "qga-keeper"
+_PACKET = 16384
+_LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
+
+
+def share(address: Address, channel: Channel, seconds: float) -> Channel:
+    """Start a keeper that keeps ``channel`` open for ``seconds`` after its last client; return it as one to share.
+
+    The turn is the caller's. Where there can be none, the channel is returned as it is.
+    """
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import SharedChannel, keeper_path
+
+    stream, lock = channel.descriptors
+    path = keeper_path(address)
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        return channel
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:  # not on every system
+        return channel
+    with theirs:
+        given = (stream, lock, theirs.fileno())
+        try:
+            _start([path, str(seconds), *map(str, given)], given)
+        except OSError:
+            ours.close()
+            return channel
+    copies = os.dup(stream), os.dup(lock)
+    channel.close()
+    return SharedChannel(socket.socket(fileno=copies[0]), ours, copies[1], mine=True)
+
+
+def _start(arguments: list[str], given: tuple[int, ...]) -> None:
+    """Start a keeper, which has the descriptors that are ``given``."""
+    import subprocess  # by who starts a keeper, not by a keeper
+
+    class Staying(subprocess.Popen[bytes]):
+        """A process that outlives this one. Popen would have Python warn of it."""
+
+        def __del__(self) -> None:
+            pass
+
+    Staying(
+        [sys.executable, "-I", "-S", __file__, *arguments],
+        pass_fds=given,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+class Client:
+    """Somebody who uses the channel. ``name`` is what others are told who wait."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, self.uid, _gid = struct.unpack("3i", credentials)
+        self.name = f"pid {pid}"
+        with suppress(OSError), open(f"/proc/{pid}/comm") as comm:
+            self.name += f", {comm.read().strip()}"
+
+    def tell(self, packet: bytes) -> None:
+        with suppress(OSError):  # who has gone is noticed where packets are taken
+            self.control.send(packet)
+
+
+class Keeper:
+    """The channel and its clients, one of whom may have the turn."""
+
+    def __init__(self, path: str, seconds: float, stream: int, lock: int, first: socket.socket) -> None:
+        self.seconds = seconds
+        self.descriptors = [stream, lock]
+        self.clients = {first.fileno(): Client(first)}
+        self.turn: Client | None = self.clients[first.fileno()]
+        self.waiting: deque[Client] = deque()
+        self.step = b""
+        self.ending = False
+        # Only one can have the lock, so what is there is of one that was killed.
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(path)
+        self.listener.listen(128)
+        self.poller = select.poll()
+        self.poller.register(self.listener, select.POLLIN)
+        self.poller.register(first, select.POLLIN)
+        # Nothing is read here; that the other side has gone is told all the same.
+        self.poller.register(stream, select.POLLRDHUP)
+
+    def serve(self) -> None:
+        """Serve until there is nobody and nothing to serve."""
+        quiet = time.monotonic()
+        while not self.ending or self.turn:
+            events = self.poller.poll(self.patience(quiet))
+            now = time.monotonic()
+            if not events and not self.clients and now - quiet >= self.seconds:
+                break
+            quiet = now if events else quiet
+            for descriptor, _event in events:
+                if descriptor == self.descriptors[0]:
+                    return
+                if descriptor == self.listener.fileno():
+                    self.welcome(self.listener.accept()[0])
+                elif descriptor in self.clients:
+                    self.listen(self.clients[descriptor])
+            self.pass_on()
+
+    def patience(self, quiet: float) -> float | None:
+        """Return after how many milliseconds something is to be done, if all is quiet since then; None: never."""
+        return None if self.clients else max(0.0, quiet + self.seconds - time.monotonic()) * 1000 + 1
+
+    def welcome(self, control: socket.socket) -> None:
+        client = Client(control)
+        if client.uid != os.geteuid():
+            control.close()
+            return
+        self.clients[control.fileno()] = client
+        self.poller.register(control, select.POLLIN)
+        with suppress(OSError):
+            socket.send_fds(control, [b"\n"], self.descriptors)
+
+    def listen(self, client: Client) -> None:
+        """Take a packet from a client, or its leave."""
+        try:
+            packet = client.control.recv(_PACKET)
+        except OSError:
+            packet = b""
+        if not packet:
+            self.part(client, packet)
+            return
+        word, _space, text = packet.partition(b" ")
+        words = {b"take": self.queue, b"step": self.step_on, b"end": self.end}
+        words.get(word, self.part)(client, text)
+
+    def queue(self, client: Client, _text: bytes) -> None:
+        self.waiting.append(client)
+        if self.turn:
+            client.tell(b"busy " + self.turn.name.encode("utf-8", "replace"))
+
+    def step_on(self, client: Client, text: bytes) -> None:
+        if self.turn is client:
+            self.turn, self.step = None, text
+
+    def end(self, _client: Client, _text: bytes) -> None:
+        self.ending = True
+
+    def part(self, client: Client, _text: bytes) -> None:
+        """Be done with a client that has gone, or says what no client says."""
+        self.poller.unregister(client.control)
+        del self.clients[client.control.fileno()]
+        client.control.close()
+        if client in self.waiting:
+            self.waiting.remove(client)
+        if self.turn is client:
+            self.turn, self.step = None, b""
+
+    def pass_on(self) -> None:
+        """Give the turn to who has waited longest."""
+        if not self.turn and self.waiting and not self.ending:
+            self.turn = self.waiting.popleft()
+            self.turn.tell(b"step " + self.step)
+
+
+def main(path: str, seconds: str, stream: str, lock: str, first: str) -> None:
+    """Keep a channel, by the descriptors of its stream, its lock, and its first client, who has the turn."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o077)
+    # Who looks for the holder of a channel finds a name that says what this is.
+    with suppress(OSError), open("/proc/self/comm", "w") as comm:
+        comm.write(_NAME)
+    text = f"pid {os.getpid()}, {_NAME}".encode()
+    os.truncate(int(lock), 0)
+    os.pwrite(int(lock), text, 0)
+    keeper = Keeper(path, float(seconds), int(stream), int(lock), socket.socket(fileno=int(first)))
+    try:
+        keeper.serve()
+    finally:
+        os.unlink(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,499 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Programs in the guest through guest-file-* alone: a resident runner takes requests from files and leaves results.
+
+``RunnerAgent`` is an Agent that has guest-exec whatever the agent below it allows. Output is never cut, and a program
+survives a restart of the agent.
+
+The runner is a small POSIX shell program in the guest, with a spool (spool.py) in /run, which is memory.
+How a runner gets there is the business of bootstrap.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import re
+import shlex
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import Any, Callable, Iterator, Mapping
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AgentSilentError,
+    CommandUnavailable,
+    ConnectError,
+    GuestFileError,
+    HandleLostError,
+    NoRunnerError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
+    can_run_programs,
+    lost,
+    pauses,
+    unknown,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import READ_COMMAND, input_of
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
+
+__all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent")
+
+HOME = "/run/qemu-guest-runner"
+"""The directory of root's alone in which all of the runner is."""
+
+# In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
+# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. Where the line
+# NUMBER.part comes before that, nothing stays when the program has ended. The spool appears and vanishes whole, by
+# renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2 seconds ends
+# (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another ends at
+# once, or with $3 takes its place (roles/guest_prep).
+PROGRAM = (
+    r"""
+d=$1 idle=$2 over=$3
+umask 077
+cd / || exit 1
+unset OLDPWD
+# The number may be another process's meanwhile: the runner is root's, and reads this very ring.
+lives() { [ -O "/proc/$p" ] && [ "/proc/$p/fd/3" -ef "$d/ring" ]; }
+gone() { rm -rf "$d.gone.$$"; }
+if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
+    [ "$over" ] || exit 0
+    # What the other has started goes on, and what is rung for meanwhile waits in the ring.
+    exec 3<>"$d/ring" && echo $$ >"$d/pid" && echo "over $p" >&3 || exit 1
+    while lives; do sleep 1; done
+    [ -p "$d/ring" ] || exit 1
+else
+    [ ! -e "$d" ] || mv "$d" "$d.gone.$$" && gone || exit 1
+    n=$d.new.$$
+    mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
+fi
+# What brought this here, and what starts that were interrupted have left: their names have 16 letters.
+f=${d%/*}/????????????????
+case $0 in "${d%/*}"/*) rm -f $f $f.sh $f.go ;; esac
+for n in "$d".gone.* "$d".new.*; do
+    [ ! -d "$n" ] || [ -d "/proc/${n##*.}" ] || rm -rf "$n"
+done
+own=$(command -v setsid)
+{ echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
+# What a command without input begins with. It is a command: an older runner, which does not know it, runs it.
+nothing='exec </dev/null'
+
+# Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
+keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
+# Be the program. What does so is a subshell, no background job: shells ignore SIGINT and SIGQUIT in these, for good.
+become() {
+    read -r p f </proc/self/stat
+    echo "$p" >"$d/$1.pid"
+    shift
+    umask 022
+    eval "unset a c d f idle k l mark me n nothing over p used; $c"
+}
+# The shell that waits for it would tell of a signal in the program's own output.
+run() {
+    (become "$1") 2>&6 >&5 4<&- 5>&- 6>&-
+    r=$?
+    # 384 + N and 256 + N are some shells' 128 + N.
+    [ "$r" -lt 256 ] || r=$((r % 128 + 128))
+    # In the room that it has had from the beginning: the program may have left no other.
+    echo "$r" 1<>"$d/$1.status"
+}
+job() {
+    (set -C; : >"$d/$1.taken") 2>/dev/null || return
+    # In this order: what was rung for twice may have run meanwhile, and be forgotten.
+    [ -f "$d/$1.in" ] || {
+        rm -f "$d/$1.taken"
+        return
+    }
+    exec 4<"$d/$1.in"
+    {
+"""
+    + READ_COMMAND
+    + r"""
+    } <&4
+    case $mark in
+    "$1.part")
+        (become "$1") <&4 4<&- >/dev/null 2>&1
+        rm -f "$d/$1".*
+        return
+        ;;
+    esac
+    echo - >"$d/$1.status"
+    {
+        {
+            case $c in
+            "$nothing"*) run "$1" ;;
+            # By a pipe, so that nobody reads it twice, or writes to it: a password may be in it.
+            *) cat <&4 4<&- 5>&- 6>&- | run "$1" ;;
+            esac
+        } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 4<&- 5>&-
+    } 5>&1 | keep "$d/$1.out" "$1" 4<&-
+    : >"$d/$1.in"
+    r=- o=- e=- f=.
+    read -r r <"$d/$1.status"
+    [ -s "$d/$1.out" ] && o=o
+    [ -s "$d/$1.err" ] && e=e
+    [ -f "$d/$1.lost" ] && f=lost
+    # Its result is to be fetched yet: that is no time to end of idleness.
+    echo + 1<>"$d/ring"
+    echo "$r $o $e $f" >"$d/$1.rc" || {
+        rm -f "$d/$1.out" "$d/$1.err" "$d/$1.pid"
+        echo "$r - - lost" >"$d/$1.rc"
+    }
+    # Room for the agent, which can open no file without.
+    : >"$d/$1.status"
+}
+alarm() {
+    {
+        sleep "$((idle > 0 ? idle : 600))" &
+        trap "kill $!; exit" TERM
+        wait $!
+        [ -p "$d/ring" ] && echo tick 1<>"$d/ring"
+    } 3>&- >/dev/null 2>&1 &
+    a=$!
+}
+# Whether something in the directory $1 waits to be run, or runs. In this order: .taken is there before .in is gone.
+busy() {
+    for k in in taken; do
+        for f in "$1"/*.$k; do
+            [ -f "$f" ] && [ ! -f "${f%.*}.rc" ] && return
+        done
+    done
+    return 1
+}
+# A result that nobody has fetched from one tick to the next has no client any more.
+forget() {
+    for f in "$d"/*.rc; do
+        [ -f "$f" ] || continue
+        if [ -f "${f%rc}old" ]; then rm -f "${f%rc}"*; else : >"${f%rc}old"; fi
+    done
+}
+trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
+a= used= mark=
+exec 2>/dev/null # shells tell of each that was killed
+alarm
+while IFS= read -r l <&3; do
+    case $l in
+    tick)
+        if [ "$idle" -gt 0 ] && [ ! "$used" ] && ! busy "$d"; then
+            # From now on nobody finds it; who has written a request meanwhile is not left alone.
+            mv "$d" "$d.gone.$$"
+            if ! busy "$d.gone.$$" || [ -e "$d" ]; then
+                gone
+                exit 0
+            fi
+            mv "$d.gone.$$" "$d"
+        fi
+        used=
+        forget
+        alarm
+        ;;
+    -[0-9]*)
+        rm -f "$d/${l#-}".* &
+        ;;
+    +) used=1 ;;
+    "over $$")
+        kill $a
+        exit 0
+        ;;
+    [0-9]*.*) mark=$l ;;
+    [0-9]*)
+        used=1
+        # No background job either. It goes on, an orphan, when the shell that waits for it is ended.
+        (
+            read -r me f </proc/self/stat
+            # Not behind the function itself: for that, dash keeps the ring open under another number.
+            { job "$l"; } </dev/null >/dev/null | kill -KILL "$me"
+        ) 3>&-
+        ;;
+    esac
+done
+"""
+)
+SPOOL = f"{HOME}/1"
+"""The runner's spool. The number is that of the protocol, so that one which was installed some time ago is of use."""
+
+IDLE_SECONDS = 600
+"""How long a runner that was started on demand stays without work: at least this, at most twice this."""
+
+# A request that nobody has taken after this many seconds is rung for again, and whether the runner lives is looked at.
+_LOOK_SECONDS = 1.0
+# How long a program's process number is waited for, from when somebody wants it.
+_PID_SECONDS = 10.0
+# Attempts to hand a request over: a runner may end of idleness just then.
+_ATTEMPTS = 3
+_EXEC = ("guest-exec", "guest-exec-status")
+_FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
+_NOT_KNOWN = "the runner in the guest does not know the program (was the guest reverted to a snapshot, or rebooted?)"
+# See "nothing" in PROGRAM.
+_NO_INPUT = "exec </dev/null"
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+
+Start = Callable[[Agent], None]
+"""Starts a runner through the agent given; returns when its ring can be opened, or raises."""
+
+
+class RunnerAgent(Agent):
+    """The agent ``below``, with guest-exec and guest-exec-status by a runner in its guest.
+
+    ``start`` is called to get a runner when there is none. With ``only_if_needed`` the agent's own guest-exec is used
+    where it is allowed. A program that cannot be started has the exit status 127 or 126, as in a shell, and a signal
+    that ended one shows as 128 + N.
+    """
+
+    def __init__(self, below: Agent, start: Start, *, only_if_needed: bool = False) -> None:
+        super().__init__(below.name, below.timeout)
+        self.largest_payload = below.largest_payload
+        self.frozen_timeout, self.warn = below.frozen_timeout, below.warn
+        self.pace = below.pace
+        self._below = below
+        self._start = start
+        self._only_if_needed = only_if_needed
+        self._spool = Spool(self, SPOOL)
+        self._no_runner: CommandUnavailable | NoRunnerError | None = None
+        # What was handed over and not seen taken yet, and when each program was looked after last.
+        self._untaken: dict[int, bytes] = {}
+        self._looked: dict[int, float] = {}
+        # Whether nobody will ask after what is started now, and programs of which that is so.
+        self._forgetting = False
+        self._forgotten: set[int] = set()
+
+    @property
+    def captures_all(self) -> bool:
+        return not self._left_below()
+
+    @property
+    def pipes_input(self) -> bool:
+        return self._left_below()
+
+    @property
+    def passes_long_replies(self) -> bool:
+        return self._below.passes_long_replies or not self._left_below()
+
+    @property
+    def largest_input(self) -> int:
+        return self._below.largest_input if self._left_below() else sys.maxsize
+
+    @property
+    def quick_input(self) -> int:
+        return self._below.quick_input if self._left_below() else sys.maxsize
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        if command in _EXEC and not self._left_below():
+            given = arguments or {}
+            return self._exec(given) if command == "guest-exec" else self._status(int(given["pid"]))
+        return self._below.execute(command, arguments, timeout=self.patience(command) if timeout is None else timeout)
+
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        raise NotImplementedError("execute does not come here")
+
+    def supports(self, *commands: str) -> bool:
+        """Return whether the agent has all of ``commands``. For programs, a runner is started if need be."""
+        asked = [command for command in commands if command not in _EXEC]
+        if len(asked) == len(commands) or self._below.supports(*_EXEC):
+            return self._below.supports(*commands)
+        return self._below.supports(*asked) and self._has_runner()
+
+    def _has_runner(self) -> bool:
+        try:
+            if not self._spool.ring(""):
+                self._start_runner()
+        except (CommandUnavailable, NoRunnerError):
+            return False
+        return True
+
+    def _start_runner(self) -> None:
+        """Start a runner; where that failed once, it is not tried again.
+
+        :raise NoRunnerError: see start_runner.
+        :raise CommandUnavailable: see start_runner.
+        """
+        if self._no_runner:
+            raise self._no_runner
+        try:
+            self._start(self._below)
+        except (CommandUnavailable, NoRunnerError) as exc:
+            self._no_runner = exc
+            raise
+
+    def close(self) -> None:
+        self._below.close()
+
+    def step_aside(self) -> None:
+        self._below.step_aside()
+
+    @property
+    def identity(self) -> str:
+        return self._below.identity
+
+    def again(self) -> Agent:
+        """Return another Agent for the same guest: one without a runner."""
+        return self._below.again()
+
+    def process_id(self, pid: int) -> int:
+        """Return the process number of the program that guest-exec called ``pid``, once it was started.
+
+        It is 0 if the runner does not write it within _PID_SECONDS: there is no room for it.
+
+        :raise OutcomeUnknownError: if the runner has ended.
+        """
+        if self._left_below():
+            return pid
+        deadline = Deadline(_PID_SECONDS)
+        for pause in pauses():
+            text = patiently(self, lambda: self._spool.read(f"{pid}.pid")) or b""
+            if re.fullmatch(rb"\d{1,9}\n", text):
+                return int(text)
+            if deadline.expired:
+                break
+            self._look_after(pid)
+            time.sleep(pause)
+        return 0
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Have the runner leave nothing of what is started meanwhile, once it has ended: nobody asks after it.
+
+        Where that is a shell, it is started without a new program, and has no session of its own. A runner that was
+        installed some time ago forgets a program of which nobody asks after some minutes.
+        """
+        self._forgetting = True
+        try:
+            yield
+        finally:
+            self._forgetting = False
+
+    def _left_below(self) -> bool:
+        return self._only_if_needed and can_run_programs(self._below)
+
+    # guest-exec
+
+    def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._below.require(*_FILE)
+        stdin = base64.b64decode(arguments.get("input-data", ""))
+        line = _command_line(arguments, here=self._forgetting)
+        command = (line if stdin else f"{_NO_INPUT}\n{line}").encode("utf-8", "surrogateescape")
+        number = new_number()
+        self._untaken[number] = input_of(command, stdin)
+        if self._forgetting:
+            self._forgotten.add(number)
+        self._hand_over(number)
+        return {"pid": number}
+
+    def _hand_over(self, number: int) -> None:
+        """Give the request to the runner; start one where there is none.
+
+        :raise AgentSilentError: if none stays.
+        :raise NoRunnerError: if there is no room for the request.
+        """
+        for _attempt in range(_ATTEMPTS):
+            self._looked[number] = time.monotonic()
+            try:
+                if self._spool.write(f"{number}.in", self._untaken[number]) and self._rung(number):
+                    return
+            except GuestFileError as exc:
+                if exc.errno != errno.ENOSPC:
+                    raise
+                with suppress(GuestFileError):
+                    self._spool.forget(number)
+                raise NoRunnerError("The guest's /run is full; the runner there was given nothing to run.") from exc
+            self._start_runner()
+        raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
+
+    def _rung(self, number: int) -> bool:
+        """Ring for a request; return False if nobody is there.
+
+        Where it is not known whether it was rung for, it may be at work already. Who waits for it rings again.
+        """
+        try:
+            return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
+        except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
+            return True
+
+    # guest-exec-status
+
+    def _status(self, number: int) -> dict[str, Any]:
+        try:
+            content = self._spool.ended(number)
+            if not content and number in self._looked:
+                self._look_after(number)
+                return {"exited": False}
+            ended = self._spool.result(number, content) if content else None
+        except (OutcomeUnknownError, TransferError):
+            raise
+        except QgaError as exc:
+            # Whatever it is, it is not said of the question: the program was handed over.
+            raise lost(exc, f"contact was lost while the program with pid {number} ran: {exc.message}") from None
+        if not ended:
+            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
+        rc, out, err = ended
+        self._forget(number)
+        reply: dict[str, Any] = {"exited": True, "exitcode": rc}
+        for name, data in (("out-data", out), ("err-data", err)):
+            if data:
+                reply[name] = base64.b64encode(data).decode("ascii")
+        return reply
+
+    def _forget(self, number: int) -> None:
+        # What cannot be removed now, the runner removes some minutes later. The result is here.
+        with suppress(QgaError):
+            self._spool.forget(number)
+        self._untaken.pop(number, None)
+        self._looked.pop(number, None)
+
+    def _look_after(self, number: int) -> None:
+        """Now and then make sure that a result can still come.
+
+        :raise OutcomeUnknownError: if none can.
+        """
+        if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
+            return
+        reason = patiently(self, lambda: self._why_none(number))
+        if reason:
+            raise unknown(reason)
+        self._looked[number] = time.monotonic()
+
+    def _why_none(self, number: int) -> str:
+        """Return why a request will have no result; nothing as long as it may have one.
+
+        It is asked for this very request, however often it was seen: a guest can be as it was before that was there.
+        """
+        if not self._spool.has(f"{number}.taken"):
+            if number not in self._untaken or not self._spool.has(f"{number}.in"):
+                # In this order: it may have been taken since.
+                known = number in self._untaken and self._spool.has(f"{number}.taken")
+                return "" if known else _NOT_KNOWN
+            # Rung for again, but not written again: it may be taken at this very moment.
+            if not self._rung(number):
+                self._hand_over(number)
+            return ""
+        self._untaken.pop(number, None)
+        if self._spool.ring("") or self._spool.has(f"{number}.rc"):
+            return ""
+        return "the runner in the guest ended while the program ran (was the guest rebooted?)"
+
+
+def _command_line(arguments: Mapping[str, Any], *, here: bool) -> str:
+    """Return the shell command that does what guest-exec does with ``arguments``.
+
+    With ``here``, the shell that runs that command does what another would be started for. To start a program takes an
+    emulated guest 60 ms.
+    """
+    words = " ".join(map(shlex.quote, [arguments["path"], *arguments.get("arg", ())]))
+    program = f'exec ${{own:+"$own"}} {words}'
+    if here and arguments["path"] == "/bin/sh" and arguments.get("arg", ())[:-1] == ["-c"]:
+        program = arguments["arg"][1]
+    if "env" not in arguments:
+        return program
+    variables = [variable.partition("=") for variable in arguments["env"]]
+    if not all(re.fullmatch(_NAME, name) for name, _equals, _value in variables):
+        return f'exec ${{own:+"$own"}} env -i {" ".join(map(shlex.quote, arguments["env"]))} {words}'
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, _equals, value in variables) + program

@@ -1,0 +1,254 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start the runner of agent.py in a guest in which nothing of ours is yet.
+
+Where the agent may run programs, it starts one. Else all there is are files: so something that runs as root anyhow is
+given a line that it will run. That line makes a directory that only root can enter, and waits for the runner's program
+to be there. Nobody else can change any of it at any moment: a line is appended to a file that exists and keeps its mode
+(what guest-file-open creates has mode 0666), and the program is written into that directory. The line removes itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from typing import Callable, Sequence
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
+    GuestFileError,
+    NoRunnerError,
+    OperationError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import can_run_programs, pauses, start, wait
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import HOME, IDLE_SECONDS, PROGRAM, SPOOL
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
+
+__all__ = ("DEFAULT_ROUTES", "ROUTES", "start_runner")
+
+Log = Callable[[str], None]
+
+_MARK = "qemu-guest-runner"
+# bash may miss a signal that comes just before it reads (5 of 300 times, within 6 ms of a request).
+_STOP = "--property=KillMode=process --property=TimeoutStopSec=5"
+# Programs have what a login has: no signal ignored, and no limit on processes of their own.
+_STATE = "--property=IgnoreSIGPIPE=no --property=TasksMax=infinity"
+_UNIT = f"--quiet --no-block --collect {_STOP} {_STATE} --description={_MARK}"
+
+# {new} is a path in HOME, of this start alone: the program is {new}.sh.
+_RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
+
+# With guest-exec, the program arrives on standard input. A unit of its own outlives a restart of the agent.
+_STARTER = f"""
+umask 077
+mkdir -p {HOME} && chmod 0700 {HOME} && cat >{{new}}.sh || exit
+if [ -d /run/systemd/system ] && systemd-run {_UNIT} {_RUN}; then exit; fi
+own=$(command -v setsid)
+# No background job: what a shell starts as one ignores SIGINT and SIGQUIT for good, and so would all that it runs.
+(
+    read -r me f </proc/self/stat
+    {{{{ exec $own {_RUN}; }}}} </dev/null >/dev/null 2>&1 | kill -KILL "$me"
+) 2>/dev/null
+exit 0
+"""
+
+# What udev or cron runs. It has neither $, % nor quotes, which mean something to one of them. {clean} removes the line.
+# {new} tells that it is there and waits, for 30 seconds, {new}.go that the program is complete.
+_LINE = (
+    f"umask 077; mkdir -p {HOME}; chmod 0700 {HOME}; {{clean}}; : >{{new}}; "
+    f"for i in {' '.join(map(str, range(30)))}; do test -e {{new}}.go && break; sleep 1; done; "
+    f"test -e {{new}}.go && exec {_RUN}; rm -f {{new}} {{new}}.sh"
+)
+
+# Rules that every distribution with udev has, by age of the directory's name. One of the directory's own changes, so
+# that udev reads its rules again, whatever its version looks at.
+_RULES = ("/usr/lib/udev/rules.d/50-udev-default.rules", "/lib/udev/rules.d/50-udev-default.rules")
+_NEW_RULES = f"/etc/udev/rules.d/99-{_MARK}.rules"
+_UEVENT = "/sys/class/mem/null/uevent"
+_UDEVD = "/run/udev/control"
+_SYSTEMD = "/run/systemd/system"  # is there where it is the guest's init, not where it is merely installed
+_SYSTEMD_RUN = "/usr/bin/systemd-run"
+_CRONTAB = "/etc/crontab"
+_CROND = "/run/crond.pid"
+
+_EXEC_SECONDS = 30.0
+_UDEV_SECONDS = 30.0
+# udev looks for changed rules every three seconds at most.
+_AGAIN_SECONDS = 3.0
+_CRON_SECONDS = 75.0
+_READY_SECONDS = 20.0
+
+
+def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
+    """Start a runner in the guest: with guest-exec where that is allowed, else by the first of ``routes`` that works.
+
+    :raise CommandUnavailable: for guest-exec, if none does; its hint tells what became of each.
+    :raise NoRunnerError: if the agent may run programs, but that starts none.
+    """
+    by_exec = can_run_programs(agent)
+    failures = []
+    for name in ["guest-exec"] if by_exec else routes:
+        log(f"starting a runner in the guest by {name}")
+        try:
+            _ROUTES[name](agent)
+            _until(lambda: Spool(agent, SPOOL).ring(""), _READY_SECONDS, "it was started and does not answer")
+            return
+        except (GuestFileError, OperationError) as exc:
+            failures.append(f"{name}: {exc.message}")
+            log(f"no runner by {failures[-1]}")
+    told = f"No runner could be started in the guest ({'; '.join(failures) or 'no way to do so is allowed'})."
+    if by_exec:
+        raise NoRunnerError(told)
+    try:
+        agent.require("guest-exec", "guest-exec-status")
+    except CommandUnavailable as exc:
+        exc.hint = f"{told} {exc.hint}"
+        raise
+
+
+def _until(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
+    deadline = Deadline(seconds)
+    for pause in pauses():
+        if condition():
+            return
+        if deadline.expired:
+            raise OperationError(f"{complaint} (waited {seconds:g} s)")
+        time.sleep(pause)
+
+
+def _new() -> str:
+    """Return what the names of the files of one start begin with."""
+    return f"{HOME}/{secrets.token_hex(8)}"
+
+
+def _by_guest_exec(agent: Agent) -> None:
+    env = [f"PATH={PATH}", f"QEMU_GUEST={_STARTER.format(new=_new())}"]
+    pid = start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=PROGRAM.encode("ascii"))
+    result = wait(agent, pid, _EXEC_SECONDS)
+    if result is None or result.shell_rc:
+        reason = "it did not end" if result is None else result.stderr.decode("utf-8", "replace").strip()
+        raise OperationError(f"cannot start it: {reason}")
+
+
+def _by_udev(agent: Agent) -> None:
+    for path in _RULES:
+        if exists(agent, path):
+            _by_rules(agent, path)
+            return
+    raise OperationError(f"there is no {_RULES[0]}")
+
+
+def _by_new_udev_rules(agent: Agent) -> None:
+    if exists(agent, _NEW_RULES):
+        raise OperationError(f"{_NEW_RULES} is there already; remove it")
+    _by_rules(agent, _NEW_RULES, clean=f"rm -f {_NEW_RULES}")
+
+
+def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
+    _insist(agent, _UDEVD, _SYSTEMD, _SYSTEMD_RUN)
+    touched = f"{path.rpartition('/')[0]}/{_MARK}"
+    new = _new()
+    line = _LINE.format(new=new, clean=f"{clean or _removal(path)}; rm -f {touched}")
+    # systemd-run, because udev ends what its rules leave running.
+    rule = f"""RUN+="{_SYSTEMD_RUN} {_UNIT} /bin/sh -c '{line}'"\n"""
+    triggered = 0.0
+
+    def trigger() -> bool:
+        nonlocal triggered
+        if time.monotonic() - triggered > _AGAIN_SECONDS:
+            triggered = time.monotonic()
+            with GuestFile(agent, _UEVENT, "w") as uevent:
+                uevent.write(b"change")
+        return exists(agent, new)
+
+    # The agent cannot remove what it creates.
+    left = f"udev did not act on it; remove {touched if path != _NEW_RULES else f'{touched} and {path}'} in the guest"
+    with _Line(agent, path, f'ACTION=="change", SUBSYSTEM=="mem", KERNEL=="null", {rule}'):
+        GuestFile(agent, touched, "w").close()
+        _until(trigger, _UDEV_SECONDS, left)
+    _hand_over_program(agent, new)
+
+
+def _insist(agent: Agent, *paths: str) -> None:
+    for path in paths:
+        if not exists(agent, path):
+            raise OperationError(f"there is no {path}")
+
+
+def _content(agent: Agent, path: str) -> bytes:
+    """Return what a small file begins with."""
+    with GuestFile(agent, path) as file:
+        return file.read(100)
+
+
+def _by_cron(agent: Agent) -> None:
+    _insist(agent, _CROND, _CRONTAB)
+    pid = _content(agent, _CROND).strip().decode("ascii", "replace")
+    name = f"/proc/{pid}/comm"
+    if not (pid.isdigit() and exists(agent, name) and _content(agent, name).startswith(b"cron")):
+        raise OperationError(f"{_CROND} is of a cron that does not run any more")
+    new = _new()
+    line = _LINE.format(new=new, clean=_removal(_CRONTAB))
+    with _Line(agent, _CRONTAB, f"* * * * * root /bin/sh -c '{line}' >/dev/null 2>&1\n"):
+        _until(lambda: exists(agent, new), _CRON_SECONDS, "cron did not act on it")
+    _hand_over_program(agent, new)
+
+
+def _removal(path: str) -> str:
+    return f"sed -i /{_MARK}/d {path}"
+
+
+class _Line:
+    """A line at the end of a file; what it starts removes it. If the block fails, it is blotted out from here.
+
+    The file is never truncated, not for a moment: whatever ends this process or the agent, all that it had is there.
+    """
+
+    def __init__(self, agent: Agent, path: str, line: str) -> None:
+        self._agent = agent
+        self._path = path
+        self._line = line.encode("ascii")
+
+    def __enter__(self) -> None:
+        with GuestFile(self._agent, self._path, "a+") as file:
+            if file.seek(0, 2):
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(self._line)
+
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        if kind is None:
+            return
+        # The error that got us here is the one to tell.
+        with suppress(QgaError), GuestFile(self._agent, self._path, "r+") as file:
+            position = b"".join(iter(file.read, b"")).rfind(self._line)
+            if position >= 0:
+                file.seek(position)
+                # What removes a line that worked removes this too.
+                file.write(f"# {_MARK}: this line may be removed".ljust(len(self._line) - 1).encode() + b"\n")
+
+
+def _hand_over_program(agent: Agent, new: str) -> None:
+    """Write the program into the directory that only root can enter, then say that it is complete."""
+    with GuestFile(agent, f"{new}.sh", "w") as file:
+        file.write(PROGRAM.encode("ascii"))
+    GuestFile(agent, f"{new}.go", "w").close()
+
+
+_ROUTES: dict[str, Callable[[Agent], None]] = {
+    "guest-exec": _by_guest_exec,
+    "udev": _by_udev,
+    "cron": _by_cron,
+    "udev-new": _by_new_udev_rules,
+}
+ROUTES = ("udev", "cron", "udev-new")
+"""The ways without guest-exec. With C(udev-new), a guest's user can change for a moment what root will run."""
+DEFAULT_ROUTES = ("udev", "cron")

@@ -1,0 +1,152 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A spool: a directory in the guest, of root's alone, through which a resident program takes requests and answers.
+
+A request is a file NUMBER.in, written whole before its number is written to a FIFO, the ring, at which the program
+sleeps. Opening the ring for writing tells at once whether somebody is there: with nobody at the other end it fails. A
+result is a file NUMBER.rc: a line with exit status, where standard output and standard error are (C(o), C(e): in
+NUMBER.out and NUMBER.err; C(=N): N bytes behind the line; C(-): there is none), and a dot if nothing was lost. The line
+C(-NUMBER) on the ring has all of that removed.
+
+A program that takes it finds short requests on the ring itself: C(=NUMBER REQUEST), the latter by zlib and in base64.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import re
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    GuestFileError,
+    HandleLostError,
+    OutcomeUnknownError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+
+__all__ = ("LARGEST_NOTE", "LARGEST_OUTPUT", "LONGEST_RING", "NOBODY", "Spool", "new_number")
+
+LONGEST_RING = 4000
+"""Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
+
+LARGEST_NOTE = 64 << 10
+"""Bytes of a small file: how a program ended, its process number, why something failed."""
+
+LARGEST_OUTPUT = 256 << 20
+"""Bytes of each output stream of a program. All of it is in memory here, and a guest may never come to an end."""
+
+# What tells that nobody reads the ring: there is none, it has no reader, or none any more.
+NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
+
+
+def new_number() -> int:
+    """Return the number of a request: nobody else's, and larger than any process's."""
+    return random.SystemRandom().randrange(10**15, 10**16)
+
+
+class Spool:
+    """The spool at ``path``, through ``agent``."""
+
+    def __init__(self, agent: Agent, path: str) -> None:
+        self._agent = agent
+        self.path = path
+
+    def bell(self) -> GuestFile:
+        """Return the ring, open for writing.
+
+        :raise GuestFileError: with an errno of `NOBODY` if nobody is there.
+        """
+        return GuestFile(self._agent, f"{self.path}/ring", "w")
+
+    def ring(self, line: str) -> bool:
+        """Write a line to the ring, at most LONGEST_RING bytes; return whether somebody is there to read it."""
+        try:
+            with self.bell() as bell:
+                bell.write(f"{line}\n".encode("ascii"))
+        except GuestFileError as exc:
+            if exc.errno in NOBODY:
+                return False
+            raise
+        return True
+
+    def is_served(self) -> bool:
+        """Return whether somebody reads the ring."""
+        try:
+            self.bell().close()
+        except GuestFileError as exc:
+            if exc.errno in NOBODY:
+                return False
+            if exc.errno != errno.ENOSPC:  # the agent has opened it, and has no room to note that down
+                raise
+        return True
+
+    def write(self, name: str, data: bytes) -> bool:
+        """Write a file; return whether there is a spool to write to."""
+        try:
+            return self._write(name, data)
+        except HandleLostError:  # the agent was restarted; nobody reads the file before it is rung for
+            return self._write(name, data)
+
+    def _write(self, name: str, data: bytes) -> bool:
+        try:
+            with GuestFile(self._agent, f"{self.path}/{name}", "w") as file:
+                file.write_all(data)
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def read(self, name: str, limit: int = LARGEST_NOTE) -> bytes | None:
+        """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended.
+
+        :raise TransferError: if it is longer than ``limit`` bytes.
+        """
+        try:
+            with GuestFile(self._agent, f"{self.path}/{name}") as file:
+                return file.read_all(limit)
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOENT:
+                return None
+            raise
+
+    def ended(self, number: int) -> bytes:
+        """Return what tells how a request ended, its first line whole; empty as long as it has not."""
+        content = patiently(self._agent, lambda: self.read(f"{number}.rc")) or b""
+        return content if b"\n" in content else b""
+
+    def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:
+        """Return exit status, standard output and standard error of a request that ended so; see ``forget``.
+
+        :raise TransferError: if output was lost.
+        """
+        line, _newline, rest = content.partition(b"\n")
+        match = re.fullmatch(rb"(\d{1,3}) (o|-|=\d{1,12}) (e|-|=\d{1,12}) \.", line)
+        if match is None:
+            raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
+        streams = []
+        for suffix, where in (("out", match.group(2)), ("err", match.group(3))):
+            if where.startswith(b"="):
+                streams.append(rest[: int(where[1:])])
+                rest = rest[int(where[1:]) :]
+            else:
+                streams.append(b"" if where == b"-" else self._output(f"{number}.{suffix}"))
+        return int(match.group(1)), streams[0], streams[1]
+
+    def forget(self, number: int) -> None:
+        """Have all that there is of a request removed."""
+        self.ring(f"-{number}")
+
+    def _output(self, name: str) -> bytes:
+        output = patiently(self._agent, lambda: self.read(name, LARGEST_OUTPUT))
+        if output is None:
+            raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
+        return output
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return exists(self._agent, f"{self.path}/{name}")

@@ -1,0 +1,353 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run modules in warm interpreters, and shell commands beside them: the controller's side of _warm/guest/server.py.
+
+A module that ansible-core pipes to Python is a short program around an archive of its libraries. Of that, what the
+guest has not got is sent once, by digests of what is in it (payload.py). Whatever is in doubt is left to the plain
+path, by returning None.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import itertools
+import json
+import re
+import shlex
+import sys
+import time
+import zlib
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import HOME, RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.session import NOT_RUN, Call, ended_meanwhile
+
+__all__ = ("WarmPython",)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Log = Callable[[str], None]
+
+
+def _program(*names: str) -> bytes:
+    """Return the text of these modules, each behind what it imports of the others, as one program.
+
+    They are read, not imported: they are for the guest, and a connection is made anew for each task.
+    """
+    texts = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in names]
+    return b"from __future__ import annotations\n" + b"".join(_ELSEWHERE.sub(b"", text) for text in texts)
+
+
+# From a newline on, not at the beginning of a line: looking for that would take each task's process a millisecond more.
+_ELSEWHERE = re.compile(rb"\n *from (?:ansible_collections|__future__)\b[^\n(]*(?:\([^)]*\))?(?=\n)")
+_BOTH = ("_warm_fresh", "_warm_wire")  # what each interpreter has, and what starts them
+_START_PROGRAM = _program("_kind", *_BOTH, "_warm_start")
+# An interpreter that is started for one of them has a last line behind that.
+_PROGRAMS = {
+    "server.py": _program("_warm_surroundings", "_warm_tasks", "_warm_archives", "_warm_interpreters", "_warm_server"),
+    "modules.py": _program(
+        *_BOTH, "_warm_zygote", "_kind", "_compiled", "_warm_payload", "_warm_importer", "_warm_memory", "_warm_modules"
+    ),
+    "commands.py": _program(*_BOTH, "_warm_zygote", "../module_utils/_zstd", "_warm_commands"),
+}
+_LAST_LINES = {"modules.py": b"\n\nmain(Modules())\n", "commands.py": b"\n\nmain(Commands())\n"}
+# Another version of them has a spool of its own.
+_SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join([_START_PROGRAM, *_PROGRAMS.values()])).hexdigest()[:16]}"
+
+# The line with the archive, in what ansible-core 2.16 to 2.21 send.
+_ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
+# The interpreter at the end of a command line, whatever become puts around it.
+_PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
+# What may remove or change a user. That fails as long as the user has processes, and an interpreter is one.
+_USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|deluser|usermod)\b")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
+
+# Options of sudo, su and the like that have a login shell read what nobody knows.
+_LOGIN = re.compile(r"-|--login|-[A-Za-z]*[il][A-Za-z]*")
+
+# Where the server does not come to serve, the number of this start is in a file, and why, if that is worth keeping:
+# then this command line is not tried again until a reboot. Else it was killed, or there was no room or interpreter.
+# What `exec` has opened above 2 is inherited by no program in some shells (mksh), unless it gets another number there.
+_START = """
+exec 6<&0
+{{
+    exec 4>{beside}.err 5<{beside}.err
+    {launch}
+    r=$?
+    umask 077
+    if [ -e {beside}.err ]; then
+        case $r in
+        0) ;;
+        {no_room} | 12[6-9] | 1[3-9]? | 2??) echo {number} >{failed} ;;
+        *) {{ echo {number}; cat <&5; }} >{failed} ;;
+        esac
+    fi
+    rm -f {beside}.*
+}} </dev/null >/dev/null 2>&1 &
+"""
+# The command line of an interpreter takes its program from standard input; what is read here by the shell, it reads
+# byte by byte.
+_BY_ITSELF = """eval {command} <<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
+{program}
+QEMU_GUEST"""
+_BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&-"
+_PROGRAM = (
+    "import os; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
+    "start({spool!r}, {sizes!r}, {beside!r}, {copies!r}, s[{size}:])"
+)
+_NO_ROOM = 75
+
+# Bytes of output that do not stay in the guest's memory until they are swept away.
+_FORGOTTEN_AT_ONCE = 64 << 10
+# How long a server that starts is waited for.
+_START_SECONDS = 10.0
+_FIRST_LOOK = 0.05
+# What tells a guest that is emulated from others: how long the requests take that start a server. Emulated ones took 37
+# to 74 ms, others 5 to 24 ms, the longer ones on slow machines.
+_QUICK_START_SECONDS = 0.03
+_LOOKS = 4  # for a server, before one for why there is none
+# Pauses while an interpreter starts and imports, some seconds at most.
+_WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _FIRST_LOOK, pauses(0.01)), *[_FIRST_LOOK] * 60)
+# How often a server may ask for what it has not got of an archive: the recipe, its parts, what it has lost meanwhile.
+_ATTEMPTS = 4
+
+# No module is quicker than that: to ask before would only delay it.
+_QUICKEST = (0.015,)
+
+# Longer ones do not fit into a variable.
+_LONGEST_COMMAND = 100_000
+
+
+def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
+    """Have a method that comes before a task return None where the guest's /run is full."""
+
+    @functools.wraps(method)
+    def tried(*arguments: P.args, **keywords: P.kwargs) -> T | None:
+        try:
+            return method(*arguments, **keywords)
+        except GuestFileError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            return None
+
+    return tried
+
+
+class WarmPython:
+    """Warm interpreters in the guest of ``agent``. ``log`` takes what happens, ``tell`` what users should know."""
+
+    def __init__(self, agent: RunnerAgent, log: Log, tell: Log | None = None) -> None:
+        self._agent = agent
+        self._log = log
+        self._tell = tell or log
+        self._spool = Spool(agent, _SPOOL)
+
+    def run(self, command: str, stdin: bytes) -> ExecResult | None:
+        """Run a shell command, as run_shell() of _guest/login_shell.py does; None if it was not run.
+
+        :raise OutcomeUnknownError: if the interpreter or its server ended while it ran.
+        """
+        python, payload = _PYTHON.search(command), _ARCHIVE.search(stdin)
+        archive = read_archive(payload.group(1)) if python and payload else None
+        if python and payload and archive and not _is_login(command):
+            without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
+            request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
+            return self._run_module(request, archive, python.group(1))
+        begun = self.begin_shell(command.encode("utf-8", "surrogateescape"), stdin)
+        return begun() if begun else None
+
+    def begin_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+        """Start a shell command, whatever it is; see ``shell`` of Agent in _agent/base.py."""
+        if len(command) > _LONGEST_COMMAND or b"\0" in command:
+            return None
+        # Never what a server is started for: it may be there to install Python.
+        call = self._asked(_request("", "", command, stdin), new_number())
+        return functools.partial(self._shell_ended, call) if call else None
+
+    def _shell_ended(self, call: Call) -> ExecResult | None:
+        result = self._ended(call)
+        return result if isinstance(result, ExecResult) else None
+
+    def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
+        number = new_number()
+        answer = self._handled(request, number, _QUICKEST)
+        if answer == "none" and self._start(request, python, archive, number):
+            answer = self._handled(request, number, _WHILE_STARTING)
+        for _attempt in range(_ATTEMPTS):
+            if not isinstance(answer, str) or not answer.startswith("archive"):
+                break
+            number = new_number()
+            there = answer.split()[1:]
+            missing = [part for part in archive.remembered() if part not in there]
+            if not self._bring(archive, missing, python, number):
+                break
+            answer = self._handled(request, number)
+        return None if isinstance(answer, str) else answer
+
+    @_with_room
+    def _bring(self, archive: Archive, missing: Container[str], python: str, number: int) -> bool:
+        """Write what is missing of an archive; return whether that could be done."""
+        # Whole under its name or not: the server looks whether its checksum is right.
+        return self._spool.write(f"{number}.archive", archive.brought(missing, code=_is_ours(python)))
+
+    def end(self) -> None:
+        """End all warm interpreters, if there are any, when they have nothing to do."""
+        self._spool.ring("quit")
+
+    def _handled(self, request: bytes, number: int, first: Iterable[float] = ()) -> ExecResult | str:
+        """Return the result of a request, or the word that tells why it has none; it was not run then.
+
+        C(none) is the word if there is no server; see _warm/guest/server.py for others. ``first``: see Call.answer.
+        """
+        call = self._asked(request, number)
+        return self._ended(call, first) if call else "none"
+
+    @_with_room
+    def _asked(self, request: bytes, number: int) -> Call | None:
+        """Give a request to the server, if there is one."""
+        call = Call(self._agent, self._spool, number)
+        return call if call.ask(request) else None
+
+    def _ended(self, call: Call, first: Iterable[float] = ()) -> ExecResult | str:
+        """Return the result of the request that was given to the server, see ``_handled``."""
+        content = call.answer(first)
+        if content.startswith(NOT_RUN):
+            return content.decode("ascii", "replace").strip()
+        if content.startswith(b"lost\n"):
+            raise ended_meanwhile(content[len(b"lost\n") :])
+        rc, out, err = self._spool.result(call.number, content)
+        if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
+            call.forget()
+        return ExecResult(rc, None, out, err)
+
+    @_with_room
+    def _start(self, request: bytes, python: str, archive: Archive, number: int) -> bool:
+        """Start a server that gets an interpreter ready for a request; return whether there is one now."""
+        runners = Spool(self._agent, HOME)
+        failed = f"{Path(_SPOOL).name}.{_header(request)['key'][:16]}.failed"
+        why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
+        if why:
+            last = why.rpartition(b"\n")[2].decode("utf-8", "replace")
+            self._tell(f"warm Python could not be started by this command line, and runs nothing of it: {last}")
+            return False
+        self._log("starting warm Python in the guest")
+        beside = f"{Path(_SPOOL).name}.{number}"
+        began = time.monotonic()
+        with self._agent.forgetting():
+            start_shell(self._agent, *_starter(_SPOOL, request, python, number, failed))
+        is_slow = time.monotonic() - began > _QUICK_START_SECONDS
+        # Nothing else is to be done meanwhile. A guest that is as quick as this machine compiles by itself as soon.
+        code = is_slow and _is_ours(python)
+        brought = archive.brought(archive.remembered(), code=code, programs=_code_of_programs() if code else b"")
+        runners.write(f"{beside}.archive", brought)
+        for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
+            time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
+            if self._spool.is_served():
+                return True
+            # The agent writes each file that it opens to the guest's log.
+            if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):
+                break
+            if time.monotonic() - began > _START_SECONDS:
+                break
+        return False
+
+
+def _code_of_programs() -> bytes:
+    return bytecode.packed({name: compile(text, "<stdin>", "exec") for name, text in _PROGRAMS.items()})
+
+
+def _is_ours(python: str) -> bool:
+    """Return whether an interpreter may well compile as this one does, by its path. Otherwise it compiles itself."""
+    version = re.search(r"python(3\.\d+)$", python)
+    return not version or version.group(1) == f"3.{sys.version_info.minor}"
+
+
+def _copies(python: str, command: str) -> list[str]:
+    """Return the programs that a command line of the interpreter ``python`` starts as a copy of this would.
+
+    Nobody knows what more there is to some of them than an interpreter, and its environment.
+    """
+    try:
+        *environment, program, _without_site = shlex.split(command)
+    except ValueError:
+        return []
+    if program != python or not all(map(_ASSIGNMENT.match, environment)):
+        return []
+    # Shell commands have the environment of a login.
+    return ["modules.py"] if environment else ["modules.py", "commands.py"]
+
+
+def _is_login(command: str) -> bool:
+    """Return whether a command line has a login shell read what it likes before it starts an interpreter."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return True
+    if len(words) == 1:
+        return False
+    return any(map(_LOGIN.fullmatch, words)) or (" " in words[-1] and _is_login(words[-1]))
+
+
+def _header(request: bytes) -> dict[str, Any]:
+    """Return what a request says of itself."""
+    return dict(json.loads(request.partition(b"\n")[0]))
+
+
+def _starter(spool: str, request: bytes, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
+    """Return the shell command that starts a server in ``spool`` for a request, and its standard input.
+
+    It has files whose names begin with that of the spool and the ``number``, and removes all of them at the end. If the
+    server does not come to serve, it writes the file ``failed``.
+    """
+    header, beside = _header(request), f"{spool}.{number}"
+    parts = {
+        **{name: program + _LAST_LINES.get(name, b"") for name, program in _PROGRAMS.items()},
+        "prologue": login_program().encode("utf-8"),
+        "command": header["command"].encode("utf-8", "surrogateescape"),
+        "path": header["path"].encode("ascii"),
+        "first": request.partition(b"\n")[0],
+    }
+    sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
+    copies = _copies(python, header["command"])
+    program = _PROGRAM.format(
+        size=len(_START_PROGRAM),
+        spool=spool,
+        sizes=sizes,
+        beside=beside,
+        copies=" ".join(copies or ["commands.py"]),
+    )
+    if copies:
+        launch = _BY_ITSELF.format(command=shlex.quote(header["command"]), program=program)
+    else:
+        launch = _BY_ANOTHER.format(python=shlex.quote(python), program=shlex.quote(program))
+    failed = f"{HOME}/{failed}"
+    command = _START.format(launch=launch, no_room=_NO_ROOM, beside=beside, number=number, failed=failed)
+    return command.encode("utf-8", "surrogateescape"), _START_PROGRAM + zlib.compress(b"".join(parts.values()))
+
+
+def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
+    """Return a request, as server.Request reads it."""
+    marker = _MARKER.search(python)
+    key = _MARKER.sub("BECOME-SUCCESS-", python)
+    header = {
+        "key": hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if python else "",
+        "command": python,
+        "marker": marker.group() if marker else "",
+        "path": PATH,
+        "archive": archive,
+        "before": len(before),
+        "users": bool(_USERS.search(before) or _USERS.search(after)),
+    }
+    return json.dumps(header).encode("ascii") + b"\n" + before + after

@@ -1,0 +1,346 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For the guest: shell commands, by an interpreter (zygote.py) that has the environment of a login already.
+
+A child becomes a shell, or does what the shell would do, where it is one of the few commands that ansible-core and this
+collection need around modules.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pwd
+import re
+import signal
+import stat
+import sys
+import zlib
+from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd, zstd_decompress
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import Request
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.zygote import LastWord, Work
+
+try:  # what hashlib would take, without what importing that takes
+    from _sha2 import sha256  # type: ignore[import-not-found]
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
+    except ImportError:
+        from hashlib import sha256
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
+
+# Words that are themselves to a shell.
+PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
+WORD = rb"[A-Za-z0-9_.@%+,:=-]+"
+AS_IT_IS = rb"o='' m='' k='' b"  # mode and owner, see _guest/file_ops.py
+PART = rb"tail -c \+(\d+) (%b) \| head -c (\d+)" % PLAIN
+SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
+BLOCK = 512 << 10  # bytes that are read at once
+WINDOW = 64 << 20  # bytes that are mapped at once
+SET_DUMPABLE = 4  # for prctl()
+# As _guest/login_shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
+SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
+eval "unset c; $c"
+"""
+
+
+class Commands(Work):
+    def prepare(self) -> None:
+        with suppress(ImportError):  # so that children have it
+            import shutil  # noqa: F401
+        with suppress(ImportError):
+            zstd()
+
+    def input_of(self, request: Request) -> bytes:
+        return request.program[request.before :]
+
+    def run(self, request: Request, last_word: LastWord) -> NoReturn:
+        """Run a shell command, which comes before its input. Its environment is that of a login."""
+        command = request.program[: request.before]
+        with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will say what is wrong
+            output = done_here(command, lambda: self.input_of(request))
+            if output is not None:
+                os.write(1, output)
+                last_word.say(0)
+                os._exit(0)
+        with open("/proc/self/environ", "rb") as file:
+            variables = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
+        for name in (b"SHLVL", b"_"):  # the shell sets them anew
+            variables.pop(name, None)
+        variables.update({b"QEMU_GUEST": SHELL.encode("ascii"), b"QEMU_GUEST_COMMAND": command + b"\n"})
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+            signal.signal(number, signal.SIG_DFL)
+        os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], variables)
+
+
+def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
+    """Do what a shell would do and return what it would print; None if it takes a shell. ``read`` returns its input.
+
+    :raise OSError: if that cannot be done, after nothing that a shell would not do again.
+    :raise KeyError: if there is no such user.
+    :raise ImportError: if there is no Zstandard.
+    :raise ValueError: if that fails.
+    """
+    for pattern, action in KNOWN:
+        match = pattern.fullmatch(command)
+        if match:
+            return action(*match.groups())
+    match = PLACE.fullmatch(command)
+    if not match:
+        return None
+    path, name, new, checksum = match.groups()
+    return placed(path, name, new, checksum, read())
+
+
+# What ansible-core, 2.16 to 2.21, has a shell do before and after it copies something.
+
+
+def home_of(user: bytes | None) -> bytes | None:
+    directory = os.fsencode(pwd.getpwnam(user.decode("ascii")).pw_dir) if user else os.environb[b"HOME"]
+    return directory + b"\n" if re.fullmatch(PLAIN, directory) else None
+
+
+def make(parents: bytes, path: bytes, name: bytes) -> bytes:
+    before = os.umask(0o077)
+    try:
+        os.makedirs(parents, exist_ok=True)
+        os.mkdir(path)
+    finally:
+        os.umask(before)
+    return name + b"=" + path + b"\n"
+
+
+def make_usable(paths: bytes) -> bytes:
+    for path in paths.split():
+        os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | 0o700)
+    return b""
+
+
+def remove(path: bytes) -> bytes:
+    import shutil
+
+    shutil.rmtree(path)
+    return b""
+
+
+# What _guest/transfer.py and _guest/checksum.py have a shell do with a small file, and with parts of a large one.
+
+
+def entered(path: bytes) -> int | None:
+    """Open a directory; None if a link leads there, and a shell has to look whose it is."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    return directory if os.readlink(b"/proc/self/fd/%d" % directory) == path else None
+
+
+def is_safe(directory: int) -> bool:
+    """Return whether root alone can exchange what is there, and the way to it."""
+    while True:
+        about = os.fstat(directory)
+        if about.st_uid or (about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX):
+            return False
+        above = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+        if os.path.samestat(about, os.fstat(above)):
+            return True
+        directory = above
+
+
+def as_it_is(name: bytes, directory: int) -> tuple[int, int, int]:
+    """Return mode, owner and group of a file; for a link, which is replaced, those of a new one."""
+    try:
+        about = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return 0o600, -1, -1
+    if stat.S_ISLNK(about.st_mode):
+        return 0o600, -1, -1
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("not a regular file")
+    return stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid
+
+
+def stage(path: bytes, name: bytes, new: bytes) -> bytes | None:
+    directory = entered(path)
+    if directory is None:
+        return None
+    as_it_is(name, directory)
+    if not is_safe(directory):
+        return None
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory))
+    return os.path.join(path, new)
+
+
+def placed(path: bytes, name: bytes, new: bytes, checksum: bytes, content: bytes) -> bytes | None:
+    return put(path, name, new, checksum, os.O_RDWR | os.O_CREAT | os.O_EXCL, content)
+
+
+def placed_beside(path: bytes, name: bytes, new: bytes) -> bytes | None:
+    return put(path, name, new, b"", os.O_RDONLY | os.O_NOFOLLOW, b"")
+
+
+def put(path: bytes, name: bytes, new: bytes, checksum: bytes, flags: int, content: bytes) -> bytes | None:
+    directory = entered(path)
+    if directory is None:
+        return None
+    mode, uid, gid = as_it_is(name, directory)
+    descriptor = os.open(new, flags, 0o600, dir_fd=directory)
+    try:
+        if content:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(content)
+        found = sha256(os.pread(descriptor, len(content) + 1, 0)).hexdigest().encode("ascii") if checksum else b""
+        if found != checksum:
+            raise OSError("not what was sent")
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        if flags & os.O_CREAT:  # else a shell is to find it
+            os.unlink(new, dir_fd=directory)
+        raise
+    return found
+
+
+def private(path: bytes | str, flags: int) -> int:
+    """Open a file, which is nobody else's if it is new."""
+    return os.open(path, flags, 0o600)
+
+
+def printed(checksum: str) -> bytes:
+    """Return what a program prints that summed up its input."""
+    return checksum.encode("ascii") + b"  -\n"
+
+
+def sum_of_file(path: bytes) -> bytes | None:
+    return sum_of(path, 0, sys.maxsize) if os.path.isfile(path) and os.path.getsize(path) else None
+
+
+def sum_of_part(first: bytes, path: bytes, size: bytes) -> bytes:
+    return sum_of(path, int(first) - 1, int(size))
+
+
+def sum_of(path: bytes, start: int, size: int) -> bytes:
+    """Sum up what is in a file, from there on, ``size`` bytes at most.
+
+    Reading it would take as long again in an emulated guest, so it is mapped. If it shrinks meanwhile, that ends this
+    process, and what this one leaves behind then is no core.
+    """
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
+    checksum = 0
+    with open(path, "rb") as file:
+        end = min(os.fstat(file.fileno()).st_size, start + size)
+        while start < end:
+            before = start % mmap.ALLOCATIONGRANULARITY
+            length = min(end - start, WINDOW)
+            window = mmap.mmap(file.fileno(), before + length, access=mmap.ACCESS_READ, offset=start - before)
+            with window, memoryview(window) as content, content[before:] as block:
+                checksum = zlib.crc32(block, checksum)
+            start += length
+    return printed(f"{checksum:08x}")
+
+
+def blocks(path: bytes, start: int, size: int) -> Iterator[memoryview]:
+    """Yield what is in a file, from there on, ``size`` bytes at most; each until the next is asked for."""
+    room = memoryview(bytearray(BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while size > 0:
+            got = file.readinto(room[: min(size, BLOCK)])
+            if not got:
+                return
+            yield room[:got]
+            size -= got
+
+
+def make_room(spool: bytes) -> bytes:
+    zstd()
+    for number in (b".0", b".1"):
+        os.close(private(spool + number, os.O_CREAT | os.O_EXCL))
+    return b"zstd\n"
+
+
+def unpack(packer: bytes, packed: bytes, how: bytes, path: bytes, size: bytes) -> bytes:
+    """Add the content of a file, ``size`` bytes, to another. If that cannot be done, a shell is to find that as it was.
+
+    :raise OSError: then.
+    """
+    with open(packed, "rb") as source:
+        content = source.read()
+    try:
+        content = zlib.decompress(content, wbits=31) if packer == b"gzip" else zstd_decompress(content, int(size))
+    except (zlib.error, ValueError) as error:
+        raise OSError("damaged") from error
+    with open(path, "ab" if how == b">>" else "wb", buffering=0) as sink:
+        start = sink.seek(0, os.SEEK_END)
+        try:
+            if sink.write(content) != len(content):
+                raise OSError("no room")
+        except OSError:
+            sink.truncate(start)
+            raise
+    end = start + len(content)
+    return sum_of(path, max(0, end - int(size)), int(size))
+
+
+def pack(old: bytes, first: bytes, path: bytes, size: bytes, level: bytes, new: bytes) -> bytes | None:
+    if not os.path.isfile(path) or os.path.getsize(path) < int(first):
+        return None
+    room = os.statvfs(os.path.dirname(new))
+    if int(size) > room.f_bavail * room.f_frsize // 2:
+        return b""  # nothing is packed, and the content travels as it is
+    compressor = Compressor(int(level))
+    with suppress(FileNotFoundError):
+        os.unlink(old)
+    checksum = 0
+    with open(new, "wb", opener=private, buffering=0) as packed:
+        for block in blocks(path, int(first) - 1, int(size)):
+            frame = compressor.compress(block)
+            if packed.write(frame) != len(frame):
+                raise OSError("no room")
+            checksum = zlib.crc32(block, checksum)
+    return printed(f"{checksum:08x}")
+
+
+def sweep(path: bytes) -> bytes:
+    directory, name = os.path.split(path)
+    for other in os.listdir(directory):
+        if other.startswith(name + b"."):
+            os.unlink(os.path.join(directory, other))
+    return b""
+
+
+KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple(
+    (re.compile(pattern), action)
+    for pattern, action in (
+        (rb"echo ~([a-z_][a-z0-9_-]*)?", home_of),
+        (
+            rb'\( umask 77 && mkdir -p "` echo (%b) `"&& mkdir "` echo (%b) `" && '
+            rb'echo (ansible-tmp-[0-9.-]+)="` echo \2 `" \)' % (PLAIN, PLAIN),
+            make,
+        ),
+        (rb"chmod u\+rwx((?: %b)+)" % PLAIN, make_usable),
+        (rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN, remove),
+        (rb": stage; d=(%b) n=(%b) t=(%b)\n(?s:.*)" % (PLAIN, WORD, WORD), stage),
+        (rb": place; d=(%b) n=(%b) t=(%b) w='' c='' %b=1 x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS), placed_beside),
+        (rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM), sum_of_file),
+        (rb"%b \| %b" % (PART, SUM), sum_of_part),
+        (rb"umask 077; set -C; : >(%b)\.0; : >\1\.1; command -v zstd \|\| :" % PLAIN, make_room),
+        (rb"(gzip|zstd) -dc <(%b) (>>?)(%b) && tail -c (\d+) \4 \| %b" % (PLAIN, PLAIN, SUM), unpack),
+        (
+            rb": or CRC-32; umask 077; rm -f (%b); %b \| zstd -c(\d+) >(%b)" % (PLAIN, PART, PLAIN),
+            pack,
+        ),
+        (rb"rm -f (%b/[A-Za-z0-9_][A-Za-z0-9_.-]*)\.\*" % PLAIN, sweep),
+    )
+)
+PLACE = re.compile(
+    rb": place; d=(%b) n=(%b) t=(%b) w=([0-9a-f]{64}) c=- %b='' x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS)
+)

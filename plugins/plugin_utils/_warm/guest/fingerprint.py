@@ -1,0 +1,113 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For the guest: what a new process would look at, and one that runs has looked at already (server.py)."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+CLOCK_SECONDS = 0.1  # by which the time of files may be behind
+# What a login and become read before they start an interpreter. Of a directory, all that is in it.
+WATCHED = [
+    "/etc/environment",
+    "/etc/default/locale",
+    "/etc/locale.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/sudoers-rs",
+    "/etc/sudo.conf",
+    "/etc/doas.conf",
+    "/etc/doas.d",
+    "/etc/pam.conf",
+    "/etc/pam.d",
+    "/etc/security",
+    "/etc/security/limits.d",
+    "/etc/login.defs",
+    "/etc/ld.so.preload",
+]
+MOST_FILES = 200  # of a directory that are looked at
+# What is added to these, mostly, concerns no process that is there.
+TABLES = ("/etc/passwd", "/etc/group")
+
+
+def signature_of(paths: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return something that differs when one of the files has changed."""
+    seen: list[tuple[Any, ...]] = []
+    for path in all_of(paths):
+        try:
+            status = os.stat(path)
+            seen.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
+        except OSError:
+            seen.append((path, 0))
+    return seen
+
+
+def all_of(paths: Sequence[str]) -> list[str]:
+    """Return these paths, and behind each that of a directory those of what is in it."""
+    found = []
+    for path in paths:
+        found.append(path)
+        with suppress(OSError):  # it is no directory
+            found += [f"{path}/{name}" for name in sorted(os.listdir(path))[:MOST_FILES]]
+    return found
+
+
+def changed_since(when: float, paths: Sequence[str]) -> bool:
+    """Return whether one of the files may have been changed since a time."""
+    for path in all_of(paths):
+        with suppress(OSError):
+            if os.stat(path).st_ctime > when - CLOCK_SECONDS:
+                return True
+    return False
+
+
+class Surroundings:
+    """What a new login would look at, as it is now."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+        while True:  # until nothing has changed between the two
+            self.seen = signature_of(paths)
+            self.tables = {path: content(path) for path in paths if path in TABLES}
+            if signature_of(paths) == self.seen:
+                break
+
+    def same(self) -> bool:
+        """Return whether all is for a process that is there already as it would be for a new one."""
+        now = signature_of(self.paths)
+        if len(now) != len(self.seen):
+            return False
+        for before, after in zip(self.seen, now):  # noqa: B905 - Python 3.10
+            path = after[0]
+            if before != after:
+                there = content(path) if path in TABLES else b""
+                if path not in TABLES or not adds_others(self.tables[path], there):
+                    return False
+                self.tables[path] = there
+        self.seen = now
+        return True
+
+
+def content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def adds_others(before: bytes, now: bytes) -> bool:
+    """Return whether users, or groups that have no members, are all that was added to a table, and nothing changed."""
+    added = now[len(before) :].splitlines()
+    joins_nobody = all(line.endswith(b":") for line in added if line.count(b":") == 3)
+    return now.startswith(before) and before.endswith(b"\n") and joins_nobody

@@ -1,0 +1,174 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For the guest: what makes a fork of a resident interpreter a fresh one (zygote.py).
+
+A resident interpreter is started without its site (python -S), so it has run no code of users or sites, and has only
+the interpreter, the standard library and what a payload brought. Everything else that Python reads when it starts is
+read in the fork, by ``renew``. What cannot be read again is in a ``Fingerprint``: where that has changed, the resident
+process is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import site
+import sys
+import time
+from contextlib import suppress
+from importlib.machinery import PathFinder
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+# The C library reads them once. They may come and go.
+LOCALES = ("/usr/lib/locale", "/usr/lib/locale/locale-archive")
+# What OpenSSL reads when it is loaded.
+CRYPTO = (
+    "/etc/ssl/openssl.cnf",
+    "/usr/local/ssl/openssl.cnf",
+    "/usr/lib/ssl/openssl.cnf",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/pki/tls/openssl.d",
+    "/etc/crypto-policies/back-ends/opensslcnf.config",
+)
+# With one of them, Python may import other modules than its own while it starts.
+UNSAFE = ("PYTHONPATH", "PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONWARNINGS")
+NO_SITE = 6  # its place in sys.flags, since Python 3.2
+
+
+def reset_signals() -> None:
+    """Have signals handled as in a Python that a login shell has just started."""
+    for number in signal.valid_signals():
+        with suppress(OSError, ValueError):  # not these
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def leave_directory() -> str:
+    """Go to the root directory, so that no other filesystem is kept busy; return the path of the one that was left.
+
+    It is empty if that was not left, because there is no way back: then children have it already.
+    """
+    try:
+        directory = os.getcwd()
+    except OSError:
+        return "/"
+    if not os.access(f"{directory}/.", os.X_OK):
+        return ""
+    os.chdir("/")
+    return directory
+
+
+class Fingerprint:
+    """The files that this process was started from, as they were then."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[int, ...] | None] = {}
+        self.lost = False  # one was replaced before it was seen
+        self.update()
+
+    def update(self) -> None:
+        """Take in what was loaded since."""
+        mapped = set(mapped_files())
+        beside = os.path.dirname(sys.executable)
+        paths = {*mapped, *sys.path, *LOCALES, sys.executable, f"{beside}/pyvenv.cfg", f"{beside}/../pyvenv.cfg"}
+        if any("libcrypto" in path for path in mapped):
+            paths.update(CRYPTO, filter(None, [os.environ.get("OPENSSL_CONF")]))
+        self.lost = self.lost or any(path.endswith(" (deleted)") for path in mapped)
+        for path in paths.difference(self.seen):
+            self.seen[path] = signature(path)
+
+    def changed(self) -> bool:
+        """Return whether a new process would be started from something else."""
+        return self.lost or any(signature(path) != seen for path, seen in self.seen.items())
+
+    def is_at_home(self) -> bool:
+        """Return whether all of it is on the filesystems of / and /usr, which nobody unmounts."""
+        home = {os.stat("/").st_dev, os.stat("/usr").st_dev if os.path.isdir("/usr") else -1}
+        return all(seen is None or seen[0] in home for seen in self.seen.values())
+
+
+def signature(path: str) -> tuple[int, ...] | None:
+    """Return what differs when a file was replaced or changed; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def mapped_files() -> Iterator[str]:
+    """Yield the paths of the files that this process has mapped: its executable and the libraries."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            path = line.rstrip("\n").partition("/")[2]
+            if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # memory that is shared
+                yield f"/{path}"
+
+
+class Flags(tuple):  # type: ignore[type-arg]
+    """What sys.flags is in a Python that was started with its site."""
+
+    no_site = 0
+    real: Any = sys.flags
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def __repr__(self) -> str:
+        return repr(self.real).replace("no_site=1", "no_site=0")
+
+
+def renew(asked: Iterable[str]) -> list[str]:
+    """In a fork: read what a Python reads that was just started: site directories, .pth files, sitecustomize, zone.
+
+    Return which of the modules that were ``asked`` for in vain before can be imported now.
+    """
+    sys.flags = Flags([*Flags.real[:NO_SITE], 0, *Flags.real[NO_SITE + 1 :]])  # type: ignore[assignment]
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv = [word for word in sys.orig_argv if word != "-S"]
+    paths, finders = [*filter(None, sys.path)], [*sys.meta_path]
+    sys.path[:] = paths
+    site.main()
+    # They were not where this process has looked.
+    places = [path for path in sys.path if path not in paths]
+    others = [finder for finder in sys.meta_path if finder not in finders]
+    found = [
+        name
+        for name in asked
+        if PathFinder.find_spec(name, places) or any(has_module(finder, name) for finder in others)
+    ]
+    sys.path.insert(0, "")  # of a program on standard input
+    read_zone()
+    platform: Any = sys.modules.get("platform")
+    for name in ("_uname_cache", "_os_release_cache"):
+        if getattr(platform, name, None) is not None:
+            setattr(platform, name, None)
+    getattr(platform, "_platform_cache", {}).clear()
+    return found
+
+
+def read_zone() -> None:
+    """Have the C library read the time zone's file again. It does so if another zone was set meanwhile."""
+    zone = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC0"
+    time.tzset()
+    if zone is None:
+        del os.environ["TZ"]
+    else:
+        os.environ["TZ"] = zone
+    time.tzset()
+
+
+def has_module(finder: Any, name: str) -> bool:
+    try:
+        return finder.find_spec(name, None) is not None
+    except (AttributeError, ImportError, ValueError):  # it is of an old kind, or cannot tell
+        return False

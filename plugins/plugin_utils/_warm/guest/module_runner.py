@@ -1,0 +1,221 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For the guest: modules, run by an interpreter (zygote.py) that has imported what Ansible's modules import.
+
+What is imported is recognised by content: a child in whose payload a library differs forgets all libraries and imports
+its own.
+"""
+
+from __future__ import annotations
+
+import _posixsubprocess
+import atexit
+import gc
+import os
+import subprocess
+import sys
+import threading
+import types
+import zlib
+from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.bytecode import unpacked
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import renew
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.importer import Importer
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload import STEPS, Archive, Payload, table_of
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.prefault import Memory
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import Request
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.zygote import LastWord, Work
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+# What a module has Python do between fork() and exec().
+BETWEEN = "AnsibleModule.run_command.<locals>.preexec"
+
+
+class Modules(Work):
+    """Modules, their libraries, and what is compiled of them."""
+
+    def __init__(self) -> None:
+        self.importer = Importer()
+        self.archives: dict[str, Archive] = {}
+        self.learnt: set[str] = set()  # archives
+        self.heads: dict[bytes, types.CodeType] = {}
+        self.todo: list[tuple[str, bytes, int]] = []
+        self.memory = Memory()
+
+    def begin(self) -> None:
+        self.find_here()
+        start_programs_at_once()  # in all children
+
+    def find_here(self) -> None:
+        """Have Python find modules here first."""
+        if self.importer not in sys.meta_path:
+            sys.meta_path.insert(0, self.importer)
+            sys.meta_path.append(self.importer.vain)
+
+    def prepare(self) -> None:
+        self.memory.begin()
+
+    def expect(self, recipe: bytes, code: bytes) -> None:
+        """Import its libraries."""
+        self.find_here()
+        gc.disable()  # as later
+        with suppress(Exception):  # then it is done when that comes
+            self.importer.table = table_of(zlib.decompress(recipe).split(b"\n", 3)[2])
+            self.importer.take(unpacked(code))
+            self.importer.import_libraries()
+        gc.freeze()
+
+    def note(self, request: Request) -> None:
+        """Keep the archive that a request brings."""
+        for digest in request.forget:
+            self.archives.pop(digest, None)
+            self.learnt.discard(digest)
+        if request.content:
+            table, text, code = request.content.split(b"\n", 2)
+            self.archives[request.archive] = Archive(table_of(table), text.decode("ascii"), code)
+
+    def learns(self, request: Request) -> bool:
+        """Learn what a module needs, if a library is among that.
+
+        Otherwise it is the module itself, which may never come again. A child that waits learns that quickly. The
+        second time it is worth while to learn it here, later.
+        """
+        if request.archive in self.learnt:
+            return False
+        lesson = request.archive, request.program, request.before
+        if not self.learnt or self.importer.lacks(self.archives[request.archive].table):
+            self.take(*lesson)
+            return True
+        if not request.content:
+            self.todo.append(lesson)
+        return False
+
+    @property
+    def lessons(self) -> int:  # type: ignore[override]
+        return len(self.todo)
+
+    def take_lesson(self) -> None:
+        self.take(*self.todo.pop())
+
+    def take(self, digest: str, program: bytes, before: int) -> None:
+        if digest in self.archives and digest not in self.learnt:
+            self.learnt.add(digest)
+            self.learn(self.archives[digest], program, before)
+
+    def learn(self, archive: Archive, program: bytes, before: int) -> None:
+        """Import what a module needs, for it and all like it. In a child: compile what is new, of the module itself."""
+        importer = self.importer
+        importer.table = archive.table
+        with suppress(Exception):  # whatever it is, the task will say so
+            archive.learn()
+            importer.learn(archive)
+            if importer.fits():
+                importer.import_libraries()
+            payload = Payload(program, before, archive.text)
+            if payload.mark.encode("ascii") not in payload.head and payload.head not in self.heads:
+                self.heads[payload.head] = payload.compiled_head()
+        gc.freeze()  # children share it as long as nobody looks through it
+
+    def look_after(self, process: int) -> float | None:
+        return self.memory.look_after(process)
+
+    def look(self, process: int) -> None:
+        self.memory.look(process)
+
+    def wait(self) -> None:
+        self.memory.get_ready()
+
+    def run(self, request: Request, last_word: LastWord) -> NoReturn:
+        """Run a module as the interpreter would have."""
+        archive = self.archives[request.archive]
+        if request.archive not in self.learnt:
+            self.learn(archive, request.program, request.before)
+        found = renew(self.importer.vain.asked)
+        self.importer.table = archive.table
+        self.importer.forget_others(found)
+        payload = Payload(request.program, request.before, archive.text)
+        if archive.content and all(step in payload.head for step in STEPS):
+            archive.expect()
+        run(payload, self.heads, last_word)
+
+
+def start_programs_at_once() -> None:
+    """Have programs started without a copy of this process, where AnsibleModule.run_command asks for one for nothing.
+
+    It gives Python a function to call in between, which sets the umask, if there is one to set. For that, Python makes
+    a copy of the process, with each page that either writes to, where it would otherwise use vfork(): in an emulated
+    guest, a fifth of the time of a module that starts a program.
+    """
+    fork_exec: Any = _posixsubprocess.fork_exec
+
+    def start(*arguments: Any) -> Any:
+        return fork_exec(*[None if does_nothing(one) else one for one in arguments])
+
+    _posixsubprocess.fork_exec = start
+    if hasattr(subprocess, "_fork_exec"):  # Python 3.11
+        subprocess._fork_exec = start
+
+
+def does_nothing(function: object) -> bool:
+    """Return whether this is the function of run_command, in cores 2.16 to 2.21, without a umask to set."""
+    if not isinstance(function, types.FunctionType) or function.__qualname__ != BETWEEN:
+        return False
+    code = function.__code__
+    kept = dict(zip(code.co_freevars, function.__closure__ or ()))  # noqa: B905 - Python 3.10
+    # What the first one does, it does in Python 2.
+    known = code.co_names in (("os", "umask"), ("_restore_signal_handlers", "os", "umask"))
+    return known and "umask" in kept and not kept["umask"].cell_contents
+
+
+def exit_status(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def show(error: BaseException) -> int:
+    """Show what ended the program, as the program wants it; return the exit status."""
+    frames = error.__traceback__.tb_next if error.__traceback__ else None  # without the one that runs the payload
+    error.__traceback__ = frames
+    try:
+        sys.excepthook(type(error), error, frames)
+    except SystemExit as end:
+        return exit_status(end)
+    except BaseException as another:
+        print("Error in sys.excepthook:", file=sys.stderr)
+        another.__context__ = None  # it is shown below
+        another.__traceback__ = another.__traceback__.tb_next if another.__traceback__ else None
+        sys.__excepthook__(type(another), another, another.__traceback__)
+        print("\nOriginal exception was:", file=sys.stderr)
+        sys.__excepthook__(type(error), error, frames)
+    return 1
+
+
+def run(payload: Payload, heads: dict[bytes, types.CodeType], last_word: LastWord) -> NoReturn:
+    """Run the payload as an interpreter does that reads it from standard input, and end."""
+    main_module = types.ModuleType("__main__")
+    main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
+    sys.modules["__main__"] = main_module
+    code = 0
+    try:
+        for part in payload.code(heads):
+            exec(part, main_module.__dict__)
+    except SystemExit as end:
+        code = exit_status(end)
+    except BaseException as error:  # whatever it is, it is shown as the interpreter shows it
+        code = show(error)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # the interpreter's own end has words for that
+    last_word.say(code & 0xFF)
+    os._exit(code & 0xFF)

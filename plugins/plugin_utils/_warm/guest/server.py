@@ -1,0 +1,373 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For the guest: keep warm interpreters (zygote.py), one per command line, and hand requests to them.
+
+Like the runner (_runner/agent.py) it has a spool with a ring that only root can enter. A request has a number of its own,
+which nobody can guess; all that is said of it is in the file NUMBER.rc of the client that waits, and has that number:
+
+    NUMBER taken            it is known here, so there will be an answer as long as this lives
+    NUMBER begun            it is handed to an interpreter: should this end, it may have been run
+    NUMBER answer SIZE      and behind that line SIZE bytes, the answer
+
+An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain), the request was not run
+and is to be run the plain way; C(archive), the module's archive is missing here, but for the parts that are named
+behind that; C(full), there was no room for the result; C(lost), its interpreter ended, and on the next line may
+be why.
+
+A request is a line of JSON and what an interpreter takes: the program around a module's archive, or a shell command and
+its input. Shell commands have an interpreter of their own that has imported nothing: it is forked in no time, and what
+it becomes then has the environment of a login already.
+
+The first task that is to have an interpreter waits for the start of this (see start.py), so it imports what it
+cannot do without: of all that a start of this takes from a slow guest, half was importing.
+"""
+
+from __future__ import annotations
+
+import binascii
+import functools
+import os
+import select
+import signal
+import sys
+import time
+import zlib
+from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fingerprint import (
+    WATCHED,
+    Surroundings,
+    changed_since,
+)
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload_cache import Archives
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.start import LEAST_FREE, free_memory, spawn
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.worker import (
+    GUEST_SECONDS,
+    START_SECONDS,
+    Asked,
+    Interpreter,
+)
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.start import Copy, Spawned
+
+IDLE_SECONDS = 600
+TICK_SECONDS = 60
+KEPT_SECONDS = 60  # how long an answer can be fetched
+MOST_INTERPRETERS = 6
+MOST_TRIES = 3  # with interpreters that are stale at once
+LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
+SUFFIXES = ("in", "archive", "out", "err", "rc")  # of a request's files
+COMMANDS = ""  # key of the interpreter for shell commands
+
+
+class Server:
+    """The spool ``home``, with its ``ring`` open, the interpreters, and what goes on between them."""
+
+    def __init__(self, home: str, ring: int, copy: Copy) -> None:
+        self.home = home
+        self.ring = ring
+        self.copy = copy
+        self.login: Surroundings | None = None  # of which the copied process is
+        self.interpreters: dict[str, Interpreter] = {}
+        self.leaving: list[Interpreter] = []  # those that have no key any more: at work still, or ending
+        self.archives = Archives()
+        self.rung = b""
+        self.ending = False
+        self.waiting: list[tuple[int, Asked]] = []  # for an interpreter that starts
+        self.taken: dict[int, float] = {}  # requests, and when they were answered; 0: not yet
+        self.strangers: set[str] = set()  # files of which nothing is known here
+
+    def path(self, number: int, suffix: str) -> str:
+        return f"{self.home}/{number}.{suffix}"
+
+    def archive_beside(self, number: int) -> str:
+        """Return where a client has put an archive that it brought before there was a place for it here."""
+        return f"{self.home}.{number}.archive"
+
+    def adopt(self, first: Spawned, began: float) -> None:
+        """Take the interpreter that this was started for, unless what it would look at has changed since."""
+        with open("first", "rb") as file:
+            asked = Asked(file.readline(), b"")
+        os.unlink("first")
+        one = Interpreter(first, Surroundings(WATCHED), asked.marker, asked.path)
+        login = Surroundings(WATCHED)
+        if changed_since(began, WATCHED):
+            self.leaving.append(one)
+        else:
+            self.interpreters[asked.key] = one
+            self.login = login
+
+    def serve(self) -> None:
+        """Serve until told to end, or idle for long."""
+        last = swept = time.monotonic()
+        while True:
+            everyone = [*self.interpreters.values(), *self.leaving]
+            acted = self.act(everyone)
+            self.settle(everyone)
+            now = time.monotonic()
+            if acted:
+                last = now
+            if now - swept > IDLE_SECONDS:
+                swept = now
+                self.sweep()
+            over = self.ending or now - last > IDLE_SECONDS
+            busy = self.waiting or any(one.tasks for one in everyone)
+            if over and not busy and self.vanish():
+                return
+
+    def act(self, everyone: Sequence[Interpreter]) -> bool:
+        """Wait until there is something to do, and do that; return whether it was for a client."""
+        readers: dict[int, Callable[[], None]] = {self.ring: self.answer_ring}
+        writers: dict[int, Callable[[], None]] = {}
+        for one in everyone:
+            if not one.dead:
+                readers[one.socket.fileno()] = functools.partial(self.heed, one, one.listen)
+                if one.queue:
+                    writers[one.socket.fileno()] = functools.partial(self.heed, one, one.send)
+            for task in one.tasks.values():
+                readers.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
+        readable = select.select(list(readers), list(writers), [], self.patience(everyone))[0]
+        for send in writers.values():  # all of them: one that reads nothing is to be noticed
+            send()
+        for source in readable:
+            readers[source]()
+        return bool(readable)
+
+    def heed(self, one: Interpreter, action: Callable[[], None]) -> None:
+        """Do something with an interpreter. Whatever it has sent, it costs nobody but itself."""
+        if one.dead:
+            return
+        try:
+            action()
+        except Exception:  # pylint: disable=broad-except  # it is another user's, who may send anything
+            one.end()
+
+    def patience(self, everyone: Sequence[Interpreter]) -> float:
+        """Return after how many seconds there is something to do, whoever comes."""
+        if self.waiting or any(one.leaves or one.queue for one in everyone):
+            return START_SECONDS / 10
+        if any(one.ready and not one.stays for one in everyone):
+            return GUEST_SECONDS / 5
+        return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
+
+    def vanish(self) -> bool:
+        """Remove the spool, all at once, unless somebody has rung meanwhile; return whether it is gone.
+
+        Who has still to read an answer has its file open.
+        """
+        gone = f"{self.home}.gone.{os.getpid()}"
+        os.rename(self.home, gone)
+        if select.select([self.ring], [], [], 0)[0] and not os.path.exists(self.home):
+            os.rename(gone, self.home)
+            return False
+        os.close(self.ring)  # at once: who holds it open is told that nobody is there
+        for name in os.listdir(gone):
+            os.unlink(f"{gone}/{name}")
+        os.rmdir(gone)
+        return True
+
+    def settle(self, everyone: Sequence[Interpreter]) -> None:
+        """Give requests that have waited to who is ready, give results out, and let those go that nobody needs."""
+        waiting, self.waiting = self.waiting, []
+        for number, asked in waiting:
+            self.take(number, asked)
+        for one in everyone:
+            for task in one.retire_stale():
+                task.drop()
+                self.retire(one)
+                self.take_again(task.number, task.asked)
+            for serial in [serial for serial, task in one.tasks.items() if task.ended]:
+                task = one.tasks.pop(serial)
+                self.answer(task.number, task.result() or b"lost\n" + one.last_words())
+                task.drop()
+                self.expect_commands(one.path)
+            if one.is_overdue:
+                self.retire(one)
+        for one in [one for one in self.leaving if one.leave()]:
+            self.leaving.remove(one)
+            one.close()
+        self.forget_answered()
+
+    def expect_commands(self, path: str) -> None:
+        """Have an interpreter for shell commands, which most plays come to: it is there when they do."""
+        if COMMANDS not in self.interpreters and not self.ending:
+            with suppress(OSError):  # there is no room
+                self.start(COMMANDS, f"'{sys.executable}'", "", path)
+
+    def retire(self, one: Interpreter) -> None:
+        """Give an interpreter no more requests, and let it end when it has none."""
+        for key in [key for key, other in self.interpreters.items() if other is one]:
+            self.leaving.append(self.interpreters.pop(key))
+
+    def answer_ring(self) -> None:
+        """Do what was rung for."""
+        self.rung += os.read(self.ring, 1 << 16)
+        *lines, self.rung = self.rung.split(b"\n")
+        for line in lines:
+            with suppress(ValueError, KeyError, zlib.error):  # half of a line, of a client that was killed
+                self.answer_line(line)
+
+    def answer_line(self, line: bytes) -> None:
+        if line == b"quit":
+            self.ending = True
+        elif line.startswith(b"-"):
+            self.forget(int(line[1:]))
+        elif line:
+            number, _space, packed = line.lstrip(b"=").partition(b" ")
+            self.receive(int(number), packed)
+
+    def receive(self, number: int, packed: bytes) -> None:
+        """Take a request, which is ``packed`` or in a file. It is taken once, however often it is rung for."""
+        if number in self.taken:
+            return
+        try:
+            whole = zlib.decompress(binascii.a2b_base64(packed)) if packed else self.read(number)
+            if not self.say(number, b"taken"):
+                return  # nobody waits any more
+        except OSError:  # there is nothing to read, or no room
+            return
+        self.taken[number] = 0.0
+        line, _newline, program = whole.partition(b"\n")
+        self.take(number, Asked(line, program))
+
+    def read(self, number: int) -> bytes:
+        path = self.path(number, "in")
+        with open(path, "rb") as file:
+            content = file.read()
+        os.unlink(path)
+        return content
+
+    def forget(self, number: int) -> None:
+        for path in (self.archive_beside(number), *(self.path(number, suffix) for suffix in SUFFIXES)):
+            with suppress(OSError):
+                os.unlink(path)
+
+    def forget_answered(self) -> None:
+        """Remove answers that can have been fetched by now."""
+        now = time.monotonic()
+        for number in [number for number, when in self.taken.items() if when and now - when > KEPT_SECONDS]:
+            del self.taken[number]
+            self.forget(number)
+
+    def sweep(self) -> None:
+        """Remove files of clients that went away before they asked: those that were here last time, too."""
+        names = {name for name in os.listdir(self.home) if name.partition(".")[0].isdecimal()}
+        strangers = {name for name in names if int(name.partition(".")[0]) not in self.taken}
+        for name in strangers & self.strangers:
+            with suppress(OSError):
+                os.unlink(f"{self.home}/{name}")
+        self.strangers = strangers
+
+    def take_again(self, number: int, asked: Asked) -> None:
+        """Take a request that an interpreter did not take, but not for ever."""
+        asked.tries += 1
+        if asked.tries < MOST_TRIES:
+            self.take(number, asked)
+        else:
+            self.answer(number, b"plain\n")
+
+    def take(self, number: int, asked: Asked) -> None:
+        """Hand a request to its interpreter, or answer why not.
+
+        It waits itself for an interpreter that starts. And what may remove a user waits for those interpreters to end
+        that may be such a user's.
+        """
+        answer = b""
+        try:
+            brought = self.path(number, "archive"), self.archive_beside(number)
+            asked.content, answer = self.archives.found(asked.archive, *brought)
+            waits = not answer and asked.users and self.others_leave(asked)
+            one = None if answer or waits or self.ending else self.interpreter(asked)
+            if waits or (one and one.starts):
+                self.waiting.append((number, asked))
+                return
+            if one and one.ready and not one.dead:
+                self.say(number, b"begun")
+                one.hand_over(number, asked, f"{self.home}/{number}")
+                return
+        except OSError:  # there is no room for what it takes
+            answer = b""
+        self.answer(number, answer or b"plain\n")
+
+    def others_leave(self, asked: Asked) -> bool:
+        """End what become has started, but for the request's own; return whether some of that is about to end."""
+        for key in [key for key, one in self.interpreters.items() if one.marker and key != asked.key]:
+            self.leaving.append(self.interpreters.pop(key))
+        return any(one.marker and not one.tasks and not one.dead for one in self.leaving)
+
+    def interpreter(self, asked: Asked) -> Interpreter | None:
+        """Return the interpreter for a request, which may be one that starts; None if there is no room for one."""
+        key = asked.key
+        one = self.interpreters.get(key)
+        if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
+            self.retire(one)
+            one = None
+        return one or self.start(key, asked.command or f"'{sys.executable}'", asked.marker, asked.path)
+
+    def start(self, key: str, command: str, marker: str, path: str) -> Interpreter | None:
+        """Start an interpreter; return None if there is no room for one."""
+        if free_memory() < LEAST_FREE:
+            return None
+        if len(self.interpreters) >= MOST_INTERPRETERS:
+            oldest = min(self.interpreters, key=lambda other: self.interpreters[other].used)
+            if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
+                return None
+            self.leaving.append(self.interpreters.pop(oldest))
+        surroundings = Surroundings(WATCHED)
+        spawned = None
+        if key == COMMANDS and self.login and self.login.same():  # else a copy is not what a login would be by now
+            spawned = self.copy.start("commands.py")
+        program = "commands.py" if key == COMMANDS else "modules.py"
+        spawned = spawned or spawn(self.home, program, command, path)
+        one = self.interpreters[key] = Interpreter(spawned, surroundings, marker, path)
+        return one
+
+    # What it says
+
+    def say(self, number: int, word: bytes, content: bytes = b"") -> bool:
+        """Add a line, and what belongs to it, to what a client reads; return False if there is nothing to add it to.
+
+        :raise OSError: if there is no room for it; what its client has is as it was.
+        """
+        try:
+            file = open(self.path(number, "rc"), "r+b", buffering=0)  # noqa: SIM115 - it is closed below
+        except FileNotFoundError:
+            return False
+        with file:
+            start = file.seek(0, os.SEEK_END)
+            said = b"%d %b\n%b" % (number, word, content)
+            try:
+                if file.write(said) != len(said):
+                    raise OSError("no room")
+            except OSError:
+                file.truncate(start)
+                raise
+        return True
+
+    def answer(self, number: int, content: bytes) -> None:
+        """Give the answer to a request, if its client is there still."""
+        try:
+            self.say(number, b"answer %d" % len(content), content)
+        except OSError:
+            with suppress(OSError):  # not even for that: the client hears nothing, and says that nobody knows
+                self.say(number, b"answer 5", b"full\n")
+        self.taken[number] = time.monotonic()
+
+
+def serve_spool(home: str, ring: int, first: Spawned | None, began: float, copy: Copy) -> None:
+    """Serve in the spool ``home``, which is the working directory, until nobody needs it any more.
+
+    ``first`` is the interpreter that this was started for, since ``began`` (time); ``copy`` makes others of this.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
+    sys.path[:] = filter(None, sys.path)  # not what is in the spool
+    server = Server(home, ring, copy)
+    if first:
+        server.adopt(first, began)
+    server.serve()

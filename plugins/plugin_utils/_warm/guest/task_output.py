@@ -1,0 +1,117 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For the guest: tasks at work, and what becomes of their output and their exit status (server.py)."""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import NOT_RUN
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.worker import Asked
+
+MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
+# In place of an exit status: the interpreter has ended.
+LOST = -1
+
+
+class Room:
+    """How many bytes the output of one task may take in the spool: half of what is free, which others need, too."""
+
+    def __init__(self, home: str) -> None:
+        there = os.statvfs(home)
+        self.left = there.f_bavail * there.f_frsize // 2
+
+    def take(self, size: int) -> bool:
+        """Return whether there is room for so many bytes more."""
+        self.left -= size
+        return self.left >= 0
+
+
+class Output:
+    """What a task writes to one of its streams: kept here as long as it is short, else in the file ``path``."""
+
+    def __init__(self, path: str, letter: str, text: bytes, room: Room) -> None:
+        self.path = path
+        self.letter = letter
+        self.kept = text
+        self.room = room
+        self.file: BinaryIO | None = None
+        self.lost = False  # a part of it: there was no room
+
+    def write(self, data: bytes) -> None:
+        if self.file is None and len(self.kept) + len(data) <= MOST_KEPT:
+            self.kept += data
+            return
+        if self.lost:
+            return
+        try:
+            if self.file is None:
+                data, self.kept = self.kept + data, b""
+                self.file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
+            self.lost = not self.room.take(len(data)) or self.file.write(data) != len(data)
+        except OSError:
+            self.lost = True
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+    def where(self) -> str:
+        return self.letter if self.file else f"={len(self.kept)}" if self.kept else "-"
+
+
+class Task:
+    """A task at work: where its output comes from and goes to. ``rc`` is None until its end was told.
+
+    ``asked`` is the request, whose answer is that of the client with this ``number``.
+    """
+
+    def __init__(self, number: int, asked: Asked, path: str, preamble: bytes, errors: bytes) -> None:
+        self.number = number
+        self.asked = asked
+        self.rc: int | None = None
+        room = Room(os.path.dirname(path))
+        self.outputs = (Output(f"{path}.out", "o", preamble, room), Output(f"{path}.err", "e", errors, room))
+        self.streams: dict[int, Output] = {}  # where it comes from: where it goes to
+        self.theirs: list[int] = []
+        for output in self.outputs:
+            source, sink = os.pipe()
+            self.streams[source] = output
+            self.theirs.append(sink)
+
+    def copy(self, source: int) -> None:
+        """Take what has come from one of the streams."""
+        data = os.read(source, 1 << 16)
+        if data:
+            self.streams[source].write(data)
+        else:
+            self.streams.pop(source).close()
+            os.close(source)
+
+    @property
+    def ended(self) -> bool:
+        return self.rc is not None and (not self.streams or not 0 <= self.rc < NOT_RUN)
+
+    def drop(self) -> None:
+        """Close what is still open of a task, and forget what it wrote."""
+        for descriptor in (*self.streams, *self.theirs):
+            os.close(descriptor)
+        self.streams, self.theirs = {}, []
+        for output in self.outputs:
+            output.close()
+
+    def result(self) -> bytes:
+        """Return the answer; nothing if its interpreter has ended while it was at work."""
+        if self.rc == NOT_RUN:
+            return b"plain\n"
+        if self.rc is None or self.rc == LOST:
+            return b""
+        out, err = self.outputs
+        whole = "lost" if out.lost or err.lost else "."
+        return f"{self.rc} {out.where()} {err.where()} {whole}\n".encode("ascii") + out.kept + err.kept

@@ -1,0 +1,106 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The archive of a module and its libraries, as ansible-core packs it, in pieces: a guest gets those that it lacks."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Container
+from typing import NamedTuple
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.bytecode import packed
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.compiler import compiled
+
+__all__ = ("REMEMBERED", "Archive", "read_archive")
+
+# Bytes of a file's header before its name, and where in there the lengths of name and extra field are.
+_HEADER = 30
+_LENGTHS = struct.Struct("<HH")
+_AT = 26
+# What the archive is in a traceback: ARCHIVE in _warm/guest/payload.py.
+_NAME = "_payload.zip"
+REMEMBERED = 12
+"""Letters of a part's checksum by which a client remembers that it is in the guest."""
+
+Source = tuple[str, tuple[bytes, str]]
+"""A module's source: its digest, and what is in it with its path."""
+
+
+class Archive(NamedTuple):
+    """An archive: ``digest`` of what is in it, its ``parts`` by their checksums, and how they make it (``recipe``).
+
+    The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
+    what was compressed of a file. The recipe is a line with the checksum of the digest and of all that follows, one of
+    JSON with the checksum of each part and where it belongs in the last of what follows, one with what is in the
+    archive, and all that is between the parts. The ``sources`` are those of modules, by their parts.
+    """
+
+    digest: str
+    recipe: bytes
+    parts: dict[str, bytes]
+    sources: dict[str, Source]
+
+    def brought(self, missing: Container[str], *, code: bool = False, programs: bytes = b"") -> bytes:
+        """Return the recipe, ``code`` of parts or nothing, that of ``programs``, and the parts that are ``missing`` in
+        the guest, as the server and what starts it read them: each after its size, in four bytes, and compressed.
+        """
+        parts = [part for checksum, part in self.parts.items() if checksum[:REMEMBERED] in missing]
+        sources = dict(source for checksum, source in self.sources.items() if checksum[:REMEMBERED] in missing)
+        pieces = zlib.compress(self.recipe), packed(compiled(sources)) if code else b"", programs, *parts
+        return b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
+
+    def remembered(self) -> list[str]:
+        """Return what tells the parts from others."""
+        return [checksum[:REMEMBERED] for checksum in self.parts]
+
+
+@functools.lru_cache(maxsize=16)
+def read_archive(encoded: bytes) -> Archive | None:
+    """Return what is in an archive, given in base64; None if that is not as it should be."""
+    table = {}
+    content = hashlib.sha256()
+    places = []
+    try:
+        packed = base64.b64decode(encoded, validate=True)
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            for entry in archive.infolist():
+                name = entry.filename
+                text = archive.read(entry)
+                digest = hashlib.sha256(text).hexdigest()[:32]
+                content.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
+                if name.endswith(".py"):
+                    package = name.endswith("/__init__.py")
+                    module = name[: -len("/__init__.py" if package else ".py")].replace("/", ".")
+                    table[module] = (digest, package)
+                lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
+                source = (digest, (text, f"{_NAME}/{name}")) if name.endswith(".py") else None
+                places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size, source))
+    except (NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error):
+        return None
+    names = json.dumps(table).encode("ascii")
+    whole = content.hexdigest()
+    parts, sources, between, listed = {}, {}, [], []
+    end = length = 0
+    for start, size, source in sorted(places):
+        if size:
+            between.append(packed[end:start])
+            length += start - end
+            end = start + size
+            part = packed[start:end]
+            checksum = hashlib.sha256(part).hexdigest()
+            parts[checksum] = part
+            if source:
+                sources[checksum] = source
+            listed.append((checksum, length))
+    between.append(packed[end:])
+    lines = b"\n".join([json.dumps(listed).encode("ascii"), names, b"".join(between)])
+    checksum = hashlib.sha256(whole.encode("ascii") + lines).hexdigest()
+    return Archive(whole, checksum.encode("ascii") + b"\n" + lines, parts, sources)

@@ -1,0 +1,199 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One request to the server of warm interpreters, and its answer (_warm/guest/server.py).
+
+A request has a number of its own, which nobody can guess, and all that is said of it has that number. A guest may be
+put back to a snapshot while somebody waits: so nothing is matched by its place in a file, and no handle of the agent
+is used for a second request.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import itertools
+import re
+import time
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    GuestFileError,
+    HandleLostError,
+    OutcomeUnknownError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import lost, pauses, unknown
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
+
+__all__ = ("NOT_RUN", "Call", "ended_meanwhile")
+
+# Answers, or what they begin with, that say why something was not run.
+NOT_RUN = (b"archive", b"plain\n")
+# Bytes beside a request on the ring.
+_ROOM = 64
+# What is read at once: the agent makes room for as much each time that it is asked.
+_ANSWER = 64 << 10
+# An answer has at most twice 64 KiB of output; what is longer is in files of its own.
+_LONGEST_ANSWER = 256 << 10
+# How often it is made sure that an answer can still come, and how long a server may take to take a request.
+_LOOK_SECONDS = 1.0
+_TAKE_SECONDS = 5.0
+
+
+class Call:
+    """A request with this ``number``: ``ask`` hands it over, and ``answer`` waits for what is said of it."""
+
+    def __init__(self, agent: Agent, spool: Spool, number: int) -> None:
+        self.number = number
+        self._agent = agent
+        self._spool = spool
+        self._file: GuestFile | None = None
+        self._text = b""
+        self._half: bytes | None = None  # an answer that was not there, all of it, when it was looked at last
+        self._since = 0.0
+
+    def ask(self, request: bytes) -> bool:
+        """Hand the request to the server; return False if there is none.
+
+        :raise GuestFileError: with errno ENOSPC if there is no room for it.
+        """
+        packed = base64.b64encode(zlib.compress(request)).decode("ascii")
+        line = f"={self.number} {packed}"
+        try:
+            with self._spool.bell() as bell:  # which tells whether there is anybody
+                self._file = GuestFile(self._agent, self._path, "w+")
+                if len(line) + _ROOM > LONGEST_RING:
+                    self._spool.write(f"{self.number}.in", request)
+                    line = str(self.number)
+                bell.write(f"{line}\n".encode("ascii"))
+        except GuestFileError as exc:
+            self.close()
+            if exc.errno not in NOBODY:
+                raise
+            return False
+        except HandleLostError:  # the agent was restarted: nothing was rung
+            self.close()
+            return self.ask(request)
+        self._since = time.monotonic()
+        return True
+
+    def answer(self, first: Iterable[float] = ()) -> bytes:
+        """Wait for the answer, with these pauses at ``first``, in seconds: each is before a question.
+
+        :raise OutcomeUnknownError: if there will be none, or nobody can tell.
+        """
+        looked = self._since
+        try:
+            for pause in itertools.chain(first, pauses()):
+                time.sleep(pause)
+                answer = self._read()
+                if answer is None and time.monotonic() - looked > _LOOK_SECONDS:
+                    looked = time.monotonic()
+                    answer = self._look()
+                if answer is not None:
+                    return answer
+        except OutcomeUnknownError:
+            raise
+        except QgaError as exc:  # of a question; the task may have run, or may run yet
+            raise lost(exc, f"contact was lost while the task ran: {exc.message}") from None
+        finally:
+            self.close()
+        raise unknown("there is no answer")  # not reached: pauses never end
+
+    def forget(self) -> None:
+        """Have all that there is of it in the guest removed."""
+        self._spool.forget(self.number)
+
+    def close(self) -> None:
+        """Close the file with the answer."""
+        file, self._file = self._file, None
+        if file:
+            with suppress(QgaError):  # the guest is not what it was; nothing of the task depends on it
+                file.close()
+
+    @property
+    def _path(self) -> str:
+        return f"{self._spool.path}/{self.number}.rc"
+
+    def _read(self) -> bytes | None:
+        """Return the answer; None as long as that is not there, all of it."""
+        if not self._file:
+            return None
+        try:
+            self._text += self._file.read(_ANSWER)
+        except QgaError:  # the agent was restarted, or is silent for a while: see _look
+            self._file = None
+            return self._look()
+        if self._text and not self._text.startswith(b"%d " % self.number):
+            self._let_go()
+            return self._look()
+        return self._found(self._text)
+
+    def _let_go(self) -> None:
+        """Do nothing more with the handle, not even close it: after a snapshot it is another's, who has it in use."""
+        self._file, self._text = None, b""
+
+    def _look(self) -> bytes | None:
+        """Look at the file anew, by its name, and make sure that an answer can still come.
+
+        :raise OutcomeUnknownError: if none can.
+        """
+        there = patiently(self._agent, self._spool.is_served)
+        text = patiently(self._agent, self._all)
+        answer = self._found(text or b"")
+        if answer is not None:
+            return answer
+        # A file that was removed can be read as long as it is open.
+        known = text if text is not None else self._text if self._file else None
+        if not there and known is not None and not self._says(known, b"begun"):
+            return b"plain\n"  # whoever would have run it has ended
+        if not there:
+            raise unknown("what serves the interpreters in the guest ended while the task ran (was it rebooted?)")
+        if text is None:
+            self._let_go()
+            raise unknown("the guest knows nothing of the task any more (was it put back to a snapshot, or rebooted?)")
+        if not self._says(text, b"taken") and time.monotonic() - self._since > _TAKE_SECONDS:
+            raise unknown("the guest has not taken the task (was it put back to a snapshot, or does it hang?)")
+        if self._says(text, rb"answer \d+"):
+            if text == self._half:  # a second later
+                raise unknown("the task's answer is damaged")
+            self._half = text
+        return None
+
+    def _all(self) -> bytes | None:
+        """Return all that was said, by the file's name; None if there is no such file."""
+        try:
+            return self._spool.read(f"{self.number}.rc", _LONGEST_ANSWER)
+        except GuestFileError as exc:
+            if exc.errno == errno.ENOSPC and self._file:  # the agent opens no other file without room in /run
+                return self._text
+            raise
+
+    def _says(self, text: bytes | None, word: bytes) -> bool:
+        return re.search(rb"^%d %b$" % (self.number, word), text or b"", re.MULTILINE) is not None
+
+    def _found(self, text: bytes) -> bytes | None:
+        """Return the answer in what was said, if all of it is there.
+
+        :raise OutcomeUnknownError: if it is larger than any can be.
+        """
+        match = re.search(rb"^%d answer (\d{1,9})\n" % self.number, text, re.MULTILINE)
+        size = int(match.group(1)) if match else 0
+        if max(size, len(text)) > _LONGEST_ANSWER:
+            raise unknown("the task's answer makes no sense")
+        if not match:
+            return None
+        rest = text[match.end() :]
+        return rest[:size] if len(rest) >= size else None
+
+
+def ended_meanwhile(words: bytes) -> OutcomeUnknownError:
+    """Return the error that says that a task's interpreter ended, with the interpreter's last ``words``."""
+    why = words.decode("utf-8", "replace") or "was the guest rebooted?"
+    return unknown(f"the interpreter in the guest ended while the task ran ({why})")
