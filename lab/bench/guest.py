@@ -192,8 +192,8 @@ class Bench:
         """Return the MB/s that writing and reading reach with this chunk size, without any verification."""
         # By name, because it is found only where Ansible's plugins are.
         library = "ansible_collections.qemu.guest.plugins.module_utils"
-        open_agent = importlib.import_module(f"{library}._agent").open_agent
-        open_file = importlib.import_module(f"{library}._files").GuestFile
+        open_agent = importlib.import_module(f"{library}._agent.connect").open_agent
+        open_file = importlib.import_module(f"{library}._guest.files").GuestFile
         data = self._content("random").read_bytes()
         with open_agent(str(self._subject.agent_socket), 120) as agent:
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keep a channel open between tasks: the process of which _agent/mux_client.py is the clients' side, and how it is started.
+"""Keep a channel open between tasks: the process of which mux_client.py is the clients' side, and how it is started.
 
 It runs in an interpreter of its own, so it imports nothing but the standard library, and has no memory of Ansible's. It
 belongs to no session; it ends when nobody has used the channel for a time, when the channel's other side has gone, or

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import base, channel, libvirt_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent import (
+    base,
+    channel,
+    deadline,
+    libvirt_agent,
+    lock,
+    socket_agent,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import fetch_packed, files, guest_exec, patience
@@ -27,7 +34,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Locks of tests are the tests' own."""
     directory = tmp_path / "locks"
     directory.mkdir()
-    monkeypatch.setattr(channel, "_private_directory", lambda: str(directory))
+    monkeypatch.setattr(lock, "_private_directory", lambda: str(directory))
     return directory
 
 
@@ -35,7 +42,8 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all modules stands still but for what the test and its scripted agent let pass."""
     clock = Clock()
-    for module in (base, channel, guest_exec, files, libvirt_agent, fetch_packed, patience, qga_exec, qga_ping):
+    agent = (base, channel, deadline, libvirt_agent, lock, socket_agent)
+    for module in (*agent, guest_exec, files, fetch_packed, patience, qga_exec, qga_ping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

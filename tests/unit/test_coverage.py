@@ -33,7 +33,7 @@ from lab.tally import Tally
 
 PLUGINS = COLLECTION / "plugins"
 # Names every command, whoever uses it.
-SCHEMA = PLUGINS / "module_utils" / "_agent/schema.py"
+SCHEMA = PLUGINS / "module_utils" / "_agent" / "schema.py"
 
 
 def sources(path: Path, seen: set[Path]) -> Iterator[ast.Module]:

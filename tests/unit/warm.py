@@ -29,9 +29,9 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Ar
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 
 COMMAND = sys.executable
-SPOOL = Path(executor._SPOOL).name
+SPOOL = Path(executor._spool()).name
 # What is there as long as the server is.
-STAYS = {"ring", "pid", "modules.py", "commands.py", "prologue"}
+STAYS = {"ring", "pid"}
 LIBRARIES = {
     "ansible/__init__.py": "",
     "ansible/module_utils/__init__.py": "",
@@ -116,9 +116,9 @@ SAID: dict[str, Any] = {"key": "k", "command": "", "marker": "", "path": "", "ar
 HEADER = json.dumps(SAID).encode()
 
 
-def asked(**said: Any) -> worker.Asked:
+def asked(**said: Any) -> wire.Asked:
     """Return a request as a server takes it."""
-    return worker.Asked(json.dumps({**SAID, **said}).encode(), b"program")
+    return wire.Asked(json.dumps({**SAID, **said}).encode(), b"program")
 
 
 def an_interpreter(*, ready: bool = True) -> tuple[worker.Interpreter, socket.socket]:

@@ -66,9 +66,9 @@ class Agent(ABC):
     """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
 
     shell: Callable[[bytes, bytes], Callable[[], Any] | None] | None = None
-    """Starts a shell command with an input, as run_shell() of _guest/login_shell.py does, and returns what waits for its end: that
-    returns its ExecResult, or None if it was not run. It returns None if it started nothing. Whoever has a shell in the
-    guest that is ready for work (the connection plugin) puts it here."""
+    """Starts a shell command with an input, as run_shell() of login_shell.py does, and returns what waits for its end:
+    that returns its ExecResult, or None if it was not run. It returns None if it started nothing. Whoever has a shell
+    in the guest that is ready for work (the connection plugin) puts it here."""
 
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name

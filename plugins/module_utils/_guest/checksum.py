@@ -4,8 +4,8 @@
 """Checksums that the guest computes of its own files.
 
 SHA-256 is what users are told. What compares the two ends of a copy is what the guest computes soonest: CRC-32 where
-_warm/guest/file_ops.py does it, which takes a fifth of BLAKE2b's time, else BLAKE2b, which takes a third of SHA-256's, and
-SHA-256 in a guest that has no b2sum (coreutils before 8.26, busybox).
+_warm/guest/file_ops.py does it, which takes a fifth of BLAKE2b's time, else BLAKE2b, which takes a third of
+SHA-256's, and SHA-256 in a guest that has no b2sum (coreutils before 8.26, busybox).
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline

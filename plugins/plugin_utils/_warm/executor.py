@@ -19,7 +19,6 @@ import re
 import shlex
 import sys
 import time
-import zlib
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -29,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec impor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import HOME, RunnerAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.session import NOT_RUN, Call, ended_meanwhile
 
@@ -39,31 +38,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Log = Callable[[str], None]
 
-
-def _program(*names: str) -> bytes:
-    """Return the text of these modules, each behind what it imports of the others, as one program.
-
-    They are read, not imported: they are for the guest, and a connection is made anew for each task.
-    """
-    texts = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in names]
-    return b"from __future__ import annotations\n" + b"".join(_ELSEWHERE.sub(b"", text) for text in texts)
-
-
-# From a newline on, not at the beginning of a line: looking for that would take each task's process a millisecond more.
-_ELSEWHERE = re.compile(rb"\n *from (?:ansible_collections|__future__)\b[^\n(]*(?:\([^)]*\))?(?=\n)")
-_BOTH = ("_warm_fresh", "_warm_wire")  # what each interpreter has, and what starts them
-_START_PROGRAM = _program("_kind", *_BOTH, "_warm_start")
-# An interpreter that is started for one of them has a last line behind that.
-_PROGRAMS = {
-    "server.py": _program("_warm_surroundings", "_warm_tasks", "_warm_archives", "_warm_interpreters", "_warm_server"),
-    "modules.py": _program(
-        *_BOTH, "_warm_zygote", "_kind", "_compiled", "_warm_payload", "_warm_importer", "_warm_memory", "_warm_modules"
-    ),
-    "commands.py": _program(*_BOTH, "_warm_zygote", "../module_utils/_zstd", "_warm_commands"),
-}
-_LAST_LINES = {"modules.py": b"\n\nmain(Modules())\n", "commands.py": b"\n\nmain(Commands())\n"}
-# Another version of them has a spool of its own.
-_SPOOL = f"{HOME}/warm-{hashlib.sha256(b''.join([_START_PROGRAM, *_PROGRAMS.values()])).hexdigest()[:16]}"
 
 # The line with the archive, in what ansible-core 2.16 to 2.21 send.
 _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
@@ -104,8 +78,9 @@ _BY_ITSELF = """eval {command} <<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
 QEMU_GUEST"""
 _BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&-"
 _PROGRAM = (
-    "import os; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
-    "start({spool!r}, {sizes!r}, {beside!r}, {copies!r}, s[{size}:])"
+    "import json, os, zlib; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
+    "given = json.loads(zlib.decompress(s[{size}:]).decode()); loader, module = begin(given.pop('sources'), 'start'); "
+    "module.start(loader, given, {spool!r}, {beside!r}, {copies!r})"
 )
 _NO_ROOM = 75
 
@@ -152,7 +127,7 @@ class WarmPython:
         self._agent = agent
         self._log = log
         self._tell = tell or log
-        self._spool = Spool(agent, _SPOOL)
+        self._spool = Spool(agent, _spool())
 
     def run(self, command: str, stdin: bytes) -> ExecResult | None:
         """Run a shell command, as run_shell() of _guest/login_shell.py does; None if it was not run.
@@ -236,21 +211,21 @@ class WarmPython:
     def _start(self, request: bytes, python: str, archive: Archive, number: int) -> bool:
         """Start a server that gets an interpreter ready for a request; return whether there is one now."""
         runners = Spool(self._agent, HOME)
-        failed = f"{Path(_SPOOL).name}.{_header(request)['key'][:16]}.failed"
+        failed = f"{Path(_spool()).name}.{_header(request)['key'][:16]}.failed"
         why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
         if why:
             last = why.rpartition(b"\n")[2].decode("utf-8", "replace")
             self._tell(f"warm Python could not be started by this command line, and runs nothing of it: {last}")
             return False
         self._log("starting warm Python in the guest")
-        beside = f"{Path(_SPOOL).name}.{number}"
+        beside = f"{Path(_spool()).name}.{number}"
         began = time.monotonic()
         with self._agent.forgetting():
-            start_shell(self._agent, *_starter(_SPOOL, request, python, number, failed))
+            start_shell(self._agent, *_starter(_spool(), request, python, number, failed))
         is_slow = time.monotonic() - began > _QUICK_START_SECONDS
         # Nothing else is to be done meanwhile. A guest that is as quick as this machine compiles by itself as soon.
         code = is_slow and _is_ours(python)
-        brought = archive.brought(archive.remembered(), code=code, programs=_code_of_programs() if code else b"")
+        brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
         runners.write(f"{beside}.archive", brought)
         for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
@@ -264,8 +239,9 @@ class WarmPython:
         return False
 
 
-def _code_of_programs() -> bytes:
-    return bytecode.packed({name: compile(text, "<stdin>", "exec") for name, text in _PROGRAMS.items()})
+def _spool() -> str:
+    """Return the path of the server's spool. Another version of what runs there has one of its own."""
+    return f"{HOME}/warm-{bundle.digest()}"
 
 
 def _is_ours(python: str) -> bool:
@@ -286,7 +262,7 @@ def _copies(python: str, command: str) -> list[str]:
     if program != python or not all(map(_ASSIGNMENT.match, environment)):
         return []
     # Shell commands have the environment of a login.
-    return ["modules.py"] if environment else ["modules.py", "commands.py"]
+    return ["module_runner"] if environment else ["module_runner", "file_ops"]
 
 
 def _is_login(command: str) -> bool:
@@ -312,21 +288,20 @@ def _starter(spool: str, request: bytes, python: str, number: int, failed: str) 
     server does not come to serve, it writes the file ``failed``.
     """
     header, beside = _header(request), f"{spool}.{number}"
-    parts = {
-        **{name: program + _LAST_LINES.get(name, b"") for name, program in _PROGRAMS.items()},
-        "prologue": login_program().encode("utf-8"),
-        "command": header["command"].encode("utf-8", "surrogateescape"),
-        "path": header["path"].encode("ascii"),
-        "first": request.partition(b"\n")[0],
-    }
-    sizes = ",".join(f"{name}:{len(content)}" for name, content in parts.items())
+    size, stdin = bundle.start_input(
+        {
+            "prologue": login_program(),
+            "command": header["command"],
+            "path": header["path"],
+            "first": request.partition(b"\n")[0].decode("ascii"),
+        }
+    )
     copies = _copies(python, header["command"])
     program = _PROGRAM.format(
-        size=len(_START_PROGRAM),
+        size=size,
         spool=spool,
-        sizes=sizes,
         beside=beside,
-        copies=" ".join(copies or ["commands.py"]),
+        copies=" ".join(copies or ["file_ops"]),
     )
     if copies:
         launch = _BY_ITSELF.format(command=shlex.quote(header["command"]), program=program)
@@ -334,7 +309,7 @@ def _starter(spool: str, request: bytes, python: str, number: int, failed: str) 
         launch = _BY_ANOTHER.format(python=shlex.quote(python), program=shlex.quote(program))
     failed = f"{HOME}/{failed}"
     command = _START.format(launch=launch, no_room=_NO_ROOM, beside=beside, number=number, failed=failed)
-    return command.encode("utf-8", "surrogateescape"), _START_PROGRAM + zlib.compress(b"".join(parts.values()))
+    return command.encode("utf-8", "surrogateescape"), stdin
 
 
 def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:

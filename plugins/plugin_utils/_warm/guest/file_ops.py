@@ -19,9 +19,9 @@ import sys
 import zlib
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd, zstd_decompress
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import Request
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.zygote import LastWord, Work
+from .wire import Request
+from .zstd import Compressor, zstd, zstd_decompress
+from .zygote import LastWord, Work, main
 
 try:  # what hashlib would take, without what importing that takes
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
+    from .fresh import Fingerprint
+
 # Words that are themselves to a shell.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
 WORD = rb"[A-Za-z0-9_.@%+,:=-]+"
@@ -45,7 +47,7 @@ SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256
 BLOCK = 512 << 10  # bytes that are read at once
 WINDOW = 64 << 20  # bytes that are mapped at once
 SET_DUMPABLE = 4  # for prctl()
-# As _guest/login_shell.py starts a command: not in its arguments, which everybody can see, and in the place of the shell's own.
+# As login_shell.py starts a command: not in its arguments, which all can see, and in the place of the shell's own.
 SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
 eval "unset c; $c"
 """
@@ -344,3 +346,8 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
 PLACE = re.compile(
     rb": place; d=(%b) n=(%b) t=(%b) w=([0-9a-f]{64}) c=- %b='' x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS)
 )
+
+
+def serve(fingerprint: Fingerprint | None = None, recipe: bytes = b"", code: bytes = b"") -> NoReturn:
+    """Serve in a new interpreter; an archive is nothing to shell commands."""
+    main(Commands(), fingerprint)

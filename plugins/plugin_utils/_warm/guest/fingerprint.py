@@ -87,7 +87,7 @@ class Surroundings:
         now = signature_of(self.paths)
         if len(now) != len(self.seen):
             return False
-        for before, after in zip(self.seen, now):  # noqa: B905 - Python 3.10
+        for before, after in zip(self.seen, now):
             path = after[0]
             if before != after:
                 there = content(path) if path in TABLES else b""

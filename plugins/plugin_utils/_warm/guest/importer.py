@@ -14,16 +14,16 @@ import types
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.bytecode import unpacked
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.compiler import compiled
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload import ARCHIVE, archive_name, place
+from .bytecode import unpacked
+from .compiler import compiled
+from .payload import ARCHIVE, archive_name, place
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.compiler import Codes, Sources
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload import Archive, Table
+    from .compiler import Codes, Sources
+    from .payload import Archive, Table
 
 # Only these are imported before a task needs them; of others, the compiled code is kept.
 LIBRARIES = "ansible.module_utils"

@@ -20,17 +20,19 @@ import types
 import zlib
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.bytecode import unpacked
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import renew
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.importer import Importer
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload import STEPS, Archive, Payload, table_of
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.prefault import Memory
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import Request
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.zygote import LastWord, Work
+from .bytecode import unpacked
+from .fresh import renew
+from .importer import Importer
+from .payload import STEPS, Archive, Payload, table_of
+from .prefault import Memory
+from .wire import Request
+from .zygote import LastWord, Work, main
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from .fresh import Fingerprint
 
 # What a module has Python do between fork() and exec().
 BETWEEN = "AnsibleModule.run_command.<locals>.preexec"
@@ -166,7 +168,7 @@ def does_nothing(function: object) -> bool:
     if not isinstance(function, types.FunctionType) or function.__qualname__ != BETWEEN:
         return False
     code = function.__code__
-    kept = dict(zip(code.co_freevars, function.__closure__ or ()))  # noqa: B905 - Python 3.10
+    kept = dict(zip(code.co_freevars, function.__closure__ or ()))
     # What the first one does, it does in Python 2.
     known = code.co_names in (("os", "umask"), ("_restore_signal_handlers", "os", "umask"))
     return known and "umask" in kept and not kept["umask"].cell_contents
@@ -219,3 +221,11 @@ def run(payload: Payload, heads: dict[bytes, types.CodeType], last_word: LastWor
         sys.exit(code)  # the interpreter's own end has words for that
     last_word.say(code & 0xFF)
     os._exit(code & 0xFF)
+
+
+def serve(fingerprint: Fingerprint | None = None, recipe: bytes = b"", code: bytes = b"") -> NoReturn:
+    """Serve in a new interpreter. In a copy, ``recipe`` and ``code`` are of the archive that comes first."""
+    work = Modules()
+    if fingerprint:
+        work.expect(recipe, code)
+    main(work, fingerprint)

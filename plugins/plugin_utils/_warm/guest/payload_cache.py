@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.start import piece
+from .wire import piece
 
 try:  # what hashlib would take, without the time that importing that takes
     from _sha2 import sha256  # type: ignore[import-not-found]

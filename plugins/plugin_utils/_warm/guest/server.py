@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For the guest: keep warm interpreters (zygote.py), one per command line, and hand requests to them.
 
-Like the runner (_runner/agent.py) it has a spool with a ring that only root can enter. A request has a number of its own,
+Like the runner it has a spool with a ring that only root can enter. A request has a number of its own,
 which nobody can guess; all that is said of it is in the file NUMBER.rc of the client that waits, and has that number:
 
     NUMBER taken            it is known here, so there will be an answer as long as this lives
@@ -35,17 +35,17 @@ import time
 import zlib
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fingerprint import (
+from .fingerprint import (
     WATCHED,
     Surroundings,
     changed_since,
 )
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload_cache import Archives
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.start import LEAST_FREE, free_memory, spawn
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.worker import (
+from .launch import LEAST_FREE, MODULE_RUNNER, SHELL_COMMANDS, free_memory
+from .payload_cache import Archives
+from .wire import Asked
+from .worker import (
     GUEST_SECONDS,
     START_SECONDS,
-    Asked,
     Interpreter,
 )
 
@@ -53,7 +53,7 @@ TYPE_CHECKING = False  # as type checkers know it, without the time that importi
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.start import Copy, Spawned
+    from .launch import Launcher, Spawned
 
 IDLE_SECONDS = 600
 TICK_SECONDS = 60
@@ -68,10 +68,10 @@ COMMANDS = ""  # key of the interpreter for shell commands
 class Server:
     """The spool ``home``, with its ``ring`` open, the interpreters, and what goes on between them."""
 
-    def __init__(self, home: str, ring: int, copy: Copy) -> None:
+    def __init__(self, home: str, ring: int, launcher: Launcher) -> None:
         self.home = home
         self.ring = ring
-        self.copy = copy
+        self.launcher = launcher
         self.login: Surroundings | None = None  # of which the copied process is
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those that have no key any more: at work still, or ending
@@ -89,11 +89,9 @@ class Server:
         """Return where a client has put an archive that it brought before there was a place for it here."""
         return f"{self.home}.{number}.archive"
 
-    def adopt(self, first: Spawned, began: float) -> None:
+    def adopt(self, header: str, first: Spawned, began: float) -> None:
         """Take the interpreter that this was started for, unless what it would look at has changed since."""
-        with open("first", "rb") as file:
-            asked = Asked(file.readline(), b"")
-        os.unlink("first")
+        asked = Asked(header.encode("ascii"), b"")
         one = Interpreter(first, Surroundings(WATCHED), asked.marker, asked.path)
         login = Surroundings(WATCHED)
         if changed_since(began, WATCHED):
@@ -321,9 +319,9 @@ class Server:
         surroundings = Surroundings(WATCHED)
         spawned = None
         if key == COMMANDS and self.login and self.login.same():  # else a copy is not what a login would be by now
-            spawned = self.copy.start("commands.py")
-        program = "commands.py" if key == COMMANDS else "modules.py"
-        spawned = spawned or spawn(self.home, program, command, path)
+            spawned = self.launcher.copy(SHELL_COMMANDS)
+        program = SHELL_COMMANDS if key == COMMANDS else MODULE_RUNNER
+        spawned = spawned or self.launcher.spawn(program, command, path)
         one = self.interpreters[key] = Interpreter(spawned, surroundings, marker, path)
         return one
 
@@ -359,15 +357,15 @@ class Server:
         self.taken[number] = time.monotonic()
 
 
-def serve_spool(home: str, ring: int, first: Spawned | None, began: float, copy: Copy) -> None:
+def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Spawned | None, began: float) -> None:
     """Serve in the spool ``home``, which is the working directory, until nobody needs it any more.
 
-    ``first`` is the interpreter that this was started for, since ``began`` (time); ``copy`` makes others of this.
+    ``first`` is the interpreter that this was started for, since ``began`` (time), and ``header`` is of its request.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
     sys.path[:] = filter(None, sys.path)  # not what is in the spool
-    server = Server(home, ring, copy)
+    server = Server(home, ring, launcher)
     if first:
-        server.adopt(first, began)
+        server.adopt(header, first, began)
     server.serve()

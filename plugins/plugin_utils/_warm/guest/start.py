@@ -10,68 +10,55 @@ goes first: a task waits for that.
 
 from __future__ import annotations
 
-import _socket
 import fcntl
 import os
-import signal
 import sys
 import time
-import zlib
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.bytecode import unpacked
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.file_ops import Commands
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import Fingerprint, reset_signals
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.module_runner import Modules
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import input_pipe
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.zygote import main
+from .bytecode import unpacked
+from .launch import LEAST_FREE, MODULE_RUNNER, Launcher, free_memory
+from .wire import piece
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
-    import types
-    from collections.abc import Sequence
-    from typing import BinaryIO, NoReturn
-
-    Spawned = tuple[_socket.socket, int]
-    """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe."""
+    from .loader import Loader
 
 NO_ROOM = 75  # exit status: the next one may come to another end
-LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
-OURS = 3  # where descriptors begin that are no standard ones
 # How long what a client brings is waited for: it is about as long under way as Python takes to start.
 LATE_SECONDS = 1.0
 PAUSE = 0.01
 
 
-def start(home: str, parts: str, beside: str, copies: str, packed: bytes) -> None:
+def start(loader: Loader, given: dict[str, str], home: str, beside: str, copies: str) -> None:
     """Make the spool ``home``, serve there, and remove it at the end.
 
-    ``packed`` is what came behind this program, and ``parts`` are the names and sizes of what is in it. Names of files
-    for this begin with ``beside``. ``copies`` are the programs that a copy of this process may run, as if it was just
-    started for that.
+    ``given`` has the header of the request that this was started for (``first``), its ``command`` and ``path``, and the
+    ``prologue`` of shells. Names of files for this begin with ``beside``. For ``copies``, see Launcher.
     """
     began = os.fstat(2).st_mtime  # when the shell made that file, to start this
     with suppress(OSError):  # it has one already
         os.setsid()
-    itself, copy = os.getpid(), Copy(copies.split())
+    itself, launcher = os.getpid(), Launcher(loader, given["prologue"], copies.split())
     try:
         lock = begun(home)
         if lock < 0:
             return
-        unpack(parts, zlib.decompress(packed))
-        command, path = taken("command"), taken("path")
-        copy.take(*brought(f"{beside}.archive"))
+        launcher.recipe, launcher.code, programs = brought(f"{beside}.archive")
+        loader.codes.update(unpacked(programs))
         first = None
         if free_memory() > LEAST_FREE:
             # What is said at the start is to be said by each task.
             said = os.fstat(2).st_size
-            first = (None if said else copy.start("modules.py")) or spawn(".", "modules.py", command, path)
-        copy.recipe = copy.code = b""  # which nobody else needs
+            first = None if said else launcher.copy(MODULE_RUNNER)
+            first = first or launcher.spawn(MODULE_RUNNER, given["command"], given["path"])
+        launcher.recipe = launcher.code = b""  # which nobody else needs
         ring = made(home)
         os.close(lock)
-        learn_to_serve(copy)
+        from .server import serve_spool  # now that the interpreter has begun
+
         os.unlink(f"{beside}.err")  # for who looks whether this has served
-        globals()["serve_spool"](home, ring, first, began, copy)
+        serve_spool(home, ring, launcher, given["first"] if first else "", first, began)
     except OSError:  # whatever else it is
         sys.excepthook(*sys.exc_info())
         sys.exit(NO_ROOM)
@@ -130,15 +117,6 @@ def remove(directory: str) -> None:
     os.rmdir(gone)
 
 
-def unpack(parts: str, content: bytes) -> None:
-    """Write the files that were brought with this."""
-    for part in parts.split(","):
-        name, size = part.split(":")
-        with open(name, "wb") as target:
-            target.write(content[: int(size)])
-        content = content[int(size) :]
-
-
 def brought(path: str) -> list[bytes]:
     """Wait for what a client brings, and return what comes first of that: see ``brought`` in _warm/payload.py."""
     end = time.monotonic() + LATE_SECONDS
@@ -149,134 +127,3 @@ def brought(path: str) -> list[bytes]:
                 return [content or b"" for content in pieces]
         time.sleep(PAUSE)
     return [b""] * 3
-
-
-def piece(file: BinaryIO) -> bytes | None:
-    """Return the next piece of what a client brings; None if it is not there, all of it."""
-    header = file.read(4)
-    size = int.from_bytes(header, "little")
-    content = file.read(size)
-    return content if len(header) == 4 and len(content) == size else None
-
-
-def taken(name: str) -> str:
-    """Return what is in a file that was brought, and remove that."""
-    with open(name, "rb") as file:
-        text = file.read().decode("utf-8", "surrogateescape")
-    os.unlink(name)
-    return text
-
-
-def free_memory() -> int:
-    with open("/proc/meminfo") as table:
-        for line in table:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
-
-
-def spawn(home: str, program: str, command: str, path: str) -> Spawned:
-    """Start an interpreter by a shell command, to run a program that is in ``home``; ``path`` is PATH before that.
-
-    It has nothing of this process but a socket and two pipes: it may be another user's.
-    """
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    errors, theirs_too = os.pipe()
-    with open(f"{home}/{program}") as file, open(f"{home}/prologue") as prologue:
-        text = f"{command.count(chr(10)) + 1}\n{command}\n{file.read()}"
-        stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
-        environment = {"PATH": path, "QEMU_GUEST": prologue.read()}
-    try:
-        start_shell(environment, [stdin, theirs.fileno(), theirs_too])
-    except OSError:
-        os.close(errors)
-        raise
-    finally:
-        theirs.close()
-        os.close(theirs_too)
-        os.close(stdin)
-    return ours, errors
-
-
-class Copy:
-    """Makes interpreters of this process, as if they were just started, for the programs for which that is so."""
-
-    def __init__(self, programs: Sequence[str]) -> None:
-        self.directory, self.umask = os.getcwd(), os.umask(0o077)
-        self.programs = programs
-        self.recipe = self.code = b""
-        self.codes: dict[str, types.CodeType] = {}  # of programs, as far as it was brought
-        self.fingerprint = Fingerprint()
-
-    def take(self, recipe: bytes, code: bytes, programs: bytes) -> None:
-        """Keep what a client has brought."""
-        self.recipe, self.code, self.codes = recipe, code, unpacked(programs)
-
-    def start(self, program: str) -> Spawned | None:
-        """Start an interpreter; return None if that is not to be done in this way."""
-        if program not in self.programs or self.fingerprint.changed():
-            return None
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        errors, theirs_too = os.pipe()
-        try:
-            process = os.fork()
-        except OSError:
-            for end in (errors, theirs_too):
-                os.close(end)
-            raise
-        if not process:
-            try:
-                ours.close()
-                self.be(program, theirs, theirs_too)
-            except SystemExit:  # of a task: its process ends as any
-                raise
-            except BaseException:  # whatever it is: a copy does not go on as what serves
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-        theirs.close()
-        os.close(theirs_too)
-        return ours, errors
-
-    def be(self, program: str, output: _socket.socket, errors: int) -> NoReturn:
-        """Be an interpreter. Who has called this stays where it is: what that has open is closed here by number."""
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        with open(program, "rb") as file:
-            text = file.read()
-        be_apart(self.directory, self.umask, [nothing, output.fileno(), errors])
-        output.close()
-        os.closerange(OURS, 1 << 10)  # soon: as long as the ring is open, clients believe that somebody serves
-        code = self.codes.get(program) or compile(text, "<stdin>", "exec", dont_inherit=True)
-        reset_signals()
-        exec(code, globals())
-        work = Modules() if program == "modules.py" else Commands()
-        work.expect(self.recipe, self.code)
-        main(work, self.fingerprint)
-
-
-def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
-    """Start what _guest/login_shell.py has in its program, with these as its standard descriptors."""
-    if not os.fork():
-        try:
-            be_apart("/", 0o022, descriptors)
-            reset_signals()
-            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python
-                signal.signal(ignored, signal.SIG_DFL)
-            os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
-        finally:
-            os._exit(127)
-
-
-def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:
-    """In a new process: have a session of its own, and these as its standard descriptors."""
-    os.setsid()
-    os.umask(umask)
-    os.chdir(directory)
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-
-
-def learn_to_serve(copy: Copy) -> None:
-    with open("server.py", "rb") as file:
-        program = copy.codes.pop("server.py", None) or compile(file.read(), "server.py", "exec")
-    os.unlink("server.py")
-    exec(program, globals())

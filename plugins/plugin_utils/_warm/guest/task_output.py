@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import NOT_RUN
+from .wire import NOT_RUN
 
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.worker import Asked
+    from .wire import Asked
 
 MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
 # In place of an exit status: the interpreter has ended.

@@ -22,7 +22,7 @@ from contextlib import suppress
 TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, BinaryIO
 
 READY = b"\0qemu.guest ready\n"
 """Comes before the first record. The byte behind it is STAYS, or the interpreter is to end soon without work."""
@@ -48,6 +48,34 @@ def records(data: bytes) -> list[tuple[int, int]]:
     """Return ``(number, status)`` of each whole record in ``data``."""
     starts = range(0, len(data) - RECORD + 1, RECORD)
     return [(int.from_bytes(data[n : n + 4], "little"), int.from_bytes(data[n + 4 : n + 6], "little")) for n in starts]
+
+
+class Asked:
+    """A request of a client's: its header, and the ``program`` behind that. ``content`` is that of its archive."""
+
+    def __init__(self, line: bytes, program: bytes) -> None:
+        header = json.loads(line.decode("ascii"))
+        self.program = program
+        self.content = b""
+        self.tries = 0
+        self.key: str = header["key"]
+        self.command: str = header["command"]  # of the interpreter; empty for a shell command
+        self.marker: str = header["marker"]
+        self.path: str = header["path"]
+        self.archive: str = header["archive"]
+        self.before: int = header["before"]
+        self.users: bool = header["users"]  # whether it may remove a user, who must not have processes then
+
+
+def piece(file: BinaryIO) -> bytes | None:
+    """Return the next piece of a file that a client brings; None if it is not there, all of it.
+
+    Each is behind its size, in four bytes.
+    """
+    header = file.read(4)
+    size = int.from_bytes(header, "little")
+    content = file.read(size)
+    return content if len(header) == 4 and len(content) == size else None
 
 
 class Request:
@@ -125,11 +153,16 @@ def _received(connection: _socket.socket, size: int) -> bytes | None:
 def input_pipe(data: bytes) -> int:
     """Return the read end of a pipe that ends behind ``data``: nobody can read it twice, or write to it."""
     source, sink = os.pipe()
-    if len(data) > _PIPE:
-        _feed(source, sink, data)
-    else:
-        os.write(sink, data)
-    os.close(sink)
+    try:
+        if len(data) > _PIPE:
+            _feed(source, sink, data)
+        else:
+            os.write(sink, data)
+    except OSError:  # there is no room for a process
+        os.close(source)
+        raise
+    finally:
+        os.close(sink)
     return source
 
 

@@ -16,15 +16,16 @@ import os
 import time
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload_cache import MOST_ARCHIVES
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.task_output import LOST, Task
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import (
+from .payload_cache import MOST_ARCHIVES
+from .task_output import LOST, Task
+from .wire import (
     LARGEST_STATUS,
     NOT_RUN,
     READY,
     RECORD,
     STALE,
     STAYS,
+    Asked,
     frame,
     records,
     rights,
@@ -34,8 +35,8 @@ TYPE_CHECKING = False  # as type checkers know it, without the time that importi
 if TYPE_CHECKING:
     from typing import Any
 
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fingerprint import Surroundings
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.start import Spawned
+    from .fingerprint import Surroundings
+    from .launch import Spawned
 
 # How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
 START_SECONDS = 10.0
@@ -45,23 +46,6 @@ GUEST_SECONDS = 5.0
 # How long an interpreter may leave unread what it is sent.
 STUCK_SECONDS = 10.0
 MOST_SAID = 64 << 10  # bytes that an interpreter may say at its start, on each of its streams
-
-
-class Asked:
-    """A request of a client's: its header, and the ``program`` behind that. ``content`` is that of its archive."""
-
-    def __init__(self, line: bytes, program: bytes) -> None:
-        header = json.loads(line.decode("ascii"))
-        self.program = program
-        self.content = b""
-        self.tries = 0
-        self.key: str = header["key"]
-        self.command: str = header["command"]  # of the interpreter; empty for a shell command
-        self.marker: str = header["marker"]
-        self.path: str = header["path"]
-        self.archive: str = header["archive"]
-        self.before: int = header["before"]
-        self.users: bool = header["users"]  # whether it may remove a user, who must not have processes then
 
 
 class Outgoing:

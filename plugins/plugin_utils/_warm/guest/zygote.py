@@ -24,13 +24,13 @@ import stat
 import sys
 from contextlib import closing, suppress
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import (
+from .fresh import (
     UNSAFE,
     Fingerprint,
     leave_directory,
     reset_signals,
 )
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import (
+from .wire import (
     NOT_RUN,
     READY,
     STALE,

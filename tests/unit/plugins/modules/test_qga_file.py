@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.modules import qga_file
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, octal, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import tool
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     AgentError,
     Clock,

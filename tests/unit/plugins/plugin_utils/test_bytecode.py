@@ -18,7 +18,7 @@ from ansible.plugins.loader import connection_loader, init_plugin_loader
 init_plugin_loader([{collections!r}])
 from ansible.playbook.play_context import PlayContext
 assert connection_loader.get("qemu.guest.qga", PlayContext())
-for name in ("module_utils._agent", "plugin_utils._warm"):
+for name in ("module_utils._agent.base", "plugin_utils._warm.executor"):
     print(sys.modules["ansible_collections.qemu.guest.plugins." + name].__cached__)
 """
 
@@ -33,5 +33,5 @@ def test_bytecode_is_kept(tmp_path: Path) -> None:
         check=True,
     )
     kept = [Path(line) for line in done.stdout.split()]
-    assert [path.name.partition(".")[0] for path in kept] == ["_agent", "_warm"]
+    assert [path.name.partition(".")[0] for path in kept] == ["base", "executor"]
     assert all(path.is_relative_to(tmp_path) and path.exists() for path in kept)

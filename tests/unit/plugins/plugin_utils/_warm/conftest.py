@@ -16,7 +16,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import Ru
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import tool
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 

@@ -35,8 +35,8 @@ def server(tmp_path: Path) -> Iterator[_server.Server]:
     home.mkdir()
     os.mkfifo(home / "ring")
     ring = os.open(home / "ring", os.O_RDWR)
-    copy: Any = SimpleNamespace(start=lambda program: None)
-    made = _server.Server(str(home), ring, copy)
+    launcher: Any = SimpleNamespace(copy=lambda program: None, spawn=full)
+    made = _server.Server(str(home), ring, launcher)
     yield made
     for one in (*made.interpreters.values(), *made.leaving):
         if isinstance(one, worker.Interpreter):
@@ -90,8 +90,8 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     os.mkfifo(home / "ring")
-    copy: Any = None
-    server = _server.Server(str(home), os.open(home / "ring", os.O_RDWR), copy)
+    launcher: Any = None
+    server = _server.Server(str(home), os.open(home / "ring", os.O_RDWR), launcher)
     os.write(server.ring, b"=1 x\n")
     assert not server.vanish()
     assert (home / "ring").exists()
@@ -114,7 +114,7 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(
         return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, surroundings=same)
 
     monkeypatch.setattr(_server, "Interpreter", started)
-    monkeypatch.setattr(_server, "spawn", started)
+    monkeypatch.setattr(server.launcher, "spawn", started)
 
     def use(key: str) -> bool:
         request: Any = SimpleNamespace(key=key, command="python3", marker="", path="")
@@ -138,7 +138,7 @@ def test_request_that_there_is_no_room_for_is_not_run(
         (home / f"{number}.rc").touch()
     (home / "7.in").write_bytes(request)
     os.write(server.ring, b"7\n=8 %b\n7\n=8 %b\n" % (packed, packed))
-    monkeypatch.setattr(_server, "spawn", full)
+    monkeypatch.setattr(server.launcher, "spawn", full)
     server.answer_ring()
     for number in (7, 8):
         assert said(server, number) == b"%d taken\n%d answer 6\nplain\n" % (number, number)
@@ -186,7 +186,7 @@ def test_no_room_for_the_interpreter_of_commands_is_no_harm(
     server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is started when a module has ended; what serves goes on."""
-    monkeypatch.setattr(_server, "spawn", full)
+    monkeypatch.setattr(server.launcher, "spawn", full)
     (home / "7.rc").touch()
     one, zygote = an_interpreter()
     with closing(one), zygote:
@@ -234,7 +234,7 @@ def test_request_to_a_stale_interpreter_is_another_ones(
     stale, zygote = an_interpreter()
     new, its_zygote = an_interpreter(ready=False)
     server.interpreters["k"] = stale
-    monkeypatch.setattr(_server, "spawn", lambda *arguments: (new.socket, os.dup(new.errors)))
+    monkeypatch.setattr(server.launcher, "spawn", lambda *arguments: (new.socket, os.dup(new.errors)))
     (home / "7.rc").touch()
     with zygote, its_zygote:
         server.take(7, asked())
@@ -254,15 +254,13 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
     server: _server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
     """Nobody had looked at that before."""
-    (tmp_path / "first").write_bytes(HEADER)
     (tmp_path / "watched").touch()
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_server, "WATCHED", [str(tmp_path / "none"), str(tmp_path / "watched")])
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     errors, theirs = os.pipe()
     os.close(theirs)
     with zygote:
-        server.adopt((ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1))
+        server.adopt(HEADER.decode(), (ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1))
         assert bool(server.interpreters) != changed
         server.settle([])
         assert bool(server.leaving) == changed

@@ -45,7 +45,11 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._runner import spool as
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import PROGRAM, RunnerAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
-from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import SHELLS, count_of, tool
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import (
+    SHELLS,
+    count_of,
+    tool,
+)
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 BLOCKED = {"guest-exec": "Command guest-exec has been disabled", "guest-exec-status": "Command guest-exec-status ..."}

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import channel as _channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent import lock as _lock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import FORMS, Address, parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, open_channel
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
@@ -40,7 +41,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer impo
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock
 
 NOBODY = 65534
-private_directory = _channel._private_directory
+private_directory = _lock._private_directory
 
 
 @contextmanager
@@ -331,7 +332,7 @@ def test_runtime_directory_of_another_user_is_not_used(runtime: Path, monkeypatc
 # What is left of addresses that nobody uses
 
 
-def left(directory: Path, path: str, *, age: float = 2 * _channel._OLD_SECONDS) -> list[Path]:
+def left(directory: Path, path: str, *, age: float = 2 * _lock._OLD_SECONDS) -> list[Path]:
     """Leave what one has left who used this address and was killed so many seconds ago."""
     files = [Path(private_path(Address("unix", path=path).identity, kind)) for kind in ("lock", "keep", "ssh")]
     for file in files:

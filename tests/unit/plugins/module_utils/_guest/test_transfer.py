@@ -29,7 +29,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest import compressi
 from ansible_collections.qemu.guest.plugins.module_utils._guest import zstd as _zstd
 from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
-from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.file_ops import done_here
 from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
@@ -419,8 +418,8 @@ def test_fetch_of_what_an_interpreter_packs_badly(
     spoil: Callable[[bytes], bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compress = Compressor.compress
-    monkeypatch.setattr(Compressor, "compress", lambda self, content: spoil(compress(self, content)))
+    compress = file_ops.Compressor.compress
+    monkeypatch.setattr(file_ops.Compressor, "compress", lambda self, content: spoil(compress(self, content)))
     assert_fetched(agent, tmp_path, TEXT, "file")
 
 
@@ -461,8 +460,8 @@ def test_content_from_an_interpreter_that_arrives_differently(
     agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(TEXT)
-    compress = Compressor.compress
-    monkeypatch.setattr(Compressor, "compress", lambda self, content: compress(self, bytes(content).upper()))
+    compress = file_ops.Compressor.compress
+    monkeypatch.setattr(file_ops.Compressor, "compress", lambda self, content: compress(self, bytes(content).upper()))
     with pytest.raises(TransferError, match="damaged on the way"):
         fetch(agent, str(tmp_path / "file"), io.BytesIO())
 
@@ -515,7 +514,7 @@ def test_fetch_from_an_interpreter_of_a_file_that_was_cut(
 ZSTD = f"""exec {sys.executable} -c '
 import sys
 sys.path.insert(0, "{Path(_zstd.__file__).parent}")
-from _zstd import Compressor, zstd_decompress
+from zstd import Compressor, zstd_decompress
 content = sys.stdin.buffer.read()
 wanted = {{"-c1": lambda: Compressor(1).compress(content), "-dc": lambda: zstd_decompress(content, 10**6)}}
 sys.stdout.buffer.write(wanted[sys.argv[1]]())

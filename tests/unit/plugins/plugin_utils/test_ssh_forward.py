@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
@@ -27,7 +27,7 @@ ADDRESS = forwarded(parse_address("/run/vm1.qga"), "root@hypervisor")
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The names of sockets must be short."""
     with tempfile.TemporaryDirectory() as name:
-        monkeypatch.setattr(channel, "_private_directory", lambda: name)
+        monkeypatch.setattr(lock, "_private_directory", lambda: name)
         yield
 
 

@@ -20,10 +20,9 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle, executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import start as _start
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode, launch, loader
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -46,7 +45,7 @@ def test_server_that_cannot_is_not_tried_again(
     monkeypatch.setattr(executor, "_START_SECONDS", 60)  # it is not waited for
     began = time.monotonic()
     with monkeypatch.context() as broken:
-        broken.setitem(executor._PROGRAMS, "server.py", b"import no_such_module")
+        broken.setitem(bundle.sources(), "server", "import no_such_module")
         assert warm.run(COMMAND, module("")) is None
     for _attempt in range(5):
         assert warm.run(COMMAND, module("")) is None
@@ -65,7 +64,7 @@ def test_server_without_room_is_tried_again(
     monkeypatch.setattr(executor, "_START_SECONDS", 60)
     began = time.monotonic()
     with monkeypatch.context() as broken:
-        broken.setitem(executor._PROGRAMS, "server.py", end.encode())
+        broken.setitem(bundle.sources(), "server", end)
         assert warm.run(COMMAND, module("")) is None
     (failed,) = guest.runner.glob(f"{SPOOL}.*.failed")
     assert failed.read_text().count("\n") == 1, "no reason that would hold"
@@ -77,7 +76,7 @@ def test_server_that_does_not_come_is_not_waited_for_long(
     warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "_START_SECONDS", 0.3)
-    monkeypatch.setattr(executor, "_START_PROGRAM", b"import time; time.sleep(2)")
+    monkeypatch.setitem(bundle.sources(), "loader", "import time; time.sleep(2)")
     began = time.monotonic()
     assert warm.run(COMMAND, module("")) is None
     assert 0.3 < time.monotonic() - began < 2
@@ -149,7 +148,7 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
     place = Path(guest.place.name)
     spool, seen = place / "warm", place / "seen"
     _payload, archive = with_archive(module("", SEEN))
-    brought = archive.brought(archive.remembered(), code=True, programs=executor._code_of_programs())
+    brought = archive.brought(archive.remembered(), code=True, programs=bundle.code())
     request = executor._request(f"{COMMAND} -S", archive.digest, b"", b"")
     command, data = executor._starter(str(spool), request, COMMAND, 1, "warm.failed")
     (place / "input").write_bytes(data)
@@ -188,10 +187,12 @@ def test_start_does_not_depend_on_what_a_client_brings(
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have interpreters tell whether they are copies of what starts them."""
-    begin = b"        exec(code, globals())\n"
-    assert begin in executor._START_PROGRAM
-    marked = executor._START_PROGRAM.replace(begin, b"        os.environ['COPY'] = 'yes'\n" + begin)
-    monkeypatch.setattr(executor, "_START_PROGRAM", marked)
+    begin = "        reset_signals()\n        name = "
+    source = bundle.sources()["launch"]
+    assert begin in source
+    monkeypatch.setitem(
+        bundle.sources(), "launch", source.replace(begin, "        os.environ['COPY'] = 'yes'\n" + begin)
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,9 +223,9 @@ def test_first_interpreter_is_a_copy(
 
 def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none."""
-    program = executor._START_PROGRAM.replace(b"LEAST_FREE = 96 << 20", b"LEAST_FREE = 1 << 60")
-    assert program != executor._START_PROGRAM
-    monkeypatch.setattr(executor, "_START_PROGRAM", program)
+    source = bundle.sources()["launch"].replace("LEAST_FREE = 96 << 20", "LEAST_FREE = 1 << 60")
+    assert source != bundle.sources()["launch"]
+    monkeypatch.setitem(bundle.sources(), "launch", source)
     assert warm.run(COMMAND, module("")) is None
     assert not list(guest.runner.glob("*.err"))
 
@@ -244,18 +245,16 @@ def test_starter_that_was_killed_is_not_in_the_way(
     assert warm.run(COMMAND, module(""))
 
 
-def test_nothing_stays_open_without_room_for_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_stays_open_without_room_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as a user's processes take all of it."""
-    for name in ("modules.py", "prologue"):
-        (tmp_path / name).touch()
-    copy = _start.Copy(["modules.py"])
-    os.umask(copy.umask)
-    copy.fingerprint.lost = False
+    launcher = launch.Launcher(loader.Loader(bundle.sources()), "", ["module_runner"])
+    os.umask(launcher.umask)
+    launcher.fingerprint.lost = False
     monkeypatch.setattr(os, "fork", full)
     gc.collect()
     before = os.listdir("/proc/self/fd")
-    spawn = functools.partial(_start.spawn, str(tmp_path), "modules.py", "python3", "")
-    for start in (spawn, functools.partial(copy.start, "modules.py")):
+    spawn = functools.partial(launcher.spawn, launch.MODULE_RUNNER, "python3", "")
+    for start in (spawn, functools.partial(launcher.copy, launch.MODULE_RUNNER)):
         with pytest.raises(OSError, match="no room"):
             start()
         assert os.listdir("/proc/self/fd") == before

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import base, protocol
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, socket_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
@@ -358,7 +358,7 @@ def test_command_that_may_well_take_longer(
 @pytest.fixture
 def _no_sync_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests in real time, on machines that are slow at times."""
-    monkeypatch.setattr(base, "_IDLE_SECONDS", 3600)
+    monkeypatch.setattr(socket_agent, "_IDLE_SECONDS", 3600)
 
 
 @pytest.mark.usefixtures("_no_sync_when_idle")
@@ -608,7 +608,7 @@ def test_guest_that_takes_no_more_data(tmp_path: Path) -> None:
 @pytest.fixture
 def _soon_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that is silent is asked very soon whether it is there."""
-    monkeypatch.setattr(base, "_SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(socket_agent, "_SILENT_SECONDS", 0.05)
 
 
 def loses(session: Session, request: Any) -> None:

@@ -272,20 +272,20 @@ def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, gu
 SHRINKS = """
 import os, sys, zlib
 sys.path.insert(0, sys.argv[1])
-from ansible_collections.qemu.guest.plugins.plugin_utils import _warm_commands
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
 whole = zlib.crc32
 def crc32(*arguments):
     os.truncate(sys.argv[2], 0)
     return whole(*arguments)
 zlib.crc32 = crc32
-_warm_commands.sum_of_part(b"5", os.fsencode(sys.argv[2]), b"100000")
+file_ops.sum_of_part(b"5", os.fsencode(sys.argv[2]), b"100000")
 """
 
 
 def test_file_that_shrinks_while_it_is_summed_up(tmp_path: Path) -> None:
     """Nobody is told a checksum, and the guest's administrator not of a crash."""
     (tmp_path / "file").write_bytes(bytes(200_000))
-    collections = Path(file_ops.__file__).parents[5]
+    collections = Path(file_ops.__file__).parents[7]
 
     def allow_core() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)

@@ -25,7 +25,7 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import channel as _channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Step
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
@@ -59,7 +59,7 @@ def clock() -> None:
 def short_paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A socket's path has 107 bytes at most; those of tests may be longer."""
     with tempfile.TemporaryDirectory() as directory:
-        monkeypatch.setattr(_channel, "_private_directory", lambda: directory)
+        monkeypatch.setattr(lock, "_private_directory", lambda: directory)
         yield
 
 
@@ -312,7 +312,7 @@ def test_where_no_process_can_be_started(server: Scripted, connect: Connect, mon
 def test_where_the_socket_would_have_too_long_a_path(
     server: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_channel, "_private_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(lock, "_private_directory", lambda: str(tmp_path))
     monkeypatch.setattr(_mux_server, "_LONGEST_PATH", 50)
     agent = connect(server, share=functools.partial(share, seconds=SECONDS))
     agent.execute("guest-ping")

@@ -1,0 +1,134 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For the guest: start interpreters, by their command lines or as copies of this process."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import signal
+import sys
+
+from .fresh import Fingerprint, reset_signals
+from .wire import input_pipe
+
+TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from .loader import Loader
+
+    Spawned = tuple[_socket.socket, int]
+    """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe."""
+    Program = tuple[str, ...]
+    """The modules of this package that an interpreter needs. It serves by the first one's function ``serve``."""
+
+MODULE_RUNNER = ("module_runner", "bytecode", "compiler", "fresh", "importer", "payload", "prefault", "wire", "zygote")
+SHELL_COMMANDS = ("file_ops", "fresh", "wire", "zstd", "zygote")
+LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
+OURS = 3  # where descriptors begin that are no standard ones
+
+
+def free_memory() -> int:
+    with open("/proc/meminfo") as table:
+        for line in table:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+class Launcher:
+    """Starts interpreters. ``loader`` has the modules that they need.
+
+    ``copies`` are names of programs: a copy of this process runs them as an interpreter that was just started would.
+    What a shell does before a command line is in ``prologue``.
+    """
+
+    def __init__(self, loader: Loader, prologue: str, copies: Sequence[str]) -> None:
+        self.directory, self.umask = os.getcwd(), os.umask(0o077)
+        self.loader = loader
+        self.prologue = prologue
+        self.copies = copies
+        self.recipe = self.code = b""  # what is known of the first archive
+        self.fingerprint = Fingerprint()
+
+    def spawn(self, program: Program, command: str, path: str) -> Spawned:
+        """Start an interpreter by a shell command; ``path`` is PATH before that.
+
+        It has nothing of this process but a socket and two pipes: it may be another user's.
+        """
+        text = f"{command.count(chr(10)) + 1}\n{command}\n{self.loader.program(program, 'serve')}"
+        stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        errors, theirs_too = os.pipe()
+        try:
+            start_shell({"PATH": path, "QEMU_GUEST": self.prologue}, [stdin, theirs.fileno(), theirs_too])
+        except OSError:
+            os.close(errors)
+            raise
+        finally:
+            theirs.close()
+            os.close(theirs_too)
+            os.close(stdin)
+        return ours, errors
+
+    def copy(self, program: Program) -> Spawned | None:
+        """Start an interpreter as a copy of this process; return None if that is not to be done in this way."""
+        if program[0] not in self.copies or self.fingerprint.changed():
+            return None
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        errors, theirs_too = os.pipe()
+        try:
+            process = os.fork()
+        except OSError:
+            for end in (errors, theirs_too):
+                os.close(end)
+            raise
+        if not process:
+            try:
+                ours.close()
+                self.be(program, theirs, theirs_too)
+            except SystemExit:  # of a task: its process ends as any
+                raise
+            except BaseException:  # whatever it is: a copy does not go on as what serves
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+        theirs.close()
+        os.close(theirs_too)
+        return ours, errors
+
+    def be(self, program: Program, output: _socket.socket, errors: int) -> NoReturn:
+        """Be an interpreter. Who has called this stays where it is: what that has open is closed here by number."""
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        be_apart(self.directory, self.umask, [nothing, output.fileno(), errors])
+        output.close()
+        os.closerange(OURS, 1 << 10)  # soon: as long as the ring is open, clients believe that somebody serves
+        reset_signals()
+        name = f"{__package__}.{program[0]}"
+        __import__(name)
+        sys.modules[name].serve(self.fingerprint, self.recipe, self.code)
+        raise AssertionError("it serves until it ends")
+
+
+def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
+    """Start what login_shell.py has in its program, with these as its standard descriptors."""
+    if not os.fork():
+        try:
+            be_apart("/", 0o022, descriptors)
+            reset_signals()
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python
+                signal.signal(ignored, signal.SIG_DFL)
+            os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
+        finally:
+            os._exit(127)
+
+
+def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:
+    """In a new process: have a session of its own, and these as its standard descriptors."""
+    os.setsid()
+    os.umask(umask)
+    os.chdir(directory)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
