@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -34,8 +35,11 @@ def agent(agents: dict[str, LooseAgent]) -> LooseAgent:
 def rewritten(agent: LooseAgent) -> Iterator[str]:
     """A file that is written to all the time; its size stays."""
     look(agent, "mkdir -p /srv/changes; head -c 3000000 /dev/urandom >/srv/changes/file")
-    loop = "while :; do head -c 1000000 /dev/urandom | dd of=/srv/changes/file conv=notrunc status=none; done"
-    with subprocess.Popen([*agent.shell, loop], start_new_session=True) as process:
+    # However busy the machine is: it is written to many times while something is read.
+    loop = "import itertools, os; f = os.open('/srv/changes/file', os.O_WRONLY)\n"
+    loop += "for n in itertools.count(): os.pwrite(f, b'%020d' % n, 0)"
+    command = f"exec python3 -c {shlex.quote(loop)}"
+    with subprocess.Popen([*agent.shell, command], start_new_session=True) as process:
         yield "/srv/changes/file"
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
