@@ -213,7 +213,7 @@ class Bench:
 
     def _tally(self, count: int) -> dict[str, tuple[int, int, int]]:
         with Tally(self._scratch / f"tally-{count}.sock", self._subject.agent_socket) as tally:
-            # Its keeper would keep others from the agent.
+            # Its mux would keep others from the agent.
             own = {"ansible_qga_address": str(tally.path), "ansible_qga_persist": 0}
             run(self._scratch, {"guest": {**self.contenders[0].variables, **own}}, [{**TRUE, "loop": [*range(count)]}])
             return {name: (one.requests, one.sent, one.received) for name, one in tally.counts.items()}

@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
     from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel
 
-_NAME = "qga-keeper"
+_NAME = "qga-mux"
 _PACKET = 16384
 _LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
 
 
 def share(address: Address, channel: Channel, seconds: float) -> Channel:
-    """Start a keeper that keeps ``channel`` open for ``seconds`` after its last client; return it as one to share.
+    """Start a mux that keeps ``channel`` open for ``seconds`` after its last client; return it as one to share.
 
     The turn is the caller's. Where there can be none, the channel is returned as it is.
     """
-    from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import SharedChannel, keeper_path
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import SharedChannel, mux_path
 
     stream, lock = channel.descriptors
-    path = keeper_path(address)
+    path = mux_path(address)
     if len(os.fsencode(path)) > _LONGEST_PATH:
         return channel
     try:
@@ -58,8 +58,8 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
 
 
 def _start(arguments: list[str], given: tuple[int, ...]) -> None:
-    """Start a keeper, which has the descriptors that are ``given``."""
-    import subprocess  # by who starts a keeper, not by a keeper
+    """Start a mux, which has the descriptors that are ``given``."""
+    import subprocess  # by who starts a mux, not by a mux
 
     class Staying(subprocess.Popen[bytes]):
         """A process that outlives this one. Popen would have Python warn of it."""
@@ -94,7 +94,7 @@ class Client:
             self.control.send(packet)
 
 
-class Keeper:
+class MuxServer:
     """The channel and its clients, one of whom may have the turn."""
 
     def __init__(self, path: str, seconds: float, stream: int, lock: int, first: socket.socket) -> None:
@@ -202,9 +202,9 @@ def main(path: str, seconds: str, stream: str, lock: str, first: str) -> None:
     text = f"pid {os.getpid()}, {_NAME}".encode()
     os.truncate(int(lock), 0)
     os.pwrite(int(lock), text, 0)
-    keeper = Keeper(path, float(seconds), int(stream), int(lock), socket.socket(fileno=int(first)))
+    mux = MuxServer(path, float(seconds), int(stream), int(lock), socket.socket(fileno=int(first)))
     try:
-        keeper.serve()
+        mux.serve()
     finally:
         os.unlink(path)
 

@@ -24,12 +24,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ConnectError,
     OutcomeUnknownError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
 
 __all__ = (
     "Channel",
     "Connect",
-    "Step",
+    "SyncState",
     "open_channel",
 )
 
@@ -37,10 +37,10 @@ _RECV_SIZE = 1024 * 1024
 _RETRY_SECONDS = 0.05
 
 
-class Step(NamedTuple):
-    """Whether client and agent are in step: nothing of anybody's is left in the channel.
+class SyncState(NamedTuple):
+    """Whether client and agent are in sync: nothing of anybody's is left in the channel.
 
-    ``since``: the time (monotonic) of the last reply that was awaited; 0: out of step. What the agent does with ids
+    ``since``: the time (monotonic) of the last reply that was awaited; 0: out of sync. What the agent does with ids
     goes with it.
     """
 
@@ -53,31 +53,31 @@ class Channel:
     """A connected, non-blocking byte stream and the lock that belongs to it."""
 
     shared = False
-    """Whether others may have the channel between ``give`` and ``take``."""
+    """Whether others may have the channel between ``release`` and ``acquire``."""
 
-    def __init__(self, sock: socket.socket, lock: SeatLock | None = None) -> None:
+    def __init__(self, sock: socket.socket, lock: ChannelLock | None = None) -> None:
         self._sock = sock
         self._sock.setblocking(False)
         self._lock = lock
-        self._step = Step()
+        self._state = SyncState()
 
     @property
     def descriptors(self) -> tuple[int, int]:
         """The stream's descriptor, and that of the lock (-1 if there is none)."""
         return self._sock.fileno(), self._lock.fileno() if self._lock else -1
 
-    def take(self, deadline: Deadline) -> Step:
-        """Have the channel to oneself, until ``give``; return how it was left. Without that it is left out of step.
+    def acquire(self, deadline: Deadline) -> SyncState:
+        """Have the channel to oneself, until ``release``; return how it was left. Without that it is left out of sync.
 
         :raise ChannelBusyError: if others have it until the deadline.
         :raise ConnectError: if it is not to be had any more.
         """
-        step, self._step = self._step, Step(takes_id=self._step.takes_id)
-        return step
+        state, self._state = self._state, SyncState(takes_id=self._state.takes_id)
+        return state
 
-    def give(self, step: Step) -> None:
+    def release(self, state: SyncState) -> None:
         """Leave the channel so."""
-        self._step = step
+        self._state = state
 
     @property
     def inode(self) -> int:
@@ -157,7 +157,7 @@ def open_channel(
     :raise ConnectError: with the reason and what to do.
     :raise ChannelBusyError: if one of our own processes keeps the seat until the deadline.
     """
-    lock = SeatLock(address)
+    lock = ChannelLock(address)
     joined = lock.acquire(deadline, join)
     if joined:
         return joined

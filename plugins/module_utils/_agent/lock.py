@@ -30,8 +30,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 
 __all__ = (
     "FORWARD",
-    "KEEPER",
-    "SeatLock",
+    "MUX",
+    "ChannelLock",
     "private_path",
 )
 # What belongs to an address that nobody has used for so long is removed.
@@ -41,12 +41,12 @@ _RETRY_SECONDS = 0.05
 T = TypeVar("T")
 
 
-# The files of an address, by the ends of their names: its lock; sockets of its keeper, and of an ssh that forwards it.
-_LOCK, KEEPER, FORWARD = "lock", "keep", "ssh"
-_SOCKETS = (KEEPER, FORWARD)
+# The files of an address, by the ends of their names: its lock; sockets of its mux, and of an ssh that forwards it.
+_LOCK, MUX, FORWARD = "lock", "keep", "ssh"
+_SOCKETS = (MUX, FORWARD)
 
 
-class SeatLock:
+class ChannelLock:
     """The right to use an address, among the processes of this user on this machine.
 
     An flock on a file that names the holder; the kernel drops it when the holder dies.

@@ -3,13 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A channel that outlives its client, and that several of this user's processes use in turns.
 
-A keeper (plugin_utils/_keeper.py) has it in between. It does not carry the data: who joins is given the channel's own
-descriptor, and the lock's, so nothing is lost when the keeper is killed in the middle of a request. What it gives out
+A mux (plugin_utils/_mux_server.py) has it in between. It does not carry the data: who joins is given the channel's own
+descriptor, and the lock's, so nothing is lost when the mux is killed in the middle of a request. What it gives out
 is the turn, which is had for one request at a time.
 
 They talk by packets on a socket in a directory of the user's alone: C(take), answered by C(busy NAME) while somebody
-else has the turn and by C(step STEP) when it is had; C(step STEP) gives it back. Who goes away with the turn leaves the
-channel out of step. C(end) ends the keeper when nobody has the turn.
+else has the turn and by C(step STATE) when it is had; C(step STATE) gives it back. Who goes away with the turn leaves
+the channel out of sync. C(end) ends the mux when nobody has the turn.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import struct
 from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, Step
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, SyncState
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import KEEPER, private_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import MUX, private_path
 
-__all__ = ("SharedChannel", "dismiss", "join", "keeper_path")
+__all__ = ("SharedChannel", "dismiss", "join", "mux_path")
 
 _PACKET = 16384
 _SECONDS_TO_END = 1.0
 
 
 class SharedChannel(Channel):
-    """A channel that is to be had in turns. ``control`` leads to the keeper; ``mine``: the turn is had already."""
+    """A channel that is to be had in turns. ``control`` leads to the mux; ``mine``: the turn is had already."""
 
     shared = True
 
@@ -46,7 +46,7 @@ class SharedChannel(Channel):
         self._lock_copy = lock
         self._mine = mine
 
-    def take(self, deadline: Deadline) -> Step:
+    def acquire(self, deadline: Deadline) -> SyncState:
         if not self._mine:
             self._say(b"take")
             holder = "unknown"
@@ -58,15 +58,15 @@ class SharedChannel(Channel):
                 if deadline.expired:
                     raise _not_in_time(deadline, holder)
             self._mine = True
-            self._step = decode_step(text)
-        return super().take(deadline)
+            self._state = decode_state(text)
+        return super().acquire(deadline)
 
-    def give(self, step: Step) -> None:
-        super().give(step)
+    def release(self, state: SyncState) -> None:
+        super().release(state)
         if self._mine:
             self._mine = False
             try:
-                self._say(b"step " + encode_step(step))
+                self._say(b"step " + encode_state(state))
             except ConnectError:
                 self.close()  # others wait for the lock now
 
@@ -109,29 +109,29 @@ def _gone() -> ConnectError:
     return ConnectError("the process that kept the channel open has ended")
 
 
-def encode_step(step: Step) -> bytes:
-    return json.dumps(step).encode("ascii")
+def encode_state(state: SyncState) -> bytes:
+    return json.dumps(state).encode("ascii")
 
 
-def decode_step(text: bytes) -> Step:
-    """Return the step that ``text`` tells of; out of step, if it tells of none."""
+def decode_state(text: bytes) -> SyncState:
+    """Return the state that ``text`` tells of; out of sync, if it tells of none."""
     try:
-        return Step(*json.loads(text))
+        return SyncState(*json.loads(text))
     except (ValueError, TypeError):
-        return Step()
+        return SyncState()
 
 
-def keeper_path(address: Address) -> str:
-    """Return the path of the keeper's socket for ``address``.
+def mux_path(address: Address) -> str:
+    """Return the path of the mux's socket for ``address``.
 
     :raise ConnectError: if there is no directory for it.
     """
-    return private_path(address.identity, KEEPER)
+    return private_path(address.identity, MUX)
 
 
 def join(address: Address, deadline: Deadline) -> SharedChannel | None:
-    """Return the channel to ``address`` that a keeper of this user has; None if there is none."""
-    control = _keeper(address)
+    """Return the channel to ``address`` that a mux of this user has; None if there is none."""
+    control = _connect(address)
     if control is None:
         return None
     descriptors: array.array[int] = array.array("i")
@@ -153,8 +153,8 @@ def join(address: Address, deadline: Deadline) -> SharedChannel | None:
 
 
 def dismiss(address: Address) -> None:
-    """Have the keeper of the channel to ``address`` give it up, if there is one, when nobody has the turn."""
-    control = _keeper(address)
+    """Have the mux of the channel to ``address`` give it up, if there is one, when nobody has the turn."""
+    control = _connect(address)
     if control:
         with control, suppress(OSError):
             deadline = Deadline(_SECONDS_TO_END)
@@ -164,14 +164,14 @@ def dismiss(address: Address) -> None:
                 control.settimeout(max(deadline.left(), 0.001))
 
 
-def _keeper(address: Address) -> socket.socket | None:
-    """Return a connection to the keeper, None if there is none. It is one of this user's."""
+def _connect(address: Address) -> socket.socket | None:
+    """Return a connection to the mux, None if there is none. It is one of this user's."""
     try:
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:  # not on every system
         return None
     try:
-        control.connect(keeper_path(address))
+        control.connect(mux_path(address))
         credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] == os.geteuid():
             return control

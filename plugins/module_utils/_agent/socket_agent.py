@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SocketAgent: the agent's protocol on a byte channel, kept in step.
+"""SocketAgent: the agent's protocol on a byte channel, kept in sync.
 
 It sends nothing but a sync until the agent has answered that sync, and syncs again after every timeout: QEMU keeps what
 is written while no agent listens and delivers it later, so a shutdown that seemed to fail today could run tomorrow. A
@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterator, Mapping
 from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, schema
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent, Log
-from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, Connect, Step, open_channel
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, Connect, SyncState, open_channel
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
@@ -31,7 +31,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import join
-from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import seat_holder
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import other_client
 
 __all__ = (
     "Share",
@@ -95,34 +95,34 @@ class SocketAgent(Agent):
         return SocketAgent(self._address, self.timeout, connect=self._connect)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
-        channel, step = self._in_step(deadline)
-        left = step
+        channel, state = self._in_sync(deadline)
+        left = state
         try:
-            request_id = self._next_id(step)
+            request_id = self._next_id(state)
             data = protocol.encode_request(command, arguments, request_id)
-            # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of step.
-            left = Step(takes_id=step.takes_id)
+            # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of sync.
+            left = SyncState(takes_id=state.takes_id)
             self._parser.limit = schema.longest_reply(command, arguments)
             started = time.monotonic()
             channel.send(data, deadline)
             # One that does not echo ids leaves open what is answered, and others have no answer.
-            probes = step.echoes_id and schema.command(command).answers
-            probe = _Probe(self._next_id(step)) if probes else None
-            reply, size = self._reply(channel, request_id, step, deadline, probe)
+            probes = state.echoes_id and schema.command(command).answers
+            probe = _Probe(self._next_id(state)) if probes else None
+            reply, size = self._reply(channel, request_id, state, deadline, probe)
             if not (probe and probe.was_sent):  # else its answer is still to come
-                left = step._replace(since=time.monotonic())
+                left = state._replace(since=time.monotonic())
             self.pace.note(len(data) + size, time.monotonic() - started)
         except QgaError as exc:
             # What is slow may answer later; else the channel is gone, or nobody knows what is in it.
-            if left is not step and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
+            if left is not state and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
                 self.close()
             raise
         finally:
-            channel.give(left)
+            channel.release(left)
         return reply
 
     def _reply(
-        self, channel: Channel, request_id: str, step: Step, deadline: Deadline, probe: _Probe | None
+        self, channel: Channel, request_id: str, state: SyncState, deadline: Deadline, probe: _Probe | None
     ) -> tuple[dict[str, Any], int]:
         """Return the reply and its size in bytes."""
         for line, _flushed in self._lines(channel, deadline, probe):
@@ -135,7 +135,7 @@ class SocketAgent(Agent):
                 )
             if "id" in reply or (probe and probe.was_sent and _is_about_sentinel(reply)):
                 continue  # somebody else's, or of a request given up before
-            if step.echoes_id:
+            if state.echoes_id:
                 raise _unparsed(reply)
             return reply, len(line)
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
@@ -150,7 +150,7 @@ class SocketAgent(Agent):
                 if deadline.expired:
                     raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
 
-    def _in_step(self, deadline: Deadline) -> tuple[Channel, Step]:
+    def _in_sync(self, deadline: Deadline) -> tuple[Channel, SyncState]:
         """Return the channel, open and ours alone, with nothing of anybody's left in it."""
         while True:
             fresh = self._channel is None
@@ -158,7 +158,7 @@ class SocketAgent(Agent):
                 self._address, deadline, lambda: join(self._address, deadline), self._connect
             )
             try:
-                step = self._synced(channel, deadline)
+                state = self._synced(channel, deadline)
                 break
             except ChannelBusyError:
                 self.close()
@@ -170,36 +170,36 @@ class SocketAgent(Agent):
         share, self._share = self._share, None  # once: where it does not work, it would not work the next time either
         if share and not channel.shared:
             channel = self._channel = share(self._address, channel)
-        return channel, step
+        return channel, state
 
-    def _synced(self, channel: Channel, deadline: Deadline) -> Step:
-        step = channel.take(deadline)
-        if step.since and time.monotonic() - step.since < _IDLE_SECONDS:
-            return step
-        return self._sync(channel, step, deadline)
+    def _synced(self, channel: Channel, deadline: Deadline) -> SyncState:
+        state = channel.acquire(deadline)
+        if state.since and time.monotonic() - state.since < _IDLE_SECONDS:
+            return state
+        return self._sync(channel, state, deadline)
 
-    def _sync(self, channel: Channel, step: Step, deadline: Deadline) -> Step:
-        """Bring client and agent into step: guest-sync-delimited, or guest-sync where the agent lacks it.
+    def _sync(self, channel: Channel, state: SyncState, deadline: Deadline) -> SyncState:
+        """Bring client and agent into sync: guest-sync-delimited, or guest-sync where the agent lacks it.
 
-        An agent that echoes ids is in step as soon as it echoes the sync's, even if only to say that the command is
+        An agent that echoes ids is in sync as soon as it echoes the sync's, even if only to say that the command is
         disabled. One that refuses ids (before 4.0) gets none from then on.
         """
         self._parser.reset()
         self._parser.limit = schema.longest_reply("guest-sync")
         sync_id = random.getrandbits(62)
-        request_id = self._next_id(step)
+        request_id = self._next_id(state)
         probe = _Probe(request_id, sync_id)
         channel.send(probe.data, deadline)
         fallen_back = False
         for reply in self._replies_amid_noise(channel, deadline, probe):
             if request_id and reply.get("id") == request_id:
-                step = step._replace(echoes_id=True)
+                state = state._replace(echoes_id=True)
                 break
             if reply.get("return") == sync_id and not isinstance(reply["return"], bool):
-                step = step._replace(echoes_id="id" in reply)
+                state = state._replace(echoes_id="id" in reply)
                 break
-            if step.takes_id and _refuses_id(reply):
-                step, request_id = step._replace(takes_id=False), ""
+            if state.takes_id and _refuses_id(reply):
+                state, request_id = state._replace(takes_id=False), ""
                 probe.data = protocol.encode_request("guest-sync-delimited", {"id": sync_id}, "")
                 channel.send(probe.data, deadline)
             # Once: a former client may have left the same error, and each sync has a reply.
@@ -208,8 +208,8 @@ class SocketAgent(Agent):
                 probe.data = protocol.encode_request("guest-sync", {"id": sync_id}, request_id)
                 channel.send(probe.data, deadline)
         if probe.was_sent:  # so there is more to come than the answer to one
-            return self._sync(channel, step, deadline)
-        return step._replace(since=time.monotonic())
+            return self._sync(channel, state, deadline)
+        return state._replace(since=time.monotonic())
 
     def _replies_amid_noise(self, channel: Channel, deadline: Deadline, probe: _Probe) -> Iterator[dict[str, Any]]:
         while True:
@@ -225,7 +225,7 @@ class SocketAgent(Agent):
 
     def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
         """Close the channel and return why a sync was not answered. A sync changes nothing: nothing was sent."""
-        taken, who = seat_holder(self._address.path, channel.inode) if self._address.kind == "unix" else (False, "")
+        taken, who = other_client(self._address.path, channel.inode) if self._address.kind == "unix" else (False, "")
         self.close()
         if not deadline.expired and self._address.kind == "ssh":
             return ConnectError(
@@ -247,8 +247,8 @@ class SocketAgent(Agent):
             hint="Is the guest booted and not paused, and does qemu-guest-agent run in it?",
         )
 
-    def _next_id(self, step: Step) -> str:
-        return f"{self._id_prefix}-{next(self._ids)}" if step.takes_id else ""
+    def _next_id(self, state: SyncState) -> str:
+        return f"{self._id_prefix}-{next(self._ids)}" if state.takes_id else ""
 
 
 def _break_silence(channel: Channel, deadline: Deadline, probe: _Probe) -> None:

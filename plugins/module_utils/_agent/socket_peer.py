@@ -12,10 +12,10 @@ import socket
 import struct
 from typing import Iterator
 
-__all__ = ("seat_holder",)
+__all__ = ("other_client",)
 
 
-def seat_holder(path: str, own_inode: int) -> tuple[bool, str]:
+def other_client(path: str, own_inode: int) -> tuple[bool, str]:
     """Return ``(taken, who)``: whether another client than the socket ``own_inode`` sits on the UNIX socket ``path``.
 
     ``who`` names it where the system can tell (Linux; other users' processes to root only), else is empty.

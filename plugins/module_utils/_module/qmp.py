@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QmpError,
     QmpLostError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import seat_holder
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import other_client
 
 __all__ = ("Qmp",)
 
@@ -149,7 +149,7 @@ class Qmp:
         except QmpLostError as exc:
             raise self._told(QmpError(f"no greeting: {exc.message}", hint="Is this a QMP socket?")) from exc
         if message is None:
-            taken, who = seat_holder(self._path, self._channel.inode) if self._path else (False, "")
+            taken, who = other_client(self._path, self._channel.inode) if self._path else (False, "")
             if taken:
                 text = f"another client ({who or 'unknown'}) has it and did not leave it within {deadline.seconds:g} s."
                 raise self._told(QmpError(text, hint=_ONE_SEAT))

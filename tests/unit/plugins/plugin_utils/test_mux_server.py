@@ -27,11 +27,11 @@ from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Step
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import SyncState
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
-from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, join, keeper_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
+from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, join, mux_path
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils import _mux_server
 from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
@@ -52,7 +52,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def clock() -> None:
-    """Time is real: a keeper is another process."""
+    """Time is real: a mux is another process."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def server(scripted: Start, short_paths: None) -> Scripted:
 
 @pytest.fixture
 def address(server: Scripted) -> Iterator[Address]:
-    """The address of the scripted agent; a keeper of it ends with the test."""
+    """The address of the scripted agent; a mux of it ends with the test."""
     address = Address("unix", path=str(server.path))
     yield address
     dismiss(address)
@@ -78,14 +78,14 @@ def address(server: Scripted) -> Iterator[Address]:
 
 
 def alive(address: Address) -> bool:
-    return os.path.exists(keeper_path(address))
+    return os.path.exists(mux_path(address))
 
 
-def keeper(address: Address) -> int:
-    """Return the keeper's pid, when it is there."""
+def mux(address: Address) -> int:
+    """Return the mux's pid, when it is there."""
     until(lambda: joins(address))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-        control.connect(keeper_path(address))
+        control.connect(mux_path(address))
         credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[0])
 
@@ -153,7 +153,7 @@ def test_nobody_waits_for_more_than_a_request(first: SocketAgent, server: Script
 def test_turn_that_is_not_had_in_time(first: SocketAgent, server: Scripted, address: Address, connect: Connect) -> None:
     channel = join(address, Deadline(10))
     assert channel is not None
-    channel.take(Deadline(10))
+    channel.acquire(Deadline(10))
     with pytest.raises(ChannelBusyError, match=f"another task uses the channel .pid {os.getpid()}, .* 0.2 s") as caught:
         connect(server, timeout=0.2).execute("guest-ping")
     assert caught.value.executed == "no"
@@ -166,21 +166,21 @@ def test_turn_that_is_not_had_in_time(first: SocketAgent, server: Scripted, addr
 def test_step_is_passed_on(first: SocketAgent, address: Address) -> None:
     channels = [join(address, Deadline(10)) for _number in range(2)]
     one, other = [channel for channel in channels if channel]
-    step = one.take(Deadline(10))
-    assert step.since and step.takes_id and step.echoes_id
-    left = Step(since=17.5, takes_id=False)
-    one.give(left)
-    assert other.take(Deadline(10)) == left
-    other.give(Step())
-    assert one.take(Deadline(10)) == Step()
+    state = one.acquire(Deadline(10))
+    assert state.since and state.takes_id and state.echoes_id
+    left = SyncState(since=17.5, takes_id=False)
+    one.release(left)
+    assert other.acquire(Deadline(10)) == left
+    other.release(SyncState())
+    assert one.acquire(Deadline(10)) == SyncState()
     for channel in (one, other):
         channel.close()
 
 
-def test_keeper_that_is_killed_while_a_request_is_under_way(
+def test_mux_that_is_killed_while_a_request_is_under_way(
     scripted: Start, server: Scripted, first: SocketAgent, address: Address, connect: Connect
 ) -> None:
-    pid = keeper(address)
+    pid = mux(address)
 
     def killed(session: Any, request: Any) -> None:
         os.kill(pid, signal.SIGKILL)
@@ -193,28 +193,28 @@ def test_keeper_that_is_killed_while_a_request_is_under_way(
     first.execute("guest-ping")
     first.close()
     connect(server, share=functools.partial(share, seconds=SECONDS)).execute("guest-ping")
-    assert keeper(address) != pid, "the next task has another one"
+    assert mux(address) != pid, "the next task has another one"
 
 
-def test_keeper_that_is_killed_while_others_wait(
+def test_mux_that_is_killed_while_others_wait(
     server: Scripted, first: SocketAgent, address: Address, connect: Connect
 ) -> None:
     channel = join(address, Deadline(10))
     assert channel is not None
-    step = channel.take(Deadline(10))
+    state = channel.acquire(Deadline(10))
     done: list[Any] = []
     waiting = threading.Thread(target=lambda: done.append(connect(server, timeout=60).execute("guest-ping")))
     waiting.start()
-    os.kill(keeper(address), signal.SIGKILL)
+    os.kill(mux(address), signal.SIGKILL)
     time.sleep(0.1)
     assert not done, "the turn is not over"
-    channel.give(step)
+    channel.release(state)
     first.close()
     waiting.join(20)
     assert done == [{}]
 
 
-def test_keeper_ends_when_nobody_needs_it(server: Scripted, address: Address, connect: Connect) -> None:
+def test_mux_ends_when_nobody_needs_it(server: Scripted, address: Address, connect: Connect) -> None:
     agent = connect(server, share=functools.partial(share, seconds=0.3))
     agent.execute("guest-ping")
     until(lambda: alive(address))
@@ -228,7 +228,7 @@ def test_keeper_ends_when_nobody_needs_it(server: Scripted, address: Address, co
 
 
 def free(address: Address) -> bool:
-    lock = SeatLock(address)
+    lock = ChannelLock(address)
     try:
         lock.acquire(Deadline(0))
     except ChannelBusyError:
@@ -237,7 +237,7 @@ def free(address: Address) -> bool:
     return True
 
 
-def test_keeper_that_is_told_to_end(first: SocketAgent, address: Address) -> None:
+def test_mux_that_is_told_to_end(first: SocketAgent, address: Address) -> None:
     first.close()
     assert not free(address)
     dismiss(address)
@@ -245,14 +245,14 @@ def test_keeper_that_is_told_to_end(first: SocketAgent, address: Address) -> Non
     dismiss(address)
 
 
-def test_keeper_that_is_told_to_end_lets_a_request_end(first: SocketAgent, address: Address) -> None:
+def test_mux_that_is_told_to_end_lets_a_request_end(first: SocketAgent, address: Address) -> None:
     channel = join(address, Deadline(10))
     assert channel is not None
-    step = channel.take(Deadline(10))
+    state = channel.acquire(Deadline(10))
     dismiss(address)
     time.sleep(0.1)
     assert alive(address)
-    channel.give(step)
+    channel.release(state)
     until(lambda: not alive(address))
     channel.close()
     first.execute("guest-ping")
@@ -270,10 +270,10 @@ def test_other_side_has_gone(first: SocketAgent, server: Scripted, address: Addr
 
 
 def test_only_the_user_gets_in(first: SocketAgent, address: Address) -> None:
-    assert stat.S_IMODE(os.stat(keeper_path(address)).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(mux_path(address)).st_mode) == 0o700
 
 
-def test_keeper_of_another_user_is_not_believed(
+def test_mux_of_another_user_is_not_believed(
     first: SocketAgent, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -282,7 +282,7 @@ def test_keeper_of_another_user_is_not_believed(
 
 def test_client_of_another_user_gets_nothing() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made = _mux_server.Keeper.__new__(_mux_server.Keeper)
+    made = _mux_server.MuxServer.__new__(_mux_server.MuxServer)
     made.clients = {}
     uid = os.geteuid() + 1
     with ours, theirs, pytest.MonkeyPatch.context() as patch:
@@ -323,7 +323,7 @@ def test_where_the_socket_would_have_too_long_a_path(
 def test_leftovers_of_a_keeper_that_was_killed(
     server: Scripted, first: SocketAgent, address: Address, connect: Connect
 ) -> None:
-    os.kill(keeper(address), signal.SIGKILL)
+    os.kill(mux(address), signal.SIGKILL)
     first.close()
     until(lambda: free(address))
     assert alive(address), "its socket"
@@ -371,9 +371,9 @@ def test_nothing_is_said_of_the_process_that_stays(server: Scripted, address: Ad
 
 def test_client_that_says_what_no_client_says(first: SocketAgent, server: Scripted, address: Address) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-        control.connect(keeper_path(address))
+        control.connect(mux_path(address))
         control.recv(1)
         control.send(b"find /a")
         assert control.recv(10) == b"", "it is shown out"
     first.execute("guest-ping")
-    assert syncs(server) == 1 and len(server.received) == 1, "and the keeper is still there"
+    assert syncs(server) == 1 and len(server.received) == 1, "and the mux is still there"

@@ -71,7 +71,7 @@ def is_sync(data: bytes) -> bool:
     return data == SENTINEL + encode_request(SYNC, {"id": sync["arguments"]["id"]}, sync["id"])
 
 
-# In step
+# In sync
 
 
 @pytest.mark.parametrize("release", RELEASES)

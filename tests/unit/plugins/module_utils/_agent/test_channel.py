@@ -36,8 +36,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock, private_path
-from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import seat_holder
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock, private_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer import other_client
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock
 
 NOBODY = 65534
@@ -148,7 +148,7 @@ def held_by_another_process(address: Address) -> Iterator[int]:
     pid = os.fork()
     if pid == 0:
         try:
-            lock = SeatLock(address)
+            lock = ChannelLock(address)
             lock.acquire(Deadline(30))
             os.write(write_end, b"held")
             signal.pause()
@@ -169,7 +169,7 @@ def test_lock_held_by_another_process_is_an_error_at_the_deadline(clock: Clock) 
     with held_by_another_process(UNIX) as pid:
         started = clock.now
         with pytest.raises(ChannelBusyError) as caught:
-            SeatLock(UNIX).acquire(Deadline(3))
+            ChannelLock(UNIX).acquire(Deadline(3))
         assert clock.now - started == pytest.approx(3)
     assert f"pid {pid}, {os.path.basename(sys.argv[0])}" in str(caught.value)
     assert "3 s" in str(caught.value)
@@ -180,14 +180,14 @@ def test_lock_is_free_when_its_holder_is_killed() -> None:
     with held_by_another_process(UNIX) as pid:
         timer = threading.Timer(0.1, os.kill, (pid, signal.SIGKILL))
         timer.start()
-        lock = SeatLock(UNIX)
+        lock = ChannelLock(UNIX)
         lock.acquire(Deadline(30))
         timer.join()
         lock.release()
 
 
 def test_lock_is_had_as_soon_as_it_is_released(clock: Clock) -> None:
-    first, second = SeatLock(UNIX), SeatLock(UNIX)
+    first, second = ChannelLock(UNIX), ChannelLock(UNIX)
     first.acquire(Deadline(0))
     clock.on_sleep = first.release
     second.acquire(Deadline(60))
@@ -195,7 +195,7 @@ def test_lock_is_had_as_soon_as_it_is_released(clock: Clock) -> None:
 
 
 def test_lock_free_is_had_with_no_time_to_wait() -> None:
-    lock = SeatLock(UNIX)
+    lock = ChannelLock(UNIX)
     lock.acquire(Deadline(0))
     lock.release()
     lock.release()
@@ -204,26 +204,26 @@ def test_lock_free_is_had_with_no_time_to_wait() -> None:
 
 def test_lock_is_one_for_all_names_of_a_socket(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
-    lock = SeatLock(Address("unix", path=f"{tmp_path}/vm1"))
+    lock = ChannelLock(Address("unix", path=f"{tmp_path}/vm1"))
     lock.acquire(Deadline(0))
     with pytest.raises(ChannelBusyError):
-        SeatLock(Address("unix", path=f"{tmp_path}/link/vm1")).acquire(Deadline(0))
+        ChannelLock(Address("unix", path=f"{tmp_path}/link/vm1")).acquire(Deadline(0))
 
 
 def test_locks_of_different_addresses_do_not_meet() -> None:
     addresses = ["/run/vm1", "/run/vm2", "vsock:1:2", "vsock:1:3", "tcp:a:1", "tcp:b:1", "unix:/run/\udcff"]
-    locks = [SeatLock(parse_address(address)) for address in addresses]
+    locks = [ChannelLock(parse_address(address)) for address in addresses]
     for lock in locks:
         lock.acquire(Deadline(0))
 
 
 def test_lock_that_is_forgotten_is_released() -> None:
-    SeatLock(UNIX).acquire(Deadline(0))
-    SeatLock(UNIX).acquire(Deadline(0))
+    ChannelLock(UNIX).acquire(Deadline(0))
+    ChannelLock(UNIX).acquire(Deadline(0))
 
 
 def test_lock_file_is_private_and_no_link(locks: Path) -> None:
-    lock = SeatLock(UNIX)
+    lock = ChannelLock(UNIX)
     lock.acquire(Deadline(0))
     lock.release()
     (path,) = locks.iterdir()
@@ -237,7 +237,7 @@ def test_lock_file_is_private_and_no_link(locks: Path) -> None:
 
 def test_lock_of_a_program_with_an_odd_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/opt/\udcff\udcfe" + "x" * 500])
-    SeatLock(UNIX).acquire(Deadline(0))
+    ChannelLock(UNIX).acquire(Deadline(0))
 
 
 # The directory of locks
@@ -342,8 +342,8 @@ def left(directory: Path, path: str, *, age: float = 2 * _lock._OLD_SECONDS) -> 
     return files
 
 
-def use(path: str, seconds: float = 0) -> SeatLock:
-    lock = SeatLock(Address("unix", path=path))
+def use(path: str, seconds: float = 0) -> ChannelLock:
+    lock = ChannelLock(Address("unix", path=path))
     assert lock.acquire(Deadline(seconds)) is None
     return lock
 
@@ -412,7 +412,7 @@ def trouble(path: Path | str) -> ConnectError:
     with pytest.raises(ConnectError) as caught:
         open_channel(address, Deadline(1))
     assert caught.value.executed == "no"
-    SeatLock(address).acquire(Deadline(0))  # the seat is free again
+    ChannelLock(address).acquire(Deadline(0))  # the seat is free again
     return caught.value
 
 
@@ -480,7 +480,7 @@ def test_seat_is_free_when_connecting_is_interrupted(listener: socket.socket, cl
         clock.on_sleep = interrupt
         with pytest.raises(KeyboardInterrupt):
             open_channel(address, Deadline(7))
-    SeatLock(address).acquire(Deadline(0))
+    ChannelLock(address).acquire(Deadline(0))
 
 
 def test_tcp() -> None:
@@ -615,9 +615,9 @@ def test_close_gives_the_seat_up(tmp_path: Path, listener: socket.socket, clock:
     address = Address("unix", path=listener.getsockname())
     channel = open_channel(address, Deadline(1))
     with pytest.raises(ChannelBusyError):
-        SeatLock(address).acquire(Deadline(0))
+        ChannelLock(address).acquire(Deadline(0))
     channel.close()
-    SeatLock(address).acquire(Deadline(0))
+    ChannelLock(address).acquire(Deadline(0))
 
 
 # Who sits on the socket
@@ -636,19 +636,19 @@ def test_holder_of_the_seat(tmp_path: Path, name: str) -> None:
         inode = {client: os.fstat(client.fileno()).st_ino for client in clients}
         first.connect(path)
         second.connect(path)
-        assert seat_holder(path, inode[second]) == (False, ""), "nobody is served yet"
+        assert other_client(path, inode[second]) == (False, ""), "nobody is served yet"
         served = listener.accept()[0]
         third.connect(path)
-        taken, who = seat_holder(path, inode[second])
+        taken, who = other_client(path, inode[second])
         assert taken
         assert who.endswith(f", pid {os.getpid()}")
-        assert seat_holder(path, inode[first]) == (False, ""), "it is itself served"
-        assert seat_holder(str(directory / "other"), inode[second]) == (False, "")
+        assert other_client(path, inode[first]) == (False, ""), "it is itself served"
+        assert other_client(str(directory / "other"), inode[second]) == (False, "")
         served.close()
         first.close()
         stack.enter_context(listener.accept()[0])
-        assert seat_holder(path, inode[second]) == (False, ""), "its turn has come"
-        assert seat_holder(path, inode[third])[0]
+        assert other_client(path, inode[second]) == (False, ""), "its turn has come"
+        assert other_client(path, inode[third])[0]
 
 
 @pytest.mark.parametrize("bound", [0, 1])
@@ -661,8 +661,8 @@ def test_holder_of_the_seat_by_another_name_of_the_socket(tmp_path: Path, bound:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.connect(listener.getsockname())
             with listener.accept()[0]:
-                assert seat_holder(names[0], 0)[0]
-                assert seat_holder(names[1], 0)[0]
+                assert other_client(names[0], 0)[0]
+                assert other_client(names[1], 0)[0]
 
 
 def test_other_sockets_of_the_machine_are_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -675,7 +675,7 @@ def test_other_sockets_of_the_machine_are_no_trouble(tmp_path: Path, monkeypatch
             client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             client.connect(name)
             stack.enter_context(listener.accept()[0])
-        assert seat_holder("/run/vm1.qga", 1) == (False, "")
+        assert other_client("/run/vm1.qga", 1) == (False, "")
 
 
 def test_holder_of_the_seat_is_unknown_where_the_system_does_not_tell(
@@ -688,9 +688,9 @@ def test_holder_of_the_seat_is_unknown_where_the_system_does_not_tell(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.connect(str(path))
             with listener.accept()[0]:
-                assert seat_holder(str(path), 0)[0]
+                assert other_client(str(path), 0)[0]
                 monkeypatch.delattr(socket, "AF_NETLINK")
-                assert seat_holder(str(path), 0) == (False, "")
+                assert other_client(str(path), 0) == (False, "")
 
 
 def test_silence_is_an_error_of_connecting() -> None:

@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest import zstd as _
 from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.file_ops import done_here
 from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers
@@ -418,8 +419,8 @@ def test_fetch_of_what_an_interpreter_packs_badly(
     spoil: Callable[[bytes], bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compress = file_ops.Compressor.compress
-    monkeypatch.setattr(file_ops.Compressor, "compress", lambda self, content: spoil(compress(self, content)))
+    compress = guest_zstd.Compressor.compress
+    monkeypatch.setattr(guest_zstd.Compressor, "compress", lambda self, content: spoil(compress(self, content)))
     assert_fetched(agent, tmp_path, TEXT, "file")
 
 
@@ -460,8 +461,8 @@ def test_content_from_an_interpreter_that_arrives_differently(
     agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(TEXT)
-    compress = file_ops.Compressor.compress
-    monkeypatch.setattr(file_ops.Compressor, "compress", lambda self, content: compress(self, bytes(content).upper()))
+    compress = guest_zstd.Compressor.compress
+    monkeypatch.setattr(guest_zstd.Compressor, "compress", lambda self, content: compress(self, bytes(content).upper()))
     with pytest.raises(TransferError, match="damaged on the way"):
         fetch(agent, str(tmp_path / "file"), io.BytesIO())
 

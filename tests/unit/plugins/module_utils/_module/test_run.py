@@ -16,7 +16,7 @@ from ansible.release import __version__
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec, run_module
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails, swallows
@@ -175,7 +175,7 @@ def test_timeout(run: Run, server: Scripted, given: dict[str, float], seconds: f
 @pytest.mark.parametrize("time", [5, -1])
 def test_channel_is_free_afterwards(run: Run, server: Scripted, time: int) -> None:
     run(address=str(server.path), time=time)
-    SeatLock(Address("unix", path=str(server.path))).acquire(Deadline(0))
+    ChannelLock(Address("unix", path=str(server.path))).acquire(Deadline(0))
 
 
 def test_nothing_else_is_printed(run: Run, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ConnectError,
     OperationError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import SeatLock
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module import thaw_timer
 from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer, arm, disarm
@@ -250,7 +250,7 @@ def test_nothing_of_its_parent_stays_with_it(agent: SocketAgent, server: Scripte
 def test_it_does_not_hold_the_seat(agent: SocketAgent, server: Scripted) -> None:
     agent.execute("guest-ping")
     timer = arm(agent, 60)
-    lock = SeatLock(Address("unix", path=str(server.path)))
+    lock = ChannelLock(Address("unix", path=str(server.path)))
     with pytest.raises(ChannelBusyError, match=f"pid {os.getpid()}"):
         lock.acquire(Deadline(0))
     assert agent.execute("guest-ping") == {}, "the channel is still the parent's"
@@ -262,7 +262,7 @@ def test_it_does_not_hold_the_seat(agent: SocketAgent, server: Scripted) -> None
 
 def test_it_leaves_the_seat_when_it_is_done(agent: SocketAgent, server: Scripted) -> None:
     assert ends(arm(agent, SOON))
-    SeatLock(Address("unix", path=str(server.path))).acquire(Deadline(0))
+    ChannelLock(Address("unix", path=str(server.path))).acquire(Deadline(0))
 
 
 def orphan(agent: SocketAgent, seconds: float, last: Callable[[], None]) -> int:
