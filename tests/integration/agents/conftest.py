@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -12,6 +13,18 @@ import pytest
 
 from lab import image
 from lab.agent import LooseAgent
+
+
+@pytest.hookimpl(trylast=True)  # when it is known which are selected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes, so that it does not end when all else has.
+
+    Each process of xdist has two tests to begin with, so one of the others comes between.
+    """
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = [item for item in items if item not in long]
+    pairs = itertools.chain.from_iterable(zip(long, others, strict=False))
+    items[:] = [*pairs, *long[len(others) :], *others[len(long) :]]
 
 
 @pytest.fixture(scope="session")

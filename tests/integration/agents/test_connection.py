@@ -34,6 +34,7 @@ PLAYS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("way", "usual"), PLAYS)
 def test_ordinary_play(way: str, usual: tuple[str, ...], tmp_path: Path) -> None:
     # Agents of its own: each begins with nothing.

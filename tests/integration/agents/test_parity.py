@@ -19,7 +19,11 @@ from lab.agent import LooseAgent
 
 # One way is enough for what sleeps most of its minutes.
 CASES = [
-    pytest.param(target, way, marks=pytest.mark.whole if way == "guest-exec" else ())
+    pytest.param(
+        target,
+        way,
+        marks=[pytest.mark.whole] * (way == "guest-exec") + [pytest.mark.long] * (target == "async"),
+    )
     for target in (TARGETS + MORE if WHOLE else TARGETS)
     for way in WAYS
     if WHOLE or target != "async" or way == "files"

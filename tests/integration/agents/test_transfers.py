@@ -59,6 +59,7 @@ def test_file_that_is_written_to_is_fetched_as_over_ssh(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
