@@ -299,7 +299,7 @@ class RunnerAgent(Agent):
 
     def _has_runner(self) -> bool:
         try:
-            if not self._spool.ring(""):
+            if not self._spool.is_served():
                 self._start_runner()
         except (CommandUnavailable, NoRunnerError):
             return False
@@ -471,7 +471,7 @@ class RunnerAgent(Agent):
                 self._hand_over(number)
             return ""
         self._untaken.pop(number, None)
-        if self._spool.ring("") or self._spool.has(f"{number}.rc"):
+        if self._spool.is_served() or self._spool.has(f"{number}.rc"):
             return ""
         return "the runner in the guest ended while the program ran (was the guest rebooted?)"
 

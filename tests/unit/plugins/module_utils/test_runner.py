@@ -429,6 +429,44 @@ def test_result_that_cannot_be_read_without_room(
 
 
 @only_sh
+@pytest.mark.parametrize("lives", [True, False])
+def test_runner_of_a_full_run_is_known_by_its_ring(
+    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """The agent finds no room when it has opened the ring: so somebody reads it."""
+    monkeypatch.setattr(_runner, "_LOOK_SECONDS", 0.1)
+    pid = start(agent, "/bin/sh", ["-c", f"until [ -e {guest.tools}/end ]; do sleep 0.05; done; echo output"])
+    process = agent.process_id(pid)
+    with monkeypatch.context() as full:
+        full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
+        if lives:
+            assert wait(agent, pid, 10) is None
+        else:
+            os.kill(runner_pid(guest), signal.SIGKILL)
+            os.kill(process, signal.SIGSTOP)
+            with pytest.raises(OutcomeUnknownError, match="the runner in the guest ended while the program ran"):
+                finish(agent, pid)
+            os.kill(process, signal.SIGKILL)
+            return
+    (guest.tools / "end").touch()
+    assert finish(agent, pid).stdout == b"output\n"
+
+
+@only_sh
+def test_runner_of_a_full_run_is_not_started_again(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runner(guest, 0) as process:
+        eventually((guest.runner / "1" / "pid").exists, "no runner")
+        below = connect(scripted(guest.answers(), blocked=BLOCKED))
+        agent = RunnerAgent(below, lambda below: pytest.fail("needless"))
+        with monkeypatch.context() as full:
+            full.setattr(below, "execute", without_room(below.execute, "guest-file-open"))
+            assert agent.supports("guest-exec")
+        end(process, guest)
+
+
+@only_sh
 def test_rung_for_twice_runs_once(agent: RunnerAgent, guest: Guest) -> None:
     pid = start(agent, "/bin/sh", ["-c", f"echo ran >>{guest.tools}/count; sleep 0.3"])
     for _time in range(5):
