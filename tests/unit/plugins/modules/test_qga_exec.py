@@ -22,6 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._operation import run_o
 from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils.test_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, answers, swallows
 
 NO_DIRECTORY = b"{ echo 'qga_exec: the program was not run, because of chdir' >&2; exit 1; }"
@@ -166,6 +167,15 @@ def test_run(agent: SocketAgent, tmp_path: Path) -> None:
 )
 def test_input(agent: SocketAgent, given: dict[str, Any], arrives: str) -> None:
     assert run(agent, argv=["cat"], **given)["stdout"] == arrives
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_input_that_there_is_no_room_for_in_run(agent: SocketAgent, guest: Guest, timeout: float | None) -> None:
+    """It is kept in /dev/shm, and the program is run once."""
+    tool(guest, "cat", f"case $(readlink /proc/$$/fd/1) in {guest.spool}*) exit 1 ;; esac; exec /bin/cat")
+    ran = f"echo ran >>{guest.tools}/ran; wc -c"
+    assert run(agent, shell=ran, stdin="x" * 300_000, stdin_add_newline=False, timeout=timeout)["stdout"] == "300000\n"
+    assert (guest.tools / "ran").read_text() == "ran\n"
 
 
 def test_arguments_are_not_interpreted(agent: SocketAgent) -> None:
