@@ -32,6 +32,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, copy_out, exists
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently, when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._words import last_line
 
 __all__ = (
     "PATH",
@@ -39,6 +40,7 @@ __all__ = (
     "REST",
     "begin_shell",
     "check_shell",
+    "checked",
     "input_of",
     "kill",
     "login_program",
@@ -49,7 +51,7 @@ __all__ = (
     "sweep",
 )
 
-Ended = TypeVar("Ended", bound=Optional[ExecResult])
+Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -240,10 +242,14 @@ def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
 
     :raise OperationError: if it fails: that ``purpose`` could not be done, and the guest's own words why.
     """
-    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    return checked(run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False), purpose)
+
+
+def checked(result: ExecResult, purpose: str) -> bytes:
+    """Return what a program wrote to its standard output; see ``check_shell``."""
     if result.shell_rc:
-        reason = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise OperationError(f"cannot {purpose} in the guest: {reason or f'exit status {result.shell_rc}'}")
+        reason = last_line(result.stderr) or f"exit status {result.shell_rc}"
+        raise OperationError(f"cannot {purpose} in the guest: {reason}")
     return result.stdout
 
 

@@ -169,6 +169,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._module import run_module
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._shell import kill, new_spool, shell_result
+from ansible_collections.qemu.guest.plugins.module_utils._words import last_line
 
 SPEC: dict[str, dict[str, Any]] = {
     "argv": {"type": "list", "elements": "str"},
@@ -184,9 +185,6 @@ SPEC: dict[str, dict[str, Any]] = {
 
 # What the guest's shell says last where it cannot change to the directory.
 _NO_DIRECTORY = "qga_exec: the program was not run, because of chdir"
-
-# Characters of the program's own words in the failure message.
-_LONGEST_REASON = 300
 
 # A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
 _SECONDS_TO_DIE = 10
@@ -276,17 +274,11 @@ def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:
     """Return the error for a program that failed, or for a directory that it could not be run in."""
     words = answer["stderr"].rstrip()
     if params["chdir"] and answer["rc"] == 1 and words.endswith(_NO_DIRECTORY):
-        reason = _last_line(words[: -len(_NO_DIRECTORY)])
+        reason = last_line(words[: -len(_NO_DIRECTORY)])
         message = f"chdir: the guest cannot change to {params['chdir']} ({reason}). The program was not run."
         return OperationError(message, result={**answer, "changed": False})
     how = f"ended by signal {answer['signal']}" if answer["rc"] is None else f"exit status {answer['rc']}"
-    return OperationError(": ".join(filter(None, ("the program failed", how, _last_line(words)))), result=answer)
-
-
-def _last_line(text: str) -> str:
-    """Return the last line that a program wrote, as far as it fits in a message."""
-    line = text.rstrip().rpartition("\n")[2][:_LONGEST_REASON]
-    return "".join(char if char.isprintable() else "?" for char in line)
+    return OperationError(": ".join(filter(None, ("the program failed", how, last_line(words)))), result=answer)
 
 
 def described(result: ExecResult) -> dict[str, Any]:

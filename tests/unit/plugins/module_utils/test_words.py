@@ -13,7 +13,7 @@ from ansible.parsing.ajson import AnsibleJSONDecoder
 from ansible_collections.qemu.guest.plugins.module_utils._agent import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._errors import CommandError, OperationError, ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._operation import Operation, Plan, run_operation
-from ansible_collections.qemu.guest.plugins.module_utils._words import printable, returnable
+from ansible_collections.qemu.guest.plugins.module_utils._words import last_line, printable, returnable
 
 FORGED = "no\r\n\x1b[2Aok: [vm1]\x9b1m\u202egnp.exe\u2066\x00\x7f\u2028end\udcff\ufeff"
 SHOWN = r"no  \x1b[2Aok: [vm1]\x9b1m\u202egnp.exe\u2066\x00\x7f end\udcff\ufeff"
@@ -37,6 +37,19 @@ def test_of_many_words_the_beginning_and_the_end_are_shown() -> None:
     assert printable("a" * 1_000_000 + "the cause", limit=20) == "aaaaaaaaaa … athe cause"
     assert printable("x" * 2000) == "x" * 2000
     assert len(printable("\x1b" * 1_000_000)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", ""),
+        (b"a\nb\n\n", "b"),
+        ("a\n \x1b[1mb\r\n", r"\x1b[1mb"),
+        (b"\xff" + b"x" * 999, f"\ufffd{149 * 'x'} … {150 * 'x'}"),
+    ],
+)
+def test_last_line_is_what_can_be_seen_of_it(text: bytes | str, line: str) -> None:
+    assert last_line(text) == line
 
 
 def test_error_shows_no_more_of_the_guests_words_than_can_be_seen() -> None:
