@@ -514,7 +514,7 @@ class Connection(ConnectionBase):
             what = f"Incorrect {name} password"
         else:
             what = f"{name} was given its password and did not start the task"
-        raise AnsibleError(f"{self._name}: {what}. It said: {printable(last_words(result))}. Nothing was run.")
+        raise AnsibleError(f"{self._name}: {what}. It said: {last_words(result)}. Nothing was run.")
 
     def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
         agent = self.agent

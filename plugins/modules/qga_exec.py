@@ -164,14 +164,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     OutcomeUnknownError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, finish, wait
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
-    kill,
-    new_spool,
-    start_shell,
-    with_spooled,
-)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, new_spool, shell_result
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
@@ -189,9 +185,6 @@ SPEC: dict[str, dict[str, Any]] = {
 
 # What the guest's shell says last where it cannot change to the directory.
 _NO_DIRECTORY = "qga_exec: the program was not run, because of chdir"
-
-# Characters of the program's own words in the failure message.
-_LONGEST_REASON = 300
 
 # A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
 _SECONDS_TO_DIE = 10
@@ -233,11 +226,12 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     if params["stdin"] is not None and params["stdin_add_newline"]:
         stdin += "\n"
     started = time.monotonic()
+    waiting = _Waiting(agent, params["timeout"])
     spool = "" if agent.passes_long_replies else new_spool()
-    pid = start_shell(agent, params["command"], stdin.encode("utf-8", "surrogateescape"), spool=spool)
-    result, process = _outcome(agent, pid, params["timeout"], spool)
+    result = shell_result(agent, params["command"], stdin.encode("utf-8", "surrogateescape"), spool, waiting.ended)
     elapsed = round(time.monotonic() - started, 3)
     answer = {"changed": True, **(described(result) if result else {}), "elapsed": elapsed}
+    process = waiting.process
     if process is not None:
         which = f"its pid is {process}" if process else "nothing tells its pid (is the guest's /run full?)"
         fate = "It and what it started was ended." if result else f"It could not be ended; {which}."
@@ -247,40 +241,44 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     return answer
 
 
-def _outcome(agent: Agent, pid: int, timeout: float | None, spool: str) -> tuple[ExecResult | None, int | None]:
-    """Return how the program ended, and its process number if it had to be ended: 0 if nobody tells that.
+class _Waiting:
+    """Wait for a program that may take ``timeout`` seconds.
 
-    :raise OutcomeUnknownError: if contact is lost. Whatever was not sent then, the program was started.
+    ``process`` is its process number if it had to be ended: 0 if nobody tells that.
     """
-    process = None
-    try:
-        result = finish(agent, pid) if timeout is None else wait(agent, pid, timeout)
-        if result is None:
-            process = kill(agent, pid)
-            result = wait(agent, pid, _SECONDS_TO_DIE)
-        return with_spooled(agent, result, spool) if result and spool else result, process
-    except ConnectError as exc:
-        message = f"contact was lost after the program with pid {pid} was started: {exc.message}"
-        error = OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
-        error.address = exc.address
-        raise error from exc
+
+    def __init__(self, agent: Agent, timeout: float | None) -> None:
+        self.process: int | None = None
+        self._agent = agent
+        self._timeout = timeout
+
+    def ended(self, pid: int) -> ExecResult | None:
+        """Return how the program ended; None if it could not be ended.
+
+        :raise OutcomeUnknownError: if contact is lost. Whatever was not sent then, the program was started.
+        """
+        try:
+            result = finish(self._agent, pid) if self._timeout is None else wait(self._agent, pid, self._timeout)
+            if result is None:
+                self.process = kill(self._agent, pid)
+                result = wait(self._agent, pid, _SECONDS_TO_DIE)
+            return result
+        except ConnectError as exc:
+            message = f"contact was lost after the program with pid {pid} was started: {exc.message}"
+            error = OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
+            error.address = exc.address
+            raise error from exc
 
 
 def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:
     """Return the error for a program that failed, or for a directory that it could not be run in."""
     words = answer["stderr"].rstrip()
     if params["chdir"] and answer["rc"] == 1 and words.endswith(_NO_DIRECTORY):
-        reason = _last_line(words[: -len(_NO_DIRECTORY)])
+        reason = last_line(words[: -len(_NO_DIRECTORY)])
         message = f"chdir: the guest cannot change to {params['chdir']} ({reason}). The program was not run."
         return OperationError(message, result={**answer, "changed": False})
     how = f"ended by signal {answer['signal']}" if answer["rc"] is None else f"exit status {answer['rc']}"
-    return OperationError(": ".join(filter(None, ("the program failed", how, _last_line(words)))), result=answer)
-
-
-def _last_line(text: str) -> str:
-    """Return the last line that a program wrote, as far as it fits in a message."""
-    line = text.rstrip().rpartition("\n")[2][:_LONGEST_REASON]
-    return "".join(char if char.isprintable() else "?" for char in line)
+    return OperationError(": ".join(filter(None, ("the program failed", how, last_line(words)))), result=answer)
 
 
 def described(result: ExecResult) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
 
 __all__ = ("Asking", "asking", "last_words", "refused", "without_marker")
@@ -125,9 +126,8 @@ def refused(output: bytes) -> bool:
 
 
 def last_words(result: ExecResult) -> str:
-    """Return the last line of what a program said about its failure."""
-    lines = (result.stderr.strip() or result.stdout.strip()).decode("utf-8", "replace").splitlines()
-    return lines[-1].strip() if lines else f"exit status {result.shell_rc}"
+    """Return the last line of what a program said about its failure, as it may stand in a message."""
+    return last_line(result.stderr) or last_line(result.stdout) or f"exit status {result.shell_rc}"
 
 
 def _pattern(plugin: Any) -> str:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import command as schema
@@ -28,6 +28,8 @@ from lab import image
 from lab.agent import LooseAgent
 from lab.tally import Count, Tally
 from lab.vm import Guest
+
+T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -157,8 +159,8 @@ def _output(process: subprocess.Popen[str], timeout: float) -> str:
 # Where things are
 
 
-def releases(*usual: str) -> Sequence[str]:
-    """Return the Debian releases that QEMU_GUEST_RELEASES names; `usual` where it names none."""
+def releases(*usual: T) -> Sequence[str | T]:
+    """Return the Debian releases that QEMU_GUEST_RELEASES names; `usual`, names or parameters, where it names none."""
     return os.environ.get("QEMU_GUEST_RELEASES", "").split() or usual
 
 

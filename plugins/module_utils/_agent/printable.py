@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from typing import Any, Mapping
 
-__all__ = ("printable", "returnable")
+__all__ = ("last_line", "printable", "returnable")
 
-# Characters of what one message, or one hint, says.
+# Characters of what one message, or one hint, says; and of a program's own words in it.
 _LONGEST = 2000
+_LONGEST_LINE = 300
 _MAGIC = "__ansible_"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -26,6 +27,12 @@ def printable(text: str, limit: int = _LONGEST) -> str:
     if len(text) > limit:
         text = f"{text[: limit // 2]} … {text[-(limit // 2) :]}"
     return "".join(map(_visible, text))
+
+
+def last_line(text: bytes | str) -> str:
+    """Return the last line that a program wrote, which says best why it failed, as it may stand in a message."""
+    words = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    return printable(words.strip().rpartition("\n")[2].strip(), _LONGEST_LINE)
 
 
 def _visible(character: str) -> str:

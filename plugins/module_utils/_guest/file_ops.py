@@ -18,13 +18,8 @@ from contextlib import contextmanager
 from typing import Iterator, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
-    CommandUnavailable,
-    OperationError,
-    QgaError,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell, checked, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
 __all__ = (
@@ -292,7 +287,7 @@ def place(
         given = {"content": "", "new": os.path.basename(content.path)} if content.beside else {"content": content.path}
         command = place_command(path, attributes, sha256="" if content.beside else sha256, safe=content.beside, **given)
         stdin = b""
-    return _checked(run_shell(agent, _encoded(command), stdin, whole=False), f"write {path}").decode("ascii", "replace")
+    return checked(run_shell(agent, _encoded(command), stdin, whole=False), f"write {path}").decode("ascii", "replace")
 
 
 def stage_command(path: str, new: str) -> str:
@@ -345,18 +340,7 @@ def alter(agent: Agent, path: str, attributes: Attributes, content: bytes | Stag
     given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup}
     command = variables(path, t=_new_name(path), c=where, **given) + _ALTER
     stdin = content if isinstance(content, bytes) else b""
-    _checked(run_shell(agent, _encoded(command), stdin, whole=False), f"change {path}")
-
-
-def _checked(result: ExecResult, purpose: str) -> bytes:
-    """Return what a program wrote.
-
-    :raise OperationError: if it failed: that ``purpose`` could not be done, and the guest's own words why.
-    """
-    if result.shell_rc:
-        reason = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise OperationError(f"cannot {purpose} in the guest: {reason or f'exit status {result.shell_rc}'}")
-    return result.stdout
+    checked(run_shell(agent, _encoded(command), stdin, whole=False), f"change {path}")
 
 
 def _encoded(command: str) -> bytes:

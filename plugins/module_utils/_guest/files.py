@@ -328,39 +328,79 @@ def copy_out(
 
     :raise TransferError: if there is more than ``limit`` allows. No more than that was handed on then.
     """
-    size = cared_for = 0
-    start = []  # what is compared if there is no more than that
-    most, error = limit.of(path, 0)
     beside: Beside[object] = Beside()
     with beside, GuestFile(agent, path) as guest_file:
-        while True:
-            began = time.monotonic()
-            count = payload(agent, CHUNK if size else _FIRST)
-            piece = guest_file.receive(min(count, most - size + 1))
-            seconds = time.monotonic() - began
-            if not piece.size:
-                break
-            if not size and piece.size == count:
-                whole = _size(guest_file)
-                most, error = limit.of(path, whole or 0)
-                if whole and whole > most:
-                    raise error
-                cared_for = instead(piece, seconds, whole) if instead and whole and whole > CHUNK else 0
-                if whole is not None:
-                    guest_file.seek(cared_for or piece.size)
-                if cared_for:
-                    size = cared_for
-                    continue
-            if size + piece.size > most:
-                raise error
-            beside.do(lambda piece: write(piece.decoded()), piece)
-            if size < CHUNK:
-                start.append(piece)
-            size += piece.size
-            progress(size)
+        out = _Out(guest_file, beside, write, progress, limit)
+        cared_for = out.begin(instead)
+        while out.size and out.take():
+            pass
         beside.wait()
-        checked = size <= CHUNK and not cared_for and _reads_again(guest_file, 0, start)
-    return Copied(size, checked)
+        checked = out.size <= CHUNK and not cared_for and _reads_again(guest_file, 0, out.start)
+    return Copied(out.size, checked)
+
+
+class _Out:
+    """An open file of the guest's on its way to ``write``: ``size`` bytes are here.
+
+    ``start`` is what is compared if there is no more than that.
+    """
+
+    def __init__(
+        self,
+        guest_file: GuestFile,
+        beside: Beside[object],
+        write: Callable[[bytes], object],
+        progress: Progress,
+        limit: Limit,
+    ) -> None:
+        self.size = 0
+        self.start: list[Encoded] = []
+        self._file = guest_file
+        self._beside = beside
+        self._write = write
+        self._progress = progress
+        self._limit = limit
+        self._most, self._error = limit.of(guest_file.path, 0)
+
+    def begin(self, instead: Callable[[Encoded, float, int], int] | None) -> int:
+        """Read the beginning, and return of how many bytes ``instead`` took care."""
+        began = time.monotonic()
+        count = payload(self._file.agent, _FIRST)
+        first = self._read(count)
+        seconds = time.monotonic() - began
+        if first.size == count:
+            whole = _size(self._file)
+            self._most, self._error = self._limit.of(self._file.path, whole or 0)
+            if whole and whole > self._most:
+                raise self._error
+            self.size = instead(first, seconds, whole) if instead and whole and whole > CHUNK else 0
+            if whole is not None:
+                self._file.seek(self.size or first.size)
+        if self.size:
+            return self.size
+        self._have(first)
+        return 0
+
+    def take(self) -> int:
+        """Read what comes next, and return how many bytes that were: none at the end of the file."""
+        piece = self._read(payload(self._file.agent, CHUNK))
+        self._have(piece)
+        return piece.size
+
+    def _read(self, count: int) -> Encoded:
+        # One more than may come tells that there is more.
+        return self._file.receive(min(count, self._most - self.size + 1))
+
+    def _have(self, piece: Encoded) -> None:
+        if not piece.size:
+            return
+        if self.size + piece.size > self._most:
+            raise self._error
+        self._beside.do(lambda: self._write(piece.decoded()))
+        if self.size < CHUNK:
+            self.start.append(piece)
+        self.size += piece.size
+        self._progress(self.size)
 
 
 def _size(guest_file: GuestFile) -> int | None:

@@ -24,10 +24,26 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
-__all__ = ("CAPTURE_LIMIT", "ExecResult", "can_run_programs", "finish", "lost", "pauses", "start", "unknown", "wait")
+__all__ = (
+    "CAPTURE_LIMIT",
+    "LARGEST_OUTPUT",
+    "ExecResult",
+    "can_run_programs",
+    "finish",
+    "lost",
+    "lost_output",
+    "pauses",
+    "start",
+    "unknown",
+    "wait",
+)
 
 CAPTURE_LIMIT = 16 * 1024 * 1024
 """Bytes of each output stream that the agent keeps; it drops the rest."""
+
+LARGEST_OUTPUT = 256 << 20
+"""Bytes of each output stream of a program that are kept in the guest, and read from there: a program may never end,
+nor a guest."""
 
 _EXEC, _STATUS = _NEEDED = ("guest-exec", "guest-exec-status")
 
@@ -175,6 +191,15 @@ def unknown(message: str, *, hint: str = "") -> OutcomeUnknownError:
     A ``hint`` is about that, not about the program.
     """
     return OutcomeUnknownError(message, command=_EXEC, hint=f"{hint} Look at the guest before you repeat it.".lstrip())
+
+
+def lost_output() -> TransferError:
+    """Return the error of a program that wrote more than the guest can keep until it is fetched."""
+    return TransferError(
+        f"the program's output did not fit in the guest's /run, where a task may have half of what is free, and "
+        f"{LARGEST_OUTPUT >> 20} MiB of each stream; what is missing is lost.",
+        hint="Have it write to a file on a disk of the guest, and fetch that.",
+    )
 
 
 def pauses(first: float = _FIRST_POLL) -> Iterator[float]:

@@ -14,28 +14,40 @@ import functools
 import io
 import secrets
 from contextlib import suppress
-from typing import Callable
+from typing import Callable, Optional, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError, TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import copy_in, copy_out, exists
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, finish, lost, start
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
+    LARGEST_OUTPUT,
+    ExecResult,
+    finish,
+    lost,
+    lost_output,
+    start,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
     "PATH",
     "READ_COMMAND",
+    "REST",
     "begin_shell",
     "check_shell",
+    "checked",
     "input_of",
     "kill",
     "login_program",
     "new_spool",
     "run_shell",
+    "shell_result",
     "start_shell",
     "sweep",
-    "with_spooled",
 )
+
+Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -125,9 +137,37 @@ if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 
 fi
 unset QEMU_GUEST_KEEP
 """
+REST = (
+    f"m={LARGEST_OUTPUT // 512}"
+    + r"""
+lose() {
+    (: >"$1" && : >"$2")
+    cat >/dev/null
+}
+rest() {
+    n=$(df -kP "${1%/*}" | { read -r n; read -r n n n k n; echo "$k"; })
+    case $n in '' | *[!0-9]* | ????????*) n=9999999 ;; esac
+    n=$((n * $3 / 4))
+    [ "$n" -lt "$m" ] || n=$m
+    (
+        trap '' XFSZ
+        ulimit -f "$n"
+        exec cat >>"$1"
+    ) || lose "$1" "$2"
+} 2>/dev/null
+"""
+)
+"""Shell functions: C(rest FILE LOST N) adds to C(FILE) what is left of a stream; C(lose FILE LOST) drops all of that.
+
+The file is in memory, which others need, too. So it may have N eighths of what is free there (standard output has 3,
+standard error 1: half in all), and LARGEST_OUTPUT at most. If that does not do, all of it is dropped and there is a
+file C(LOST); whoever writes the stream goes on. Shells count a file's size in units of 512 bytes.
+"""
 # Each stream passes through dd, which hands the agent _KEPT bytes; what comes after them goes to a file in /run that
 # only root can read. A guest whose dd lacks fullblock has no more than what the agent captures.
-_SPOOL = r"""
+_SPOOL = (
+    REST
+    + r"""
 t=$QEMU_GUEST_SPOOL
 unset QEMU_GUEST_SPOOL f l n u v
 keep() {
@@ -135,7 +175,7 @@ keep() {
     case $n in
     16+0*)
         umask 077
-        cat >"$1" || : >"$1.lost"
+        rest "$1" "$1.lost" "$2"
         ;;
     [0-9]*) ;;
     *) exec cat ;;
@@ -144,10 +184,13 @@ keep() {
 exec 3>&1 4>&2
 r=$({ { { (
     exec 3>&- 4>&- 5>&- 6>&-
-    eval "unset c t; $c"
-); echo $? >&5; } 2>&1 >&6 | keep "$t.err" >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 | keep "$t.out" >&3 3>&- 4>&- 5>&-; } 5>&1)
+    unset -f keep lose rest
+    eval "unset c m t; $c"
+); echo $? >&5; } 2>&1 >&6 | keep "$t.err" 1 >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 |
+    keep "$t.out" 3 >&3 3>&- 4>&- 5>&-; } 5>&1)
 exit "$r"
 """
+)
 # 16 blocks of 64 KiB: small enough for every transport (libvirt refuses replies above 4 MiB), large enough for what
 # modules return.
 _KEPT = 16 * 65536
@@ -165,27 +208,29 @@ def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool =
     so that output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.
-    :raise TransferError: if output was lost because /run is full.
+    :raise TransferError: if output was lost because there was no room for it in /run.
     """
     begun = agent.shell(command, stdin) if agent.shell else None
     result: ExecResult | None = begun() if begun else None
     if result:
         return result
-    if not whole or agent.captures_all:
-        return _finished(agent, command, stdin)
-    spool = new_spool()
-    return with_spooled(agent, _finished(agent, command, stdin, spool), spool)
+    spool = new_spool() if whole and not agent.captures_all else ""
+    return shell_result(agent, command, stdin, spool, lambda pid: finish(agent, pid))
 
 
-def _finished(agent: Agent, command: bytes, stdin: bytes, spool: str = "") -> ExecResult:
+def shell_result(agent: Agent, command: bytes, stdin: bytes, spool: str, ended: Callable[[int], Ended]) -> Ended:
+    """Start what ``run_shell`` runs, and return what ``ended`` returns of its pid: how it ended, or None.
+
+    It is started where there is room for its input. With ``spool``, see ``start_shell``, the result is whole.
+    """
     for place in _PLACES:
         keep = f"{new_spool(place)}.in"
-        result = finish(agent, start_shell(agent, command, stdin, spool=spool, keep=keep))
+        result = ended(start_shell(agent, command, stdin, spool=spool, keep=keep))
         # Nobody else knows the name, so these are not words of the command.
-        name = keep.rpartition("qemu-guest.")[2]
-        if result.rc != 1 or not result.stderr.endswith(f"{name}; it was not run\n".encode("ascii")):
+        words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
+        if not result or result.rc != 1 or not result.stderr.endswith(words):
             break
-    return result
+    return _with_spooled(agent, result, spool) if result and spool else result
 
 
 def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
@@ -193,10 +238,14 @@ def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
 
     :raise OperationError: if it fails: that ``purpose`` could not be done, and the guest's own words why.
     """
-    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    return checked(run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False), purpose)
+
+
+def checked(result: ExecResult, purpose: str) -> bytes:
+    """Return what a program wrote to its standard output; see ``check_shell``."""
     if result.shell_rc:
-        reason = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise OperationError(f"cannot {purpose} in the guest: {reason or f'exit status {result.shell_rc}'}")
+        reason = last_line(result.stderr) or f"exit status {result.shell_rc}"
+        raise OperationError(f"cannot {purpose} in the guest: {reason}")
     return result.stdout
 
 
@@ -253,11 +302,11 @@ def login_program() -> str:
 
 
 def new_spool(place: str = "/run") -> str:
-    """Return a path that nobody else will use, for ``start_shell`` and then ``with_spooled``."""
+    """Return a path that nobody else will use, for ``shell_result``."""
     return f"{place}/qemu-guest.{secrets.token_hex(16)}"
 
 
-def with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
+def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
     """Return ``result`` with the output that did not fit, and remove that from the guest.
 
     :raise OutcomeUnknownError: if it cannot be fetched.
@@ -288,7 +337,7 @@ def _spooled(agent: Agent, path: str, kept: int) -> bytes:
     if kept < _KEPT or not exists(agent, path):
         return b""
     if exists(agent, f"{path}.lost"):
-        raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
+        raise lost_output()
     rest = io.BytesIO()
     copy_out(agent, path, rest.write)
     return rest.getvalue()

@@ -42,7 +42,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec impor
     pauses,
     unknown,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import READ_COMMAND, input_of
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import READ_COMMAND, REST, input_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 
@@ -89,14 +89,26 @@ own=$(command -v setsid)
 nothing='exec </dev/null'
 
 # Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
-keep() { cat >"$1" || { : >"$d/$2.lost"; cat >/dev/null; }; }
+"""
+    + REST
+    + r"""
+keep() {
+    if n=$(dd bs=65536 count=16 iflag=fullblock 2>&1 >"$1"); then
+        case $n in 16+0*) rest "$1" "$d/$2.lost" "$3" ;; esac
+    elif dd count=0 iflag=fullblock </dev/null >/dev/null; then
+        lose "$1" "$d/$2.lost"
+    else
+        # That dd has read nothing: it does not know how.
+        rest "$1" "$d/$2.lost" "$3"
+    fi
+}
 # Be the program. What does so is a subshell, no background job: shells ignore SIGINT and SIGQUIT in these, for good.
 become() {
     read -r p f </proc/self/stat
     echo "$p" >"$d/$1.pid"
     shift
     umask 022
-    eval "unset a c d f idle k l mark me n nothing over p used; $c"
+    eval "unset a c d f idle k l m mark me n nothing over p used; $c"
 }
 # The shell that waits for it would tell of a signal in the program's own output.
 run() {
@@ -135,8 +147,8 @@ job() {
             # By a pipe, so that nobody reads it twice, or writes to it: a password may be in it.
             *) cat <&4 4<&- 5>&- 6>&- | run "$1" ;;
             esac
-        } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 4<&- 5>&-
-    } 5>&1 | keep "$d/$1.out" "$1" 4<&-
+        } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 1 4<&- 5>&-
+    } 5>&1 | keep "$d/$1.out" "$1" 3 4<&-
     : >"$d/$1.in"
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"
@@ -305,7 +317,7 @@ class RunnerAgent(Agent):
 
     def _has_runner(self) -> bool:
         try:
-            if not self._spool.ring(""):
+            if not self._spool.is_served():
                 self._start_runner()
         except (CommandUnavailable, NoRunnerError):
             return False
@@ -477,7 +489,7 @@ class RunnerAgent(Agent):
                 self._hand_over(number)
             return ""
         self._untaken.pop(number, None)
-        if self._spool.ring("") or self._spool.has(f"{number}.rc"):
+        if self._spool.is_served() or self._spool.has(f"{number}.rc"):
             return ""
         return "the runner in the guest ended while the program ran (was the guest rebooted?)"
 

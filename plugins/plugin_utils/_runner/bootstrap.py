@@ -98,7 +98,7 @@ def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
         log(f"starting a runner in the guest by {name}")
         try:
             _ROUTES[name](agent)
-            _until(lambda: Spool(agent, SPOOL).ring(""), _READY_SECONDS, "it was started and does not answer")
+            _until(Spool(agent, SPOOL).is_served, _READY_SECONDS, "it was started and does not answer")
             return
         except (GuestFileError, OperationError) as exc:
             failures.append(f"{name}: {exc.message}")

@@ -26,18 +26,16 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import LARGEST_OUTPUT, lost_output
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
-__all__ = ("LARGEST_NOTE", "LARGEST_OUTPUT", "LONGEST_RING", "NOBODY", "Spool", "new_number")
+__all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "new_number")
 
 LONGEST_RING = 4000
 """Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
 
 LARGEST_NOTE = 64 << 10
 """Bytes of a small file: how a program ended, its process number, why something failed."""
-
-LARGEST_OUTPUT = 256 << 20
-"""Bytes of each output stream of a program. All of it is in memory here, and a guest may never come to an end."""
 
 # What tells that nobody reads the ring: there is none, it has no reader, or none any more.
 NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
@@ -127,7 +125,7 @@ class Spool:
         line, _newline, rest = content.partition(b"\n")
         match = re.fullmatch(rb"(\d{1,3}) (o|-|=\d{1,12}) (e|-|=\d{1,12}) \.", line)
         if match is None:
-            raise TransferError("the program's output did not fit in the guest's /run; what is missing is lost")
+            raise lost_output()
         streams = []
         for suffix, where in (("out", match.group(2)), ("err", match.group(3))):
             if where.startswith(b"="):
@@ -142,7 +140,10 @@ class Spool:
         self.ring(f"-{number}")
 
     def _output(self, name: str) -> bytes:
-        output = patiently(self._agent, lambda: self.read(name, LARGEST_OUTPUT))
+        try:
+            output = patiently(self._agent, lambda: self.read(name, LARGEST_OUTPUT))
+        except TransferError:
+            raise lost_output() from None
         if output is None:
             raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
         return output

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Run, guest_variables, look
+from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Run, guest_variables, look, releases
 from lab.agent import LooseAgent
 
 # Root is not asked, so the programs that ask are started by another user. PAM writes down what is tried.
@@ -48,7 +48,7 @@ sed -i 's,^@include common-auth,auth optional pam_exec.so expose_authtok quiet /
 BY_ANOTHER = "/sbin/runuser -u qgaother --"
 
 
-@pytest.fixture(scope="module", params=[pytest.param("bookworm", marks=pytest.mark.whole), "sid"])
+@pytest.fixture(scope="module", params=releases(pytest.param("bookworm", marks=pytest.mark.whole), "sid"))
 def agent(request: pytest.FixtureRequest) -> Iterator[LooseAgent]:
     """An agent with users to become."""
     with LooseAgent(request.param) as agent:

@@ -57,6 +57,8 @@ class Output:
             self.lost = not self.room.take(len(data)) or self.file.write(data) != len(data)
         except OSError:
             self.lost = True
+        if self.lost and self.file:
+            self.file.truncate(0)  # nobody reads a part, and others need the room
 
     def close(self) -> None:
         if self.file:

@@ -22,6 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.operation impor
 from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, answers, swallows
 
 NO_DIRECTORY = b"{ echo 'qga_exec: the program was not run, because of chdir' >&2; exit 1; }"
@@ -168,6 +169,15 @@ def test_input(agent: SocketAgent, given: dict[str, Any], arrives: str) -> None:
     assert run(agent, argv=["cat"], **given)["stdout"] == arrives
 
 
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_input_that_there_is_no_room_for_in_run(agent: SocketAgent, guest: Guest, timeout: float | None) -> None:
+    """It is kept in /dev/shm, and the program is run once."""
+    tool(guest, "cat", f"case $(readlink /proc/$$/fd/1) in {guest.spool}*) exit 1 ;; esac; exec /bin/cat")
+    ran = f"echo ran >>{guest.tools}/ran; wc -c"
+    assert run(agent, shell=ran, stdin="x" * 300_000, stdin_add_newline=False, timeout=timeout)["stdout"] == "300000\n"
+    assert (guest.tools / "ran").read_text() == "ran\n"
+
+
 def test_arguments_are_not_interpreted(agent: SocketAgent) -> None:
     assert run(agent, argv=["printf", "%s|", "$HOME", "a b", "*", "it's"])["stdout"] == "$HOME|a b|*|it's|"
 
@@ -193,7 +203,13 @@ def test_program_that_does_not_exist(agent: SocketAgent) -> None:
 
 @pytest.mark.parametrize(
     ("stderr", "shown"),
-    [("", ""), ("\n \n", ""), ("a\nb\n\n", ": b"), ("\x1b[2J\x07bad", ": ?[2J?bad"), ("x" * 999, ": " + "x" * 300)],
+    [
+        ("", ""),
+        ("\n \n", ""),
+        ("a\nb\n\n", ": b"),
+        ("\x1b[2J\x07bad", r": \x1b[2J\x07bad"),
+        ("x" * 999, f": {150 * 'x'} … {150 * 'x'}"),
+    ],
 )
 def test_last_words_of_a_program(agent: SocketAgent, stderr: str, shown: str) -> None:
     error = failure(agent, shell="cat >&2; exit 5", stdin=stderr, stdin_add_newline=False)

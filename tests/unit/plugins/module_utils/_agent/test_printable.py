@@ -16,7 +16,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     ProtocolError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
+from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line, printable, returnable
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Plan, run_operation
 
 FORGED = "no\r\n\x1b[2Aok: [vm1]\x9b1m\u202egnp.exe\u2066\x00\x7f\u2028end\udcff\ufeff"
@@ -41,6 +41,19 @@ def test_of_many_words_the_beginning_and_the_end_are_shown() -> None:
     assert printable("a" * 1_000_000 + "the cause", limit=20) == "aaaaaaaaaa … athe cause"
     assert printable("x" * 2000) == "x" * 2000
     assert len(printable("\x1b" * 1_000_000)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", ""),
+        (b"a\nb\n\n", "b"),
+        ("a\n \x1b[1mb\r\n", r"\x1b[1mb"),
+        (b"\xff" + b"x" * 999, f"\ufffd{149 * 'x'} … {150 * 'x'}"),
+    ],
+)
+def test_last_line_is_what_can_be_seen_of_it(text: bytes | str, line: str) -> None:
+    assert last_line(text) == line
 
 
 def test_error_shows_no_more_of_the_guests_words_than_can_be_seen() -> None:

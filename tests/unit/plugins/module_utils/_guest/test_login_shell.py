@@ -29,7 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, agrees, begin_sum, sha256, sum_in
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import finish
+from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import LARGEST_OUTPUT, finish
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     check_shell,
     kill,
@@ -295,7 +295,7 @@ def test_login_shell(agent: SocketAgent, files_of_the_guest: Path, passwd: str, 
 
 
 def test_no_variable_of_ours_is_left_to_the_command(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b'printf "[%s]" "$c$f$l$n$u$v$t$QEMU_GUEST$QEMU_GUEST_SPOOL$OLDPWD"', whole=whole)
+    result = run_shell(agent, b'printf "[%s]" "$c$f$l$m$n$u$v$t$QEMU_GUEST$QEMU_GUEST_SPOOL$OLDPWD"', whole=whole)
     assert result.stdout == b"[]"
 
 
@@ -331,7 +331,7 @@ def test_environment_of_the_guest(agent: SocketAgent, files_of_the_guest: Path, 
 
 
 def test_variables_that_would_disturb_the_shell(agent: SocketAgent, files_of_the_guest: Path, whole: bool) -> None:
-    names = [*"cflnruvt", "UID", "EUID", "PPID", "SHELLOPTS", "BASHOPTS"]
+    names = [*"cflmnruvt", "UID", "EUID", "PPID", "SHELLOPTS", "BASHOPTS"]
     lines = ["BEFORE=1", *(f"{name}=echo wrong" for name in names), "AFTER=2"]
     (files_of_the_guest / "environment").write_text("\n".join(lines))
     result = run_shell(agent, b'echo "right $BEFORE $AFTER"', whole=whole)
@@ -534,6 +534,43 @@ def test_long_output_that_does_not_fit_in_run(agent: SocketAgent, guest: Guest, 
     with pytest.raises(TransferError, match="did not fit"):
         run_shell(agent, b"tail -c +1 %s/out" % str(tmp_path).encode())
     assert left_over(guest) == []
+
+
+@pytest.mark.parametrize(("redirected", "most"), [("", 3 << 20), (" >&2", 1 << 20)])
+def test_long_output_has_half_of_what_is_free(
+    agent: SocketAgent, guest: Guest, tmp_path: Path, redirected: str, most: int
+) -> None:
+    """A program that writes more goes on, and what it wrote takes no room any more."""
+    tool(guest, "df", "echo; echo tmpfs 16384 8192 8192 50% /run")
+    result = run_shell(agent, f"head -c {KEPT + most} /dev/zero{redirected}; exit 3".encode())
+    assert (len(result.stdout) + len(result.stderr), result.rc) == (KEPT + most, 3)
+    command = f"head -c {KEPT + most + 1} /dev/zero; until ls {guest.spool}*.lost; do sleep 0.1; done"
+    command = f"{command}; ls -l {guest.spool}* >'{tmp_path}/left'; head -c 1000000 /dev/zero; touch '{tmp_path}/done'"
+    command = f"{{ {command}; }}{redirected} 2>/dev/null"
+    with pytest.raises(TransferError, match="did not fit in the guest's /run"):
+        run_shell(agent, command.encode())
+    assert (tmp_path / "done").exists()
+    assert {line.split()[4] for line in (tmp_path / "left").read_text().splitlines()} == {"0"}
+    assert left_over(guest) == []
+
+
+@only_sh
+def test_long_output_has_no_more_than_is_read(guest: Guest, tmp_path: Path) -> None:
+    tool(guest, "df", "echo; echo tmpfs 99999999 0 99999999 0% /run")
+    assert login_shell.REST.startswith(f"m={LARGEST_OUTPUT // 512}\n")
+    rest = f"{login_shell.REST}\nm=4096"
+    for size, lost in ((4096 * 512, False), (4096 * 512 + 1, True)):
+        script = f"{rest}\nhead -c {size} /dev/zero | rest '{tmp_path}/out' '{tmp_path}/lost' 1"
+        subprocess.run([*guest.shell, "-c", script], env={"PATH": f"{guest.tools}:{os.environ['PATH']}"}, check=True)
+        assert (tmp_path / "lost").exists() is lost
+        assert (tmp_path / "out").stat().st_size == (0 if lost else size)
+        (tmp_path / "out").unlink()
+
+
+def test_function_of_ours_is_no_command(agent: SocketAgent, guest: Guest) -> None:
+    for name in ("keep", "lose", "rest"):
+        tool(guest, name, f"echo the guest has {name}")
+        assert run_shell(agent, f"{name} a b c".encode()).stdout.decode() == f"the guest has {name}\n"
 
 
 @only_sh

@@ -366,7 +366,7 @@ def test_small_file_that_has_no_end(agent: RunnerAgent, guest: Guest, monkeypatc
 def test_output_that_has_no_end(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_spool, "LARGEST_OUTPUT", 10_000_000)
     assert len(run_shell(agent, b"head -c 10000000 /dev/zero").stdout) == 10_000_000
-    with pytest.raises(TransferError, match="more than 10000000 bytes"):
+    with pytest.raises(TransferError, match="did not fit in the guest's /run"):
         run_shell(agent, b"head -c 10000001 /dev/zero")
 
 
@@ -437,6 +437,47 @@ def test_result_that_cannot_be_read_without_room(
 
 
 @only_sh
+@pytest.mark.parametrize("lives", [True, False])
+def test_runner_of_a_full_run_is_known_by_its_ring(
+    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """The agent finds no room when it has opened the ring: so somebody reads it."""
+    monkeypatch.setattr(_agent, "_LOOK_SECONDS", 0.1)
+    pid = start(agent, "/bin/sh", ["-c", f"until [ -e {guest.tools}/end ]; do sleep 0.05; done; echo output"])
+    process = agent.process_id(pid)
+    with monkeypatch.context() as full:
+        full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
+        if lives:
+            assert wait(agent, pid, 10) is None
+        else:
+            os.kill(runner_pid(guest), signal.SIGKILL)
+            os.kill(process, signal.SIGSTOP)
+            with pytest.raises(OutcomeUnknownError, match="the runner in the guest ended while the program ran"):
+                finish(agent, pid)
+            os.kill(process, signal.SIGKILL)
+            return
+    (guest.tools / "end").touch()
+    assert finish(agent, pid).stdout == b"output\n"
+
+
+@only_sh
+def test_runner_of_a_full_run_is_not_started_again(
+    guest: Guest,
+    scripted: Callable[..., Scripted],
+    connect: Callable[..., SocketAgent],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with runner(guest, 0) as process:
+        eventually((guest.runner / "1" / "pid").exists, "no runner")
+        below = connect(scripted(guest.answers(), blocked=BLOCKED))
+        agent = RunnerAgent(below, lambda below: pytest.fail("needless"))
+        with monkeypatch.context() as full:
+            full.setattr(below, "execute", without_room(below.execute, "guest-file-open"))
+            assert agent.supports("guest-exec")
+        end(process, guest)
+
+
+@only_sh
 def test_rung_for_twice_runs_once(agent: RunnerAgent, guest: Guest) -> None:
     pid = start(agent, "/bin/sh", ["-c", f"echo ran >>{guest.tools}/count; sleep 0.3"])
     for _time in range(5):
@@ -486,6 +527,7 @@ def test_nothing_is_ended_where_nobody_tells_its_pid(
     pid = start(agent, "/bin/sleep", ["60"])
     process = agent.process_id(pid)
     (guest.runner / "1" / f"{pid}.pid").unlink()
+    eventually(lambda: {f"{pid}.out", f"{pid}.err"} <= in_spool(guest), "nothing keeps its output")
     before = in_spool(guest)
     assert kill(agent, pid) == 0
     assert in_spool(guest) == before, "something was run"
@@ -536,21 +578,63 @@ def end(process: subprocess.Popen[bytes], guest: Guest) -> None:
     pytest.fail("the runner goes on")
 
 
-@only_sh
-def test_output_that_does_not_fit_is_told(
+LITTLE = "echo; echo tmpfs 8192 4096 4096 50% /run"
+"""What df says where 4 MiB are free: three eighths for standard output, one for standard error."""
+
+
+@pytest.fixture
+def with_tools(
     guest: Guest,
     scripted: Callable[..., Scripted],
     connect: Callable[..., SocketAgent],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tool(guest, "cat", "head -c 100; exit 1")
+) -> Iterator[RunnerAgent]:
+    """An agent whose runner uses the tools of its guest."""
     monkeypatch.setenv("PATH", f"{guest.tools}:{os.environ['PATH']}")
     with runner(guest, 0) as process:
         eventually((guest.runner / "1" / "pid").exists, "no runner")
-        agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
-        with pytest.raises(TransferError, match="did not fit in the guest's /run"):
-            run_shell(agent, b"head -c 100000 /dev/zero; echo a >&2")
+        yield RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
         end(process, guest)
+
+
+@pytest.mark.parametrize(("redirected", "most"), [("", 3 << 19), (" >&2", 1 << 19)])
+def test_output_has_half_of_what_is_free(
+    with_tools: RunnerAgent, guest: Guest, tmp_path: Path, redirected: str, most: int
+) -> None:
+    """A program that writes more, without an end for instance, goes on, and has no room any more."""
+    tool(guest, "df", LITTLE)
+    tool(guest, "dd", 'case " $* " in *" count=16 "*) set -- "$@" bs=16384 ;; esac; exec /bin/dd "$@"')
+    result = run_shell(with_tools, f"head -c {most} /dev/zero{redirected}; exit 3".encode())
+    assert (len(result.stdout) + len(result.stderr), result.rc) == (most, 3)
+    fifo, done = tmp_path / "fifo", tmp_path / "done"
+    os.mkfifo(fifo)
+    command = f"{{ head -c {most + 1}; cat '{fifo}'; head -c 1000000; echo >'{done}'; }} </dev/zero{redirected}"
+    pid = start(with_tools, "/bin/sh", ["-c", command])
+    with_tools.process_id(pid)
+    eventually(lambda: f"{pid}.lost" in in_spool(guest), "nothing is said to be lost")
+    eventually(lambda: not sum(path.stat().st_size for path in outputs(guest, pid)), "what is lost is kept")
+    fifo.write_bytes(b"goes on")
+    with pytest.raises(TransferError, match="did not fit in the guest's /run"):
+        finish(with_tools, pid)
+    assert done.exists()
+
+
+def outputs(guest: Guest, pid: int) -> list[Path]:
+    return [guest.runner / "1" / f"{pid}.{stream}" for stream in ("out", "err")]
+
+
+@only_sh
+@pytest.mark.parametrize("counts", [True, False], ids=["the first of it", "the rest of it, where dd cannot count"])
+def test_output_that_does_not_fit_is_told(with_tools: RunnerAgent, guest: Guest, counts: bool) -> None:
+    tool(guest, "dd", 'case " $* " in *" count=0 "*) exit 0 ;; esac; head -c 100; exit 1' if counts else "exit 1")
+    tool(guest, "cat", "head -c 100; exit 1")
+    with pytest.raises(TransferError, match="did not fit in the guest's /run"):
+        run_shell(with_tools, b"head -c 100000 /dev/zero; echo a >&2")
+
+
+def test_output_is_whole_without_a_dd_that_can_count(with_tools: RunnerAgent, guest: Guest) -> None:
+    tool(guest, "dd", "echo \"dd: unrecognized operand 'iflag=fullblock'\" >&2; exit 1")
+    assert len(run_shell(with_tools, b"head -c 3000000 /dev/zero; echo a >&2").stdout) == 3_000_000
 
 
 def test_idle_runner_ends(guest: Guest) -> None:
