@@ -40,10 +40,10 @@ from typing import Any
 
 from ansible.plugins.lookup import LookupBase
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import PROGRAM
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import program
 
 
 class LookupModule(LookupBase):
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[str]:
         self.set_options(var_options=variables, direct=kwargs)
-        return [PROGRAM]
+        return [program()]

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import base64
 import errno
+import functools
 import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
@@ -42,195 +44,22 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec impor
     pauses,
     unknown,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import READ_COMMAND, REST, input_of
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 
-__all__ = ("HOME", "IDLE_SECONDS", "PROGRAM", "SPOOL", "RunnerAgent")
+__all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "RunnerAgent", "program")
 
 HOME = "/run/qemu-guest-runner"
 """The directory of root's alone in which all of the runner is."""
 
-# In its spool ($1): `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and
-# at last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. Where the line
-# NUMBER.part comes before that, nothing stays when the program has ended. The spool appears and vanishes whole, by
-# renaming: guest-file-open would make a plain file of a ring that is missing. A runner without work for $2 seconds ends
-# (0: never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another ends at
-# once, or with $3 takes its place (roles/guest_prep).
-PROGRAM = (
-    r"""
-d=$1 idle=$2 over=$3
-umask 077
-cd / || exit 1
-unset OLDPWD
-# The number may be another process's meanwhile: the runner is root's, and reads this very ring.
-lives() { [ -O "/proc/$p" ] && [ "/proc/$p/fd/3" -ef "$d/ring" ]; }
-gone() { rm -rf "$d.gone.$$"; }
-if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
-    [ "$over" ] || exit 0
-    # What the other has started goes on, and what is rung for meanwhile waits in the ring.
-    exec 3<>"$d/ring" && echo $$ >"$d/pid" && echo "over $p" >&3 || exit 1
-    while lives; do sleep 1; done
-    [ -p "$d/ring" ] || exit 1
-else
-    [ ! -e "$d" ] || mv "$d" "$d.gone.$$" && gone || exit 1
-    n=$d.new.$$
-    mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
-fi
-# What brought this here, and what starts that were interrupted have left: their names have 16 letters.
-f=${d%/*}/????????????????
-case $0 in "${d%/*}"/*) rm -f $f $f.sh $f.go ;; esac
-for n in "$d".gone.* "$d".new.*; do
-    [ ! -d "$n" ] || [ -d "/proc/${n##*.}" ] || rm -rf "$n"
-done
-own=$(command -v setsid)
-{ echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
-# What a command without input begins with. It is a command: an older runner, which does not know it, runs it.
-nothing='exec </dev/null'
 
-# Output passes through pipes, as it does elsewhere: a file would be truncated by a program that opens /dev/stderr.
-"""
-    + REST
-    + r"""
-keep() {
-    if n=$(dd bs=65536 count=16 iflag=fullblock 2>&1 >"$1"); then
-        case $n in 16+0*) rest "$1" "$d/$2.lost" "$3" ;; esac
-    elif dd count=0 iflag=fullblock </dev/null >/dev/null; then
-        lose "$1" "$d/$2.lost"
-    else
-        # That dd has read nothing: it does not know how.
-        rest "$1" "$d/$2.lost" "$3"
-    fi
-}
-# Be the program. What does so is a subshell, no background job: shells ignore SIGINT and SIGQUIT in these, for good.
-become() {
-    read -r p f </proc/self/stat
-    echo "$p" >"$d/$1.pid"
-    shift
-    umask 022
-    eval "unset a c d f idle k l m mark me n nothing over p used; $c"
-}
-# The shell that waits for it would tell of a signal in the program's own output.
-run() {
-    (become "$1") 2>&6 >&5 4<&- 5>&- 6>&-
-    r=$?
-    # 384 + N and 256 + N are some shells' 128 + N.
-    [ "$r" -lt 256 ] || r=$((r % 128 + 128))
-    # In the room that it has had from the beginning: the program may have left no other.
-    echo "$r" 1<>"$d/$1.status"
-}
-job() {
-    (set -C; : >"$d/$1.taken") 2>/dev/null || return
-    # In this order: what was rung for twice may have run meanwhile, and be forgotten.
-    [ -f "$d/$1.in" ] || {
-        rm -f "$d/$1.taken"
-        return
-    }
-    exec 4<"$d/$1.in"
-    {
-"""
-    + READ_COMMAND
-    + r"""
-    } <&4
-    case $mark in
-    "$1.part")
-        (become "$1") <&4 4<&- >/dev/null 2>&1
-        rm -f "$d/$1".*
-        return
-        ;;
-    esac
-    echo - >"$d/$1.status"
-    {
-        {
-            case $c in
-            "$nothing"*) run "$1" ;;
-            # By a pipe, so that nobody reads it twice, or writes to it: a password may be in it.
-            *) cat <&4 4<&- 5>&- 6>&- | run "$1" ;;
-            esac
-        } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 1 4<&- 5>&-
-    } 5>&1 | keep "$d/$1.out" "$1" 3 4<&-
-    : >"$d/$1.in"
-    r=- o=- e=- f=.
-    read -r r <"$d/$1.status"
-    [ -s "$d/$1.out" ] && o=o
-    [ -s "$d/$1.err" ] && e=e
-    [ -f "$d/$1.lost" ] && f=lost
-    # Its result is to be fetched yet: that is no time to end of idleness.
-    echo + 1<>"$d/ring"
-    echo "$r $o $e $f" >"$d/$1.rc" || {
-        rm -f "$d/$1.out" "$d/$1.err" "$d/$1.pid"
-        echo "$r - - lost" >"$d/$1.rc"
-    }
-    # Room for the agent, which can open no file without.
-    : >"$d/$1.status"
-}
-alarm() {
-    {
-        sleep "$((idle > 0 ? idle : 600))" &
-        trap "kill $!; exit" TERM
-        wait $!
-        [ -p "$d/ring" ] && echo tick 1<>"$d/ring"
-    } 3>&- >/dev/null 2>&1 &
-    a=$!
-}
-# Whether something in the directory $1 waits to be run, or runs. In this order: .taken is there before .in is gone.
-busy() {
-    for k in in taken; do
-        for f in "$1"/*.$k; do
-            [ -f "$f" ] && [ ! -f "${f%.*}.rc" ] && return
-        done
-    done
-    return 1
-}
-# A result that nobody has fetched from one tick to the next has no client any more.
-forget() {
-    for f in "$d"/*.rc; do
-        [ -f "$f" ] || continue
-        if [ -f "${f%rc}old" ]; then rm -f "${f%rc}"*; else : >"${f%rc}old"; fi
-    done
-}
-trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
-a= used= mark=
-exec 2>/dev/null # shells tell of each that was killed
-alarm
-while IFS= read -r l <&3; do
-    case $l in
-    tick)
-        if [ "$idle" -gt 0 ] && [ ! "$used" ] && ! busy "$d"; then
-            # From now on nobody finds it; who has written a request meanwhile is not left alone.
-            mv "$d" "$d.gone.$$"
-            if ! busy "$d.gone.$$" || [ -e "$d" ]; then
-                gone
-                exit 0
-            fi
-            mv "$d.gone.$$" "$d"
-        fi
-        used=
-        forget
-        alarm
-        ;;
-    -[0-9]*)
-        rm -f "$d/${l#-}".* &
-        ;;
-    +) used=1 ;;
-    "over $$")
-        kill $a
-        exit 0
-        ;;
-    [0-9]*.*) mark=$l ;;
-    [0-9]*)
-        used=1
-        # No background job either. It goes on, an orphan, when the shell that waits for it is ended.
-        (
-            read -r me f </proc/self/stat
-            # Not behind the function itself: for that, dash keeps the ring open under another number.
-            { job "$l"; } </dev/null >/dev/null | kill -KILL "$me"
-        ) 3>&-
-        ;;
-    esac
-done
-"""
-)
+@functools.lru_cache(maxsize=1)
+def program() -> str:
+    """Return the runner's program, for the guest."""
+    return (Path(__file__).parent / "runner.sh").read_text(encoding="ascii")
+
+
 SPOOL = f"{HOME}/1"
 """The runner's spool. The number is that of the protocol, so that one which was installed some time ago is of use."""
 
@@ -246,7 +75,7 @@ _ATTEMPTS = 3
 _EXEC = ("guest-exec", "guest-exec-status")
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
 _NOT_KNOWN = "the runner in the guest does not know the program (was the guest reverted to a snapshot, or rebooted?)"
-# See "nothing" in PROGRAM.
+# See "nothing" in runner.sh.
 _NO_INPUT = "exec </dev/null"
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 

@@ -28,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import can_run_programs, pauses, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import HOME, IDLE_SECONDS, PROGRAM, SPOOL
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import HOME, IDLE_SECONDS, SPOOL, program
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
 
 __all__ = ("DEFAULT_ROUTES", "ROUTES", "start_runner")
@@ -130,7 +130,7 @@ def _new() -> str:
 
 def _by_guest_exec(agent: Agent) -> None:
     env = [f"PATH={PATH}", f"QEMU_GUEST={_STARTER.format(new=_new())}"]
-    pid = start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=PROGRAM.encode("ascii"))
+    pid = start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=program().encode("ascii"))
     result = wait(agent, pid, _EXEC_SECONDS)
     if result is None or result.shell_rc:
         reason = "it did not end" if result is None else result.stderr.decode("utf-8", "replace").strip()
@@ -239,7 +239,7 @@ class _Line:
 def _hand_over_program(agent: Agent, new: str) -> None:
     """Write the program into the directory that only root can enter, then say that it is complete."""
     with GuestFile(agent, f"{new}.sh", "w") as file:
-        file.write(PROGRAM.encode("ascii"))
+        file.write(program().encode("ascii"))
     GuestFile(agent, f"{new}.go", "w").close()
 
 

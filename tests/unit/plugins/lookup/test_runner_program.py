@@ -8,10 +8,10 @@ import subprocess
 
 from ansible.plugins.loader import lookup_loader
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import PROGRAM
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import program
 
 
 def test_program() -> None:
-    (program,) = lookup_loader.get("qemu.guest.runner_program").run([], {})
-    assert program == PROGRAM
-    subprocess.run(["sh", "-n"], input=program.encode("ascii"), check=True)
+    (text,) = lookup_loader.get("qemu.guest.runner_program").run([], {})
+    assert text == program()
+    subprocess.run(["sh", "-n"], input=text.encode("ascii"), check=True)

@@ -36,13 +36,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import patience
+from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell, patience
 from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import finish, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import agent as _agent
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import spool as _spool
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import PROGRAM, RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent, program
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import (
@@ -89,6 +89,15 @@ def eventually(condition: Callable[[], object], what: str) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(what)
+
+
+def test_runner_reads_and_keeps_as_the_login_shell_does() -> None:
+    """They are programs for two ways, but one thought: what is in both is the same text."""
+    body = program().partition("\nread_command() {\n")[2].partition("\n}\n")[0]
+    assert [line.strip() for line in body.splitlines()] == [
+        line.strip() for line in login_shell.READ_COMMAND.strip().splitlines()
+    ]
+    assert login_shell.REST.strip() in program()
 
 
 def test_result_is_exact(agent: RunnerAgent) -> None:
@@ -255,7 +264,7 @@ def test_one_runner_serves_all(agent: RunnerAgent, guest: Guest) -> None:
     assert runner_pid(guest) == pid
     assert len(guest.started) == started
     # A second one sees that there is one, and ends.
-    second = subprocess.run(["sh", "-c", PROGRAM, "sh", str(guest.runner / "1"), "0"], timeout=20, check=False)
+    second = subprocess.run(["sh", "-c", program(), "sh", str(guest.runner / "1"), "0"], timeout=20, check=False)
     assert second.returncode == 0
     assert runner_pid(guest) == pid
 
@@ -556,7 +565,7 @@ def test_unknown_program(agent: RunnerAgent) -> None:
 
 def runner(guest: Guest, idle: int, *over: str) -> subprocess.Popen[bytes]:
     guest.runner.mkdir(mode=0o700, exist_ok=True)
-    return subprocess.Popen([*guest.shell, "-c", PROGRAM, "sh", str(guest.runner / "1"), str(idle), *over])
+    return subprocess.Popen([*guest.shell, "-c", program(), "sh", str(guest.runner / "1"), str(idle), *over])
 
 
 def without_waiting(path: str, flags: int) -> int:
@@ -898,7 +907,7 @@ def test_leftovers_of_interrupted_starts_are_removed(guest: Guest) -> None:
     for dead in ("1.gone.4194305", "1.new.4194305"):
         (guest.runner / dead).mkdir()
     started = guest.runner / "fedcba9876543210.sh"
-    started.write_text(PROGRAM)
+    started.write_text(program())
     with subprocess.Popen([*guest.shell, str(started), str(guest.runner / "1"), "1"]) as process:
         assert process.wait(20) == 0
     assert list(guest.runner.iterdir()) == []
