@@ -267,12 +267,12 @@ with kept_bytecode():
     )
     from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
     from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
-    from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
-    from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
+    from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
         ExecResult,
-        can_run_programs,
-        finish,
+        Executor,
+        GuestExec,
     )
+    from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
     from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
     from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
         Asking,
@@ -282,8 +282,8 @@ with kept_bytecode():
         without_marker,
     )
     from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
-    from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
     from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
+    from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import GuestExecOrRunner, Runner
     from ansible_collections.qemu.guest.plugins.plugin_utils._ssh_forward import connect, forwarded
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 
@@ -305,7 +305,8 @@ class Connection(ConnectionBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._agent: Agent | None = None
-        self._runner: RunnerAgent | None = None
+        self._executor: Executor | None = None
+        self._runner: Runner | None = None
         self._warm: WarmPython | None = None
         self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
 
@@ -340,10 +341,20 @@ class Connection(ConnectionBase):
                 raise AnsibleError(f"{name}: {exc}") from exc
             agent.frozen_timeout = self.get_option("frozen_timeout")
             agent.warn = lambda text: display.warning(f"{name}: {text}")
-            self._agent = self._with_runner(agent)
+            self._agent, self._executor = agent, self._executor_of(agent)
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
         return self._agent
+
+    @property
+    def executor(self) -> Executor:
+        """What operations run programs with in the guest of ``agent``.
+
+        :raise AnsibleError: as ``agent`` does.
+        """
+        agent = self.agent
+        assert self._executor, agent.name
+        return self._executor
 
     def _connect(self) -> Connection:
         # The channel opens with the first command: what needs no guest (an action that runs here) opens none.
@@ -377,7 +388,7 @@ class Connection(ConnectionBase):
         with open(local, "rb") as source:
             started = time.monotonic()
             size = self._guarded(
-                lambda: put(self.agent, source, self._guest_path(out_path), self._progress("PUT", out_path))
+                lambda: put(self.executor, source, self._guest_path(out_path), self._progress("PUT", out_path))
             )
         self._show_transfer("PUT", out_path, size, started)
 
@@ -391,7 +402,7 @@ class Connection(ConnectionBase):
             try:
                 size = self._guarded(
                     lambda: fetch(
-                        self.agent,
+                        self.executor,
                         self._guest_path(in_path),
                         sink,
                         self._progress("FETCH", in_path),
@@ -416,19 +427,19 @@ class Connection(ConnectionBase):
         """Give the channel up for others."""
         if self._agent is not None:
             self._agent.close()
-            self._agent = self._runner = self._warm = None
+            self._agent = self._executor = self._runner = self._warm = None
         self._connected = False
 
-    def _with_runner(self, agent: Agent) -> Agent:
-        """Return ``agent`` as operations use it, and make what else the options want commands to be run with."""
+    def _executor_of(self, agent: Agent) -> Executor:
+        """Return what operations run programs with, and make what else the options want commands to be run with."""
         method = self.get_option("exec_method")
         if method == "guest-exec":
-            return agent
+            return GuestExec(agent)
         log = functools.partial(_show, display.vvv, self._name)
         start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
-        self._runner = RunnerAgent(agent, start)
+        self._runner = Runner(agent, start)
         # Operations are told the signal that ended a program, where the agent can tell.
-        used = RunnerAgent(agent, start, only_if_needed=method == "auto")
+        used = GuestExecOrRunner(Runner(agent, start)) if method == "auto" else Runner(agent, start)
         if self.get_option("warm_python"):
             tell = functools.partial(display.v, host=self._name)
             self._warm = WarmPython(self._runner, log, tell)
@@ -517,20 +528,20 @@ class Connection(ConnectionBase):
         raise AnsibleError(f"{self._name}: {what}. It said: {last_words(result)}. Nothing was run.")
 
     def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
-        agent = self.agent
+        executor = self.executor
         if self._runner:
             try:
-                return finish(self._runner, start_shell(self._runner, command, stdin))
+                return self._runner.finish(start_shell(self._runner, command, stdin))
             except (CommandUnavailable, NoRunnerError) as exc:
-                if not can_run_programs(agent) or self.get_option("exec_method") == "runner":
+                if not executor.is_available() or self.get_option("exec_method") == "runner":
                     raise
                 display.vvv(printable(f"{exc} Using guest-exec."), host=self._name)
                 self._runner = None
-        return run_shell(agent, command, stdin)
+        return run_shell(executor, command, stdin)
 
     def _end_warm(self) -> None:
         if self.agent and self._runner and self._warm:
-            self._runner.timeout = _RESET_SECONDS
+            self.agent.timeout = _RESET_SECONDS
             self._warm.end()
 
     def _seconds(self, option: str, name: str, range_: str, is_valid: Callable[[float], bool]) -> float:
@@ -570,7 +581,7 @@ class Connection(ConnectionBase):
         user, _slash, rest = text.partition("/")
         if not re.fullmatch(r"~[\w.-]*", user):
             user, rest = "~", text
-        home = run_shell(self.agent, b"printf %s " + user.encode("utf-8"), whole=False).stdout
+        home = run_shell(self.executor, b"printf %s " + user.encode("utf-8"), whole=False).stdout
         return f"{home.decode('utf-8', 'surrogateescape')}/{rest}"
 
     def _max_fetch_size(self) -> int | None:

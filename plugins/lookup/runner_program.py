@@ -40,7 +40,7 @@ from typing import Any
 
 from ansible.plugins.lookup import LookupBase
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import program
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import program
 
 
 class LookupModule(LookupBase):

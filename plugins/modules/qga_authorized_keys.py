@@ -120,8 +120,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, enforces_selinux
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
@@ -163,7 +163,8 @@ class Current(NamedTuple):
     removes: bool = True
 
 
-def read(agent: Agent, params: Params) -> Current:
+def read(executor: Executor, params: Params) -> Current:
+    agent = executor.agent
     agent.require(GET, REMOVE if params["state"] == "absent" else ADD)
     keys = keys_of(agent, params["user"])
     text = _text(agent, params["user"])
@@ -301,7 +302,8 @@ def wanted(params: Params) -> Mapping[str, str]:
     return {identity(key): key for key in keys}
 
 
-def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
+    agent = executor.agent
     user, after, commands = plan.todo
     for command, arguments in commands:
         agent.execute(command, arguments)
@@ -312,17 +314,17 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
             "without blanks around them (exclusive=true rewrites the file), or another program changed the file.",
             result={"authorized_keys": now},
         )
-    return {"warnings": _label(agent, user)} if enforces_selinux(agent) else {}
+    return {"warnings": _label(executor, user)} if enforces_selinux(agent) else {}
 
 
-def _label(agent: Agent, user: str) -> list[str]:
+def _label(executor: Executor, user: str) -> list[str]:
     """Give what the agent has made its SELinux label; return warnings if that cannot be done."""
-    home = _home(agent, user)
+    home = _home(executor.agent, user)
     home = shlex.quote(home) if home else f"~{user}"  # which is the name of a user whom the agent has found
     reason = "the agent may not run programs"
-    if can_run_programs(agent):
+    if executor.is_available():
         try:
-            check_shell(agent, f"restorecon -R {home}/.ssh", f"label the keys of {user}")
+            check_shell(executor, f"restorecon -R {home}/.ssh", f"label the keys of {user}")
             return []
         except OperationError as exc:
             reason = exc.message
@@ -332,7 +334,7 @@ def _label(agent: Agent, user: str) -> list[str]:
     ]
 
 
-OPERATION = Operation(SPEC, read, plan, apply)
+OPERATION = Operation(SPEC, read, plan, apply, executor=GuestExec)
 
 
 def main() -> None:

@@ -158,15 +158,14 @@ import shlex
 import time
 from typing import Any, Mapping
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ConnectError,
     OperationError,
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, finish, wait
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, new_spool, shell_result
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
@@ -190,8 +189,8 @@ _NO_DIRECTORY = "qga_exec: the program was not run, because of chdir"
 _SECONDS_TO_DIE = 10
 
 
-def read(agent: Agent, params: Params) -> dict[str, bool]:
-    return {option: exists(agent, params[option]) for option in ("creates", "removes") if params[option]}
+def read(executor: Executor, params: Params) -> dict[str, bool]:
+    return {option: exists(executor.agent, params[option]) for option in ("creates", "removes") if params[option]}
 
 
 def plan(current: dict[str, bool], params: Params) -> Plan:
@@ -220,15 +219,15 @@ def shell_command(params: Params) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
-def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     params = plan.todo
     stdin = params["stdin"] or ""
     if params["stdin"] is not None and params["stdin_add_newline"]:
         stdin += "\n"
     started = time.monotonic()
-    waiting = _Waiting(agent, params["timeout"])
-    spool = "" if agent.passes_long_replies else new_spool()
-    result = shell_result(agent, params["command"], stdin.encode("utf-8", "surrogateescape"), spool, waiting.ended)
+    waiting = _Waiting(executor, params["timeout"])
+    spool = "" if executor.passes_long_replies else new_spool()
+    result = shell_result(executor, params["command"], stdin.encode("utf-8", "surrogateescape"), spool, waiting.ended)
     elapsed = round(time.monotonic() - started, 3)
     answer = {"changed": True, **(described(result) if result else {}), "elapsed": elapsed}
     process = waiting.process
@@ -247,9 +246,9 @@ class _Waiting:
     ``process`` is its process number if it had to be ended: 0 if nobody tells that.
     """
 
-    def __init__(self, agent: Agent, timeout: float | None) -> None:
+    def __init__(self, executor: Executor, timeout: float | None) -> None:
         self.process: int | None = None
-        self._agent = agent
+        self._executor = executor
         self._timeout = timeout
 
     def ended(self, pid: int) -> ExecResult | None:
@@ -258,10 +257,10 @@ class _Waiting:
         :raise OutcomeUnknownError: if contact is lost. Whatever was not sent then, the program was started.
         """
         try:
-            result = finish(self._agent, pid) if self._timeout is None else wait(self._agent, pid, self._timeout)
+            result = self._executor.finish(pid) if self._timeout is None else self._executor.wait(pid, self._timeout)
             if result is None:
-                self.process = kill(self._agent, pid)
-                result = wait(self._agent, pid, _SECONDS_TO_DIE)
+                self.process = kill(self._executor, pid)
+                result = self._executor.wait(pid, _SECONDS_TO_DIE)
             return result
         except ConnectError as exc:
             message = f"contact was lost after the program with pid {pid} was started: {exc.message}"
@@ -305,6 +304,7 @@ OPERATION = Operation(
     constraints={"required_one_of": [("argv", "shell")], "mutually_exclusive": [("argv", "shell")]},
     quiet=("stdin", "env"),
     runs_programs=True,
+    executor=GuestExec,
 )
 
 

@@ -86,9 +86,9 @@ import os
 import tempfile
 from typing import Any, Mapping
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
@@ -101,11 +101,11 @@ SPEC: dict[str, dict[str, Any]] = {
 }
 
 
-def read(agent: Agent, params: Params) -> dict[str, Any]:
+def read(executor: Executor, params: Params) -> dict[str, Any]:
     dest = params["dest"]
     if dest.endswith("/") or os.path.isdir(dest):
         dest = os.path.join(dest, os.path.basename(params["src"]))
-    there = digest(agent, params["src"], largest=params["max_size"])
+    there = digest(executor, params["src"], largest=params["max_size"])
     return {"dest": dest, "here": _digest_here(dest), "there": there}
 
 
@@ -129,14 +129,14 @@ def plan(current: dict[str, Any], params: Params) -> Plan:
     )
 
 
-def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     src, dest, largest = plan.todo
     directory = os.path.dirname(dest) or "."
     try:
         os.makedirs(directory, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory, prefix=f".{os.path.basename(dest)}.", delete=False) as sink:
             try:
-                size = fetch(agent, src, sink, largest=largest)
+                size = fetch(executor, src, sink, largest=largest)
                 sink.flush()
                 sha256 = _digest_here(sink.name)
                 if os.path.exists(dest):
@@ -150,7 +150,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     return {"sha256": sha256, "size": size}
 
 
-OPERATION = Operation(SPEC, read, plan, apply)
+OPERATION = Operation(SPEC, read, plan, apply, executor=GuestExec)
 
 
 def main() -> None:

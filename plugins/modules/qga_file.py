@@ -164,8 +164,8 @@ import stat
 import time
 from typing import Any, Mapping, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     ENTER,
     SAFE,
@@ -181,7 +181,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     enforces_selinux,
     payload,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
@@ -244,21 +243,21 @@ class Current(NamedTuple):
 # read
 
 
-def read(agent: Agent, params: Params) -> Current:
+def read(executor: Executor, params: Params) -> Current:
     path = params["path"]
     if not path.startswith("/"):
         raise OperationError(f"path: {path} is not an absolute path")
-    state: dict[str, Any] = {"programs": can_run_programs(agent), **_wanted(params)}
+    state: dict[str, Any] = {"programs": executor.is_available(), **_wanted(params)}
     state.update(
-        _look(agent, path, params["follow"] and params["state"] == "present")
+        _look(executor, path, params["follow"] and params["state"] == "present")
         if state["programs"]
-        else _look_by_reading(agent, path)
+        else _look_by_reading(executor, path)
     )
     if state["kind"] == "file" and params["state"] == "present":
-        state.update(_content(agent, state, params["append"]))
+        state.update(_content(executor, state, params["append"]))
     current = Current(**state)
     if not current.programs:
-        _refuse_without_programs(agent, current, params)
+        _refuse_without_programs(executor, current, params)
     return current
 
 
@@ -313,9 +312,9 @@ _SEEN = re.compile(
 )
 
 
-def _look(agent: Agent, path: str, follow: bool) -> dict[str, Any]:
+def _look(executor: Executor, path: str, follow: bool) -> dict[str, Any]:
     command = variables(path, q=path, f="1" if follow else "") + _LOOK
-    output = check_shell(agent, command, f"look at {path}").decode("utf-8", "surrogateescape")
+    output = check_shell(executor, command, f"look at {path}").decode("utf-8", "surrogateescape")
     seen = _SEEN.fullmatch(output)
     if not seen:
         raise OperationError(f"cannot look at {path} in the guest: what its programs say of it makes no sense")
@@ -333,9 +332,9 @@ def _look(agent: Agent, path: str, follow: bool) -> dict[str, Any]:
     }
 
 
-def _look_by_reading(agent: Agent, path: str) -> dict[str, Any]:
+def _look_by_reading(executor: Executor, path: str) -> dict[str, Any]:
     try:
-        with GuestFile(agent, path) as guest_file:
+        with GuestFile(executor.agent, path) as guest_file:
             guest_file.read(1)
             return {"path": path, "real": path, "kind": "file", "size": guest_file.seek(0, 2)}
     except GuestFileError as exc:
@@ -346,17 +345,17 @@ def _look_by_reading(agent: Agent, path: str) -> dict[str, Any]:
         raise
 
 
-def _content(agent: Agent, state: Mapping[str, Any], append: bool) -> dict[str, Any]:
+def _content(executor: Executor, state: Mapping[str, Any], append: bool) -> dict[str, Any]:
     """Return what is to be known of the content: all of it if it is small, else its checksum."""
     path, size, wanted = state["real"], state["size"], state["wanted"]
     content: dict[str, Any] = {}
     if append and wanted is not None and size >= len(wanted):
-        with GuestFile(agent, path) as guest_file:
+        with GuestFile(executor.agent, path) as guest_file:
             guest_file.seek(-len(wanted), 2)
             content["ends_with_wanted"] = _read(guest_file, len(wanted)) == wanted
     if size > DIFF_LIMIT:
-        return {**content, "sha256": digest(agent, path)}
-    with GuestFile(agent, path) as guest_file:
+        return {**content, "sha256": digest(executor, path)}
+    with GuestFile(executor.agent, path) as guest_file:
         text = _read(guest_file, DIFF_LIMIT)
     if len(text) > DIFF_LIMIT:
         raise OperationError(f"{state['path']} grows while it is read")
@@ -374,7 +373,7 @@ def _read(guest_file: GuestFile, size: int) -> bytes:
     return content
 
 
-def _refuse_without_programs(agent: Agent, current: Current, params: Params) -> None:
+def _refuse_without_programs(executor: Executor, current: Current, params: Params) -> None:
     """Raise for what guest-file-* alone cannot do."""
     exists = current.kind != "absent"
     agents_mode = not exists and params["mode"] is not None and octal(params["mode"]) == AGENTS_MODE
@@ -386,7 +385,7 @@ def _refuse_without_programs(agent: Agent, current: Current, params: Params) -> 
         or params["backup"]
     )
     if needs_programs:
-        agent.require("guest-exec", "guest-exec-status")
+        executor.agent.require("guest-exec", "guest-exec-status")
     if params["state"] == "present" and not exists and not agents_mode:
         raise OperationError(
             f"{current.path} does not exist, and this agent may not run programs: all it can make is a file that every "
@@ -489,10 +488,10 @@ def _texts(before: bytes | None, after: bytes | None) -> Any:
 # apply
 
 
-def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     current, params, after = plan.todo
     if params["state"] == "absent":
-        unlink(agent, current.real)
+        unlink(executor, current.real)
         return {}
     attributes = _attributes(current, after) if current.programs else Attributes()
     result = {}
@@ -500,17 +499,17 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
         result["backup_file"] = f"{current.path}.{time.strftime('%Y-%m-%d@%H:%M:%S~')}"
         attributes = attributes._replace(backup=os.path.basename(result["backup_file"]))
     if not current.programs:
-        return _write_without_programs(agent, current, params)
+        return _write_without_programs(executor, current, params)
     if _writes(current, params) and not (params["append"] and current.kind == "file"):
-        put(agent, io.BytesIO(current.wanted or b""), current.real, attributes=attributes)
+        put(executor, io.BytesIO(current.wanted or b""), current.real, attributes=attributes)
     else:
-        _change(agent, current, attributes, current.wanted if _writes(current, params) else None)
+        _change(executor, current, attributes, current.wanted if _writes(current, params) else None)
     return result
 
 
-def _write_without_programs(agent: Agent, current: Current, params: Params) -> Mapping[str, Any]:
-    copy_in(agent, io.BytesIO(current.wanted or b""), current.path, append=params["append"])
-    if current.kind == "absent" and enforces_selinux(agent):
+def _write_without_programs(executor: Executor, current: Current, params: Params) -> Mapping[str, Any]:
+    copy_in(executor.agent, io.BytesIO(current.wanted or b""), current.path, append=params["append"])
+    if current.kind == "absent" and enforces_selinux(executor.agent):
         return {
             "warnings": [
                 f"SELinux is enforced, and {current.path} may have another label than it should: run restorecon there."
@@ -519,24 +518,24 @@ def _write_without_programs(agent: Agent, current: Current, params: Params) -> M
     return {}
 
 
-def _change(agent: Agent, current: Current, attributes: Attributes, appended: bytes | None) -> None:
+def _change(executor: Executor, current: Current, attributes: Attributes, appended: bytes | None) -> None:
     """Change a file that stays the same one."""
     if not current.safe:
         if appended is not None and len(appended) >= SMALL:
-            with stage(agent, current.real) as staged:
-                copy_in(agent, io.BytesIO(appended), staged.path)
-                alter(agent, current.real, attributes, staged)
+            with stage(executor, current.real) as staged:
+                copy_in(executor.agent, io.BytesIO(appended), staged.path)
+                alter(executor, current.real, attributes, staged)
         else:
-            alter(agent, current.real, attributes, appended)
+            alter(executor, current.real, attributes, appended)
         return
     path = shlex.quote(current.real)
     if attributes.backup:
         backup = shlex.quote(os.path.join(os.path.dirname(current.real), attributes.backup))
-        check_shell(agent, f"cp -p -- {path} {backup}", f"copy {current.path}")
+        check_shell(executor, f"cp -p -- {path} {backup}", f"copy {current.path}")
     if appended is not None:
-        copy_in(agent, io.BytesIO(appended), current.real, append=True)
+        copy_in(executor.agent, io.BytesIO(appended), current.real, append=True)
     owned = f"chown -- {shlex.quote(attributes.owner)} {path} && " if attributes.owner else ""
-    check_shell(agent, f"{owned}chmod -- {attributes.mode} {path}", f"set mode and owner of {current.path}")
+    check_shell(executor, f"{owned}chmod -- {attributes.mode} {path}", f"set mode and owner of {current.path}")
 
 
 def _attributes(current: Current, after: Mapping[str, Any]) -> Attributes:
@@ -557,6 +556,7 @@ OPERATION = Operation(
     constraints={"mutually_exclusive": [("content", "src")]},
     quiet=("content",),
     local_files=("src",),
+    executor=GuestExec,
 )
 
 

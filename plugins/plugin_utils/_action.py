@@ -98,7 +98,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
             for name, option in (("timeout", "agent_timeout"), ("frozen_timeout", "frozen_timeout")):
                 if params[option] is not None:
                     setattr(agent, name, params[option])
-            result = run_operation(operation, agent, params, check_mode=self._task.check_mode, diff=self._task.diff)
+            executor = self._connection.executor
+            result = run_operation(
+                operation, agent, params, executor=executor, check_mode=self._task.check_mode, diff=self._task.diff
+            )
         except QgaError as exc:
             if _means_unreachable(exc):
                 raise AnsibleConnectionFailure(str(exc)) from exc

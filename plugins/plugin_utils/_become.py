@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult
 
 __all__ = ("Asking", "asking", "last_words", "refused", "without_marker")
 

@@ -21,7 +21,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import fetch_packed, files, guest_exec, patience
+from ansible_collections.qemu.guest.plugins.module_utils._guest import executor, fetch_packed, files, patience
 from ansible_collections.qemu.guest.plugins.module_utils._module import power
 from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping, qga_suspend
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all modules stands still but for what the test and its scripted agent let pass."""
     clock = Clock()
     agent = (base, channel, deadline, libvirt_agent, lock, socket_agent)
-    for module in (*agent, guest_exec, files, fetch_packed, patience, qga_exec, qga_ping):
+    for module in (*agent, executor, files, fetch_packed, patience, qga_exec, qga_ping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

@@ -35,6 +35,16 @@ _FLAGS = {
 }
 
 
+def _opened(path: str, flags: int) -> int:
+    """Open a file as the agent does: what it creates itself has a mode that no umask changes."""
+    if flags & os.O_CREAT:
+        with suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_EXCL)
+            os.fchmod(descriptor, 0o666)
+            return descriptor
+    return os.open(path, flags & ~os.O_CREAT)
+
+
 class Program:
     """A program that runs, with pipes to all that it reads and writes."""
 
@@ -128,13 +138,7 @@ class Guest:
         path, mode = str(self.directory / self._here(arguments["path"])), arguments.get("mode", "r")
         flags = _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            try:
-                descriptor = os.open(path, flags & ~os.O_CREAT)
-            except FileNotFoundError:
-                if not flags & os.O_CREAT:
-                    raise
-                descriptor = os.open(path, flags | os.O_EXCL)  # only what it creates itself gets this mode
-                os.fchmod(descriptor, 0o666)
+            descriptor = _opened(path, flags)
         except OSError as exc:
             text = f"failed to open file '{arguments['path']}' (mode: '{mode}'): {exc.strerror}"
             raise AgentError(text) from exc

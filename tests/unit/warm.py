@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, wire, worker
@@ -89,7 +89,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def plain(agent: RunnerAgent, program: bytes, command: str = COMMAND) -> ExecResult:
+def plain(agent: Runner, program: bytes, command: str = COMMAND) -> ExecResult:
     return run_shell(agent, command.encode(), program)
 
 

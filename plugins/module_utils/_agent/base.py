@@ -65,11 +65,6 @@ class Agent(ABC):
     largest_payload = 48 * 1000 * 1000
     """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
 
-    shell: Callable[[bytes, bytes], Callable[[], Any] | None] | None = None
-    """Starts a shell command with an input, as run_shell() of login_shell.py does, and returns what waits for its end:
-    that returns its ExecResult, or None if it was not run. It returns None if it started nothing. Whoever has a shell
-    in the guest that is ready for work (the connection plugin) puts it here."""
-
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
         self.timeout = timeout
@@ -100,38 +95,9 @@ class Agent(ABC):
         return
 
     @property
-    def largest_input(self) -> int:
-        """How many bytes of standard input a program may be given."""
-        return self.largest_payload
-
-    @property
-    def quick_input(self) -> int:
-        """How many bytes of it arrive well within the timeout; more had better go by way of a file, in pieces.
-
-        While nothing is known of that, it goes at once, and has longer: see start() of _guest/guest_exec.py.
-        """
-        if not self.pace.rate:
-            return self.largest_input
-        return self.pace.carries(self.timeout / 2, self.largest_input)
-
-    @property
-    def pipes_input(self) -> bool:
-        """Whether a program's standard input is a pipe, which the agent fills while the program reads it."""
-        return True
-
-    @property
     def passes_long_replies(self) -> bool:
         """Whether all that the agent may keep of a program's output can be had in one reply."""
         return True
-
-    @property
-    def captures_all(self) -> bool:
-        """Whether guest-exec keeps all output of a program, however long."""
-        return False
-
-    def process_id(self, pid: int) -> int:
-        """Return the process number in the guest of the program that guest-exec called ``pid``; 0 if nobody tells."""
-        return pid
 
     @property
     def identity(self) -> str:

@@ -15,9 +15,8 @@ import shlex
 import zlib
 from typing import Any, Callable, Iterable
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell
 
 __all__ = (
@@ -81,21 +80,21 @@ def agrees(there: str, here: str, content: Iterable[bytes]) -> bool:
     return there == here
 
 
-def sha256(agent: Agent, path: str, size: int | None = None) -> str:
+def sha256(executor: Executor, path: str, size: int | None = None) -> str:
     """Return the SHA-256, in hex, of a regular file in the guest or of its first ``size`` bytes, computed there.
 
     Empty if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
     """
     command = "sha256sum" if size is None else f"head -c {size} | sha256sum"
     try:
-        return sum_in(begin_shell(agent, _of_file(path, command))())
+        return sum_in(begin_shell(executor, _of_file(path, command))())
     except CommandError:
         return ""
 
 
-def begin_sum(agent: Agent, path: str) -> Callable[[], ExecResult]:
+def begin_sum(executor: Executor, path: str) -> Callable[[], ExecResult]:
     """Start to compute SUM of a regular file in the guest that has a size; return what waits for it, see ``sum_in``."""
-    return begin_shell(agent, file_command(path))
+    return begin_shell(executor, file_command(path))
 
 
 # _warm/guest/file_ops.py does what these two do without a shell.

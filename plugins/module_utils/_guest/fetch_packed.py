@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Callable, Iterator
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     GuestFileError,
@@ -20,8 +19,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import OR_CRC32, Sum, part_of, sum_in
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import Packer
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, GuestFile, Progress, payload
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, new_spool, sweep
 
 __all__ = ("Packed", "pack_command")
@@ -42,10 +41,10 @@ class Packed:
     ``size`` bytes are here, and ``checked`` is True if that is what the guest packed.
     """
 
-    def __init__(self, agent: Agent, path: str, take: Callable[[bytes], None], progress: Progress) -> None:
+    def __init__(self, executor: Executor, path: str, take: Callable[[bytes], None], progress: Progress) -> None:
         self.size = 0
         self.checked = True
-        self._agent = agent
+        self._executor = executor
         self._path = path
         self._take = take
         self._progress = progress
@@ -66,12 +65,12 @@ class Packed:
             self.checked = False
         finally:
             with suppress(QgaError):
-                sweep(self._agent, spool)
+                sweep(self._executor, spool)
         return self.size
 
     def _fetch_part(self, packer: Packer, part: range, spool: str, number: int) -> None:
         command = pack_command(packer, self._path, part, f"{spool}.{number}", f"{spool}.{number - 1}")
-        ended = _once(begin_shell(self._agent, command))
+        ended = _once(begin_shell(self._executor, command))
         summed = Sum()
         try:
             for content in self._growing(f"{spool}.{number}", packer, len(part), ended):
@@ -96,8 +95,8 @@ class Packed:
             while size:
                 packed = b""
                 try:
-                    guest_file = guest_file or stack.enter_context(GuestFile(self._agent, name))
-                    packed = guest_file.read(payload(self._agent, _READ))
+                    guest_file = guest_file or stack.enter_context(GuestFile(self._executor.agent, name))
+                    packed = guest_file.read(payload(self._executor.agent, _READ))
                 except GuestFileError as exc:
                     if exc.errno != errno.ENOENT:
                         raise

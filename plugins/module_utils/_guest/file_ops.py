@@ -17,8 +17,8 @@ import shlex
 from contextlib import contextmanager
 from typing import Iterator, NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell, checked, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
@@ -267,7 +267,7 @@ def place_command(
 
 
 def place(
-    agent: Agent,
+    executor: Executor,
     content: bytes | Staged,
     path: str,
     attributes: Attributes = AS_IT_IS,
@@ -287,7 +287,9 @@ def place(
         given = {"content": "", "new": os.path.basename(content.path)} if content.beside else {"content": content.path}
         command = place_command(path, attributes, sha256="" if content.beside else sha256, safe=content.beside, **given)
         stdin = b""
-    return checked(run_shell(agent, _encoded(command), stdin, whole=False), f"write {path}").decode("ascii", "replace")
+    return checked(run_shell(executor, _encoded(command), stdin, whole=False), f"write {path}").decode(
+        "ascii", "replace"
+    )
 
 
 def stage_command(path: str, new: str) -> str:
@@ -296,7 +298,7 @@ def stage_command(path: str, new: str) -> str:
 
 
 @contextmanager
-def stage(agent: Agent, path: str) -> Iterator[Staged]:
+def stage(executor: Executor, path: str) -> Iterator[Staged]:
     """Create an empty file that only root can write or exchange: beside ``path``, else in /var/tmp. See `place`.
 
     If the block fails, the file is removed; where that fails too, the error names it.
@@ -304,26 +306,26 @@ def stage(agent: Agent, path: str) -> Iterator[Staged]:
     :raise OperationError: if it cannot be created.
     """
     new = _new_name(path)
-    there = check_shell(agent, stage_command(path, new), f"create {path}").decode("utf-8", "surrogateescape")
+    there = check_shell(executor, stage_command(path, new), f"create {path}").decode("utf-8", "surrogateescape")
     try:
         yield Staged(there, os.path.dirname(there) != _ELSEWHERE or os.path.dirname(path) == _ELSEWHERE)
     except BaseException as exc:
-        _remove(agent, there, exc)
+        _remove(executor, there, exc)
         raise
 
 
-def unlink(agent: Agent, path: str) -> None:
+def unlink(executor: Executor, path: str) -> None:
     """Remove a file, or a link.
 
     :raise OperationError: if that fails, with the guest's words.
     """
-    check_shell(agent, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
+    check_shell(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
 
 
-def _remove(agent: Agent, path: str, because: BaseException) -> None:
+def _remove(executor: Executor, path: str, because: BaseException) -> None:
     """Remove a file of ours that is not needed, because an operation failed; if that fails too, its error says so."""
     try:
-        when_thawed(agent, lambda: check_shell(agent, f"rm -f -- {shlex.quote(path)}", f"remove {path}"))
+        when_thawed(executor.agent, lambda: check_shell(executor, f"rm -f -- {shlex.quote(path)}", f"remove {path}"))
     except QgaError as exc:
         if isinstance(exc, CommandUnavailable) and isinstance(because, CommandUnavailable):
             because.was_waited_for = exc.was_waited_for
@@ -331,7 +333,7 @@ def _remove(agent: Agent, path: str, because: BaseException) -> None:
             because.hint = f"{because.hint} {path} may be left in the guest: remove it.".strip()
 
 
-def alter(agent: Agent, path: str, attributes: Attributes, content: bytes | Staged | None = None) -> None:
+def alter(executor: Executor, path: str, attributes: Attributes, content: bytes | Staged | None = None) -> None:
     """Set the attributes of a file, and append ``content`` to it, in a directory that is not root's alone.
 
     :raise OperationError: if that fails, with the guest's words.
@@ -340,7 +342,7 @@ def alter(agent: Agent, path: str, attributes: Attributes, content: bytes | Stag
     given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup}
     command = variables(path, t=_new_name(path), c=where, **given) + _ALTER
     stdin = content if isinstance(content, bytes) else b""
-    checked(run_shell(agent, _encoded(command), stdin, whole=False), f"change {path}")
+    checked(run_shell(executor, _encoded(command), stdin, whole=False), f"change {path}")
 
 
 def _encoded(command: str) -> bytes:

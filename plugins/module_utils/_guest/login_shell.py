@@ -16,18 +16,16 @@ import secrets
 from contextlib import suppress
 from typing import Callable, Optional, TypeVar
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
-from ansible_collections.qemu.guest.plugins.module_utils._guest.files import copy_in, copy_out, exists
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
     LARGEST_OUTPUT,
     ExecResult,
-    finish,
+    Executor,
     lost,
     lost_output,
-    start,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import copy_in, copy_out, exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
@@ -200,7 +198,7 @@ _PIPE = 65536
 _PLACES = ("/run", "/dev/shm")
 
 
-def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
+def run_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
     """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
 
     HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
@@ -210,35 +208,35 @@ def run_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, whole: bool =
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because there was no room for it in /run.
     """
-    begun = agent.shell(command, stdin) if agent.shell else None
+    begun = executor.shell(command, stdin) if executor.shell else None
     result: ExecResult | None = begun() if begun else None
     if result:
         return result
-    spool = new_spool() if whole and not agent.captures_all else ""
-    return shell_result(agent, command, stdin, spool, lambda pid: finish(agent, pid))
+    spool = new_spool() if whole and not executor.captures_all else ""
+    return shell_result(executor, command, stdin, spool, lambda pid: executor.finish(pid))
 
 
-def shell_result(agent: Agent, command: bytes, stdin: bytes, spool: str, ended: Callable[[int], Ended]) -> Ended:
+def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, ended: Callable[[int], Ended]) -> Ended:
     """Start what ``run_shell`` runs, and return what ``ended`` returns of its pid: how it ended, or None.
 
     It is started where there is room for its input. With ``spool``, see ``start_shell``, the result is whole.
     """
     for place in _PLACES:
         keep = f"{new_spool(place)}.in"
-        result = ended(start_shell(agent, command, stdin, spool=spool, keep=keep))
+        result = ended(start_shell(executor, command, stdin, spool=spool, keep=keep))
         # Nobody else knows the name, so these are not words of the command.
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
             break
-    return _with_spooled(agent, result, spool) if result and spool else result
+    return _with_spooled(executor, result, spool) if result and spool else result
 
 
-def check_shell(agent: Agent, command: str, purpose: str) -> bytes:
+def check_shell(executor: Executor, command: str, purpose: str) -> bytes:
     """Run the shell command ``command`` in the guest and return what it wrote to its standard output.
 
     :raise OperationError: if it fails: that ``purpose`` could not be done, and the guest's own words why.
     """
-    return checked(run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False), purpose)
+    return checked(run_shell(executor, command.encode("utf-8", "surrogateescape"), whole=False), purpose)
 
 
 def checked(result: ExecResult, purpose: str) -> bytes:
@@ -249,27 +247,27 @@ def checked(result: ExecResult, purpose: str) -> bytes:
     return result.stdout
 
 
-def begin_shell(agent: Agent, command: str) -> Callable[[], ExecResult]:
+def begin_shell(executor: Executor, command: str) -> Callable[[], ExecResult]:
     """Start what ``run_shell`` runs, without input, and return what waits for its end.
 
     The command takes the shell's place, as with ``whole=False``.
     """
     encoded = command.encode("utf-8", "surrogateescape")
-    begun = agent.shell(encoded, b"") if agent.shell else None
+    begun = executor.shell(encoded, b"") if executor.shell else None
     if begun:
-        return lambda: begun() or finish(agent, start_shell(agent, encoded))
-    return functools.partial(finish, agent, start_shell(agent, encoded))
+        return lambda: begun() or executor.finish(start_shell(executor, encoded))
+    return functools.partial(executor.finish, start_shell(executor, encoded))
 
 
-def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:
+def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:
     """Start what ``run_shell`` runs and return its pid.
 
     ``spool`` is the path that the files for long output begin with; without it there are none. ``keep`` is that of a
     file for input which a pipe does not hold; where there is no room for it, the program says so and ends with 1.
     """
     data = input_of(command, stdin)
-    fits = len(data) <= agent.quick_input
-    keeps = _KEEP if fits and len(data) > _PIPE and agent.pipes_input else ""
+    fits = len(data) <= executor.quick_input
+    keeps = _KEEP if fits and len(data) > _PIPE and executor.pipes_input else ""
     from_file = _INPUT if keeps or not fits else ""
     env = [f"PATH={PATH}", "QEMU_GUEST=" + keeps + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
@@ -277,17 +275,17 @@ def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str 
     if keeps:
         env.append(f"QEMU_GUEST_KEEP={keep or f'{new_spool()}.in'}")
     if fits:
-        return start(agent, "/bin/sh", _ARGUMENTS, env=env, stdin=data)
+        return executor.start("/bin/sh", _ARGUMENTS, env=env, stdin=data)
     path = f"{new_spool()}.in"
-    check_shell(agent, f"umask 077; set -C; : >{path}", "keep a program's input")
+    check_shell(executor, f"umask 077; set -C; : >{path}", "keep a program's input")
     try:
-        copy_in(agent, io.BytesIO(data), path)
+        copy_in(executor.agent, io.BytesIO(data), path)
         own = [*env, f"QEMU_GUEST_INPUT={path}"]
-        return when_thawed(agent, lambda: start(agent, "/bin/sh", _ARGUMENTS, env=own))
+        return when_thawed(executor.agent, lambda: executor.start("/bin/sh", _ARGUMENTS, env=own))
     except QgaError:
         # Nor is a program started later that was given up on.
         with suppress(QgaError):
-            run_shell(agent, f"rm -f {path}".encode("ascii"), whole=False)
+            run_shell(executor, f"rm -f {path}".encode("ascii"), whole=False)
         raise
 
 
@@ -306,7 +304,7 @@ def new_spool(place: str = "/run") -> str:
     return f"{place}/qemu-guest.{secrets.token_hex(16)}"
 
 
-def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
+def _with_spooled(executor: Executor, result: ExecResult, spool: str) -> ExecResult:
     """Return ``result`` with the output that did not fit, and remove that from the guest.
 
     :raise OutcomeUnknownError: if it cannot be fetched.
@@ -316,8 +314,10 @@ def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
         return result
     try:
         return result._replace(
-            stdout=result.stdout + patiently(agent, lambda: _spooled(agent, f"{spool}.out", len(result.stdout))),
-            stderr=result.stderr + patiently(agent, lambda: _spooled(agent, f"{spool}.err", len(result.stderr))),
+            stdout=result.stdout
+            + patiently(executor.agent, lambda: _spooled(executor, f"{spool}.out", len(result.stdout))),
+            stderr=result.stderr
+            + patiently(executor.agent, lambda: _spooled(executor, f"{spool}.err", len(result.stderr))),
         )
     except TransferError:
         raise
@@ -325,21 +325,21 @@ def _with_spooled(agent: Agent, result: ExecResult, spool: str) -> ExecResult:
         raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from None
     finally:
         with suppress(QgaError):  # the result, or why there is none, is worth more
-            sweep(agent, spool)
+            sweep(executor, spool)
 
 
-def sweep(agent: Agent, spool: str) -> None:
+def sweep(executor: Executor, spool: str) -> None:
     """Remove the files whose paths begin with ``spool`` and a dot."""
-    when_thawed(agent, lambda: run_shell(agent, f"rm -f {spool}.*".encode("ascii"), whole=False))
+    when_thawed(executor.agent, lambda: run_shell(executor, f"rm -f {spool}.*".encode("ascii"), whole=False))
 
 
-def _spooled(agent: Agent, path: str, kept: int) -> bytes:
-    if kept < _KEPT or not exists(agent, path):
+def _spooled(executor: Executor, path: str, kept: int) -> bytes:
+    if kept < _KEPT or not exists(executor.agent, path):
         return b""
-    if exists(agent, f"{path}.lost"):
+    if exists(executor.agent, f"{path}.lost"):
         raise lost_output()
     rest = io.BytesIO()
-    copy_out(agent, path, rest.write)
+    copy_out(executor.agent, path, rest.write)
     return rest.getvalue()
 
 
@@ -382,7 +382,7 @@ done
 """
 
 
-def kill(agent: Agent, pid: int, grace: int = 5) -> int:
+def kill(executor: Executor, pid: int, grace: int = 5) -> int:
     """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL.
 
     Return its process number. Where that is 0, nobody tells it, and nothing is ended: process 0 has started them all.
@@ -390,10 +390,12 @@ def kill(agent: Agent, pid: int, grace: int = 5) -> int:
     :raise OutcomeUnknownError: if it cannot be ended.
     """
     try:
-        process = patiently(agent, lambda: agent.process_id(pid), final=lambda exc: exc.command == "guest-exec")
+        process = patiently(
+            executor.agent, lambda: executor.process_id(pid), final=lambda exc: exc.command == "guest-exec"
+        )
         if process:
             command = (_KILL % {"pid": process, "grace": grace}).encode("ascii")
-            when_thawed(agent, lambda: run_shell(agent, command, whole=False))
+            when_thawed(executor.agent, lambda: run_shell(executor, command, whole=False))
         return process
     except QgaError as exc:
         raise lost(exc, f"the program with pid {pid} could not be ended: {exc.message}") from None

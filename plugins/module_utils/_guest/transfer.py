@@ -14,7 +14,6 @@ import shlex
 from contextlib import closing, suppress
 from typing import IO, BinaryIO, Callable, Generator, Iterator, NamedTuple, Sequence
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     FileChangedError,
@@ -34,6 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
     sum_in,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer, has_zstd, shrinks
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import Packed
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import AS_IT_IS, Attributes, place, stage
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
@@ -48,7 +48,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     no_progress,
     payload,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, can_run_programs
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     begin_shell,
     check_shell,
@@ -71,7 +70,7 @@ _PIECE = 4 * CHUNK
 
 
 def put(
-    agent: Agent,
+    executor: Executor,
     source: BinaryIO,
     path: str,
     progress: Progress = no_progress,
@@ -90,34 +89,34 @@ def put(
 
     def from_the_start() -> int:
         source.seek(start)
-        return _put_whole(agent, source, path, progress, attributes)
+        return _put_whole(executor, source, path, progress, attributes)
 
-    return when_thawed(agent, from_the_start)
+    return when_thawed(executor.agent, from_the_start)
 
 
-def _put_whole(agent: Agent, source: BinaryIO, path: str, progress: Progress, attributes: Attributes) -> int:
+def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progress, attributes: Attributes) -> int:
     start = source.tell()
-    if not can_run_programs(agent):
-        copied = copy_in(agent, source, path, progress=progress)
-        _make_sure(agent, source, start, path, copied.size, copied.checked)
+    if not executor.is_available():
+        copied = copy_in(executor.agent, source, path, progress=progress)
+        _make_sure(executor, source, start, path, copied.size, copied.checked)
         return copied.size
     sample = source.read(SMALL)
-    if len(sample) < SMALL and _put_small(agent, sample, path, attributes):
+    if len(sample) < SMALL and _put_small(executor, sample, path, attributes):
         progress(len(sample))
         return len(sample)
     # What did not work the one way is tried the other, which can tell why.
     source.seek(start)
-    with stage(agent, path) as staged:
-        compared = _put(agent, source, staged.path, progress)
+    with stage(executor, path) as staged:
+        compared = _put(executor, source, staged.path, progress)
         size = source.tell() - start
-        _make_sure(agent, source, start, staged.path, size, compared)
-        place(agent, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
+        _make_sure(executor, source, start, staged.path, size, compared)
+        place(executor, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
     return size
 
 
-def _make_sure(agent: Agent, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:
+def _make_sure(executor: Executor, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:
     """Compare what is at ``path`` with ``source``, unless it was ``compared``."""
-    if not compared and digest(agent, path, size) != sha256_of(_from(source, start)):
+    if not compared and digest(executor, path, size) != sha256_of(_from(source, start)):
         raise TransferError(f"{path} is not what was written to it")
 
 
@@ -127,32 +126,32 @@ def _from(file: IO[bytes], start: int) -> Iterator[bytes]:
     yield from chunks(file)
 
 
-def _put_small(agent: Agent, content: bytes, path: str, attributes: Attributes) -> bool:
+def _put_small(executor: Executor, content: bytes, path: str, attributes: Attributes) -> bool:
     """Write ``content`` by one program; return whether it is there now."""
     checksum = sha256_of([content])
     try:
-        there = place(agent, content, path, attributes, sha256=checksum)
+        there = place(executor, content, path, attributes, sha256=checksum)
     except OperationError:
         return False
-    return (there or digest(agent, path)) == checksum
+    return (there or digest(executor, path)) == checksum
 
 
-def _put(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+def _put(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
     """Write ``source`` to its end, to a file that is there; return whether what arrived was compared with it."""
     start = source.tell()
     sample = source.read(SMALL)
     source.seek(start)
     if len(sample) < SMALL:
-        return copy_in(agent, source, path, progress=progress).checked
+        return copy_in(executor.agent, source, path, progress=progress).checked
     if shrinks(sample):
         try:
-            return _put_packed(agent, source, path, progress)
+            return _put_packed(executor, source, path, progress)
         except (CommandError, OperationError, TransferError):
             source.seek(start)
-    return _put_plain(agent, source, path, progress)
+    return _put_plain(executor, source, path, progress)
 
 
-def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
     """Write ``source`` piece by piece into files of root's alone, from where the guest unpacks them into ``path``.
 
     Returns True: what cannot be compared was not unpacked either.
@@ -160,15 +159,15 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
     :raise QgaError: if that does not work; nothing is at work in the guest then.
     """
     spool = new_spool()
-    there = check_shell(agent, spool_command(spool), "keep compressed pieces")
+    there = check_shell(executor, spool_command(spool), "keep compressed pieces")
     packer = ZSTD if there and has_zstd() else GZIP
-    pieces = _Pieces(agent, path, source, packer.packing())
+    pieces = _Pieces(executor, path, source, packer.packing())
     try:
         with closing(pieces.each()) as each:
             for number, piece in enumerate(each):
                 # One is written while the guest unpacks the other.
                 part = f"{spool}.{number % 2}"
-                with GuestFile(agent, part, "w") as guest_file:
+                with GuestFile(executor.agent, part, "w") as guest_file:
                     _send(guest_file, piece)
                 pieces.compare(piece, unpack_command(packer, part, path, piece.size, append=number > 0))
                 progress(pieces.size)
@@ -182,7 +181,7 @@ def _put_packed(agent: Agent, source: BinaryIO, path: str, progress: Progress) -
         with suppress(QgaError):
             pieces.wait()
         with suppress(QgaError):
-            sweep(agent, spool)
+            sweep(executor, spool)
 
 
 # _warm/guest/file_ops.py does what these do without a shell.
@@ -199,11 +198,11 @@ def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: b
     return f"{packer.unpacks} <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
 
 
-def _put_plain(agent: Agent, source: BinaryIO, path: str, progress: Progress) -> bool:
+def _put_plain(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
     """Write ``source`` piece by piece, while the guest sums up what it has got; return whether it could."""
-    pieces = _Pieces(agent, path, source)
+    pieces = _Pieces(executor, path, source)
     try:
-        with GuestFile(agent, path, "w") as guest_file, closing(pieces.each()) as each:
+        with GuestFile(executor.agent, path, "w") as guest_file, closing(pieces.each()) as each:
             for piece in each:
                 _send(guest_file, piece, lambda sent: progress(pieces.size + sent))
                 guest_file.flush()
@@ -244,11 +243,11 @@ class _Pieces:
     """
 
     def __init__(
-        self, agent: Agent, path: str, source: BinaryIO, pack: Callable[[bytes], bytes] = lambda content: content
+        self, executor: Executor, path: str, source: BinaryIO, pack: Callable[[bytes], bytes] = lambda content: content
     ) -> None:
         self.size = 0
         self.comparable = True
-        self._agent = agent
+        self._executor = executor
         self._path = path
         self._source = source
         self._pack = pack
@@ -269,7 +268,7 @@ class _Pieces:
     def _read(self, size: int) -> _Piece:
         content = self._source.read(size)
         packed = self._pack(content)
-        step = payload(self._agent, min(CHUNK, self._agent.largest_payload))
+        step = payload(self._executor.agent, min(CHUNK, self._executor.agent.largest_payload))
         sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
         return _Piece(content, Sum(content).hexdigest(), sent)
 
@@ -277,7 +276,7 @@ class _Pieces:
         """Note that ``piece`` is there; the shell ``command`` prints its SUM in the guest. See ``wait``."""
         self.wait()
         if self.comparable:
-            self._comparing = piece, begin_shell(self._agent, command)
+            self._comparing = piece, begin_shell(self._executor, command)
         self.size += piece.size
 
     def wait(self) -> None:
@@ -296,7 +295,7 @@ class _Pieces:
 
 
 def fetch(
-    agent: Agent, path: str, sink: IO[bytes], progress: Progress = no_progress, largest: int | None = None
+    executor: Executor, path: str, sink: IO[bytes], progress: Progress = no_progress, largest: int | None = None
 ) -> int:
     """Write the content of the guest's file ``path`` to ``sink``, make sure that it is what the guest has, and return
     its size.
@@ -313,23 +312,23 @@ def fetch(
     def from_the_start() -> int:
         sink.seek(start)
         sink.truncate()
-        return _fetch_unchanged(agent, path, sink, progress, largest)
+        return _fetch_unchanged(executor, path, sink, progress, largest)
 
-    return when_thawed(agent, from_the_start)
+    return when_thawed(executor.agent, from_the_start)
 
 
-def _fetch_unchanged(agent: Agent, path: str, sink: IO[bytes], progress: Progress, largest: int | None) -> int:
+def _fetch_unchanged(executor: Executor, path: str, sink: IO[bytes], progress: Progress, largest: int | None) -> int:
     limit = Limit(largest, _room(sink))
     try:
-        return _fetch_once(agent, path, sink, progress, limit)
+        return _fetch_once(executor, path, sink, progress, limit)
     except _Differs:
         sink.seek(0)
         sink.truncate()
-    before = _status(agent, path)
+    before = _status(executor, path)
     try:
-        return _fetch_once(agent, path, sink, progress, limit)
+        return _fetch_once(executor, path, sink, progress, limit)
     except _Differs as exc:
-        if before and before != _status(agent, path):
+        if before and before != _status(executor, path):
             raise FileChangedError(
                 f"{path} was written to each time that it was read. What arrived may be a part of one version and a "
                 "part of another.",
@@ -355,21 +354,21 @@ def _room(sink: IO[bytes]) -> int | None:
     return about.f_bavail * about.f_frsize
 
 
-def _status(agent: Agent, path: str) -> bytes:
+def _status(executor: Executor, path: str) -> bytes:
     """Return what changes when a file is written to; nothing if that cannot be told."""
-    if not can_run_programs(agent):
+    if not executor.is_available():
         return b""
     command = f"stat -L -c '%d %i %s %y %z' -- {shlex.quote(path)}"
-    result = run_shell(agent, command.encode("utf-8", "surrogateescape"), whole=False)
+    result = run_shell(executor, command.encode("utf-8", "surrogateescape"), whole=False)
     return b"" if result.shell_rc else result.stdout
 
 
-def _fetch_once(agent: Agent, path: str, sink: IO[bytes], progress: Progress, limit: Limit) -> int:
+def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progress, limit: Limit) -> int:
     """Do what ``fetch`` does, once.
 
     :raise _Differs: if what arrived is not what is there.
     """
-    programs = can_run_programs(agent)
+    programs = executor.is_available()
     summing: list[Callable[[], ExecResult]] = []
     here = Sum()
 
@@ -377,19 +376,19 @@ def _fetch_once(agent: Agent, path: str, sink: IO[bytes], progress: Progress, li
         sink.write(data)
         here.update(data)
 
-    packed = Packed(agent, path, take, progress)
+    packed = Packed(executor, path, take, progress)
 
     def instead(first: Encoded, seconds: float, size: int) -> int:
         gains = shrinks(first.decoded())
         # Without an interpreter in the guest, to start it there takes longer than it saves.
-        if gains and has_zstd() and agent.shell and packed.fetch(ZSTD, size):
+        if gains and has_zstd() and executor.shell and packed.fetch(ZSTD, size):
             return packed.size
-        summing.append(begin_sum(agent, path))  # which the guest does while the agent reads
+        summing.append(begin_sum(executor, path))  # which the guest does while the agent reads
         is_slow = first.size < _SLOW * seconds
         return packed.fetch(GZIP, size) if gains and is_slow else 0
 
     try:
-        copied = copy_out(agent, path, take, progress, instead if programs else None, limit)
+        copied = copy_out(executor.agent, path, take, progress, instead if programs else None, limit)
     except (CommandError, TransferError):  # the agent is there, as is what sums up
         with suppress(QgaError):
             for ended in summing:
@@ -399,28 +398,28 @@ def _fetch_once(agent: Agent, path: str, sink: IO[bytes], progress: Progress, li
         return copied.size
     if summing and agrees(sum_in(summing[0]()), here.hexdigest(), _from(sink, 0)):
         return copied.size
-    _compare(agent, path, copied.size, sink)
+    _compare(executor, path, copied.size, sink)
     return copied.size
 
 
-def _compare(agent: Agent, path: str, size: int, sink: IO[bytes]) -> None:
+def _compare(executor: Executor, path: str, size: int, sink: IO[bytes]) -> None:
     """Compare what is in ``sink`` with the first ``size`` bytes that the guest has now."""
     # Nobody can tell what a file without a size (/proc) holds a moment later.
-    there = sha256(agent, path, size) if can_run_programs(agent) else digest(agent, path)
+    there = sha256(executor, path, size) if executor.is_available() else digest(executor, path)
     if there and there != sha256_of(_from(sink, 0)):
         raise _Differs(size)
 
 
-def digest(agent: Agent, path: str, size: int | None = None, largest: int | None = None) -> str:
+def digest(executor: Executor, path: str, size: int | None = None, largest: int | None = None) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.
 
     :raise TransferError: if more than ``largest`` bytes would have to be read, see ``fetch``.
     """
-    there = sha256(agent, path, size) if can_run_programs(agent) else ""
+    there = sha256(executor, path, size) if executor.is_available() else ""
     if there:
         return there
     summed = hashlib.sha256()
-    copy_out(agent, path, summed.update, limit=Limit(largest))
+    copy_out(executor.agent, path, summed.update, limit=Limit(largest))
     return summed.hexdigest()

@@ -84,35 +84,44 @@ class Operation(NamedTuple):
     The values of the options named in ``quiet`` are neither logged nor returned, without being secrets to hide in the
     result as C(no_log) ones are: a file's content must still show in its diff. ``local_files`` names the options that
     are paths on the machine where the operation runs. Each option of the type float is a number of seconds greater than
-    0, but for those named in ``may_be_zero``. ``runs_programs`` tells that whom a program runs as matters.
+    0, but for those named in ``may_be_zero``. ``runs_programs`` tells that whom a program runs as matters. Where
+    there is an ``executor``, which makes one for an Agent, ``read`` and ``apply`` get that Executor instead of it.
     """
 
     spec: Mapping[str, Mapping[str, Any]]
-    read: Callable[[Agent, Params], Any]
+    read: Callable[[Any, Params], Any]
     plan: Callable[[Any, Params], Plan]
-    apply: Callable[[Agent, Plan], Mapping[str, Any]] = _nothing_to_apply
+    apply: Callable[[Any, Plan], Mapping[str, Any]] = _nothing_to_apply
     constraints: Mapping[str, Any] = {}
     quiet: Sequence[str] = ()
     local_files: Sequence[str] = ()
     may_be_zero: Sequence[str] = ()
     runs_programs: bool = False
+    executor: Callable[[Agent], Any] | None = None
 
 
 def run_operation(
-    operation: Operation, agent: Agent, params: Params, *, check_mode: bool = False, diff: bool = False
+    operation: Operation,
+    agent: Agent,
+    params: Params,
+    *,
+    executor: Any = None,
+    check_mode: bool = False,
+    diff: bool = False,
 ) -> dict[str, Any]:
-    """Run ``operation`` and return the task's result.
+    """Run ``operation`` and return the task's result. It uses ``executor`` where it runs programs; None: its own.
 
     :raise QgaError: as read and apply do, or before anything is sent, for a number of seconds that makes no sense.
     """
     _check_seconds(operation, params)
-    plan = operation.plan(operation.read(agent, params), params)
+    given = (executor or operation.executor(agent)) if operation.executor else agent
+    plan = operation.plan(operation.read(given, params), params)
     result: dict[str, Any] = {"changed": plan.changes, **plan.result}
     warnings = list(plan.warnings)
     if diff and plan.diff():
         result["diff"] = list(plan.diff())
     if (plan.changes or plan.always) and not check_mode:
-        applied = dict(operation.apply(agent, plan))
+        applied = dict(operation.apply(given, plan))
         warnings += applied.pop("warnings", ())
         result.update(applied)
     if warnings:

@@ -25,10 +25,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import can_run_programs, pauses, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import HOME, IDLE_SECONDS, SPOOL, program
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, IDLE_SECONDS, SPOOL, program
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
 
 __all__ = ("DEFAULT_ROUTES", "ROUTES", "start_runner")
@@ -92,7 +92,7 @@ def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
     :raise CommandUnavailable: for guest-exec, if none does; its hint tells what became of each.
     :raise NoRunnerError: if the agent may run programs, but that starts none.
     """
-    by_exec = can_run_programs(agent)
+    by_exec = GuestExec(agent).is_available()
     failures = []
     for name in ["guest-exec"] if by_exec else routes:
         log(f"starting a runner in the guest by {name}")
@@ -130,8 +130,9 @@ def _new() -> str:
 
 def _by_guest_exec(agent: Agent) -> None:
     env = [f"PATH={PATH}", f"QEMU_GUEST={_STARTER.format(new=_new())}"]
-    pid = start(agent, "/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=program().encode("ascii"))
-    result = wait(agent, pid, _EXEC_SECONDS)
+    executor = GuestExec(agent)
+    pid = executor.start("/bin/sh", ["-c", 'eval "$QEMU_GUEST"'], env=env, stdin=program().encode("ascii"))
+    result = executor.wait(pid, _EXEC_SECONDS)
     if result is None or result.shell_rc:
         reason = "it did not end" if result is None else result.stderr.decode("utf-8", "replace").strip()
         raise OperationError(f"cannot start it: {reason}")

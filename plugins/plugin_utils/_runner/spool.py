@@ -25,8 +25,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     TransferError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import LARGEST_OUTPUT, lost_output
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import LARGEST_OUTPUT, lost_output
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
 __all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "new_number")

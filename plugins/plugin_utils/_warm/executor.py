@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import HOME, RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
@@ -121,13 +121,16 @@ def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
 
 
 class WarmPython:
-    """Warm interpreters in the guest of ``agent``. ``log`` takes what happens, ``tell`` what users should know."""
+    """Warm interpreters in a guest, beside its ``runner``.
 
-    def __init__(self, agent: RunnerAgent, log: Log, tell: Log | None = None) -> None:
-        self._agent = agent
+    ``log`` takes what happens, ``tell`` what users should know.
+    """
+
+    def __init__(self, runner: Runner, log: Log, tell: Log | None = None) -> None:
+        self._runner = runner
         self._log = log
         self._tell = tell or log
-        self._spool = Spool(agent, _spool())
+        self._spool = Spool(runner.agent, _spool())
 
     def run(self, command: str, stdin: bytes) -> ExecResult | None:
         """Run a shell command, as run_shell() of _guest/login_shell.py does; None if it was not run.
@@ -144,7 +147,7 @@ class WarmPython:
         return begun() if begun else None
 
     def begin_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
-        """Start a shell command, whatever it is; see ``shell`` of Agent in _agent/base.py."""
+        """Start a shell command, whatever it is; see ``Shell`` in _guest/executor.py."""
         if len(command) > _LONGEST_COMMAND or b"\0" in command:
             return None
         # Never what a server is started for: it may be there to install Python.
@@ -192,7 +195,7 @@ class WarmPython:
     @_with_room
     def _asked(self, request: bytes, number: int) -> Call | None:
         """Give a request to the server, if there is one."""
-        call = Call(self._agent, self._spool, number)
+        call = Call(self._runner.agent, self._spool, number)
         return call if call.ask(request) else None
 
     def _ended(self, call: Call, first: Iterable[float] = ()) -> ExecResult | str:
@@ -210,7 +213,7 @@ class WarmPython:
     @_with_room
     def _start(self, request: bytes, python: str, archive: Archive, number: int) -> bool:
         """Start a server that gets an interpreter ready for a request; return whether there is one now."""
-        runners = Spool(self._agent, HOME)
+        runners = Spool(self._runner.agent, HOME)
         failed = f"{Path(_spool()).name}.{_header(request)['key'][:16]}.failed"
         why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
         if why:
@@ -220,8 +223,8 @@ class WarmPython:
         self._log("starting warm Python in the guest")
         beside = f"{Path(_spool()).name}.{number}"
         began = time.monotonic()
-        with self._agent.forgetting():
-            start_shell(self._agent, *_starter(_spool(), request, python, number, failed))
+        with self._runner.forgetting():
+            start_shell(self._runner, *_starter(_spool(), request, python, number, failed))
         is_slow = time.monotonic() - began > _QUICK_START_SECONDS
         # Nothing else is to be done meanwhile. A guest that is as quick as this machine compiles by itself as soon.
         code = is_slow and _is_ours(python)

@@ -26,8 +26,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     QgaError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import lost, pauses, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import lost, pauses, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
 

@@ -19,7 +19,7 @@ from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner import agent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
 from lab.agent import LooseAgent
@@ -49,7 +49,7 @@ def method(request: pytest.FixtureRequest) -> str:
 def connection(method: str, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The plugin, connected, with its runner if it has one. Warm interpreters are counted below."""
     # Where the machine is slow, the runner would be looked after.
-    monkeypatch.setattr(agent, "_LOOK_SECONDS", 600)
+    monkeypatch.setattr(executor, "_LOOK_SECONDS", 600)
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
     options = {"address": str(tally.path), "agent_timeout": 60, "exec_method": method, "persist": 0}
     options["warm_python"] = False  # or one that another test has left would take the commands

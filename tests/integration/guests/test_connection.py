@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
@@ -86,11 +87,11 @@ def test_no_trace_of_a_command(guests: Mapping[str, Guest], hosts: Hosts, make_a
 def test_output_of_any_size_and_content(guests: Mapping[str, Guest]) -> None:
     for guest in guests.values():
         with open_agent(str(guest.agent_socket), 60) as agent:
-            exact = run_shell(agent, b"cat; printf '\\377\\000e' >&2; exit 9", b"\x00\xff\n\r\n\xc3")
+            exact = run_shell(GuestExec(agent), b"cat; printf '\\377\\000e' >&2; exit 9", b"\x00\xff\n\r\n\xc3")
             assert (exact.rc, exact.stdout, exact.stderr) == (9, b"\x00\xff\n\r\n\xc3", b"\xff\x00e")
-            killed = run_shell(agent, b"kill -9 $$", whole=False)
+            killed = run_shell(GuestExec(agent), b"kill -9 $$", whole=False)
             assert (killed.rc, killed.signal) == (None, 9)
-            two = run_shell(agent, b"head -c 2000000 /dev/zero; head -c 1500000 /dev/zero >&2")
+            two = run_shell(GuestExec(agent), b"head -c 2000000 /dev/zero; head -c 1500000 /dev/zero >&2")
             assert (two.stdout, two.stderr) == (bytes(2_000_000), bytes(1_500_000))
         assert look(guest, "ls -d /run/qemu-guest.* 2>/dev/null || :") == ""
 
@@ -101,12 +102,12 @@ def test_output_of_40_mb_and_files_of_50_mb(guest: Guest, tmp_path: Path) -> Non
     digest = hashlib.sha256(content).hexdigest()
     with open_agent(str(guest.agent_socket), 60) as agent:
         with (tmp_path / "large").open("rb") as source:
-            assert put(agent, source, "/var/tmp/large ä") == len(content)
+            assert put(GuestExec(agent), source, "/var/tmp/large ä") == len(content)
         assert look(guest, "sha256sum <'/var/tmp/large ä'; stat -c %a /var/tmp/large*") == f"{digest}  -\n600\n"
         with (tmp_path / "back").open("w+b") as sink:
-            assert fetch(agent, "/var/tmp/large ä", sink) == len(content)
+            assert fetch(GuestExec(agent), "/var/tmp/large ä", sink) == len(content)
         assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest() == digest
-        output = run_shell(agent, b"head -c 40000000 '/var/tmp/large \xc3\xa4'; echo end >&2")
+        output = run_shell(GuestExec(agent), b"head -c 40000000 '/var/tmp/large \xc3\xa4'; echo end >&2")
         assert output.stdout == content[:40_000_000]
         assert output.stderr == b"end\n"
     look(guest, "rm /var/tmp/large*")

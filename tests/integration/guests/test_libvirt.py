@@ -31,8 +31,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ProtocolError,
     TransferError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, copy_in
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import finish
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
@@ -150,20 +150,22 @@ def test_freeze_and_timer(hypervisor: Ansible, domain: Domain) -> None:
 
 
 def test_output_and_files(agent: Agent, domain: Domain, tmp_path: Path) -> None:
-    two = run_shell(agent, b"head -c 5000000 /dev/zero; head -c 1500000 /dev/zero >&2; exit 9")
+    two = run_shell(GuestExec(agent), b"head -c 5000000 /dev/zero; head -c 1500000 /dev/zero >&2; exit 9")
     assert (two.rc, two.stdout, two.stderr) == (9, bytes(5_000_000), bytes(1_500_000))
     stdin = os.urandom(2_900_000)
-    assert run_shell(agent, b"sha256sum", stdin).stdout.split()[0].decode() == hashlib.sha256(stdin).hexdigest()
+    assert (
+        run_shell(GuestExec(agent), b"sha256sum", stdin).stdout.split()[0].decode() == hashlib.sha256(stdin).hexdigest()
+    )
     with pytest.raises(TransferError, match="libvirt carries"):
         agent.execute("guest-file-write", {"handle": 1, "buf-b64": "x" * 200_000})
     content = os.urandom(5_000_000)
     (tmp_path / "there").write_bytes(content)
     with (tmp_path / "there").open("rb") as source:
-        assert put(agent, source, "/var/tmp/five ä") == len(content)
+        assert put(GuestExec(agent), source, "/var/tmp/five ä") == len(content)
     digest = hashlib.sha256(content).hexdigest()
     assert look(domain, "sha256sum <'/var/tmp/five ä'") == f"{digest}  -\n"
     with (tmp_path / "back").open("w+b") as sink:
-        assert fetch(agent, "/var/tmp/five ä", sink) == len(content)
+        assert fetch(GuestExec(agent), "/var/tmp/five ä", sink) == len(content)
     assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest() == digest
     # All that a read can return gets through; what could not is refused before.
     with GuestFile(agent, "/var/tmp/five ä", "r") as file:
@@ -373,8 +375,8 @@ def test_domain_or_daemon_is_away_while_a_program_runs(
     agent: Agent, domain: Domain, outage: str, request: pytest.FixtureRequest
 ) -> None:
     away = request.getfixturevalue(outage)
-    pid = start_shell(agent, b"sleep 3; echo end")
-    ended = in_background(lambda: finish(agent, pid))
+    pid = start_shell(GuestExec(agent), b"sleep 3; echo end")
+    ended = in_background(lambda: GuestExec(agent).finish(pid))
     time.sleep(1)
     away()
     result = ended()

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner import agent, bootstrap
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap, executor
 from ansible_collections.qemu.guest.tests.unit.documentation import COLLECTION
 
 ROLE = COLLECTION / "roles" / "guest_prep"
@@ -38,14 +38,16 @@ def test_readme_has_every_option() -> None:
 
 
 def test_commands_are_those_of_the_connection() -> None:
-    assert {*agent._EXEC, *agent._FILE, "guest-file-seek", "guest-file-flush"} == set(DEFAULTS["guest_prep_rpcs"])
+    assert {"guest-exec", "guest-exec-status", *executor._FILE, "guest-file-seek", "guest-file-flush"} == set(
+        DEFAULTS["guest_prep_rpcs"]
+    )
 
 
 def test_runner_is_started_as_on_demand() -> None:
     argv = " ".join(VARS["guest_prep_runner_argv"]).replace("{{ guest_prep_runner_directory }}/runner", "{new}")
-    assert f"{argv} {agent.IDLE_SECONDS}" == bootstrap._RUN
+    assert f"{argv} {executor.IDLE_SECONDS}" == bootstrap._RUN
     relieve = (ROLE / "tasks" / "relieve.yml").read_text(encoding="utf-8")
-    assert f"guest_prep_runner_argv + ['{agent.IDLE_SECONDS}', 'over']" in relieve
+    assert f"guest_prep_runner_argv + ['{executor.IDLE_SECONDS}', 'over']" in relieve
 
 
 def test_nothing_but_what_core_and_this_collection_have() -> None:

@@ -216,8 +216,8 @@ def test_runner(connection: Connect, server: Scripted, guest: Guest, method: str
 
 
 def test_operations_use_guest_exec_where_they_can(connection: Connect, server: Scripted) -> None:
-    agent = connection(address=str(server.path), exec_method="auto").agent
-    assert run_shell(agent, b"kill -9 $$", whole=False).signal == 9
+    executor = connection(address=str(server.path), exec_method="auto").executor
+    assert run_shell(executor, b"kill -9 $$", whole=False).signal == 9
 
 
 def test_auto_falls_back_to_guest_exec(connection: Connect, server: Scripted, guest: Guest, lines: list[str]) -> None:

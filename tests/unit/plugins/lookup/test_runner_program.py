@@ -8,7 +8,7 @@ import subprocess
 
 from ansible.plugins.loader import lookup_loader
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import program
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import program
 
 
 def test_program() -> None:

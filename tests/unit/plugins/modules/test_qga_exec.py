@@ -17,7 +17,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
@@ -243,11 +243,11 @@ def test_agent_that_is_gone_when_the_program_is_to_be_ended(
 ) -> None:
     """What was not sent is the command that ends it; the program was started."""
 
-    def some_time_later(pid: int) -> int:
+    def some_time_later(_executor: GuestExec, pid: int) -> int:
         clock.advance(1)
         return pid
 
-    monkeypatch.setattr(agent, "process_id", some_time_later)
+    monkeypatch.setattr(GuestExec, "process_id", some_time_later)
     server.answers.update({"guest-exec": {"pid": 4711}, "guest-exec-status": {"exited": False}})
     server.then("guest-sync-delimited", answers, swallows, swallows)
     with pytest.raises(OutcomeUnknownError) as caught:
@@ -273,7 +273,7 @@ def test_program_whose_pid_nobody_tells(
 ) -> None:
     """Process 0 is no program: everything has been started by it."""
     server.answers.update({"guest-exec": {"pid": 4711}, "guest-exec-status": {"exited": False}})
-    monkeypatch.setattr(agent, "process_id", lambda pid: 0)
+    monkeypatch.setattr(GuestExec, "process_id", lambda _executor, pid: 0)
     error = failure(agent, shell="x", timeout=3)
     assert "could not be ended; nothing tells its pid" in str(error)
     assert server.work.count("guest-exec") == 1

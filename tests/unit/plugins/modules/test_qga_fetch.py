@@ -19,6 +19,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import files
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_fetch import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
@@ -81,7 +82,7 @@ def here(tmp_path: Path) -> Path:
 
 def planned_for(agent: SocketAgent, src: Path, dest: Path) -> Plan:
     params = {"src": str(src), "dest": str(dest), "max_size": None}
-    return plan(OPERATION.read(agent, params), params)
+    return plan(OPERATION.read(GuestExec(agent), params), params)
 
 
 def run(
@@ -156,7 +157,7 @@ def test_file_appears_whole_or_not_at_all(agent: SocketAgent, server: Scripted, 
     planned = planned_for(agent, source, here / "copy")
     server.then("guest-file-read", fails("failed to read file: Input/output error"))
     with pytest.raises(GuestFileError):
-        OPERATION.apply(agent, planned)
+        OPERATION.apply(GuestExec(agent), planned)
     assert [(path.name, path.read_bytes()) for path in here.iterdir()] == [("copy", b"old")]
 
 
@@ -172,7 +173,7 @@ def test_file_that_changes_meanwhile(
 
     server.answers["guest-file-read"] = changes
     with pytest.raises(TransferError, match=r"was written to each time|changed while it was read"):
-        OPERATION.apply(agent, planned)
+        OPERATION.apply(GuestExec(agent), planned)
     assert list(here.iterdir()) == []
 
 

@@ -22,6 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_file
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, octal, plan
@@ -487,11 +488,11 @@ def test_link_that_comes_between(agent: SocketAgent, theirs: Path, given: dict[s
     victim.write_text("secret")
     victim.chmod(0o600)
     wanted = options(path=str(theirs / "file"), **{"content": "new", **given})
-    planned = plan(qga_file.read(agent, wanted), wanted)
+    planned = plan(qga_file.read(GuestExec(agent), wanted), wanted)
     (theirs / "file").unlink()
     (theirs / "file").symlink_to(victim)
     with pytest.raises(OperationError, match="is not a regular file"):
-        qga_file.apply(agent, planned)
+        qga_file.apply(GuestExec(agent), planned)
     assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("secret", 0o600)
     assert [path.name for path in theirs.iterdir()] == ["file"]
 
@@ -501,13 +502,13 @@ def test_directory_that_becomes_a_link(agent: SocketAgent, theirs: Path) -> None
     (theirs / "sub").mkdir()
     victim = theirs.parent / "victim"
     victim.mkdir()
-    planned = plan(qga_file.read(agent, wanted), wanted)
+    planned = plan(qga_file.read(GuestExec(agent), wanted), wanted)
     (theirs / "sub").rename(theirs / "gone")
     (theirs / "sub").symlink_to(victim)
     os.lchown(theirs / "sub", 54321, 54321)
     for again in (planned, None):
         with pytest.raises(OperationError, match=r"a link on the way to .* which an unprivileged user can exchange"):
-            qga_file.apply(agent, again or plan(qga_file.read(agent, wanted), wanted))
+            qga_file.apply(GuestExec(agent), again or plan(qga_file.read(GuestExec(agent), wanted), wanted))
     assert not list(victim.iterdir())
     os.chown(victim, 54321, 54321)
     run(agent, theirs / "sub" / "file", content="new")
@@ -565,7 +566,7 @@ def test_nonsense_of_the_guest_s_programs(agent: SocketAgent, server: Scripted, 
 def test_file_that_cannot_be_removed_is_named(agent: SocketAgent, server: Scripted, guest: Guest, home: Path) -> None:
     """As in a guest that was frozen in the middle."""
     wanted = options(path=str(home / "file"), content=LONG)
-    planned = plan(qga_file.read(agent, wanted), wanted)
+    planned = plan(qga_file.read(GuestExec(agent), wanted), wanted)
 
     def frozen(session: Any, request: Any) -> None:
         server.answers["guest-exec"] = refused
@@ -577,7 +578,7 @@ def test_file_that_cannot_be_removed_is_named(agent: SocketAgent, server: Script
     server.answers["guest-file-write"] = refused
     server.then("guest-file-write", frozen)
     with pytest.raises(CommandUnavailable) as caught:
-        qga_file.apply(agent, planned)
+        qga_file.apply(GuestExec(agent), planned)
     left = list(home.iterdir())
     assert len(left) == 1
     assert f"{left[0]} may be left in the guest: remove it." in str(caught.value)
@@ -619,17 +620,17 @@ def test_file_is_replaced_whole_or_not_at_all(
 ) -> None:
     (home / "file").write_text("old")
     wanted = options(path=str(home / "file"), content=LONG)
-    planned = plan(qga_file.read(agent, wanted), wanted)
+    planned = plan(qga_file.read(GuestExec(agent), wanted), wanted)
     server.then(command, step)
     with pytest.raises(error):
-        qga_file.apply(agent, planned)
+        qga_file.apply(GuestExec(agent), planned)
     assert [(path.name, path.read_text()) for path in home.iterdir()] == [("file", "old")]
 
 
 def test_file_that_stays_behind_is_named(agent: SocketAgent, server: Scripted, clock: Clock, home: Path) -> None:
     """A guest that is frozen for too long does not let it be removed."""
     wanted = options(path=str(home / "file"), content=LONG)
-    planned = plan(qga_file.read(agent, wanted), wanted)
+    planned = plan(qga_file.read(GuestExec(agent), wanted), wanted)
     server.answers["guest-fsfreeze-status"] = "thawed"
     agent.refresh_info()
     agent.frozen_timeout = 30
@@ -640,7 +641,7 @@ def test_file_that_stays_behind_is_named(agent: SocketAgent, server: Scripted, c
 
     server.then("guest-file-write", freezes)
     with pytest.raises(CommandUnavailable, match="frozen") as caught:
-        qga_file.apply(agent, planned)
+        qga_file.apply(GuestExec(agent), planned)
     (left,) = home.iterdir()
     assert f"{left} may be left in the guest: remove it." in str(caught.value)
 

@@ -18,7 +18,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, socket_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
@@ -35,7 +35,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import MAX_STRUCTURE, SENTINEL, encode_request
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import AgentInfo
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     RELEASES,
     SYNCS,
@@ -341,16 +340,11 @@ def test_timeout_of_one_command(scripted: Start, connect: Connect) -> None:
         connect(server, timeout=20).execute(OPEN, {"path": "1"}, timeout=7.5)
 
 
-@pytest.mark.parametrize("runner", [False, True])
 @pytest.mark.parametrize(("usual", "seconds"), [(20, 60), (90, 90)])
-def test_command_that_may_well_take_longer(
-    scripted: Start, connect: Connect, usual: float, seconds: float, runner: bool
-) -> None:
+def test_command_that_may_well_take_longer(scripted: Start, connect: Connect, usual: float, seconds: float) -> None:
     server = scripted({"guest-set-user-password": {}})
     server.then("guest-set-user-password", swallows)
-    agent: Agent = connect(server, timeout=usual)
-    if runner:
-        agent = RunnerAgent(agent, lambda base: None)
+    agent = connect(server, timeout=usual)
     with pytest.raises(OutcomeUnknownError, match=f"within {seconds} s"):
         agent.execute("guest-set-user-password", {})
 

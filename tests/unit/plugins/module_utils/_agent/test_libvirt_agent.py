@@ -36,8 +36,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import LibvirtAgent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import copy_in
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import put
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
@@ -467,9 +467,9 @@ def test_request_that_is_too_long(daemon: Libvirt, agent: Any) -> None:
 def test_more_input_than_libvirt_carries(daemon: Libvirt, agent: Any) -> None:
     daemon.answers["guest-exec"] = {"pid": 3}
     with pytest.raises(TransferError) as caught:
-        start(agent, "/bin/cat", stdin=bytes(agent.largest_payload + 1))
+        GuestExec(agent).start("/bin/cat", stdin=bytes(agent.largest_payload + 1))
     assert caught.value.executed == "no" and daemon.commands == []
-    assert start(agent, "/bin/cat", stdin=bytes(agent.largest_payload)) == 3
+    assert GuestExec(agent).start("/bin/cat", stdin=bytes(agent.largest_payload)) == 3
 
 
 def test_slow_agent_has_the_whole_timeout(daemon: Libvirt, agent: Any, clock: Clock) -> None:
@@ -638,7 +638,7 @@ def test_domain_is_paused_while_a_program_runs(daemon: Libvirt, agent: Any, cloc
 
     daemon.then("guest-exec-status", pauses)
     after(clock, 60, resumes)
-    result = wait(agent, 7, 5)
+    result = GuestExec(agent).wait(7, 5)
     assert result is not None and result.rc == 0
 
 
@@ -718,12 +718,12 @@ def test_long_output_of_qga_exec(daemon: Libvirt, agent: Any, guest: Guest, run:
 def test_long_input(daemon: Libvirt, agent: Any, guest: Guest, tmp_path: Path) -> None:
     daemon.answers.update(guest.answers())
     stdin = os.urandom(1_000_000)
-    result = run_shell(agent, b"cat; echo e >&2; exit 3", stdin)
+    result = run_shell(GuestExec(agent), b"cat; echo e >&2; exit 3", stdin)
     assert (result.rc, result.stdout, result.stderr) == (3, stdin, b"e\n")
     with (tmp_path / "file").open("w+b") as file:
         file.write(stdin)
         file.seek(0)
-        put(agent, file, str(tmp_path / "there"))
+        put(GuestExec(agent), file, str(tmp_path / "there"))
     assert (tmp_path / "there").read_bytes() == stdin
     longest = max(len(json.dumps(request)) for request, _seconds in daemon.requests)
     assert longest < 140_000, "what fits in the buffer of a socket"
@@ -744,7 +744,7 @@ def test_long_input_of_a_program_that_cannot_be_started(
 
     daemon.answers["guest-exec"] = once_too_often
     with pytest.raises(CommandError, match="Failed to execute"):
-        run_shell(agent, b"cat", bytes(200_000))
+        run_shell(GuestExec(agent), b"cat", bytes(200_000))
     assert not list(tmp_path.glob("spool.*"))
 
 

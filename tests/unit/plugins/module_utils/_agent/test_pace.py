@@ -14,6 +14,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.pace import Pace
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, copy_in, copy_out
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
@@ -105,7 +106,7 @@ def test_requests_over_a_slow_way_take_an_eighth_of_their_time(
 
 def test_long_input_over_a_slow_way_goes_by_a_file(agent: SocketAgent, serial: Serial) -> None:
     assert agent.supports("guest-exec")
-    assert run_shell(agent, b"cat", DATA).stdout == DATA
+    assert run_shell(GuestExec(agent), b"cat", DATA).stdout == DATA
     assert serial.longest < agent.timeout / 1.5
     assert sum(serial.writes) >= len(DATA)
 

@@ -29,7 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, agrees, begin_sum, sha256, sum_in
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import LARGEST_OUTPUT, finish
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import LARGEST_OUTPUT, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     check_shell,
     kill,
@@ -84,8 +84,8 @@ def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
 
 
 @pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
+def executor(server: Scripted, connect: Callable[..., SocketAgent]) -> GuestExec:
+    return GuestExec(connect(server))
 
 
 @pytest.fixture(params=[True, False], ids=["whole", "replace"])
@@ -132,19 +132,19 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "output"), COMMANDS)
-def test_command_arrives_byte_for_byte(agent: SocketAgent, command: bytes, output: bytes) -> None:
-    result = run_shell(agent, command)
+def test_command_arrives_byte_for_byte(executor: GuestExec, command: bytes, output: bytes) -> None:
+    result = run_shell(executor, command)
     assert (result.stdout, result.stderr, result.rc) == (output, b"", 0)
 
 
-def test_command_that_takes_the_place_of_the_shell_arrives_byte_for_byte(agent: SocketAgent) -> None:
-    result = run_shell(agent, b"printf %s " + in_quotes(EVERY_BYTE[1:]) + b"\n\n", whole=False)
+def test_command_that_takes_the_place_of_the_shell_arrives_byte_for_byte(executor: GuestExec) -> None:
+    result = run_shell(executor, b"printf %s " + in_quotes(EVERY_BYTE[1:]) + b"\n\n", whole=False)
     assert (result.stdout, result.stderr, result.rc) == (EVERY_BYTE[1:], b"", 0)
 
 
-def test_long_command_of_many_lines(agent: SocketAgent, whole: bool) -> None:
+def test_long_command_of_many_lines(executor: GuestExec, whole: bool) -> None:
     text = b"\n".join(b"line %d of %s" % (n, b"x" * (n % 97)) for n in range(500))
-    result = run_shell(agent, b"cat <<'END'\n" + text + b"\nEND", whole=whole)
+    result = run_shell(executor, b"cat <<'END'\n" + text + b"\nEND", whole=whole)
     assert result.stdout == text + b"\n"
 
 
@@ -160,19 +160,19 @@ def test_long_command_of_many_lines(agent: SocketAgent, whole: bool) -> None:
     ],
 )
 @pytest.mark.parametrize("command", [b"cat", b"\n# a comment\ncat; exit\n"])
-def test_input_is_the_commands_own(agent: SocketAgent, command: bytes, stdin: bytes) -> None:
-    result = run_shell(agent, command, stdin)
+def test_input_is_the_commands_own(executor: GuestExec, command: bytes, stdin: bytes) -> None:
+    result = run_shell(executor, command, stdin)
     assert result.stdout == stdin
     assert result.rc == 0
 
 
-def test_input_read_line_by_line(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b'read a; read b; echo "$b $a"; cat', b"1\n2\n3\n\x00", whole=whole)
+def test_input_read_line_by_line(executor: GuestExec, whole: bool) -> None:
+    result = run_shell(executor, b'read a; read b; echo "$b $a"; cat', b"1\n2\n3\n\x00", whole=whole)
     assert result.stdout == b"2 1\n3\n\x00"
 
 
-def test_input_that_nobody_reads(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b"echo done", b"x" * 1_000_000, whole=whole)
+def test_input_that_nobody_reads(executor: GuestExec, whole: bool) -> None:
+    result = run_shell(executor, b"echo done", b"x" * 1_000_000, whole=whole)
     assert (result.stdout, result.rc) == (b"done\n", 0)
 
 
@@ -181,7 +181,7 @@ def test_shell_that_cannot_be_used(
     name: str, tmp_path: Path, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:
     guest = Guest(tmp_path, [name])
-    result = run_shell(connect(scripted(guest.answers())), b"touch %b/done" % str(tmp_path).encode())
+    result = run_shell(GuestExec(connect(scripted(guest.answers()))), b"touch %b/done" % str(tmp_path).encode())
     assert result.rc == 1
     assert b"the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run" in result.stderr
     assert not (tmp_path / "done").exists()
@@ -206,44 +206,44 @@ def test_shell_that_cannot_be_used(
         (b"/etc/passwd 2>/dev/null", 126),
     ],
 )
-def test_exit_status(agent: SocketAgent, whole: bool, command: bytes, rc: int) -> None:
-    result = run_shell(agent, command, whole=whole)
+def test_exit_status(executor: GuestExec, whole: bool, command: bytes, rc: int) -> None:
+    result = run_shell(executor, command, whole=whole)
     assert (result.rc, result.signal, result.stdout, result.stderr) == (rc, None, b"", b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
-def test_signal(agent: SocketAgent, number: signal.Signals) -> None:
+def test_signal(executor: GuestExec, number: signal.Signals) -> None:
     command = b"ulimit -c 0; exec sh -c 'kill -%d $$'" % number
-    result = run_shell(agent, command, whole=False)
+    result = run_shell(executor, command, whole=False)
     assert (result.rc, result.signal) == (None, number)
-    result = run_shell(agent, command)
+    result = run_shell(executor, command)
     assert (result.rc, result.shell_rc) == (128 + number, 128 + number)
 
 
-def test_command_takes_the_place_of_the_shell(agent: SocketAgent) -> None:
-    result = run_shell(agent, b"kill -KILL $$", whole=False)
+def test_command_takes_the_place_of_the_shell(executor: GuestExec) -> None:
+    result = run_shell(executor, b"kill -KILL $$", whole=False)
     assert (result.rc, result.signal) == (None, signal.SIGKILL)
 
 
-def test_syntax_error_is_the_commands(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b"echo 'not closed", whole=whole)
+def test_syntax_error_is_the_commands(executor: GuestExec, whole: bool) -> None:
+    result = run_shell(executor, b"echo 'not closed", whole=whole)
     assert result.rc != 0
     assert result.stdout == b"" and result.stderr != b""
 
 
-def test_streams_are_kept_apart(agent: SocketAgent, whole: bool) -> None:
+def test_streams_are_kept_apart(executor: GuestExec, whole: bool) -> None:
     command = b"printf o1; printf e1 >&2; printf o2\xff; printf e2\xfe >&2"
-    result = run_shell(agent, command, whole=whole)
+    result = run_shell(executor, command, whole=whole)
     assert (result.stdout, result.stderr) == (b"o1o2\xff", b"e1e2\xfe")
 
 
-def test_no_descriptor_of_ours_is_left_to_the_command(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b"for d in 3 4 5 6 7; do (: >&$d) 2>/dev/null && echo $d; done; true", whole=whole)
+def test_no_descriptor_of_ours_is_left_to_the_command(executor: GuestExec, whole: bool) -> None:
+    result = run_shell(executor, b"for d in 3 4 5 6 7; do (: >&$d) 2>/dev/null && echo $d; done; true", whole=whole)
     assert result.stdout == b""
 
 
-def test_program_left_in_the_background_with_output_of_its_own(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b"/bin/sleep 60 >/dev/null 2>&1 </dev/null & echo $!", whole=whole)
+def test_program_left_in_the_background_with_output_of_its_own(executor: GuestExec, whole: bool) -> None:
+    result = run_shell(executor, b"/bin/sleep 60 >/dev/null 2>&1 </dev/null & echo $!", whole=whole)
     assert result.rc == 0
     os.kill(int(result.stdout), signal.SIGKILL)
 
@@ -261,9 +261,9 @@ def environment(output: bytes) -> dict[str, str]:
 LOGIN = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 
 
-def test_environment(agent: SocketAgent, guest: Guest, whole: bool) -> None:
+def test_environment(executor: GuestExec, guest: Guest, whole: bool) -> None:
     user = subprocess.run(["id", "-un"], capture_output=True, check=True, text=True).stdout.strip()
-    result = run_shell(agent, b"env -0; pwd >&2", whole=whole)
+    result = run_shell(executor, b"env -0; pwd >&2", whole=whole)
     variables = environment(result.stdout)
     assert sorted(variables) == sorted(LOGIN)
     home = os.path.expanduser(f"~{user}")
@@ -288,18 +288,18 @@ def test_environment(agent: SocketAgent, guest: Guest, whole: bool) -> None:
         ("", "/bin/sh"),
     ],
 )
-def test_login_shell(agent: SocketAgent, files_of_the_guest: Path, passwd: str, expected: str) -> None:
+def test_login_shell(executor: GuestExec, files_of_the_guest: Path, passwd: str, expected: str) -> None:
     (files_of_the_guest / "passwd").write_text(passwd.format(user=pwd.getpwuid(os.getuid()).pw_name))
-    result = run_shell(agent, b'printf %s "$SHELL"', whole=False)
+    result = run_shell(executor, b'printf %s "$SHELL"', whole=False)
     assert (result.stdout.decode(), result.stderr) == (expected, b"")
 
 
-def test_no_variable_of_ours_is_left_to_the_command(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b'printf "[%s]" "$c$f$l$m$n$u$v$t$QEMU_GUEST$QEMU_GUEST_SPOOL$OLDPWD"', whole=whole)
+def test_no_variable_of_ours_is_left_to_the_command(executor: GuestExec, whole: bool) -> None:
+    result = run_shell(executor, b'printf "[%s]" "$c$f$l$m$n$u$v$t$QEMU_GUEST$QEMU_GUEST_SPOOL$OLDPWD"', whole=whole)
     assert result.stdout == b"[]"
 
 
-def test_environment_of_the_guest(agent: SocketAgent, files_of_the_guest: Path, whole: bool) -> None:
+def test_environment_of_the_guest(executor: GuestExec, files_of_the_guest: Path, whole: bool) -> None:
     (files_of_the_guest / "environment").write_bytes(
         b"# a comment\n\nPLAIN=1\nexport EXPORTED=2\nDOUBLE=\"a b\"\nSINGLE='c d'\nEQUALS=a=b\n"
         b"NOTHING=\nDOLLAR=$HOME `id`\n  INDENTED=1\n1ST=1\nA-B=1\nWORD\nexport\n=1\n"
@@ -307,7 +307,7 @@ def test_environment_of_the_guest(agent: SocketAgent, files_of_the_guest: Path, 
     )
     (files_of_the_guest / "default" / "locale").write_text("LANG=C\nBOTH=1\n")
     (files_of_the_guest / "locale.conf").write_text('BOTH="2"\n')
-    result = run_shell(agent, b"env -0", whole=whole)
+    result = run_shell(executor, b"env -0", whole=whole)
     assert result.stderr == b""
     variables = dict(entry.split(b"=", 1) for entry in result.stdout.split(b"\0") if entry)
     found = {
@@ -330,26 +330,26 @@ def test_environment_of_the_guest(agent: SocketAgent, files_of_the_guest: Path, 
     assert variables[b"LANG"] == b"C"
 
 
-def test_variables_that_would_disturb_the_shell(agent: SocketAgent, files_of_the_guest: Path, whole: bool) -> None:
+def test_variables_that_would_disturb_the_shell(executor: GuestExec, files_of_the_guest: Path, whole: bool) -> None:
     names = [*"cflmnruvt", "UID", "EUID", "PPID", "SHELLOPTS", "BASHOPTS"]
     lines = ["BEFORE=1", *(f"{name}=echo wrong" for name in names), "AFTER=2"]
     (files_of_the_guest / "environment").write_text("\n".join(lines))
-    result = run_shell(agent, b'echo "right $BEFORE $AFTER"', whole=whole)
+    result = run_shell(executor, b'echo "right $BEFORE $AFTER"', whole=whole)
     assert (result.stdout, result.stderr, result.rc) == (b"right 1 2\n", b"", 0)
 
 
-def test_home_that_does_not_exist(agent: SocketAgent, files_of_the_guest: Path) -> None:
+def test_home_that_does_not_exist(executor: GuestExec, files_of_the_guest: Path) -> None:
     (files_of_the_guest / "environment").write_text("HOME=/nonexistent\n")
-    assert run_shell(agent, b"pwd", whole=False).stdout == b"/\n"
+    assert run_shell(executor, b"pwd", whole=False).stdout == b"/\n"
 
 
 # Secrets
 
 
 @only_sh
-def test_nothing_of_the_command_is_in_what_the_agent_logs(agent: SocketAgent, guest: Guest, whole: bool) -> None:
+def test_nothing_of_the_command_is_in_what_the_agent_logs(executor: GuestExec, guest: Guest, whole: bool) -> None:
     for command in (b"echo secret1", b"echo secret2 \xff\n"):
-        run_shell(agent, command, b"secret3", whole=whole)
+        run_shell(executor, command, b"secret3", whole=whole)
     first, second = guest.started
     assert first["path"] == second["path"] == "/bin/sh"
     assert first["arg"] == second["arg"] == ["-c", 'eval "$QEMU_GUEST"']
@@ -375,10 +375,10 @@ def pattern(size: int, seed: int) -> bytes:
         (5 * KEPT + 17, 3 * KEPT + 5),
     ],
 )
-def test_long_output_is_whole(agent: SocketAgent, guest: Guest, tmp_path: Path, out: int, err: int) -> None:
+def test_long_output_is_whole(executor: GuestExec, guest: Guest, tmp_path: Path, out: int, err: int) -> None:
     (tmp_path / "out").write_bytes(pattern(out, 1))
     (tmp_path / "err").write_bytes(pattern(err, 2))
-    result = run_shell(agent, b"cat %s/out; cat %s/err >&2; exit 3" % ((str(tmp_path).encode(),) * 2))
+    result = run_shell(executor, b"cat %s/out; cat %s/err >&2; exit 3" % ((str(tmp_path).encode(),) * 2))
     assert result.stdout == pattern(out, 1)
     assert result.stderr == pattern(err, 2)
     assert result.rc == 3
@@ -386,16 +386,16 @@ def test_long_output_is_whole(agent: SocketAgent, guest: Guest, tmp_path: Path, 
     assert left_over(guest) == []
 
 
-def test_long_output_in_small_pieces(agent: SocketAgent, guest: Guest) -> None:
+def test_long_output_in_small_pieces(executor: GuestExec, guest: Guest) -> None:
     """Pipes deliver what they have: whoever counts reads instead of bytes loses some."""
     script = b"i=0; while [ $i -lt 1500 ]; do printf '%01000d' $i; printf '%0100d' $i >&2; i=$((i+1)); done"
-    result = run_shell(agent, script)
+    result = run_shell(executor, script)
     assert result.stdout == b"".join(b"%01000d" % n for n in range(1500))
     assert result.stderr == b"".join(b"%0100d" % n for n in range(1500))
     assert left_over(guest) == []
 
 
-def test_long_output_is_private(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+def test_long_output_is_private(executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> int:
@@ -404,12 +404,12 @@ def test_long_output_is_private(agent: SocketAgent, server: Scripted, guest: Gue
 
     server.answers["guest-file-open"] = watched
     (tmp_path / "out").write_bytes(pattern(KEPT + 1, 1))
-    run_shell(agent, b"cat %s/out" % str(tmp_path).encode())
+    run_shell(executor, b"cat %s/out" % str(tmp_path).encode())
     assert set(modes) == {0o600}
 
 
-def test_input_that_one_request_cannot_carry(agent: SocketAgent, server: Scripted, guest: Guest, whole: bool) -> None:
-    agent.largest_payload = 1000
+def test_input_that_one_request_cannot_carry(executor: GuestExec, server: Scripted, guest: Guest, whole: bool) -> None:
+    executor.agent.largest_payload = 1000
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> int:
@@ -418,16 +418,16 @@ def test_input_that_one_request_cannot_carry(agent: SocketAgent, server: Scripte
 
     server.answers["guest-file-open"] = watched
     script = b"read -r a; echo $a; # " + b"x" * 2000 + b"\ncat; echo ${QEMU_GUEST_INPUT-unset}"
-    result = run_shell(agent, script, b"first\n" + pattern(5000, 1), whole=whole)
+    result = run_shell(executor, script, b"first\n" + pattern(5000, 1), whole=whole)
     assert (result.rc, result.stdout) == (0, b"first\n" + pattern(5000, 1) + b"unset\n")
     assert set(modes) == {0o600}
     assert left_over(guest) == []
     assert max(len(base64.b64decode(request.get("input-data", ""))) for request in guest.started) <= 1000
 
 
-def test_input_in_a_file_that_has_gone(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+def test_input_in_a_file_that_has_gone(executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     """A program that is started after it was given up on finds no input, and does nothing."""
-    agent.largest_payload = 1000
+    executor.agent.largest_payload = 1000
 
     def too_late(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if any("QEMU_GUEST_INPUT=" in variable for variable in arguments["env"]):
@@ -436,7 +436,7 @@ def test_input_in_a_file_that_has_gone(agent: SocketAgent, server: Scripted, gue
         return guest.start(arguments)
 
     server.answers["guest-exec"] = too_late
-    result = run_shell(agent, b"touch %b/done; # " % str(tmp_path).encode() + b"x" * 2000, whole=False)
+    result = run_shell(executor, b"touch %b/done; # " % str(tmp_path).encode() + b"x" * 2000, whole=False)
     assert result.rc != 0 and not (tmp_path / "done").exists()
 
 
@@ -445,21 +445,21 @@ WHAT_INPUT = b"[ -p /dev/stdin ] && echo pipe || echo file; echo ${QEMU_GUEST_KE
 
 
 @pytest.mark.parametrize("size", [60_000, 300_000])
-def test_input_comes_by_a_pipe(agent: SocketAgent, guest: Guest, whole: bool, size: int) -> None:
+def test_input_comes_by_a_pipe(executor: GuestExec, guest: Guest, whole: bool, size: int) -> None:
     """Else the user to whom a command becomes reads again what came before: a password."""
     before = os.umask(0o022)
     try:
-        result = run_shell(agent, WHAT_INPUT + b"umask -S; cat", LONG[:size], whole=whole)
+        result = run_shell(executor, WHAT_INPUT + b"umask -S; cat", LONG[:size], whole=whole)
     finally:
         os.umask(before)
     assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\nu=rwx,g=rx,o=rx\n" + LONG[:size])
     assert left_over(guest) == []
 
 
-def test_agent_is_rid_of_long_input_before_the_program_is_there(agent: SocketAgent, guest: Guest, whole: bool) -> None:
+def test_agent_is_rid_of_long_input_before_the_program_is_there(executor: GuestExec, guest: Guest, whole: bool) -> None:
     """It might not want it, and the agent would poll the pipe for ever."""
     spool = "" if not whole else login_shell.new_spool()
-    pid = start_shell(agent, b"exec sleep 60", LONG, spool=spool)
+    pid = start_shell(executor, b"exec sleep 60", LONG, spool=spool)
     program = guest.programs[pid].process
     assert program.stdin is not None
     for _attempt in range(500):
@@ -468,38 +468,38 @@ def test_agent_is_rid_of_long_input_before_the_program_is_there(agent: SocketAge
         time.sleep(0.01)
     assert program.stdin.closed
     assert program.poll() is None
-    assert kill(agent, pid, grace=1) == pid
-    assert finish(agent, pid).shell_rc != 0
+    assert kill(executor, pid, grace=1) == pid
+    assert executor.finish(pid).shell_rc != 0
     assert left_over(guest) == []
 
 
-def test_signal_with_long_input(agent: SocketAgent, whole: bool) -> None:
-    result = run_shell(agent, b"kill -KILL $$", LONG, whole=whole)
+def test_signal_with_long_input(executor: GuestExec, whole: bool) -> None:
+    result = run_shell(executor, b"kill -KILL $$", LONG, whole=whole)
     assert (result.shell_rc, result.stdout, result.stderr) == (128 + signal.SIGKILL, b"", b"")
 
 
-def test_umask_of_an_agent_that_daemonised(agent: SocketAgent, whole: bool) -> None:
+def test_umask_of_an_agent_that_daemonised(executor: GuestExec, whole: bool) -> None:
     before = os.umask(0o077)
     try:
-        assert run_shell(agent, b"umask -S", whole=whole).stdout == b"u=rwx,g=rx,o=rx\n"
+        assert run_shell(executor, b"umask -S", whole=whole).stdout == b"u=rwx,g=rx,o=rx\n"
     finally:
         os.umask(before)
 
 
-def test_there_is_no_place_for_long_input(agent: SocketAgent, guest: Guest) -> None:
+def test_there_is_no_place_for_long_input(executor: GuestExec, guest: Guest) -> None:
     guest.spool = f"{guest.tools}/no such directory/"
-    result = run_shell(agent, WHAT_INPUT + b"cat", LONG, whole=False)
+    result = run_shell(executor, WHAT_INPUT + b"cat", LONG, whole=False)
     assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\n" + LONG)
 
 
 @pytest.mark.parametrize("elsewhere", [True, False])
 def test_there_is_no_room_for_long_input(
-    agent: SocketAgent, guest: Guest, tmp_path: Path, whole: bool, elsewhere: bool
+    executor: GuestExec, guest: Guest, tmp_path: Path, whole: bool, elsewhere: bool
 ) -> None:
     """In /run, or in /dev/shm, which is tried then: the program is run once, or not at all."""
     full = f"{guest.spool}*" if elsewhere else f"{guest.spool}* | /dev/shm/qemu-guest.*"
     tool(guest, "cat", f"case $(readlink /proc/$$/fd/1) in {full}) exit 1 ;; esac; exec /bin/cat")
-    result = run_shell(agent, WHAT_INPUT + b"cat; echo . >>%b/done" % str(tmp_path).encode(), LONG, whole=whole)
+    result = run_shell(executor, WHAT_INPUT + b"cat; echo . >>%b/done" % str(tmp_path).encode(), LONG, whole=whole)
     if elsewhere:
         assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\n" + LONG)
         assert (tmp_path / "done").read_text() == ".\n"
@@ -520,35 +520,35 @@ def tool(guest: Guest, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def test_long_output_without_a_dd_that_can_count(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+def test_long_output_without_a_dd_that_can_count(executor: GuestExec, guest: Guest, tmp_path: Path) -> None:
     tool(guest, "dd", "echo \"dd: unrecognized operand 'iflag=fullblock'\" >&2; exit 1")
     (tmp_path / "out").write_bytes(pattern(3 * KEPT, 1))
-    result = run_shell(agent, b"cat %s/out; echo error >&2; exit 4" % str(tmp_path).encode())
+    result = run_shell(executor, b"cat %s/out; echo error >&2; exit 4" % str(tmp_path).encode())
     assert (result.stdout, result.stderr, result.rc) == (pattern(3 * KEPT, 1), b"error\n", 4)
     assert not result.stdout_truncated
 
 
-def test_long_output_that_does_not_fit_in_run(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+def test_long_output_that_does_not_fit_in_run(executor: GuestExec, guest: Guest, tmp_path: Path) -> None:
     tool(guest, "cat", "echo 'cat: write error: No space left on device' >&2; exit 1")
     (tmp_path / "out").write_bytes(pattern(2 * KEPT, 1))
     with pytest.raises(TransferError, match="did not fit"):
-        run_shell(agent, b"tail -c +1 %s/out" % str(tmp_path).encode())
+        run_shell(executor, b"tail -c +1 %s/out" % str(tmp_path).encode())
     assert left_over(guest) == []
 
 
 @pytest.mark.parametrize(("redirected", "most"), [("", 3 << 20), (" >&2", 1 << 20)])
 def test_long_output_has_half_of_what_is_free(
-    agent: SocketAgent, guest: Guest, tmp_path: Path, redirected: str, most: int
+    executor: GuestExec, guest: Guest, tmp_path: Path, redirected: str, most: int
 ) -> None:
     """A program that writes more goes on, and what it wrote takes no room any more."""
     tool(guest, "df", "echo; echo tmpfs 16384 8192 8192 50% /run")
-    result = run_shell(agent, f"head -c {KEPT + most} /dev/zero{redirected}; exit 3".encode())
+    result = run_shell(executor, f"head -c {KEPT + most} /dev/zero{redirected}; exit 3".encode())
     assert (len(result.stdout) + len(result.stderr), result.rc) == (KEPT + most, 3)
     command = f"head -c {KEPT + most + 1} /dev/zero; until ls {guest.spool}*.lost; do sleep 0.1; done"
     command = f"{command}; ls -l {guest.spool}* >'{tmp_path}/left'; head -c 1000000 /dev/zero; touch '{tmp_path}/done'"
     command = f"{{ {command}; }}{redirected} 2>/dev/null"
     with pytest.raises(TransferError, match="did not fit in the guest's /run"):
-        run_shell(agent, command.encode())
+        run_shell(executor, command.encode())
     assert (tmp_path / "done").exists()
     assert {line.split()[4] for line in (tmp_path / "left").read_text().splitlines()} == {"0"}
     assert left_over(guest) == []
@@ -567,38 +567,38 @@ def test_long_output_has_no_more_than_is_read(guest: Guest, tmp_path: Path) -> N
         (tmp_path / "out").unlink()
 
 
-def test_function_of_ours_is_no_command(agent: SocketAgent, guest: Guest) -> None:
+def test_function_of_ours_is_no_command(executor: GuestExec, guest: Guest) -> None:
     for name in ("keep", "lose", "rest"):
         tool(guest, name, f"echo the guest has {name}")
-        assert run_shell(agent, f"{name} a b c".encode()).stdout.decode() == f"the guest has {name}\n"
+        assert run_shell(executor, f"{name} a b c".encode()).stdout.decode() == f"the guest has {name}\n"
 
 
 @only_sh
 def test_long_output_that_cannot_be_fetched_is_removed(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
 ) -> None:
     (tmp_path / "out").write_bytes(pattern(2 * KEPT, 1))
     server.then("guest-file-read", fails("failed to read file: Input/output error"))
     with pytest.raises(OutcomeUnknownError, match="its output could not be fetched: failed to read"):
-        run_shell(agent, b"cat %s/out" % str(tmp_path).encode())
+        run_shell(executor, b"cat %s/out" % str(tmp_path).encode())
     assert left_over(guest) == []
 
 
 @only_sh
-def test_output_beyond_what_the_agent_keeps(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+def test_output_beyond_what_the_agent_keeps(executor: GuestExec, guest: Guest, tmp_path: Path) -> None:
     guest.capture = 2 * KEPT
     (tmp_path / "out").write_bytes(pattern(3 * KEPT, 1))
     command = b"cat %s/out" % str(tmp_path).encode()
-    result = run_shell(agent, command, whole=False)
+    result = run_shell(executor, command, whole=False)
     assert len(result.stdout) == 2 * KEPT and result.stdout_truncated
-    assert run_shell(agent, command).stdout == pattern(3 * KEPT, 1)
+    assert run_shell(executor, command).stdout == pattern(3 * KEPT, 1)
 
 
 # check_shell
 
 
-def test_check_shell(agent: SocketAgent) -> None:
-    assert check_shell(agent, "printf '\udcff'; echo warning >&2", "try") == b"\xff"
+def test_check_shell(executor: GuestExec) -> None:
+    assert check_shell(executor, "printf '\udcff'; echo warning >&2", "try") == b"\xff"
 
 
 @pytest.mark.parametrize(
@@ -610,9 +610,9 @@ def test_check_shell(agent: SocketAgent) -> None:
         ("printf '\udcff' >&2; false", "cannot try in the guest: \ufffd"),
     ],
 )
-def test_check_shell_fails(agent: SocketAgent, command: str, reason: str) -> None:
+def test_check_shell_fails(executor: GuestExec, command: str, reason: str) -> None:
     with pytest.raises(OperationError) as caught:
-        check_shell(agent, command, "try")
+        check_shell(executor, command, "try")
     assert str(caught.value) == reason
 
 
@@ -650,87 +650,87 @@ def count_of(mark: str) -> int:
     return int(subprocess.run(["pgrep", "-c", "-f", mark], stdout=subprocess.PIPE, check=False).stdout)
 
 
-def started(agent: SocketAgent, command: bytes, tmp_path: Path) -> tuple[int, set[int]]:
+def started(executor: GuestExec, command: bytes, tmp_path: Path) -> tuple[int, set[int]]:
     """Run a command that writes to the FIFO ``ready`` when all is up; return its pid and those of its family."""
     fifo = tmp_path / "ready"
     os.mkfifo(fifo)
-    pid = start_shell(agent, command.replace(b"READY", b"echo >%s" % str(fifo).encode()))
+    pid = start_shell(executor, command.replace(b"READY", b"echo >%s" % str(fifo).encode()))
     fifo.read_bytes()
     return pid, children(pid)
 
 
 @pytest.mark.usefixtures("_quick_sleep")
-def test_kill_ends_the_whole_family(agent: SocketAgent, tmp_path: Path) -> None:
+def test_kill_ends_the_whole_family(executor: GuestExec, tmp_path: Path) -> None:
     command = b"sh -c '/bin/sleep 60 & sh -c \"/bin/sleep 60 & READY; wait\" & wait' & wait"
-    pid, family = started(agent, command, tmp_path)
+    pid, family = started(executor, command, tmp_path)
     assert len(family) >= 5
-    kill(agent, pid, grace=5)
+    kill(executor, pid, grace=5)
     assert not any(map(runs, family))
 
 
 @pytest.mark.usefixtures("_quick_sleep")
-def test_kill_ends_what_is_started_meanwhile(agent: SocketAgent, tmp_path: Path) -> None:
+def test_kill_ends_what_is_started_meanwhile(executor: GuestExec, tmp_path: Path) -> None:
     mark = f"60.{tmp_path.stat().st_ino}"
     command = f"READY; i=0; while [ $i -lt 100 ]; do /bin/sleep {mark} & /bin/sleep 0.03; i=$((i+1)); done; wait"
-    pid, _family = started(agent, command.encode(), tmp_path)
-    kill(agent, pid, grace=5)
+    pid, _family = started(executor, command.encode(), tmp_path)
+    kill(executor, pid, grace=5)
     assert count_of(mark) == 0
 
 
 @only_sh
 @pytest.mark.usefixtures("_quick_sleep")
-def test_kill_spares_others(agent: SocketAgent, tmp_path: Path) -> None:
+def test_kill_spares_others(executor: GuestExec, tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
-        pid, _family = started(agent, b"READY; exec /bin/sleep 60", tmp_path)
-        kill(agent, pid, grace=5)
+        pid, _family = started(executor, b"READY; exec /bin/sleep 60", tmp_path)
+        kill(executor, pid, grace=5)
         assert other.poll() is None
         other.kill()
 
 
 @pytest.mark.usefixtures("_quick_sleep")
-def test_kill_ends_what_ignores_sigterm_though_its_parent_does_not(agent: SocketAgent, tmp_path: Path) -> None:
+def test_kill_ends_what_ignores_sigterm_though_its_parent_does_not(executor: GuestExec, tmp_path: Path) -> None:
     command = b"sh -c 'trap \"\" TERM; READY; while :; do /bin/sleep 1; done' & wait"
-    pid, family = started(agent, command, tmp_path)
+    pid, family = started(executor, command, tmp_path)
     assert len(family) >= 2
-    kill(agent, pid, grace=3)
+    kill(executor, pid, grace=3)
     assert not any(map(runs, family))
 
 
 @pytest.mark.usefixtures("_quick_sleep")
-def test_kill_lets_a_program_end_by_itself(agent: SocketAgent, tmp_path: Path) -> None:
+def test_kill_lets_a_program_end_by_itself(executor: GuestExec, tmp_path: Path) -> None:
     mark = str(tmp_path / "cleaned up").encode()
     command = b"trap 'echo >\"%s\"; exit 5' TERM; READY; while :; do /bin/sleep 0.05; done" % mark
-    pid, _family = started(agent, command, tmp_path)
-    kill(agent, pid, grace=5)
-    result = finish(agent, pid)
+    pid, _family = started(executor, command, tmp_path)
+    kill(executor, pid, grace=5)
+    result = executor.finish(pid)
     assert (tmp_path / "cleaned up").exists()
     assert result.rc == 5
 
 
 @only_sh
 @pytest.mark.usefixtures("_quick_sleep")
-def test_kill_what_is_gone(agent: SocketAgent) -> None:
+def test_kill_what_is_gone(executor: GuestExec) -> None:
     with subprocess.Popen(["true"]) as gone:
         pass
-    kill(agent, gone.pid, grace=5)
+    kill(executor, gone.pid, grace=5)
 
 
 # Checksums: here, because all these shells compute them.
 
 
 @pytest.mark.parametrize("name", ["file", "a file", 'it\'s $HOME `id` "ü"', "-n"])
-def test_sha256(agent: SocketAgent, tmp_path: Path, name: str) -> None:
+def test_sha256(executor: GuestExec, tmp_path: Path, name: str) -> None:
     data = pattern(100_000, 3)
     (tmp_path / name).write_bytes(data)
-    assert sha256(agent, str(tmp_path / name)) == hashlib.sha256(data).hexdigest()
-    assert sha256(agent, str(tmp_path / name), 70_000) == hashlib.sha256(data[:70_000]).hexdigest()
+    assert sha256(executor, str(tmp_path / name)) == hashlib.sha256(data).hexdigest()
+    assert sha256(executor, str(tmp_path / name), 70_000) == hashlib.sha256(data[:70_000]).hexdigest()
 
 
 @pytest.mark.parametrize("data", [b"x", pattern(100_000, 4)])
-def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
+def test_sum_that_compares(executor: GuestExec, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "it's $HOME"
     path.write_bytes(data)
-    there = sum_in(begin_sum(agent, str(path))())
+    there = sum_in(begin_sum(executor, str(path))())
     assert there in (hashlib.blake2b(data).hexdigest(), hashlib.sha256(data).hexdigest())
     here = Sum(data).hexdigest()
     assert agrees(there, here, [data])
@@ -740,29 +740,29 @@ def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> N
     assert not agrees("", here, [data])
 
 
-def test_sum_of_what_has_none(agent: SocketAgent) -> None:
-    assert sum_in(begin_sum(agent, "/proc/version")()) == ""
+def test_sum_of_what_has_none(executor: GuestExec) -> None:
+    assert sum_in(begin_sum(executor, "/proc/version")()) == ""
 
 
-def test_sha256_of_a_name_that_is_not_utf8(agent: SocketAgent, tmp_path: Path) -> None:
+def test_sha256_of_a_name_that_is_not_utf8(executor: GuestExec, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff"
     Path(os.fsdecode(path)).write_bytes(b"x")
-    assert sha256(agent, os.fsdecode(path)) == hashlib.sha256(b"x").hexdigest()
+    assert sha256(executor, os.fsdecode(path)) == hashlib.sha256(b"x").hexdigest()
 
 
 @pytest.mark.parametrize("path", ["/proc/version", "/dev/null", "/", "/nonexistent"])
-def test_sha256_of_what_has_none(agent: SocketAgent, path: str) -> None:
-    assert sha256(agent, path) == ""
+def test_sha256_of_what_has_none(executor: GuestExec, path: str) -> None:
+    assert sha256(executor, path) == ""
 
 
-def test_sha256_without_the_tool(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:
+def test_sha256_without_the_tool(executor: GuestExec, guest: Guest, tmp_path: Path) -> None:
     tool(guest, "sha256sum", "echo 'sha256sum: not found' >&2; exit 127")
     (tmp_path / "file").write_bytes(b"x")
-    assert sha256(agent, str(tmp_path / "file")) == ""
+    assert sha256(executor, str(tmp_path / "file")) == ""
 
 
 def test_sha256_where_programs_are_blocked(
     scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], tmp_path: Path
 ) -> None:
     server = scripted(path=tmp_path / "blocked.sock", blocked={"guest-exec": "Command guest-exec has been disabled"})
-    assert sha256(connect(server), "/etc/passwd") == ""
+    assert sha256(GuestExec(connect(server)), "/etc/passwd") == ""

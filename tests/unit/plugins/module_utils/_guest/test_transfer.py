@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import compression, fetch_packed, files, transfer
 from ansible_collections.qemu.guest.plugins.module_utils._guest import zstd as _zstd
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
@@ -50,10 +50,10 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
 
 
 @pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
+def executor(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> GuestExec:
     sizes(monkeypatch, files, CHUNK=10, _FIRST=6)
     sizes(monkeypatch, transfer, CHUNK=10, SMALL=12, _FIRST_PIECE=10, _PIECE=20)
-    return connect(server)
+    return GuestExec(connect(server))
 
 
 def sizes(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **values: int) -> None:
@@ -68,14 +68,14 @@ def on_its_way(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("data", [b"", SMALL, MIDDLE, LARGE, 10 * LARGE], ids=len)
-def test_put(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
-    size = put(agent, io.BytesIO(data), str(tmp_path / "it's a file"))
+def test_put(executor: GuestExec, tmp_path: Path, data: bytes) -> None:
+    size = put(executor, io.BytesIO(data), str(tmp_path / "it's a file"))
     assert (tmp_path / "it's a file").read_bytes() == data
     assert size == len(data)
 
 
 def test_new_file_is_open_to_nobody_else_at_any_time(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, programs: bool
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, programs: bool
 ) -> None:
     modes: list[int] = []
 
@@ -85,17 +85,17 @@ def test_new_file_is_open_to_nobody_else_at_any_time(
 
     server.answers["guest-file-write"] = watched
     for data in (LARGE, 10 * LARGE):
-        put(agent, io.BytesIO(data), str(tmp_path / "file"))
+        put(executor, io.BytesIO(data), str(tmp_path / "file"))
         (tmp_path / "file").unlink()
     assert set(modes) == {0o600 if programs else 0o666}
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_small_file_is_open_to_nobody_else_and_takes_one_program(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
 ) -> None:
     tool(guest, "cat", f"stat -c %a {tmp_path}/.file.* >{tmp_path}/mode; exec /bin/cat")
-    put(agent, io.BytesIO(SMALL), str(tmp_path / "file"))
+    put(executor, io.BytesIO(SMALL), str(tmp_path / "file"))
     assert (tmp_path / "mode").read_text() == "600\n"
     commands = [request.command for request in server.requests if request.command != "guest-exec-status"]
     assert commands[-1] == "guest-exec" and commands.count("guest-exec") == 1
@@ -104,21 +104,21 @@ def test_small_file_is_open_to_nobody_else_and_takes_one_program(
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_small_file_that_a_program_cannot_write_is_written_the_plain_way(
-    agent: SocketAgent, guest: Guest, tmp_path: Path
+    executor: GuestExec, guest: Guest, tmp_path: Path
 ) -> None:
     tool(guest, "cat", "head -c 1; exit 1")
-    put(agent, io.BytesIO(SMALL), str(tmp_path / "file"))
+    put(executor, io.BytesIO(SMALL), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == SMALL
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("data", [SMALL, MIDDLE, LARGE, 10 * LARGE], ids=len)
 def test_put_where_nothing_can_sum(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, data: bytes
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, data: bytes
 ) -> None:
     for name in ("b2sum", "sha256sum"):
         tool(guest, name, "exit 127")
-    put(agent, io.BytesIO(data), str(tmp_path / "file"))
+    put(executor, io.BytesIO(data), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == data
     assert "guest-file-read" in {request.command for request in server.requests}, "it was compared by reading"
 
@@ -127,7 +127,7 @@ def test_put_where_nothing_can_sum(
 @pytest.mark.parametrize("where", [0, 25, 185])
 @pytest.mark.parametrize("b2sum", [True, False])
 def test_put_of_pieces_of_which_one_arrives_differently(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, where: int, b2sum: bool
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, where: int, b2sum: bool
 ) -> None:
     if not b2sum:
         lacks_b2sum(guest)
@@ -143,19 +143,19 @@ def test_put_of_pieces_of_which_one_arrives_differently(
 
     server.answers["guest-file-flush"] = spoils
     with pytest.raises(TransferError, match="not what was written"):
-        put(agent, io.BytesIO(10 * LARGE), str(tmp_path / "file"))
+        put(executor, io.BytesIO(10 * LARGE), str(tmp_path / "file"))
 
 
-def test_existing_file_keeps_its_mode(agent: SocketAgent, tmp_path: Path) -> None:
+def test_existing_file_keeps_its_mode(executor: GuestExec, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
     path.chmod(0o751)
-    put(agent, io.BytesIO(SMALL), str(path))
+    put(executor, io.BytesIO(SMALL), str(path))
     assert path.read_bytes() == SMALL
     assert path.stat().st_mode & 0o777 == 0o751
 
 
-def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+def test_put_that_arrives_differently(executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     """In the middle of a large file, where only a checksum of all of it tells."""
 
     def spoils(arguments: Mapping[str, Any]) -> Any:
@@ -166,11 +166,11 @@ def test_put_that_arrives_differently(agent: SocketAgent, server: Scripted, gues
 
     server.answers["guest-file-flush"] = spoils
     with pytest.raises(TransferError, match="not what was written"):
-        put(agent, io.BytesIO(LARGE), str(tmp_path / "file"))
+        put(executor, io.BytesIO(LARGE), str(tmp_path / "file"))
 
 
 @pytest.fixture
-def packing(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+def packing(executor: GuestExec, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be compressed, is so in small pieces."""
     sizes(monkeypatch, files, CHUNK=300, _FIRST=100)
     sizes(monkeypatch, transfer, CHUNK=300, SMALL=1000, _FIRST_PIECE=1000, _PIECE=4000)
@@ -196,27 +196,27 @@ def freezing(server: Scripted, command: str, after: int) -> None:
 @pytest.mark.parametrize(("command", "after"), [("guest-file-open", 1), ("guest-file-write", 2), ("guest-exec", 2)])
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_put_while_the_guest_is_frozen_for_a_time(
-    agent: SocketAgent, server: Scripted, clock: Clock, tmp_path: Path, data: bytes, command: str, after: int
+    executor: GuestExec, server: Scripted, clock: Clock, tmp_path: Path, data: bytes, command: str, after: int
 ) -> None:
     began = clock.now
     freezing(server, command, after)
     source = io.BytesIO(b"skipped" + data)
     source.seek(7)
-    assert put(agent, source, str(tmp_path / "file")) == len(data)
+    assert put(executor, source, str(tmp_path / "file")) == len(data)
     assert (tmp_path / "file").read_bytes() == data
     assert clock.now - began >= 100
 
 
 @pytest.mark.parametrize(("command", "after"), [("guest-file-open", 1), ("guest-file-read", 2)])
 def test_fetch_while_the_guest_is_frozen_for_a_time(
-    agent: SocketAgent, server: Scripted, clock: Clock, tmp_path: Path, command: str, after: int
+    executor: GuestExec, server: Scripted, clock: Clock, tmp_path: Path, command: str, after: int
 ) -> None:
     began = clock.now
     data = os.urandom(100)
     (tmp_path / "file").write_bytes(data)
     freezing(server, command, after)
     with (tmp_path / "here").open("w+b") as sink:
-        assert fetch(agent, str(tmp_path / "file"), sink) == len(data)
+        assert fetch(executor, str(tmp_path / "file"), sink) == len(data)
     assert (tmp_path / "here").read_bytes() == data
     assert clock.now - began >= 100
 
@@ -225,14 +225,14 @@ def test_fetch_while_the_guest_is_frozen_for_a_time(
 @pytest.mark.parametrize("data", [TEXT, TEXT[:1000], TEXT[:8000], TEXT[:999], os.urandom(9000)])
 @pytest.mark.parametrize("there", [True, False])
 def test_put_of_what_may_shrink(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, programs: bool, data: bytes, there: bool
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, programs: bool, data: bytes, there: bool
 ) -> None:
     path = tmp_path / "it's a file"
     if there:
         path.write_bytes(b"before" * 9000)
         path.chmod(0o640)
     seen: list[int] = []
-    size = put(agent, io.BytesIO(data), str(path), seen.append)
+    size = put(executor, io.BytesIO(data), str(path), seen.append)
     assert path.read_bytes() == data
     assert size == len(data)
     assert seen[-1] == len(data) and seen == sorted(seen)
@@ -251,11 +251,11 @@ WRONG = "exec python3 -c 'import gzip, sys; sys.stdout.buffer.write(gzip.decompr
 @pytest.mark.usefixtures("packing")
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("script", ["exit 1", "head -c 100; exit 1", WRONG])
-def test_put_where_unpacking_fails(agent: SocketAgent, guest: Guest, tmp_path: Path, script: str) -> None:
+def test_put_where_unpacking_fails(executor: GuestExec, guest: Guest, tmp_path: Path, script: str) -> None:
     tool(guest, "gzip", script)
     source = io.BytesIO(b"skipped" + TEXT)
     source.seek(7)
-    put(agent, source, str(tmp_path / "file"))
+    put(executor, source, str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
     assert not list(tmp_path.glob("spool.*"))
 
@@ -263,7 +263,7 @@ def test_put_where_unpacking_fails(agent: SocketAgent, guest: Guest, tmp_path: P
 @pytest.mark.usefixtures("packing")
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_compressed_pieces_are_open_to_nobody_else(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
 ) -> None:
     modes: list[int] = []
 
@@ -272,7 +272,7 @@ def test_compressed_pieces_are_open_to_nobody_else(
         return guest.write(arguments)
 
     server.answers["guest-file-write"] = watched
-    put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+    put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert set(modes) == {0o600}
 
 
@@ -291,10 +291,10 @@ def slow(packing: None, server: Scripted, guest: Guest, clock: Clock) -> list[in
     return counts
 
 
-def assert_fetched(agent: SocketAgent, directory: Path, data: bytes, name: str = "it's a file") -> None:
+def assert_fetched(executor: GuestExec, directory: Path, data: bytes, name: str = "it's a file") -> None:
     path, sink, seen = directory / name, io.BytesIO(), [0]
     path.write_bytes(data)
-    assert fetch(agent, str(path), sink, seen.append) == len(data)
+    assert fetch(executor, str(path), sink, seen.append) == len(data)
     assert sink.getvalue() == data
     assert seen[-1] == len(data) and seen == sorted(seen)
     assert not list(directory.glob("spool.*")), "nothing stays"
@@ -302,9 +302,9 @@ def assert_fetched(agent: SocketAgent, directory: Path, data: bytes, name: str =
 
 @pytest.mark.parametrize("size", [0, 300, 301, 1300, 4300, 4301, 8300, len(TEXT)])
 def test_fetch_over_a_slow_channel(
-    agent: SocketAgent, slow: list[int], tmp_path: Path, programs: bool, size: int
+    executor: GuestExec, slow: list[int], tmp_path: Path, programs: bool, size: int
 ) -> None:
-    assert_fetched(agent, tmp_path, TEXT[:size])
+    assert_fetched(executor, tmp_path, TEXT[:size])
     assert (sum(slow) < size / 2) is (programs and size >= 1300)
 
 
@@ -316,13 +316,13 @@ def quick(slow: list[int], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-def test_fetch_of_what_shrinks_over_a_quick_channel(agent: SocketAgent, quick: list[int], tmp_path: Path) -> None:
-    assert_fetched(agent, tmp_path, TEXT)
+def test_fetch_of_what_shrinks_over_a_quick_channel(executor: GuestExec, quick: list[int], tmp_path: Path) -> None:
+    assert_fetched(executor, tmp_path, TEXT)
     assert sum(quick) == len(TEXT)
 
 
 @pytest.fixture
-def asked(agent: SocketAgent, guest: Guest, programs: bool) -> list[str]:
+def asked(executor: GuestExec, guest: Guest, programs: bool) -> list[str]:
     """An interpreter in the guest does some shell commands. Returns those that it was asked for."""
     commands: list[str] = []
 
@@ -347,7 +347,7 @@ def asked(agent: SocketAgent, guest: Guest, programs: bool) -> list[str]:
         return ended
 
     if programs:
-        agent.shell = begin
+        executor.shell = begin
     return commands
 
 
@@ -359,9 +359,9 @@ def kinds(commands: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("size", [0, 300, 301, 1300, 3999, 4000, 4001, 8300, len(TEXT)])
 def test_fetch_where_an_interpreter_packs(
-    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, programs: bool, size: int
+    executor: GuestExec, quick: list[int], asked: list[str], tmp_path: Path, programs: bool, size: int
 ) -> None:
-    assert_fetched(agent, tmp_path, TEXT[:size], "file")
+    assert_fetched(executor, tmp_path, TEXT[:size], "file")
     packs = programs and size > 300
     assert kinds(asked) == (["pack"] * -(-size // 4000) + ["sweep"] if packs else []), "nor is anything summed up anew"
     assert (sum(quick) < size / 2) is (packs and size > 1000)
@@ -369,9 +369,9 @@ def test_fetch_where_an_interpreter_packs(
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_fetch_of_what_an_interpreter_does_not_pack(
-    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path
+    executor: GuestExec, quick: list[int], asked: list[str], tmp_path: Path
 ) -> None:
-    assert_fetched(agent, tmp_path, os.urandom(9000), "file")
+    assert_fetched(executor, tmp_path, os.urandom(9000), "file")
     assert (sum(quick), kinds(asked)) == (9000, ["else"]), "a checksum"
 
 
@@ -382,7 +382,7 @@ def missing(*_args: object) -> NoReturn:
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("lacks", ["here", "there"])
 def test_fetch_where_one_end_has_no_zstd(
-    agent: SocketAgent,
+    executor: GuestExec,
     guest: Guest,
     quick: list[int],
     asked: list[str],
@@ -395,7 +395,7 @@ def test_fetch_where_one_end_has_no_zstd(
         monkeypatch.setattr(compression, "zstd", missing)
     else:
         monkeypatch.setattr(file_ops, "Compressor", missing)
-    assert_fetched(agent, tmp_path, TEXT, "file")
+    assert_fetched(executor, tmp_path, TEXT, "file")
     assert sum(quick) == len(TEXT)
     assert kinds(asked) == (["else"] if lacks == "here" else ["pack", "sweep", "else"])
 
@@ -412,7 +412,7 @@ def test_fetch_where_one_end_has_no_zstd(
     ],
 )
 def test_fetch_of_what_an_interpreter_packs_badly(
-    agent: SocketAgent,
+    executor: GuestExec,
     quick: list[int],
     asked: list[str],
     tmp_path: Path,
@@ -421,24 +421,24 @@ def test_fetch_of_what_an_interpreter_packs_badly(
 ) -> None:
     compress = guest_zstd.Compressor.compress
     monkeypatch.setattr(guest_zstd.Compressor, "compress", lambda self, content: spoil(compress(self, content)))
-    assert_fetched(agent, tmp_path, TEXT, "file")
+    assert_fetched(executor, tmp_path, TEXT, "file")
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_fetch_where_there_is_little_room_for_what_is_packed(
-    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: GuestExec, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = SimpleNamespace(f_bavail=15, f_frsize=512)
     monkeypatch.setattr(os, "statvfs", lambda path: room)
-    assert_fetched(agent, tmp_path, TEXT, "file")
+    assert_fetched(executor, tmp_path, TEXT, "file")
     assert (sum(quick), kinds(asked)) == (len(TEXT), ["pack", "sweep", "else"])
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_fetch_where_what_packs_is_lost(
-    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: GuestExec, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = agent.shell
+    begin = executor.shell
     assert begin
     waits: list[bytes] = []
 
@@ -449,28 +449,28 @@ def test_fetch_where_what_packs_is_lost(
 
         return lost if b"zstd" in command else begin(command, stdin)
 
-    agent.shell = begun
+    executor.shell = begun
     (tmp_path / "file").write_bytes(TEXT)
     with pytest.raises(OutcomeUnknownError):
-        fetch(agent, str(tmp_path / "file"), io.BytesIO())
+        fetch(executor, str(tmp_path / "file"), io.BytesIO())
     assert len(waits) == 1, "that is not waited for twice"
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_content_from_an_interpreter_that_arrives_differently(
-    agent: SocketAgent, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: GuestExec, quick: list[int], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(TEXT)
     compress = guest_zstd.Compressor.compress
     monkeypatch.setattr(guest_zstd.Compressor, "compress", lambda self, content: compress(self, bytes(content).upper()))
     with pytest.raises(TransferError, match="damaged on the way"):
-        fetch(agent, str(tmp_path / "file"), io.BytesIO())
+        fetch(executor, str(tmp_path / "file"), io.BytesIO())
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("change", [b"", b"more", TEXT])
 def test_fetch_from_an_interpreter_of_a_file_that_grows(
-    agent: SocketAgent,
+    executor: GuestExec,
     server: Scripted,
     guest: Guest,
     quick: list[int],
@@ -488,13 +488,13 @@ def test_fetch_from_an_interpreter_of_a_file_that_grows(
 
     server.answers["guest-file-open"] = opened
     sink = io.BytesIO()
-    assert fetch(agent, str(path), sink) == len(TEXT + change)
+    assert fetch(executor, str(path), sink) == len(TEXT + change)
     assert sink.getvalue() == TEXT + change
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_fetch_from_an_interpreter_of_a_file_that_was_cut(
-    agent: SocketAgent, server: Scripted, guest: Guest, quick: list[int], asked: list[str], tmp_path: Path
+    executor: GuestExec, server: Scripted, guest: Guest, quick: list[int], asked: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(TEXT)
@@ -507,7 +507,7 @@ def test_fetch_from_an_interpreter_of_a_file_that_was_cut(
 
     server.answers["guest-file-seek"] = seek
     sink = io.BytesIO()
-    assert fetch(agent, str(path), sink) == 5000
+    assert fetch(executor, str(path), sink) == 5000
     assert sink.getvalue() == TEXT[:5000]
 
 
@@ -525,16 +525,16 @@ sys.stdout.buffer.write(wanted[sys.argv[1]]())
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("way", ["put", "fetch"])
 def test_zstd_by_a_program(
-    agent: SocketAgent, guest: Guest, quick: list[int], tmp_path: Path, way: str, server: Scripted
+    executor: GuestExec, guest: Guest, quick: list[int], tmp_path: Path, way: str, server: Scripted
 ) -> None:
     """Where the interpreter is not there after all."""
     tool(guest, "zstd", ZSTD)
-    agent.shell = lambda command, stdin: None
+    executor.shell = lambda command, stdin: None
     if way == "fetch":
-        assert_fetched(agent, tmp_path, TEXT)
+        assert_fetched(executor, tmp_path, TEXT)
         assert sum(quick) < len(TEXT) / 2
     else:
-        put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+        put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
         assert (tmp_path / "file").read_bytes() == TEXT
         assert sent_to(server) < len(TEXT) / 2
 
@@ -547,7 +547,7 @@ def sent_to(server: Scripted) -> int:
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("lacks", ["", "here", "there"])
 def test_put_where_an_interpreter_unpacks(
-    agent: SocketAgent,
+    executor: GuestExec,
     server: Scripted,
     guest: Guest,
     asked: list[str],
@@ -561,7 +561,7 @@ def test_put_where_an_interpreter_unpacks(
         monkeypatch.setattr(file_ops, "zstd", missing)
         monkeypatch.setattr(file_ops, "zstd_decompress", missing)
         tool(guest, "zstd", "exit 127")
-    put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+    put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
     assert not list(tmp_path.glob("spool.*"))
     zstd = [command for command in asked if command.startswith("zstd -dc")]
@@ -572,16 +572,16 @@ def test_put_where_an_interpreter_unpacks(
 @pytest.mark.usefixtures("packing")
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_put_where_an_interpreter_unpacks_badly(
-    agent: SocketAgent, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: GuestExec, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_ops, "zstd_decompress", lambda packed, size: b"x" * size)
-    put(agent, io.BytesIO(TEXT), str(tmp_path / "file"))
+    put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-def test_fetch_of_what_does_not_shrink(agent: SocketAgent, slow: list[int], tmp_path: Path) -> None:
-    assert_fetched(agent, tmp_path, os.urandom(9000))
+def test_fetch_of_what_does_not_shrink(executor: GuestExec, slow: list[int], tmp_path: Path) -> None:
+    assert_fetched(executor, tmp_path, os.urandom(9000))
     assert sum(slow) == 9000
 
 
@@ -598,25 +598,25 @@ def test_fetch_of_what_does_not_shrink(agent: SocketAgent, slow: list[int], tmp_
     ],
 )
 def test_fetch_where_packing_fails(
-    agent: SocketAgent, slow: list[int], guest: Guest, tmp_path: Path, script: str
+    executor: GuestExec, slow: list[int], guest: Guest, tmp_path: Path, script: str
 ) -> None:
     tool(guest, "gzip", script)
-    assert_fetched(agent, tmp_path, TEXT)
+    assert_fetched(executor, tmp_path, TEXT)
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_packed_content_that_arrives_differently(
-    agent: SocketAgent, slow: list[int], guest: Guest, tmp_path: Path
+    executor: GuestExec, slow: list[int], guest: Guest, tmp_path: Path
 ) -> None:
     tool(guest, "gzip", "tr a-z A-Z | /bin/gzip -c1")
     (tmp_path / "file").write_bytes(TEXT)
     with pytest.raises(TransferError, match="damaged on the way"):
-        fetch(agent, str(tmp_path / "file"), io.BytesIO())
+        fetch(executor, str(tmp_path / "file"), io.BytesIO())
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_packed_content_is_open_to_nobody_else(
-    agent: SocketAgent, server: Scripted, slow: list[int], guest: Guest, tmp_path: Path
+    executor: GuestExec, server: Scripted, slow: list[int], guest: Guest, tmp_path: Path
 ) -> None:
     modes: list[int] = []
 
@@ -627,23 +627,23 @@ def test_packed_content_is_open_to_nobody_else(
         return guest.open(arguments)
 
     server.answers["guest-file-open"] = watched
-    assert_fetched(agent, tmp_path, TEXT)
+    assert_fetched(executor, tmp_path, TEXT)
     assert set(modes) == {0o600}
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-def test_put_where_nothing_can_be_created(agent: SocketAgent, tmp_path: Path) -> None:
+def test_put_where_nothing_can_be_created(executor: GuestExec, tmp_path: Path) -> None:
     with pytest.raises(OperationError, match=r"cannot create .*/nope/file in the guest"):
-        put(agent, io.BytesIO(SMALL), str(tmp_path / "nope" / "file"))
+        put(executor, io.BytesIO(SMALL), str(tmp_path / "nope" / "file"))
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("data", [SMALL, 10 * LARGE], ids=len)
 @pytest.mark.parametrize("target", ["target", "there"])
-def test_put_replaces_a_link(agent: SocketAgent, tmp_path: Path, data: bytes, target: str) -> None:
+def test_put_replaces_a_link(executor: GuestExec, tmp_path: Path, data: bytes, target: str) -> None:
     (tmp_path / "there").write_text("is what it was")
     (tmp_path / "link").symlink_to(tmp_path / target)
-    put(agent, io.BytesIO(data), str(tmp_path / "link"))
+    put(executor, io.BytesIO(data), str(tmp_path / "link"))
     assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_bytes() == data
     assert (tmp_path / "link").stat().st_mode & 0o777 == 0o600
     assert not (tmp_path / "target").exists() and (tmp_path / "there").read_text() == "is what it was"
@@ -651,17 +651,17 @@ def test_put_replaces_a_link(agent: SocketAgent, tmp_path: Path, data: bytes, ta
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("data", [SMALL, 10 * LARGE], ids=len)
-def test_put_writes_to_no_device(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
+def test_put_writes_to_no_device(executor: GuestExec, tmp_path: Path, data: bytes) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(OperationError, match="is not a regular file"):
-        put(agent, io.BytesIO(data), str(tmp_path / "fifo"))
+        put(executor, io.BytesIO(data), str(tmp_path / "fifo"))
 
 
 @pytest.mark.parametrize("data", [b"", SMALL, LARGE])
-def test_fetch(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
+def test_fetch(executor: GuestExec, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "it's a file").write_bytes(data)
     sink = io.BytesIO()
-    size = fetch(agent, str(tmp_path / "it's a file"), sink)
+    size = fetch(executor, str(tmp_path / "it's a file"), sink)
     assert sink.getvalue() == data
     assert size == len(data)
 
@@ -677,16 +677,16 @@ def tool(guest: Guest, name: str, script: str) -> None:
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_nothing_is_read_twice_where_there_is_no_b2sum(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
 ) -> None:
     path = tmp_path / "file"
     data = 10 * LARGE
     requests = []
     for _time in range(2):
         before = len(server.requests)
-        assert put(agent, io.BytesIO(b"skipped" + data), str(path)) == len(data) + 7
+        assert put(executor, io.BytesIO(b"skipped" + data), str(path)) == len(data) + 7
         sink = io.BytesIO()
-        assert fetch(agent, str(path), sink) == len(data) + 7
+        assert fetch(executor, str(path), sink) == len(data) + 7
         assert path.read_bytes() == sink.getvalue() == b"skipped" + data
         work = [one.command for one in server.requests[before:]]
         requests.append([one for one in work if one.startswith("guest-file") or one == "guest-exec"])
@@ -696,7 +696,7 @@ def test_nothing_is_read_twice_where_there_is_no_b2sum(
 
 @pytest.mark.parametrize("times", [1, 99])
 def test_fetch_of_a_file_that_is_written_to(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, programs: bool, times: int
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, programs: bool, times: int
 ) -> None:
     """Once: it is read anew. Again and again: that is told, and what was read is there."""
     path = tmp_path / "file"
@@ -712,19 +712,19 @@ def test_fetch_of_a_file_that_is_written_to(
     server.answers["guest-file-read"] = read
     sink = io.BytesIO()
     if times == 1:
-        assert fetch(agent, str(path), sink) == len(LARGE)
+        assert fetch(executor, str(path), sink) == len(LARGE)
         assert sink.getvalue() == path.read_bytes()
         return
     error = FileChangedError if programs else TransferError
     with pytest.raises(error, match=r"was written to|changed while") as caught:
-        fetch(agent, str(path), sink)
+        fetch(executor, str(path), sink)
     assert len(sink.getvalue()) == len(LARGE)
     assert not isinstance(caught.value, FileChangedError) or caught.value.size == len(LARGE)
 
 
 @pytest.mark.parametrize("times", [1, 99])
 def test_fetch_of_what_is_damaged_on_the_way(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, times: int
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, times: int
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(LARGE)
@@ -739,11 +739,11 @@ def test_fetch_of_what_is_damaged_on_the_way(
     server.answers["guest-file-read"] = read
     sink = io.BytesIO()
     if times == 1:
-        assert fetch(agent, str(path), sink) == len(LARGE)
+        assert fetch(executor, str(path), sink) == len(LARGE)
         assert sink.getvalue() == LARGE
         return
     with pytest.raises(TransferError, match="damaged on the way") as caught:
-        fetch(agent, str(path), sink)
+        fetch(executor, str(path), sink)
     assert not isinstance(caught.value, FileChangedError)
 
 
@@ -779,7 +779,7 @@ class Endless:
     ],
 )
 def test_fetch_has_an_end(
-    agent: SocketAgent,
+    executor: GuestExec,
     server: Scripted,
     guest: Guest,
     tmp_path: Path,
@@ -795,14 +795,14 @@ def test_fetch_has_an_end(
     server.answers.update(endless.answers())
     sink = io.BytesIO()
     with pytest.raises(TransferError, match=f"file has more than {limit} bytes: .*{advice}"):
-        fetch(agent, str(tmp_path / "file"), sink, largest=largest)
+        fetch(executor, str(tmp_path / "file"), sink, largest=largest)
     assert len(sink.getvalue()) <= limit
     assert endless.read <= limit + 1
 
 
 @pytest.mark.parametrize("programs", [False], indirect=True)
 def test_fetch_of_more_than_there_is_room_for(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
 ) -> None:
     """Nothing is read when that is known."""
     (tmp_path / "file").touch()
@@ -810,12 +810,12 @@ def test_fetch_of_more_than_there_is_room_for(
     server.answers.update(endless.answers())
     error = r"no more space is free here\. Make room"
     with open(tmp_path / "sink", "w+b") as sink, pytest.raises(TransferError, match=error):
-        fetch(agent, str(tmp_path / "file"), sink)
+        fetch(executor, str(tmp_path / "file"), sink)
     assert endless.read < 20
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-def test_fetch_of_a_log_that_grows(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+def test_fetch_of_a_log_that_grows(executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(LARGE)
 
@@ -824,20 +824,20 @@ def test_fetch_of_a_log_that_grows(agent: SocketAgent, server: Scripted, guest: 
         return guest.close_file(arguments)
 
     server.answers["guest-file-close"] = close
-    assert fetch(agent, str(path), io.BytesIO()) == len(LARGE)
+    assert fetch(executor, str(path), io.BytesIO()) == len(LARGE)
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-def test_fetch_of_what_has_no_size(agent: SocketAgent) -> None:
+def test_fetch_of_what_has_no_size(executor: GuestExec) -> None:
     sink = io.BytesIO()
-    fetch(agent, "/proc/version", sink)
+    fetch(executor, "/proc/version", sink)
     assert sink.getvalue() == Path("/proc/version").read_bytes()
 
 
 @pytest.mark.parametrize("size", [None, 12])
-def test_digest(agent: SocketAgent, server: Scripted, tmp_path: Path, programs: bool, size: int | None) -> None:
+def test_digest(executor: GuestExec, server: Scripted, tmp_path: Path, programs: bool, size: int | None) -> None:
     (tmp_path / "file").write_bytes(LARGE)
     if size is not None and not programs:
         size = len(LARGE)  # there is no other way to read a part, and nobody asks for it
-    assert digest(agent, str(tmp_path / "file"), size) == hashlib.sha256(LARGE[:size]).hexdigest()
+    assert digest(executor, str(tmp_path / "file"), size) == hashlib.sha256(LARGE[:size]).hexdigest()
     assert ("guest-file-read" in server.work) is not programs

@@ -37,13 +37,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell, patience
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import finish, start, wait
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, run_shell
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner import agent as _agent
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor as _executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import spool as _spool
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent, program
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import GuestExecOrRunner, Runner, program
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import (
     SHELLS,
@@ -78,9 +77,9 @@ def in_spool(guest: Guest) -> set[str]:
 
 
 @pytest.fixture
-def agent(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> RunnerAgent:
+def executor(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> Runner:
     below = connect(scripted(guest.answers()))
-    return RunnerAgent(below, functools.partial(start_runner, routes=(), log=lambda line: None))
+    return Runner(below, functools.partial(start_runner, routes=(), log=lambda line: None))
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -100,54 +99,54 @@ def test_runner_reads_and_keeps_as_the_login_shell_does() -> None:
     assert login_shell.REST.strip() in program()
 
 
-def test_result_is_exact(agent: RunnerAgent) -> None:
+def test_result_is_exact(executor: Runner) -> None:
     everything = bytes(range(256)) * 300
-    result = run_shell(agent, b"cat; printf 'e\\377' >&2; exit 9", everything)
+    result = run_shell(executor, b"cat; printf 'e\\377' >&2; exit 9", everything)
     assert (result.rc, result.stdout, result.stderr) == (9, everything, b"e\xff")
-    assert run_shell(agent, b"kill -KILL $$").shell_rc == 128 + 9
-    assert run_shell(agent, b"").rc == 0
-    assert run_shell(agent, b"if").rc == 2
+    assert run_shell(executor, b"kill -KILL $$").shell_rc == 128 + 9
+    assert run_shell(executor, b"").rc == 0
+    assert run_shell(executor, b"if").rc == 2
 
 
-def test_program_and_its_arguments(agent: RunnerAgent) -> None:
+def test_program_and_its_arguments(executor: Runner) -> None:
     words = ["a  b", "", "'\"$x`\\", "ü\n\nz", "*"]
-    result = finish(agent, start(agent, "/usr/bin/printf", ["%s|", *words]))
+    result = executor.finish(executor.start("/usr/bin/printf", ["%s|", *words]))
     assert result.stdout.decode() == "".join(f"{word}|" for word in words)
-    assert finish(agent, start(agent, "/no/such/program")).rc == 127
+    assert executor.finish(executor.start("/no/such/program")).rc == 127
 
 
-def test_environment(agent: RunnerAgent) -> None:
-    run = functools.partial(start, agent, "/usr/bin/env")
-    lines = finish(agent, run(env=["A='1' 2", "B=x\ny"])).stdout.decode().splitlines()
+def test_environment(executor: Runner) -> None:
+    run = functools.partial(executor.start, "/usr/bin/env")
+    lines = executor.finish(run(env=["A='1' 2", "B=x\ny"])).stdout.decode().splitlines()
     # What shells add whether one wants it or not.
     added = ("_=", "PATH=", "PWD=", "SHLVL=")
     assert {line for line in lines if not line.startswith(added)} == {"A='1' 2", "B=x", "y"}
-    odd = finish(agent, run(env=["a-b=1"])).stdout.decode()
+    odd = executor.finish(run(env=["a-b=1"])).stdout.decode()
     assert odd == "a-b=1\n"
 
 
-def test_program_that_nobody_asks_after(agent: RunnerAgent, guest: Guest) -> None:
+def test_program_that_nobody_asks_after(executor: Runner, guest: Guest) -> None:
     """It works for as long as it likes, and nothing is left of it."""
     done = guest.tools / "done"
-    with agent.forgetting():
-        start(agent, "/bin/sh", ["-c", f"sleep 0.5; cat >{done}; echo output"], stdin=b"input")
+    with executor.forgetting():
+        executor.start("/bin/sh", ["-c", f"sleep 0.5; cat >{done}; echo output"], stdin=b"input")
     eventually(lambda: in_spool(guest), "it does not run")
     eventually(lambda: not in_spool(guest), "something is left")
     assert done.read_bytes() == b"input"
 
 
-def test_shell_that_nobody_asks_after_is_the_runners_own(agent: RunnerAgent, guest: Guest) -> None:
+def test_shell_that_nobody_asks_after_is_the_runners_own(executor: Runner, guest: Guest) -> None:
     """To start another takes longer than what it does."""
     done = guest.tools / "done"
-    with agent.forgetting():
-        start(agent, "/bin/sh", ["-c", f'echo $$ $(umask) $(pwd) "$A" >{done}'], env=["A=b c"])
+    with executor.forgetting():
+        executor.start("/bin/sh", ["-c", f'echo $$ $(umask) $(pwd) "$A" >{done}'], env=["A=b c"])
     eventually(done.exists, "it does not run")
     eventually(lambda: not in_spool(guest), "something is left")
     assert done.read_text() == f"{runner_pid(guest)} 0022 / b c\n"
 
 
-def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest) -> None:
-    result = run_shell(agent, b"set; umask; ls -l /proc/self/fd")
+def test_nothing_of_the_runner_is_in_a_program(executor: Runner, guest: Guest) -> None:
+    result = run_shell(executor, b"set; umask; ls -l /proc/self/fd")
     shown = result.stdout.decode()
     assert "0022\n" in shown
     assert "ring" not in shown
@@ -155,42 +154,42 @@ def test_nothing_of_the_runner_is_in_a_program(agent: RunnerAgent, guest: Guest)
     assert "mark=" not in shown
 
 
-def test_program_ignores_no_more_than_one_that_is_started_here(agent: RunnerAgent) -> None:
+def test_program_ignores_no_more_than_one_that_is_started_here(executor: Runner) -> None:
     """Nor has it other signals blocked. Shells ignore SIGINT and SIGQUIT in what they have in the background."""
     command = "grep -E 'Sig(Ign|Blk)' /proc/self/status"
     here = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, check=True).stdout
-    assert run_shell(agent, command.encode()).stdout == here
-    assert run_shell(agent, b"trap 'exit 5' INT; kill -INT $$; exit 0").rc == 5
-    assert run_shell(agent, b"yes | head -n 1").stdout == b"y\n"
+    assert run_shell(executor, command.encode()).stdout == here
+    assert run_shell(executor, b"trap 'exit 5' INT; kill -INT $$; exit 0").rc == 5
+    assert run_shell(executor, b"yes | head -n 1").stdout == b"y\n"
 
 
-def test_input_cannot_be_read_twice_or_written(agent: RunnerAgent) -> None:
+def test_input_cannot_be_read_twice_or_written(executor: Runner) -> None:
     """A password may have been in it, and the program may be another user's."""
     look = b"read -r first; ls -l /proc/self/fd/0"
     for data in (b"secret\nrest", b"secret\n" + bytes(300_000)):
-        shown = run_shell(agent, look, data).stdout.decode()
+        shown = run_shell(executor, look, data).stdout.decode()
         assert "pipe:" in shown, shown
 
 
-def test_program_without_input_has_none(agent: RunnerAgent) -> None:
-    shown = finish(agent, start(agent, "/bin/ls", ["-l", "/proc/self/fd/0"])).stdout.decode()
+def test_program_without_input_has_none(executor: Runner) -> None:
+    shown = executor.finish(executor.start("/bin/ls", ["-l", "/proc/self/fd/0"])).stdout.decode()
     assert shown.endswith("/dev/null\n")
 
 
-def test_input_is_not_kept_longer_than_its_program(agent: RunnerAgent, guest: Guest) -> None:
-    pid = start(agent, "/bin/cat", stdin=b"secret")
+def test_input_is_not_kept_longer_than_its_program(executor: Runner, guest: Guest) -> None:
+    pid = executor.start("/bin/cat", stdin=b"secret")
     eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
     assert not any("secret" in read(guest, name) for name in in_spool(guest) if not name.endswith(".out"))
 
 
-def test_signal_leaves_no_word_in_the_output(agent: RunnerAgent) -> None:
-    result = run_shell(agent, b"kill -KILL $$")
+def test_signal_leaves_no_word_in_the_output(executor: Runner) -> None:
+    result = run_shell(executor, b"kill -KILL $$")
     assert (result.shell_rc, result.stdout, result.stderr) == (128 + 9, b"", b"")
 
 
-def test_nothing_of_a_program_stays_a_zombie(agent: RunnerAgent, guest: Guest) -> None:
+def test_nothing_of_a_program_stays_a_zombie(executor: Runner, guest: Guest) -> None:
     for _time in range(3):
-        run_shell(agent, b"true")
+        run_shell(executor, b"true")
     children = Path(f"/proc/{runner_pid(guest)}/task/{runner_pid(guest)}/children").read_text().split()
     # The alarm and, for a moment, what removes the last result.
     assert len(children) <= 2
@@ -212,42 +211,42 @@ def test_runner_does_not_take_another_process_for_one(guest: Guest) -> None:
         other.communicate()
 
 
-def test_nothing_stays(agent: RunnerAgent, guest: Guest) -> None:
-    run_shell(agent, b"echo out; echo err >&2")
+def test_nothing_stays(executor: Runner, guest: Guest) -> None:
+    run_shell(executor, b"echo out; echo err >&2")
     eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
 
 
-def test_output_is_never_cut(agent: RunnerAgent, guest: Guest) -> None:
+def test_output_is_never_cut(executor: Runner, guest: Guest) -> None:
     guest.capture = 1000
-    result = run_shell(agent, b"head -c 3000000 /dev/zero; head -c 1048576 /dev/zero >&2")
+    result = run_shell(executor, b"head -c 3000000 /dev/zero; head -c 1048576 /dev/zero >&2")
     assert (result.stdout, result.stderr) == (bytes(3_000_000), bytes(1_048_576))
     assert not result.stdout_truncated and not result.stderr_truncated
 
 
-def test_large_input(agent: RunnerAgent) -> None:
+def test_large_input(executor: Runner) -> None:
     data = os.urandom(3_000_000)
-    assert run_shell(agent, b"cat", data).stdout == data
+    assert run_shell(executor, b"cat", data).stdout == data
 
 
-def test_program_in_the_background_holds_nothing_up(agent: RunnerAgent) -> None:
-    result = run_shell(agent, b"sleep 60 >/dev/null 2>&1 & echo $!")
+def test_program_in_the_background_holds_nothing_up(executor: Runner) -> None:
+    result = run_shell(executor, b"sleep 60 >/dev/null 2>&1 & echo $!")
     os.kill(int(result.stdout), signal.SIGKILL)
 
 
-def test_output_that_is_opened_again(agent: RunnerAgent) -> None:
-    result = run_shell(agent, b"echo a; echo b >/dev/stdout; echo c; echo d >&2; echo e >/dev/stderr; echo f >&2")
+def test_output_that_is_opened_again(executor: Runner) -> None:
+    result = run_shell(executor, b"echo a; echo b >/dev/stdout; echo c; echo d >&2; echo e >/dev/stderr; echo f >&2")
     assert (result.stdout, result.stderr) == (b"a\nb\nc\n", b"d\ne\nf\n")
 
 
-def test_several_at_once(agent: RunnerAgent) -> None:
-    slow = start(agent, "/bin/sh", ["-c", "sleep 0.5; echo slow"])
-    assert run_shell(agent, b"echo quick").stdout == b"quick\n"
-    assert finish(agent, slow).stdout == b"slow\n"
+def test_several_at_once(executor: Runner) -> None:
+    slow = executor.start("/bin/sh", ["-c", "sleep 0.5; echo slow"])
+    assert run_shell(executor, b"echo quick").stdout == b"quick\n"
+    assert executor.finish(slow).stdout == b"slow\n"
 
 
 @only_sh
-def test_files_are_roots_alone(agent: RunnerAgent, guest: Guest) -> None:
-    modes = run_shell(agent, b"stat -c '%a %F %n' " + f"{guest.runner} {guest.runner}/1 {guest.runner}/1/*".encode())
+def test_files_are_roots_alone(executor: Runner, guest: Guest) -> None:
+    modes = run_shell(executor, b"stat -c '%a %F %n' " + f"{guest.runner} {guest.runner}/1 {guest.runner}/1/*".encode())
     for line in modes.stdout.decode().splitlines():
         mode, kind = line.split(" ")[:2]
         # The agent makes files of mode 0666, in a directory that nobody else can enter.
@@ -255,12 +254,12 @@ def test_files_are_roots_alone(agent: RunnerAgent, guest: Guest) -> None:
 
 
 @only_sh
-def test_one_runner_serves_all(agent: RunnerAgent, guest: Guest) -> None:
-    run_shell(agent, b"true")
+def test_one_runner_serves_all(executor: Runner, guest: Guest) -> None:
+    run_shell(executor, b"true")
     pid = runner_pid(guest)
     started = len(guest.started)
     for _time in range(3):
-        run_shell(agent, b"true")
+        run_shell(executor, b"true")
     assert runner_pid(guest) == pid
     assert len(guest.started) == started
     # A second one sees that there is one, and ends.
@@ -270,72 +269,72 @@ def test_one_runner_serves_all(agent: RunnerAgent, guest: Guest) -> None:
 
 
 @only_sh
-def test_dead_runner_is_replaced(agent: RunnerAgent, guest: Guest) -> None:
-    run_shell(agent, b"true")
+def test_dead_runner_is_replaced(executor: Runner, guest: Guest) -> None:
+    run_shell(executor, b"true")
     pid = runner_pid(guest)
     os.kill(pid, signal.SIGKILL)
-    assert run_shell(agent, b"echo new").stdout == b"new\n"
+    assert run_shell(executor, b"echo new").stdout == b"new\n"
     assert runner_pid(guest) != pid
 
 
-def test_nobody_but_the_runner_keeps_the_ring_open(agent: RunnerAgent, guest: Guest) -> None:
+def test_nobody_but_the_runner_keeps_the_ring_open(executor: Runner, guest: Guest) -> None:
     """Else one that was killed would seem to live as long as a program of its does."""
-    process = agent.process_id(start(agent, "/bin/sleep", ["60"]))
+    process = executor.process_id(executor.start("/bin/sleep", ["60"]))
     os.kill(runner_pid(guest), signal.SIGKILL)
-    eventually(lambda: not agent._spool.ring(""), "somebody else reads the ring")
+    eventually(lambda: not executor._spool.ring(""), "somebody else reads the ring")
     os.kill(process, signal.SIGKILL)
 
 
 @only_sh
-def test_runner_that_dies_with_its_program(agent: RunnerAgent, guest: Guest) -> None:
-    pid = start(agent, "/bin/sleep", ["60"])
-    os.kill(agent.process_id(pid), signal.SIGSTOP)
+def test_runner_that_dies_with_its_program(executor: Runner, guest: Guest) -> None:
+    pid = executor.start("/bin/sleep", ["60"])
+    os.kill(executor.process_id(pid), signal.SIGSTOP)
     # The one that waits for the program too.
     subprocess.run(["pkill", "-KILL", "-f", str(guest.runner / "1")], check=True)
     with pytest.raises(OutcomeUnknownError, match="the runner in the guest ended while the program ran"):
-        finish(agent, pid)
+        executor.finish(pid)
 
 
 @only_sh
-def test_runner_that_dies_while_its_program_goes_on(agent: RunnerAgent, guest: Guest) -> None:
-    pid = start(agent, "/bin/sh", ["-c", "sleep 2; echo done"])
-    assert agent.process_id(pid)
-    assert wait(agent, pid, 0) is None
+def test_runner_that_dies_while_its_program_goes_on(executor: Runner, guest: Guest) -> None:
+    pid = executor.start("/bin/sh", ["-c", "sleep 2; echo done"])
+    assert executor.process_id(pid)
+    assert executor.wait(pid, 0) is None
     os.kill(runner_pid(guest), signal.SIGKILL)
     eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
-    assert finish(agent, pid).stdout == b"done\n"
+    assert executor.finish(pid).stdout == b"done\n"
 
 
 @only_sh
 @pytest.mark.parametrize("seen", [False, True])
-def test_request_that_the_runner_does_not_know_any_more(agent: RunnerAgent, guest: Guest, seen: bool) -> None:
+def test_request_that_the_runner_does_not_know_any_more(executor: Runner, guest: Guest, seen: bool) -> None:
     """As after the guest was reverted to a snapshot: the runner lives, and never heard of it."""
-    pid = start(agent, "/bin/sleep", ["60"])
-    process = agent.process_id(pid)
+    pid = executor.start("/bin/sleep", ["60"])
+    process = executor.process_id(pid)
     for _time in range(40 if seen else 0):
-        assert wait(agent, pid, 0.05) is None
-    assert (pid in agent._untaken) is not seen
+        assert executor.wait(pid, 0.05) is None
+    assert (pid in executor._untaken) is not seen
     for path in (guest.runner / "1").glob(f"{pid}.*"):
         path.unlink()
     with pytest.raises(OutcomeUnknownError, match="does not know the program"):
-        finish(agent, pid)
+        executor.finish(pid)
     os.kill(process, signal.SIGKILL)
 
 
 @only_sh
 @pytest.mark.parametrize("error", [AgentSilentError("no answer"), ConnectError("no socket"), ProtocolError("nonsense")])
 def test_error_while_a_program_is_waited_for_says_that_it_may_have_run(
-    agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: QgaError
+    executor: Runner, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: QgaError
 ) -> None:
-    pid = start(agent, "/bin/echo", ["output"])
+    pid = executor.start("/bin/echo", ["output"])
     monkeypatch.setattr(patience, "time", clock)
 
     def fails(*_arguments: Any, **_how: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(agent._below, "execute", fails)
+    monkeypatch.setattr(executor.agent, "execute", fails)
     with pytest.raises(OutcomeUnknownError, match=error.message) as caught:
-        finish(agent, pid)
+        executor.finish(pid)
     assert caught.value.as_result()["error"] == {
         "type": "OutcomeUnknownError",
         "command": "guest-exec",
@@ -346,57 +345,57 @@ def test_error_while_a_program_is_waited_for_says_that_it_may_have_run(
 @only_sh
 @pytest.mark.parametrize("error", [AgentSilentError("no answer"), HandleLostError("which?"), ProtocolError("nonsense")])
 def test_program_of_which_nobody_knows_whether_it_was_rung_for(
-    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, error: QgaError
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch, error: QgaError
 ) -> None:
     """It is not said to be unsent, as it may run; who waits finds out."""
-    run_shell(agent, b"true")
-    execute, writes = agent._below.execute, itertools.count(1)
+    run_shell(executor, b"true")
+    execute, writes = executor.agent.execute, itertools.count(1)
 
     def executed(command: str, *arguments: Any, **how: Any) -> Any:
         if command == "guest-file-write" and next(writes) == 2:
             raise error
         return execute(command, *arguments, **how)
 
-    monkeypatch.setattr(agent._below, "execute", executed)
-    assert run_shell(agent, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
+    monkeypatch.setattr(executor.agent, "execute", executed)
+    assert run_shell(executor, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
 @only_sh
-def test_small_file_that_has_no_end(agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    pid = start(agent, "/bin/echo", ["output"])
+def test_small_file_that_has_no_end(executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = executor.start("/bin/echo", ["output"])
     eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
     (guest.runner / "1" / f"{pid}.rc").write_bytes(b"0" * 70_000)
     with pytest.raises(TransferError, match="more than 65536 bytes"):
-        finish(agent, pid)
+        executor.finish(pid)
 
 
 @only_sh
-def test_output_that_has_no_end(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_has_no_end(executor: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_spool, "LARGEST_OUTPUT", 10_000_000)
-    assert len(run_shell(agent, b"head -c 10000000 /dev/zero").stdout) == 10_000_000
+    assert len(run_shell(executor, b"head -c 10000000 /dev/zero").stdout) == 10_000_000
     with pytest.raises(TransferError, match="did not fit in the guest's /run"):
-        run_shell(agent, b"head -c 10000001 /dev/zero")
+        run_shell(executor, b"head -c 10000001 /dev/zero")
 
 
 @only_sh
-def test_request_that_nobody_took_is_handed_over_again(agent: RunnerAgent, guest: Guest) -> None:
-    run_shell(agent, b"true")
+def test_request_that_nobody_took_is_handed_over_again(executor: Runner, guest: Guest) -> None:
+    run_shell(executor, b"true")
     os.kill(runner_pid(guest), signal.SIGSTOP)
-    pid = start(agent, "/bin/sh", ["-c", f"echo ran >>{guest.tools}/count"])
-    assert wait(agent, pid, 0) is None
+    pid = executor.start("/bin/sh", ["-c", f"echo ran >>{guest.tools}/count"])
+    assert executor.wait(pid, 0) is None
     os.kill(runner_pid(guest), signal.SIGKILL)
-    assert finish(agent, pid).rc == 0
+    assert executor.finish(pid).rc == 0
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
 @only_sh
 @pytest.mark.parametrize("before", ["guest-file-write", "guest-file-close"])
 def test_agent_that_is_restarted_while_a_request_is_written(
-    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, before: str
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    run_shell(agent, b"true")
-    execute = agent._below.execute
+    run_shell(executor, b"true")
+    execute = executor.agent.execute
     restarts = iter([True])
 
     def restarted(command: str, *arguments: Any, **how: Any) -> Any:
@@ -404,36 +403,36 @@ def test_agent_that_is_restarted_while_a_request_is_written(
             guest.files.clear()
         return execute(command, *arguments, **how)
 
-    monkeypatch.setattr(agent._below, "execute", restarted)
-    assert run_shell(agent, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
+    monkeypatch.setattr(executor.agent, "execute", restarted)
+    assert run_shell(executor, f"echo ran | tee -a {guest.tools}/count".encode()).stdout == b"ran\n"
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
 @only_sh
-def test_request_that_there_is_no_room_for(agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_that_there_is_no_room_for(executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not run, by nobody."""
-    run_shell(agent, b"true")
+    run_shell(executor, b"true")
     for command in ("guest-file-open", "guest-file-write"):
         with monkeypatch.context() as full:
-            full.setattr(agent._below, "execute", without_room(agent._below.execute, command))
+            full.setattr(executor.agent, "execute", without_room(executor.agent.execute, command))
             with pytest.raises(NoRunnerError, match="/run is full"):
-                start(agent, "/bin/sh", ["-c", f"echo ran >{guest.tools}/ran"])
-    run_shell(agent, b"true")
+                executor.start("/bin/sh", ["-c", f"echo ran >{guest.tools}/ran"])
+    run_shell(executor, b"true")
     assert not (guest.tools / "ran").exists()
 
 
 @only_sh
 @pytest.mark.parametrize("for_ever", [False, True])
 def test_result_that_cannot_be_read_without_room(
-    agent: RunnerAgent, clock: Clock, monkeypatch: pytest.MonkeyPatch, for_ever: bool
+    executor: Runner, clock: Clock, monkeypatch: pytest.MonkeyPatch, for_ever: bool
 ) -> None:
-    pid = start(agent, "/bin/echo", ["output"])
+    pid = executor.start("/bin/echo", ["output"])
     monkeypatch.setattr(patience, "time", clock)
     with monkeypatch.context() as full:
-        full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
+        full.setattr(executor.agent, "execute", without_room(executor.agent.execute, "guest-file-open"))
         if for_ever:
             with pytest.raises(OutcomeUnknownError, match=r"contact was lost while the program .* no room"):
-                finish(agent, pid)
+                executor.finish(pid)
             return
         asked = itertools.count()
 
@@ -442,31 +441,31 @@ def test_result_that_cannot_be_read_without_room(
                 full.undo()
 
         clock.on_sleep = slept
-        assert finish(agent, pid).stdout == b"output\n"
+        assert executor.finish(pid).stdout == b"output\n"
 
 
 @only_sh
 @pytest.mark.parametrize("lives", [True, False])
 def test_runner_of_a_full_run_is_known_by_its_ring(
-    agent: RunnerAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch, lives: bool
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
     """The agent finds no room when it has opened the ring: so somebody reads it."""
-    monkeypatch.setattr(_agent, "_LOOK_SECONDS", 0.1)
-    pid = start(agent, "/bin/sh", ["-c", f"until [ -e {guest.tools}/end ]; do sleep 0.05; done; echo output"])
-    process = agent.process_id(pid)
+    monkeypatch.setattr(_executor, "_LOOK_SECONDS", 0.1)
+    pid = executor.start("/bin/sh", ["-c", f"until [ -e {guest.tools}/end ]; do sleep 0.05; done; echo output"])
+    process = executor.process_id(pid)
     with monkeypatch.context() as full:
-        full.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
+        full.setattr(executor.agent, "execute", without_room(executor.agent.execute, "guest-file-open"))
         if lives:
-            assert wait(agent, pid, 10) is None
+            assert executor.wait(pid, 10) is None
         else:
             os.kill(runner_pid(guest), signal.SIGKILL)
             os.kill(process, signal.SIGSTOP)
             with pytest.raises(OutcomeUnknownError, match="the runner in the guest ended while the program ran"):
-                finish(agent, pid)
+                executor.finish(pid)
             os.kill(process, signal.SIGKILL)
             return
     (guest.tools / "end").touch()
-    assert finish(agent, pid).stdout == b"output\n"
+    assert executor.finish(pid).stdout == b"output\n"
 
 
 @only_sh
@@ -479,85 +478,85 @@ def test_runner_of_a_full_run_is_not_started_again(
     with runner(guest, 0) as process:
         eventually((guest.runner / "1" / "pid").exists, "no runner")
         below = connect(scripted(guest.answers(), blocked=BLOCKED))
-        agent = RunnerAgent(below, lambda below: pytest.fail("needless"))
+        executor = Runner(below, lambda below: pytest.fail("needless"))
         with monkeypatch.context() as full:
             full.setattr(below, "execute", without_room(below.execute, "guest-file-open"))
-            assert agent.supports("guest-exec")
+            assert executor.is_available()
         end(process, guest)
 
 
 @only_sh
-def test_rung_for_twice_runs_once(agent: RunnerAgent, guest: Guest) -> None:
-    pid = start(agent, "/bin/sh", ["-c", f"echo ran >>{guest.tools}/count; sleep 0.3"])
+def test_rung_for_twice_runs_once(executor: Runner, guest: Guest) -> None:
+    pid = executor.start("/bin/sh", ["-c", f"echo ran >>{guest.tools}/count; sleep 0.3"])
     for _time in range(5):
-        agent._spool.ring(str(pid))
-    assert finish(agent, pid).rc == 0
+        executor._spool.ring(str(pid))
+    assert executor.finish(pid).rc == 0
     time.sleep(0.5)
     assert (guest.tools / "count").read_text() == "ran\n"
 
 
-def test_rung_for_again_when_it_was_forgotten(agent: RunnerAgent, guest: Guest) -> None:
-    run_shell(agent, b"true")
-    agent._spool.ring("4711")
-    run_shell(agent, b"sleep 0.2")
+def test_rung_for_again_when_it_was_forgotten(executor: Runner, guest: Guest) -> None:
+    run_shell(executor, b"true")
+    executor._spool.ring("4711")
+    run_shell(executor, b"sleep 0.2")
     eventually(lambda: not in_spool(guest), f"left: {in_spool(guest)}")
 
 
 @pytest.mark.parametrize("then", ["wait", "exit 5"])
-def test_kill(agent: RunnerAgent, guest: Guest, then: str) -> None:
+def test_kill(executor: Runner, guest: Guest, then: str) -> None:
     """With what it started, what that starts when it is told to end, and what has no parent any more."""
     started = guest.tools / "started"
     mark = f"60.{guest.tools.stat().st_ino}"
     program = f"trap 'sleep {mark} & {then}' TERM; sleep {mark} & sh -c 'sleep {mark} &'; : >{started}; wait"
-    pid = start(agent, "/bin/sh", ["-c", program])
+    pid = executor.start("/bin/sh", ["-c", program])
     eventually(started.exists, "no program")
     began = time.monotonic()
-    assert kill(agent, pid, grace=1)
-    assert finish(agent, pid).rc != 0
+    assert kill(executor, pid, grace=1)
+    assert executor.finish(pid).rc != 0
     assert time.monotonic() - began < 30
     assert count_of(mark) == 0
 
 
-def test_kill_before_it_was_taken(agent: RunnerAgent, guest: Guest) -> None:
-    run_shell(agent, b"true")
+def test_kill_before_it_was_taken(executor: Runner, guest: Guest) -> None:
+    run_shell(executor, b"true")
     os.kill(runner_pid(guest), signal.SIGSTOP)
-    pid = start(agent, "/bin/sleep", ["60"])
+    pid = executor.start("/bin/sleep", ["60"])
     threading.Timer(0.5, os.kill, (runner_pid(guest), signal.SIGCONT)).start()
-    assert kill(agent, pid, grace=1)
-    assert finish(agent, pid).rc != 0
+    assert kill(executor, pid, grace=1)
+    assert executor.finish(pid).rc != 0
 
 
 @only_sh
 def test_nothing_is_ended_where_nobody_tells_its_pid(
-    agent: RunnerAgent, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    executor: Runner, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There was no room for it."""
-    monkeypatch.setattr(_agent, "time", clock)
-    pid = start(agent, "/bin/sleep", ["60"])
-    process = agent.process_id(pid)
+    monkeypatch.setattr(_executor, "time", clock)
+    pid = executor.start("/bin/sleep", ["60"])
+    process = executor.process_id(pid)
     (guest.runner / "1" / f"{pid}.pid").unlink()
     eventually(lambda: {f"{pid}.out", f"{pid}.err"} <= in_spool(guest), "nothing keeps its output")
     before = in_spool(guest)
-    assert kill(agent, pid) == 0
+    assert kill(executor, pid) == 0
     assert in_spool(guest) == before, "something was run"
-    assert wait(agent, pid, 0) is None
+    assert executor.wait(pid, 0) is None
     os.kill(process, signal.SIGKILL)
-    assert finish(agent, pid).rc == 128 + signal.SIGKILL
+    assert executor.finish(pid).rc == 128 + signal.SIGKILL
 
 
 @only_sh
-def test_program_that_another_client_started(agent: RunnerAgent, guest: Guest) -> None:
-    pid = start(agent, "/bin/echo", ["output"])
+def test_program_that_another_client_started(executor: Runner, guest: Guest) -> None:
+    pid = executor.start("/bin/echo", ["output"])
     eventually(lambda: f"{pid}.rc" in in_spool(guest), "it has not ended")
-    another = RunnerAgent(agent, lambda below: None)
-    assert finish(another, pid).stdout == b"output\n"
+    another = Runner(executor.agent, lambda below: None)
+    assert another.finish(pid).stdout == b"output\n"
 
 
 @only_sh
-def test_unknown_program(agent: RunnerAgent) -> None:
-    run_shell(agent, b"true")
+def test_unknown_program(executor: Runner) -> None:
+    run_shell(executor, b"true")
     with pytest.raises(HandleLostError):
-        agent.execute("guest-exec-status", {"pid": 4711})
+        executor.status(4711)
 
 
 # How it ends
@@ -597,18 +596,18 @@ def with_tools(
     scripted: Callable[..., Scripted],
     connect: Callable[..., SocketAgent],
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[RunnerAgent]:
+) -> Iterator[Runner]:
     """An agent whose runner uses the tools of its guest."""
     monkeypatch.setenv("PATH", f"{guest.tools}:{os.environ['PATH']}")
     with runner(guest, 0) as process:
         eventually((guest.runner / "1" / "pid").exists, "no runner")
-        yield RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
+        yield Runner(connect(scripted(guest.answers())), lambda below: None)
         end(process, guest)
 
 
 @pytest.mark.parametrize(("redirected", "most"), [("", 3 << 19), (" >&2", 1 << 19)])
 def test_output_has_half_of_what_is_free(
-    with_tools: RunnerAgent, guest: Guest, tmp_path: Path, redirected: str, most: int
+    with_tools: Runner, guest: Guest, tmp_path: Path, redirected: str, most: int
 ) -> None:
     """A program that writes more, without an end for instance, goes on, and has no room any more."""
     tool(guest, "df", LITTLE)
@@ -618,13 +617,13 @@ def test_output_has_half_of_what_is_free(
     fifo, done = tmp_path / "fifo", tmp_path / "done"
     os.mkfifo(fifo)
     command = f"{{ head -c {most + 1}; cat '{fifo}'; head -c 1000000; echo >'{done}'; }} </dev/zero{redirected}"
-    pid = start(with_tools, "/bin/sh", ["-c", command])
+    pid = with_tools.start("/bin/sh", ["-c", command])
     with_tools.process_id(pid)
     eventually(lambda: f"{pid}.lost" in in_spool(guest), "nothing is said to be lost")
     eventually(lambda: not sum(path.stat().st_size for path in outputs(guest, pid)), "what is lost is kept")
     fifo.write_bytes(b"goes on")
     with pytest.raises(TransferError, match="did not fit in the guest's /run"):
-        finish(with_tools, pid)
+        with_tools.finish(pid)
     assert done.exists()
 
 
@@ -634,14 +633,14 @@ def outputs(guest: Guest, pid: int) -> list[Path]:
 
 @only_sh
 @pytest.mark.parametrize("counts", [True, False], ids=["the first of it", "the rest of it, where dd cannot count"])
-def test_output_that_does_not_fit_is_told(with_tools: RunnerAgent, guest: Guest, counts: bool) -> None:
+def test_output_that_does_not_fit_is_told(with_tools: Runner, guest: Guest, counts: bool) -> None:
     tool(guest, "dd", 'case " $* " in *" count=0 "*) exit 0 ;; esac; head -c 100; exit 1' if counts else "exit 1")
     tool(guest, "cat", "head -c 100; exit 1")
     with pytest.raises(TransferError, match="did not fit in the guest's /run"):
         run_shell(with_tools, b"head -c 100000 /dev/zero; echo a >&2")
 
 
-def test_output_is_whole_without_a_dd_that_can_count(with_tools: RunnerAgent, guest: Guest) -> None:
+def test_output_is_whole_without_a_dd_that_can_count(with_tools: Runner, guest: Guest) -> None:
     tool(guest, "dd", "echo \"dd: unrecognized operand 'iflag=fullblock'\" >&2; exit 1")
     assert len(run_shell(with_tools, b"head -c 3000000 /dev/zero; echo a >&2").stdout) == 3_000_000
 
@@ -672,9 +671,9 @@ def test_busy_runner_stays(
             processes.append(runners.enter_context(runner(guest, 2)))
             eventually((guest.runner / "1" / "pid").exists, "no runner")
 
-        agent = RunnerAgent(connect(scripted(guest.answers())), begin)
-        pid = start(agent, "/bin/sh", ["-c", "sleep 7; echo done"])
-        assert finish(agent, pid).stdout == b"done\n"
+        executor = Runner(connect(scripted(guest.answers())), begin)
+        pid = executor.start("/bin/sh", ["-c", "sleep 7; echo done"])
+        assert executor.finish(pid).stdout == b"done\n"
         assert processes[-1].poll() is None
         assert processes[-1].wait(20) == 0
 
@@ -696,23 +695,23 @@ def test_runner_stays_for_a_request_that_is_just_being_taken(guest: Guest) -> No
         assert process.wait(10) == 0
 
 
-def test_one_takes_the_place_of_another(agent: RunnerAgent, guest: Guest) -> None:
+def test_one_takes_the_place_of_another(executor: Runner, guest: Guest) -> None:
     """Both ways: the installed one that of the one on demand, and back. What runs meanwhile notices nothing."""
-    run_shell(agent, b"true")
+    run_shell(executor, b"true")
     count = f"{guest.tools}/count"
-    long = start(agent, "/bin/sh", ["-c", f"sleep 4; echo long >>{count}; echo long"])
+    long = executor.start("/bin/sh", ["-c", f"sleep 4; echo long >>{count}; echo long"])
     with runner(guest, 0, "over") as installed:
         # No pause in which nobody would answer.
         numbers = range(20)
         for number in numbers:
-            assert run_shell(agent, f"echo {number} >>{count}; echo {number}".encode()).stdout == b"%d\n" % number
+            assert run_shell(executor, f"echo {number} >>{count}; echo {number}".encode()).stdout == b"%d\n" % number
         eventually(lambda: runner_pid(guest) == installed.pid, "not installed")
         assert len(guest.started) == 1
         with runner(guest, 100, "over") as on_demand:
             assert installed.wait(20) == 0
-            assert run_shell(agent, b"echo again").stdout == b"again\n"
+            assert run_shell(executor, b"echo again").stdout == b"again\n"
             assert runner_pid(guest) == on_demand.pid
-            assert finish(agent, long).stdout == b"long\n"
+            assert executor.finish(long).stdout == b"long\n"
             end(on_demand, guest)
     assert sorted(Path(count).read_text().split()) == sorted([*map(str, numbers), "long"])
     assert list(guest.runner.iterdir()) == []
@@ -747,9 +746,9 @@ def test_result_that_nobody_fetches_is_removed(
 ) -> None:
     with runner(guest, 1) as process:
         eventually((guest.runner / "1" / "pid").exists, "no runner")
-        agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: None)
-        start(agent, "/bin/sleep", ["20"])
-        start(agent, "/bin/echo", ["lost"])
+        executor = Runner(connect(scripted(guest.answers())), lambda below: None)
+        executor.start("/bin/sleep", ["20"])
+        executor.start("/bin/echo", ["lost"])
         eventually(lambda: any(name.endswith(".rc") for name in in_spool(guest)), "no result")
         eventually(lambda: not any("lost" in read(guest, name) for name in in_spool(guest)), "it stays")
         assert process.poll() is None
@@ -781,17 +780,17 @@ def test_reply_that_the_agent_below_would_not_pass(
 ) -> None:
     server = scripted(guest.answers(), blocked=blocked)
     with CutsReplies(Address("unix", path=str(server.path))) as below:
-        agent = RunnerAgent(below, lambda below: None, only_if_needed=True)
+        executor = GuestExecOrRunner(Runner(below, lambda below: None))
         # What a runner gives out is read from files.
-        assert agent.passes_long_replies is bool(blocked)
+        assert executor.passes_long_replies is bool(blocked)
 
 
 @only_sh
 def test_auto_prefers_guest_exec(
     guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:
-    agent = RunnerAgent(connect(scripted(guest.answers())), lambda below: pytest.fail("needless"), only_if_needed=True)
-    assert run_shell(agent, b"echo a").stdout == b"a\n"
+    executor = GuestExecOrRunner(Runner(connect(scripted(guest.answers())), lambda below: pytest.fail("needless")))
+    assert run_shell(executor, b"echo a").stdout == b"a\n"
     assert not guest.runner.exists()
 
 
@@ -799,11 +798,10 @@ def test_auto_prefers_guest_exec(
 def test_no_route(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
     below = connect(scripted(guest.answers(), blocked=BLOCKED))
     lines: list[str] = []
-    agent = RunnerAgent(below, functools.partial(start_runner, routes=(), log=lines.append), only_if_needed=True)
-    assert agent.supports("guest-file-open")
-    assert not agent.supports("guest-file-open", "guest-exec")
+    executor = GuestExecOrRunner(Runner(below, functools.partial(start_runner, routes=(), log=lines.append)))
+    assert not executor.is_available()
     with pytest.raises(CommandUnavailable, match="disabled by the guest's administrator") as caught:
-        run_shell(agent, b"true")
+        run_shell(executor, b"true")
     assert "No runner could be started in the guest (no way to do so is allowed)." in caught.value.hint
 
 
@@ -866,21 +864,21 @@ def there_is(root: Path) -> dict[str, str]:
 @only_sh
 def test_udev_where_systemd_is_installed_and_does_not_run(system: tuple[SocketAgent, Path]) -> None:
     """It would be waited for in vain, and a file that nobody removes would stay."""
-    agent, root = system
+    executor, root = system
     files = made(root, {name: "" for name in ("run/udev/control", "usr/bin/systemd-run", bootstrap._RULES[0][1:])})
     for route in (bootstrap._by_udev, bootstrap._by_new_udev_rules):
         with pytest.raises(OperationError, match="there is no /run/systemd/system"):
-            route(agent)
+            route(executor)
     assert there_is(root) == files
 
 
 @only_sh
 def test_cron_that_has_ended(system: tuple[SocketAgent, Path]) -> None:
-    agent, root = system
+    executor, root = system
     for pid in (os.getpid(), 4194305):  # another's, and nobody's
         files = made(root, {"run/crond.pid": f"{pid}\n", "etc/crontab": "# jobs\n"})
         with pytest.raises(OperationError, match="cron that does not run any more"):
-            bootstrap._by_cron(agent)
+            bootstrap._by_cron(executor)
         assert there_is(root) == files
 
 
@@ -888,14 +886,14 @@ def test_cron_that_has_ended(system: tuple[SocketAgent, Path]) -> None:
 def test_udev_that_does_nothing_is_told_with_what_it_leaves(
     system: tuple[SocketAgent, Path], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent, root = system
+    executor, root = system
     rules = bootstrap._RULES[0]
     made(root, {"run/udev/control": "", "usr/bin/systemd-run": "", rules[1:]: "# rules\n", "run/systemd/system/a": ""})
     made(root, {bootstrap._UEVENT[1:]: ""})
     monkeypatch.setattr(bootstrap, "time", clock)
     left = f"{Path(rules).parent}/qemu-guest-runner"
     with pytest.raises(OperationError, match=f"udev did not act on it; remove {left} in the guest"):
-        bootstrap._by_udev(agent)
+        bootstrap._by_udev(executor)
     assert (root / left[1:]).exists()
 
 
@@ -917,6 +915,6 @@ NO_RESULTS = [b"", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." %
 
 
 @pytest.mark.parametrize("line", NO_RESULTS)
-def test_result_that_is_none(agent: RunnerAgent, line: bytes) -> None:
+def test_result_that_is_none(executor: Runner, line: bytes) -> None:
     with pytest.raises(TransferError, match="output"):
-        _spool.Spool(agent, _agent.SPOOL).result(1, line + b"\n")
+        _spool.Spool(executor.agent, _executor.SPOOL).result(1, line + b"\n")

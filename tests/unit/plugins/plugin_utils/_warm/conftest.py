@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
@@ -21,18 +21,16 @@ from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 
 @pytest.fixture
-def agent(
-    guest: Guest, clock: Clock, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
-) -> RunnerAgent:
+def agent(guest: Guest, clock: Clock, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> Runner:
     # Where this machine has systemd, it is not to start anything; and all of this needs real time.
     tool(guest, "systemd-run", "exit 1")
     clock.on_sleep = lambda: time.sleep(0.005)
     below = connect(scripted(guest.answers()))
-    return RunnerAgent(below, functools.partial(start_runner, routes=(), log=lambda line: None))
+    return Runner(below, functools.partial(start_runner, routes=(), log=lambda line: None))
 
 
 @pytest.fixture
-def warm(agent: RunnerAgent) -> Iterator[WarmPython]:
+def warm(agent: Runner) -> Iterator[WarmPython]:
     made = WarmPython(agent, lambda line: None)
     yield made
     made.end()

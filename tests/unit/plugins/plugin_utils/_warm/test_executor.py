@@ -22,7 +22,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import NoRunnerError, OutcomeUnknownError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor, session
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import payload as _payload
@@ -87,7 +87,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_same_as_plain(agent: RunnerAgent, warm: WarmPython, program: str) -> None:
+def test_same_as_plain(agent: Runner, warm: WarmPython, program: str) -> None:
     warmed(warm)
     payload = module(program)
     for _time in range(2):  # before and after its code is known
@@ -105,7 +105,7 @@ FAILS = {**LIBRARIES, "ansible/module_utils/fails.py": "import json\n\n\ndef fai
 
 @pytest.mark.parametrize("other", ["", "quick", "name", "kind"])
 def test_what_the_controller_has_compiled(
-    agent: RunnerAgent, warm: WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+    agent: Runner, warm: WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     """Of the same kind or not, a traceback names the same lines, of files in an archive whose place is its own."""
     monkeypatch.setattr(executor, "_QUICK_START_SECONDS", 60 if other == "quick" else -1)
@@ -147,7 +147,7 @@ def assert_given_up(warm: WarmPython) -> None:
         warm.run(COMMAND, module("import time; time.sleep(0.5); print('first')"))
 
 
-def test_input_that_does_not_fit_on_the_ring(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_input_that_does_not_fit_on_the_ring(agent: Runner, warm: WarmPython) -> None:
     shell_warmed(warm)
     for size in [9_000, 50_000, 1_000_000] * 4:
         stdin = os.urandom(size)
@@ -155,7 +155,7 @@ def test_input_that_does_not_fit_on_the_ring(agent: RunnerAgent, warm: WarmPytho
         assert result and (result.rc, result.stdout) == (0, stdin)
 
 
-def test_agent_that_is_restarted_between_and_during_tasks(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_agent_that_is_restarted_between_and_during_tasks(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     """Its handles are gone, and the answers are read from where they were."""
     warmed(warm)
     lost = guest.files.clear
@@ -168,7 +168,7 @@ def test_agent_that_is_restarted_between_and_during_tasks(agent: RunnerAgent, wa
     assert result and result.stdout == b"late\n"
 
 
-def test_what_a_task_opens(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_what_a_task_opens(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     """The server's ring and a file for the answer: no handle is used for a second request."""
     warmed(warm)
     task = WarmPython(agent, lambda line: None)
@@ -178,7 +178,7 @@ def test_what_a_task_opens(agent: RunnerAgent, warm: WarmPython, guest: Guest) -
     assert not guest.files, "and none stays open"
 
 
-def test_guest_that_is_put_back_between_tasks(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_guest_that_is_put_back_between_tasks(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     """The agent does not know any handle, nor has the server any answer: the next task is run, silently."""
     warmed(warm)
     guest.files.clear()
@@ -190,7 +190,7 @@ def test_guest_that_is_put_back_between_tasks(agent: RunnerAgent, warm: WarmPyth
 
 @pytest.mark.parametrize("handles", ["known", "unknown", "another's", "another's, of nothing"])
 def test_guest_that_is_put_back_during_a_task(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, tmp_path: Path, handles: str
+    agent: Runner, warm: WarmPython, guest: Guest, tmp_path: Path, handles: str
 ) -> None:
     """What the guest knows nothing of any more is lost, and that is said within seconds."""
     warmed(warm)
@@ -219,24 +219,24 @@ def test_guest_that_is_put_back_during_a_task(
 
 
 def test_task_that_the_guest_has_never_taken(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the client says it was rung for: the guest is as it was just before."""
     warmed(warm)
-    execute = agent._below.execute
+    execute = agent.agent.execute
 
     def swallowed(command: str, arguments: Any = None, **how: Any) -> Any:
         data = base64.b64decode((arguments or {}).get("buf-b64", ""))
         return {"count": len(data), "eof": False} if data.startswith(b"=") else execute(command, arguments, **how)
 
-    monkeypatch.setattr(agent._below, "execute", swallowed)
+    monkeypatch.setattr(agent.agent, "execute", swallowed)
     with pytest.raises(OutcomeUnknownError, match="has not taken the task"):
         warm.run(COMMAND, module(""))
 
 
-def have_said(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch, say: Callable[[bytes, int], bytes]) -> None:
+def have_said(agent: Runner, monkeypatch: pytest.MonkeyPatch, say: Callable[[bytes, int], bytes]) -> None:
     """Have the guest say something else of each task: ``say`` is given the task's number, and how much may be read."""
-    execute = agent._below.execute
+    execute = agent.agent.execute
     tasks: dict[int, bytes] = {}
 
     def executed(command: str, arguments: Any = None, **how: Any) -> Any:
@@ -248,11 +248,11 @@ def have_said(agent: RunnerAgent, monkeypatch: pytest.MonkeyPatch, say: Callable
             tasks[reply] = Path(arguments["path"]).stem.encode()
         return reply
 
-    monkeypatch.setattr(agent._below, "execute", executed)
+    monkeypatch.setattr(agent.agent, "execute", executed)
 
 
 def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
-    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+    agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They do not fill this machine's memory, even if whoever looks by the file's name is told what is usual."""
     warmed(warm)
@@ -270,9 +270,7 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
     assert sum(said) < 1 << 20
 
 
-def test_nonsense_in_place_of_what_is_missing(
-    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nonsense_in_place_of_what_is_missing(agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was run, then, and the plain path is taken."""
     warmed(warm)
     have_said(agent, monkeypatch, lambda number, most: number + b" answer 11\narchive \xff\xfe\n")
@@ -281,7 +279,7 @@ def test_nonsense_in_place_of_what_is_missing(
 
 
 def test_request_that_was_given_up_is_not_answered_to_the_next(
-    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+    agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warmed(warm)
     with monkeypatch.context() as patch:
@@ -293,7 +291,7 @@ def test_request_that_was_given_up_is_not_answered_to_the_next(
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_who_is_removed_has_no_interpreter(agent: RunnerAgent, warm: WarmPython, plain: bool) -> None:
+def test_who_is_removed_has_no_interpreter(agent: Runner, warm: WarmPython, plain: bool) -> None:
     """userdel would refuse: the user is in use."""
     command = f"/bin/sh -c 'echo BECOME-SUCCESS-{'a' * 32} ; {COMMAND}'"
     warmed(warm, command)
@@ -326,7 +324,7 @@ def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
 
 
 def test_archive_that_was_packed_anew_is_not_sent_again(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ansible-core writes the time into it."""
     sent: list[str] = []
@@ -347,7 +345,7 @@ def test_archive_that_was_packed_anew_is_not_sent_again(
 
 
 def test_each_brings_its_own_archive(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One who is told that it is missing may open the file when another's is checked; to write begins with nothing."""
     warmed(warm)
@@ -374,7 +372,7 @@ def test_each_brings_its_own_archive(
     assert len({name.partition(".")[0] for name in names}) == 2
 
 
-def test_environment_of_the_command(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_environment_of_the_command(agent: Runner, warm: WarmPython) -> None:
     command = f"A='1 2' {COMMAND}"
     program = module("import os; print(os.environ['A'])")
     warmed(warm, command)
@@ -384,7 +382,7 @@ def test_environment_of_the_command(agent: RunnerAgent, warm: WarmPython) -> Non
     assert result and b"KeyError: 'A'" in result.stderr, "another command line has another interpreter"
 
 
-def test_marker_of_become(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_marker_of_become(agent: Runner, warm: WarmPython) -> None:
     def command(letter: str) -> str:
         return f"/bin/sh -c 'echo BECOME-SUCCESS-{letter * 32} ; echo warn >&2; {COMMAND}'"
 
@@ -395,7 +393,7 @@ def test_marker_of_become(agent: RunnerAgent, warm: WarmPython) -> None:
     assert result.stderr == b"warn\n"
 
 
-def test_changed_library_is_the_one_that_runs(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_changed_library_is_the_one_that_runs(agent: Runner, warm: WarmPython) -> None:
     warmed(warm)
     changed = {**LIBRARIES, "ansible/module_utils/library.py": "VALUE = 'second'\n"}
     one, two = (LIBRARIES, b"first FIRST\n"), (changed, b"second SECOND\n")
@@ -404,7 +402,7 @@ def test_changed_library_is_the_one_that_runs(agent: RunnerAgent, warm: WarmPyth
         assert result and result.stdout == value
 
 
-def test_library_that_a_module_does_not_bring(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_library_that_a_module_does_not_bring(agent: Runner, warm: WarmPython) -> None:
     warmed(warm)
     fewer = {name: source for name, source in LIBRARIES.items() if not name.endswith("other.py")}
     fewer["ansible/modules/work.py"] = "from ansible.module_utils import library\n"
@@ -413,7 +411,7 @@ def test_library_that_a_module_does_not_bring(agent: RunnerAgent, warm: WarmPyth
     assert result and result.stdout == b"none\n"
 
 
-def test_module_that_alters_its_process_harms_no_other(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_module_that_alters_its_process_harms_no_other(agent: Runner, warm: WarmPython) -> None:
     warmed(warm)
     harm = (
         "import os, sys, signal\nlibrary.STATE.append(1); library.VALUE = 'broken'; os.environ.clear(); os.chdir('/')\n"
@@ -445,7 +443,7 @@ def test_what_is_not_understood_is_left_to_the_plain_path(
     assert not list(guest.runner.glob(f"{SPOOL}*"))
 
 
-def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_interpreter_that_cannot_is_not_tried_again(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     broken = guest.tools / "python3"
     broken.write_text(f"#!/bin/sh\necho ran >>{guest.tools}/count\necho broken >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -457,14 +455,14 @@ def test_interpreter_that_cannot_is_not_tried_again(agent: RunnerAgent, warm: Wa
 @pytest.mark.parametrize("command", ["guest-file-open", "guest-file-write"])
 @pytest.mark.parametrize("there", [False, True])
 def test_guest_without_room_is_left_to_the_plain_path(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, there: bool, command: str
+    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, there: bool, command: str
 ) -> None:
     """And nothing was run by then."""
     if there:
         shell_warmed(warm)
     touch = f"open({str(guest.tools / 'ran')!r}, 'w')"
     with monkeypatch.context() as full:
-        full.setattr(agent._below, "execute", without_room(agent._below.execute, command))
+        full.setattr(agent.agent, "execute", without_room(agent.agent.execute, command))
         for given in (module(touch), os.urandom(100_000)):
             with suppress(NoRunnerError):  # which leads there, too
                 assert warm.run(COMMAND, given) is None
@@ -472,14 +470,12 @@ def test_guest_without_room_is_left_to_the_plain_path(
     assert not (guest.tools / "ran").exists()
 
 
-def test_guest_whose_room_ends_during_a_task(
-    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guest_whose_room_ends_during_a_task(agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent opens nothing more; what it has open it still reads."""
     warmed(warm)
 
     def fill() -> None:
-        monkeypatch.setattr(agent._below, "execute", without_room(agent._below.execute, "guest-file-open"))
+        monkeypatch.setattr(agent.agent, "execute", without_room(agent.agent.execute, "guest-file-open"))
 
     threading.Timer(0.3, fill).start()
     began = time.monotonic()
@@ -489,7 +485,7 @@ def test_guest_whose_room_ends_during_a_task(
     assert time.monotonic() - began < 15
 
 
-def test_server_that_was_killed_is_replaced(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_server_that_was_killed_is_replaced(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     warmed(warm)
     assert warm.run("true", b"")  # what the server starts beside is there: as it begins, it has the ring open, too
     pid = server_pid(guest)
@@ -506,7 +502,7 @@ def children(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
-def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_task_waits_for_an_interpreter_that_starts(agent: Runner, warm: WarmPython) -> None:
     warmed(warm)
     command = f"sleep 0.7; {COMMAND}"
     result = warm.run(command, module("print('warm')"))
@@ -515,7 +511,7 @@ def test_task_waits_for_an_interpreter_that_starts(agent: RunnerAgent, warm: War
 
 @pytest.mark.parametrize("at_work", [False, True])
 def test_server_that_is_killed_while_a_task_waits_for_it(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, at_work: bool
+    agent: Runner, warm: WarmPython, guest: Guest, at_work: bool
 ) -> None:
     """What was not begun is not run: the plain way is left."""
     warmed(warm)
@@ -528,7 +524,7 @@ def test_server_that_is_killed_while_a_task_waits_for_it(
         assert warm.run(command, module("")) is None
 
 
-def test_task_waits_in_vain_for_an_interpreter_that_fails(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_task_waits_in_vain_for_an_interpreter_that_fails(agent: Runner, warm: WarmPython) -> None:
     warmed(warm)
     command = f"sleep 0.7; exit 1; {COMMAND}"
     for _time in range(3):
@@ -546,11 +542,11 @@ def test_interpreter_that_is_killed_with_its_task(warm: WarmPython) -> None:
     warmed(warm)
 
 
-def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     """What serves goes on, and so does the task of another interpreter."""
     shell_warmed(warm)
     pid = server_pid(guest)
-    command = Call(agent, warm._spool, new_number())
+    command = Call(agent.agent, warm._spool, new_number())
     assert command.ask(executor._request("", "", b"sleep 1; echo fine", b""))
     with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
         warm.run(COMMAND, module(END_IT + "time.sleep(1)"))
@@ -568,7 +564,7 @@ def test_why_an_interpreter_ended_is_told(warm: WarmPython) -> None:
         warm.run(COMMAND, module(program + END_IT + "os.kill(os.getpid(), 9)"))
 
 
-def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_end(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     warmed(warm)
     pid = server_pid(guest)
     warm.end()
@@ -579,9 +575,9 @@ def test_end(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
     raise AssertionError("it goes on")
 
 
-def test_end_waits_for_the_task_of_another(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_end_waits_for_the_task_of_another(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     shell_warmed(warm)
-    another = Call(agent, warm._spool, new_number())
+    another = Call(agent.agent, warm._spool, new_number())
     command = f"touch {guest.tools}/on; sleep 0.7; echo x"
     assert another.ask(executor._request("", "", command.encode(), b""))
     while not (guest.tools / "on").exists():
@@ -592,7 +588,7 @@ def test_end_waits_for_the_task_of_another(agent: RunnerAgent, warm: WarmPython,
     until(lambda: not (guest.runner / SPOOL).exists())
 
 
-def test_nothing_of_a_task_stays(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_nothing_of_a_task_stays(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     """But its answer, for a while; and what is long, not even that."""
     shell_warmed(warm)
     for _time in range(2):

@@ -28,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import spool_command, unpack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd_decompress
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
@@ -66,7 +66,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_shell_command_is_as_plain(agent: RunnerAgent, warm: WarmPython, command: str) -> None:
+def test_shell_command_is_as_plain(agent: Runner, warm: WarmPython, command: str) -> None:
     shell_warmed(warm)
     for stdin in (b"a line\n\xff and more", b""):
         result, expected = warm.run(command, stdin), run_shell(agent, command.encode(), stdin)
@@ -75,7 +75,7 @@ def test_shell_command_is_as_plain(agent: RunnerAgent, warm: WarmPython, command
         assert result == expected
 
 
-def test_shell_commands_beside_each_other(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_shell_commands_beside_each_other(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     shell_warmed(warm)
     before = len(guest.files)
     begun = [warm.begin_shell(command, b"") for command in (b"sleep 0.3; echo slow", b"exit 3")]
@@ -175,7 +175,7 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort; cat new file kept/x"
 
 
-def test_commands_around_modules_are_as_plain(agent: RunnerAgent, warm: WarmPython, tmp_path: Path) -> None:
+def test_commands_around_modules_are_as_plain(agent: Runner, warm: WarmPython, tmp_path: Path) -> None:
     shell_warmed(warm)
     results = []
     for name, run in (("warm", warm.run), ("plain", lambda command, stdin: run_shell(agent, command.encode(), stdin))):
@@ -257,12 +257,12 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
         assert done_here(command.encode()) is None
 
 
-def test_longer_command_is_left_to_the_plain_path(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_longer_command_is_left_to_the_plain_path(agent: Runner, warm: WarmPython) -> None:
     shell_warmed(warm)
     assert warm.run(":" + " " * executor._LONGEST_COMMAND, b"") is None
 
 
-def test_shell_command_starts_no_server(agent: RunnerAgent, warm: WarmPython, guest: Guest) -> None:
+def test_shell_command_starts_no_server(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     assert warm.run("echo", b"") is None
     assert run_shell(agent, b"echo").stdout == b"\n"
     time.sleep(0.5)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fresh
@@ -101,7 +101,7 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_changes_between_two_tasks(
-    agent: RunnerAgent, warm: WarmPython, place: Place, change: Callable[[Place], None]
+    agent: Runner, warm: WarmPython, place: Place, change: Callable[[Place], None]
 ) -> None:
     command = f"TZ=:{place.zone} {place.python}"
     program = module(LOOK, ASKS)
@@ -122,7 +122,7 @@ def test_what_changes_between_two_tasks(
 
 
 def test_usercustomize_is_run_by_each_task_and_not_by_what_stays(
-    agent: RunnerAgent, warm: WarmPython, tmp_path: Path
+    agent: Runner, warm: WarmPython, tmp_path: Path
 ) -> None:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = tmp_path / "lib" / version / "site-packages"
@@ -151,7 +151,7 @@ def test_usercustomize_is_run_by_each_task_and_not_by_what_stays(
     ],
 )
 def test_interpreter_that_would_run_code_of_others_as_it_starts_does_not_stay(
-    agent: RunnerAgent, warm: WarmPython, command: str
+    agent: Runner, warm: WarmPython, command: str
 ) -> None:
     warmed(warm)
     for _time in range(2):
@@ -188,7 +188,7 @@ def test_other_shells_are_not_taken_for_login_shells(command: str) -> None:
     assert not executor._is_login(command)
 
 
-def test_what_a_login_shell_reads_is_read_by_each_task(agent: RunnerAgent, warm: WarmPython, tmp_path: Path) -> None:
+def test_what_a_login_shell_reads_is_read_by_each_task(agent: Runner, warm: WarmPython, tmp_path: Path) -> None:
     warmed(warm)
     command = f"HOME={tmp_path} /bin/sh -lc '{COMMAND}'"
     for value in ("first", "second"):
@@ -198,7 +198,7 @@ def test_what_a_login_shell_reads_is_read_by_each_task(agent: RunnerAgent, warm:
         assert result.stdout == f"{value}\n".encode()
 
 
-def test_what_stays_keeps_no_directory(agent: RunnerAgent, warm: WarmPython, tmp_path: Path) -> None:
+def test_what_stays_keeps_no_directory(agent: Runner, warm: WarmPython, tmp_path: Path) -> None:
     command = f"cd {tmp_path} && {COMMAND}"
     program = module("import os; print(os.getcwd(), os.readlink(f'/proc/{os.getppid()}/cwd'))")
     warmed(warm, command, program)

@@ -14,7 +14,7 @@ from types import CodeType
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import (
     bytecode,
@@ -33,7 +33,7 @@ def many(name: str) -> dict[str, str]:
     return {**LIBRARIES, **chain, "ansible/module_utils/broken.py": "(\n"}
 
 
-def test_libraries_that_are_compiled_on_two_processors(agent: RunnerAgent, warm: WarmPython) -> None:
+def test_libraries_that_are_compiled_on_two_processors(agent: Runner, warm: WarmPython) -> None:
     libraries = many("n")
     names = [name.rpartition("/")[2][:-3] for name in libraries if "/n" in name]
     program = "".join(f"from ansible.module_utils import {name}\nprint({name}.VALUE)\n" for name in names)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import TransferError
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, wire, worker
@@ -272,7 +272,7 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
                 zygote.recv(100)
 
 
-def test_answer_that_there_is_no_room_for_is_told_of(server: _server.Server, agent: RunnerAgent, home: Path) -> None:
+def test_answer_that_there_is_no_room_for_is_told_of(server: _server.Server, agent: Runner, home: Path) -> None:
     answers = home / "1.rc"
     answers.write_bytes(b"1 begun\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.agent import RunnerAgent
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle, executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
@@ -40,7 +40,7 @@ from ansible_collections.qemu.guest.tests.unit.warm import (
 
 
 def test_server_that_cannot_is_not_tried_again(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "_START_SECONDS", 60)  # it is not waited for
     began = time.monotonic()
@@ -58,7 +58,7 @@ def test_server_that_cannot_is_not_tried_again(
 
 @pytest.mark.parametrize("end", ["raise OSError(28, 'no room')", "import os, signal; os.kill(os.getpid(), 9)"])
 def test_server_without_room_is_tried_again(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, end: str
+    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """So is one that was killed as it started. The task is run at once, though, the plain way."""
     monkeypatch.setattr(executor, "_START_SECONDS", 60)
@@ -164,7 +164,7 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
 
 @pytest.mark.parametrize("late", ["nothing", "cut off", "of another kind"])
 def test_start_does_not_depend_on_what_a_client_brings(
-    agent: RunnerAgent, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, late: str
+    agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     monkeypatch.setattr(executor, "_QUICK_START_SECONDS", -1)
     write = Spool.write
@@ -206,9 +206,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["alone", "with an environment", "with something before it", "that says something"],
 )
 @pytest.mark.usefixtures("copies")
-def test_first_interpreter_is_a_copy(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, command: str, copied: bool
-) -> None:
+def test_first_interpreter_is_a_copy(agent: Runner, warm: WarmPython, guest: Guest, command: str, copied: bool) -> None:
     """Unless what it says at its start is to be said by each task, or it may be another's."""
     program = module(
         "import os; print(os.environ.pop('COPY', 'no'), sorted(os.environ), os.getcwd(), os.umask(0));"
@@ -261,7 +259,7 @@ def test_nothing_stays_open_without_room_for_a_process(monkeypatch: pytest.Monke
 
 
 def test_interpreter_that_is_missing_turns_nothing_else_off(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest, tmp_path: Path
+    agent: Runner, warm: WarmPython, guest: Guest, tmp_path: Path
 ) -> None:
     """It may come, and others are there."""
     missing = tmp_path / "python3"
@@ -272,7 +270,7 @@ def test_interpreter_that_is_missing_turns_nothing_else_off(
 
 
 def test_command_line_that_cannot_is_told_of_and_turns_nothing_else_off(
-    agent: RunnerAgent, guest: Guest, tmp_path: Path
+    agent: Runner, guest: Guest, tmp_path: Path
 ) -> None:
     broken = tmp_path / "python3"
     broken.write_text("#!/bin/sh\necho no libpython here >&2\nexit 1\n")
@@ -287,7 +285,7 @@ def test_command_line_that_cannot_is_told_of_and_turns_nothing_else_off(
 
 
 def test_what_serves_and_what_it_starts_have_no_files_of_the_runner(
-    agent: RunnerAgent, warm: WarmPython, guest: Guest
+    agent: Runner, warm: WarmPython, guest: Guest
 ) -> None:
     """What started it came in a file that everybody may write to who has a descriptor of it."""
     command = f"true; {COMMAND}"  # by a shell, as become has it

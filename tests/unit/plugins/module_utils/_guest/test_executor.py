@@ -19,14 +19,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import guest_exec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
+from ansible_collections.qemu.guest.plugins.module_utils._guest import executor as _executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
     CAPTURE_LIMIT,
     ExecResult,
-    can_run_programs,
-    finish,
-    start,
-    wait,
+    GuestExec,
 )
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     SYNCS,
@@ -57,15 +54,15 @@ def server(scripted: Callable[..., Scripted]) -> Scripted:
 
 
 @pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
+def executor(server: Scripted, connect: Callable[..., SocketAgent]) -> GuestExec:
+    return GuestExec(connect(server))
 
 
 # Start
 
 
-def test_start(agent: SocketAgent, server: Scripted) -> None:
-    assert start(agent, "/bin/ls", ["-l", "/ü"], env=["A=1"], stdin=b"\x00\xff\n") == 7
+def test_start(executor: GuestExec, server: Scripted) -> None:
+    assert executor.start("/bin/ls", ["-l", "/ü"], env=["A=1"], stdin=b"\x00\xff\n") == 7
     (request,) = (request for request in server.requests if request.command == EXEC)
     assert request.arguments == {
         "path": "/bin/ls",
@@ -76,21 +73,21 @@ def test_start(agent: SocketAgent, server: Scripted) -> None:
     }
 
 
-def test_start_with_the_agents_own_environment(agent: SocketAgent, server: Scripted) -> None:
-    start(agent, "/bin/ls")
+def test_start_with_the_agents_own_environment(executor: GuestExec, server: Scripted) -> None:
+    executor.start("/bin/ls")
     assert server.requests[-1].arguments == {"path": "/bin/ls", "arg": [], "capture-output": True}
 
 
-def test_start_with_an_empty_environment(agent: SocketAgent, server: Scripted) -> None:
-    start(agent, "/bin/ls", env=[])
+def test_start_with_an_empty_environment(executor: GuestExec, server: Scripted) -> None:
+    executor.start("/bin/ls", env=[])
     assert server.requests[-1].arguments["env"] == []
 
 
 @pytest.mark.parametrize("reply", [{}, {"pid": "7"}, {"pid": True}, {"pid": None}])
-def test_start_without_a_pid(agent: SocketAgent, server: Scripted, reply: Any) -> None:
+def test_start_without_a_pid(executor: GuestExec, server: Scripted, reply: Any) -> None:
     server.answers[EXEC] = reply
     with pytest.raises(ProtocolError, match="pid"):
-        start(agent, "/bin/ls")
+        executor.start("/bin/ls")
 
 
 @pytest.mark.parametrize(
@@ -103,25 +100,25 @@ def test_start_without_a_pid(agent: SocketAgent, server: Scripted, reply: Any) -
         "Failed to execute child process \u201c/x\u201d (Argument list too long)",
     ],
 )
-def test_program_that_cannot_be_started(agent: SocketAgent, server: Scripted, text: str) -> None:
+def test_program_that_cannot_be_started(executor: GuestExec, server: Scripted, text: str) -> None:
     server.then(EXEC, fails(text))
     with pytest.raises(CommandError) as caught:
-        start(agent, "/x")
+        executor.start("/x")
     assert caught.value.__class__ is CommandError
     assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("lost", [swallows, closes()])
-def test_program_that_may_have_been_started(agent: SocketAgent, server: Scripted, lost: Step) -> None:
+def test_program_that_may_have_been_started(executor: GuestExec, server: Scripted, lost: Step) -> None:
     server.then(EXEC, lost)
     with pytest.raises(OutcomeUnknownError):
-        start(agent, "/bin/ls")
+        executor.start("/bin/ls")
     assert server.work == [EXEC]
 
 
-def test_more_input_than_a_request_can_carry(agent: SocketAgent, server: Scripted) -> None:
+def test_more_input_than_a_request_can_carry(executor: GuestExec, server: Scripted) -> None:
     with pytest.raises(TransferError) as caught:
-        start(agent, "/bin/cat", stdin=bytes(51_000_000))
+        executor.start("/bin/cat", stdin=bytes(51_000_000))
     assert caught.value.executed == "no"
     assert server.commands == []
 
@@ -129,13 +126,13 @@ def test_more_input_than_a_request_can_carry(agent: SocketAgent, server: Scripte
 @pytest.mark.parametrize(
     ("known", "size", "seconds"), [(True, 3_000_000, 23), (False, 160_000, 60), (False, 10**7, 80)]
 )
-def test_large_input_has_more_time(agent: SocketAgent, server: Scripted, known: bool, size: int, seconds: int) -> None:
+def test_large_input_has_more_time(executor: GuestExec, server: Scripted, known: bool, size: int, seconds: int) -> None:
     """As long as nothing is known of the way there, that may be a serial port."""
     if known:
-        agent.execute("guest-ping")
+        executor.agent.execute("guest-ping")
     server.then(EXEC, swallows)
     with pytest.raises(OutcomeUnknownError, match=f"within {seconds} s"):
-        start(agent, "/bin/cat", stdin=bytes(size))
+        executor.start("/bin/cat", stdin=bytes(size))
 
 
 @pytest.mark.parametrize("blocked", [(), (EXEC,), (STATUS,)])
@@ -143,78 +140,78 @@ def test_can_run_programs(
     scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], blocked: tuple[str, ...]
 ) -> None:
     server = scripted({EXEC: {}, STATUS: {}}, blocked={name: f"Command {name} has been disabled" for name in blocked})
-    assert can_run_programs(connect(server)) is not bool(blocked)
+    assert GuestExec(connect(server)).is_available() is not bool(blocked)
 
 
 # Wait
 
 
-def test_wait_until_it_has_ended(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_wait_until_it_has_ended(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     server.answers[STATUS] = in_turn([RUNS] * 30 + [ENDS])
-    result = wait(agent, 7, 60)
+    result = executor.wait(7, 60)
     assert result == ExecResult(0, None)
     assert [request.arguments for request in server.requests if request.command == STATUS] == [{"pid": 7}] * 31
 
 
-def test_pauses_between_looks(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_pauses_between_looks(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     """At first at once, later seldom."""
     server.answers[STATUS] = in_turn([RUNS] * 40 + [ENDS])
     times: list[float] = []
     clock.on_sleep = lambda: times.append(clock.now)
-    wait(agent, 7, 60)
+    executor.wait(7, 60)
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert pauses[0] < 0.01
     assert all(0 < earlier <= later + 1e-9 for earlier, later in itertools.pairwise(pauses))
     assert max(pauses) == pytest.approx(0.25)
 
 
-def test_wait_no_longer_than_asked_for(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_wait_no_longer_than_asked_for(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     server.answers[STATUS] = RUNS
     started = clock.now
-    assert wait(agent, 7, 5) is None
+    assert executor.wait(7, 5) is None
     assert clock.now - started == pytest.approx(5)
 
 
-def test_end_at_the_last_moment_is_seen(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_end_at_the_last_moment_is_seen(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     started = clock.now
     server.answers[STATUS] = lambda arguments: ENDS if clock.now - started >= 5 else RUNS
-    assert wait(agent, 7, 5) == ExecResult(0, None)
+    assert executor.wait(7, 5) == ExecResult(0, None)
 
 
-def test_one_look_with_no_time_to_wait(agent: SocketAgent, server: Scripted) -> None:
-    assert wait(agent, 7, 0) == ExecResult(0, None)
+def test_one_look_with_no_time_to_wait(executor: GuestExec, server: Scripted) -> None:
+    assert executor.wait(7, 0) == ExecResult(0, None)
     server.answers[STATUS] = RUNS
-    assert wait(agent, 7, 0) is None
+    assert executor.wait(7, 0) is None
 
 
-def test_finish_takes_any_time(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_finish_takes_any_time(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     server.answers[STATUS] = in_turn([RUNS] * 100 + [ENDS])
     clock.on_sleep = lambda: clock.advance(10 * 3600)
-    assert finish(agent, 7) == ExecResult(0, None)
+    assert executor.finish(7) == ExecResult(0, None)
 
 
 @pytest.mark.parametrize("lost", [swallows, closes()])
-def test_answer_that_is_lost_is_asked_for_again(agent: SocketAgent, server: Scripted, lost: Step) -> None:
+def test_answer_that_is_lost_is_asked_for_again(executor: GuestExec, server: Scripted, lost: Step) -> None:
     server.then(STATUS, returns(RUNS), lost)
-    assert wait(agent, 7, 60) == ExecResult(0, None)
+    assert executor.wait(7, 60) == ExecResult(0, None)
     assert server.work == [STATUS] * 3
 
 
 @pytest.mark.parametrize("lost", [swallows, closes()])
-def test_end_is_told_once(agent: SocketAgent, server: Scripted, lost: Step) -> None:
+def test_end_is_told_once(executor: GuestExec, server: Scripted, lost: Step) -> None:
     """A lost answer may have been the one that told it: to ask again is to be told of no such pid."""
     server.then(STATUS, returns(RUNS), lost, fails("Invalid parameter 'pid'"))
     with pytest.raises(OutcomeUnknownError, match="the answer that the program ended was lost") as caught:
-        wait(agent, 7, 60)
+        executor.wait(7, 60)
     assert caught.value.executed == "unknown"
     assert server.work == [STATUS] * 3
 
 
 @pytest.mark.parametrize("text", ["Invalid parameter 'pid'", "PID ld does not exist", "PID 7 does not exist"])
-def test_agent_restarted_meanwhile(agent: SocketAgent, server: Scripted, text: str) -> None:
+def test_agent_restarted_meanwhile(executor: GuestExec, server: Scripted, text: str) -> None:
     server.answers[STATUS] = in_turn([RUNS, AgentError(text)])
     with pytest.raises(OutcomeUnknownError, match="restarted") as caught:
-        wait(agent, 7, 60)
+        executor.wait(7, 60)
     assert caught.value.command == EXEC
     assert caught.value.address == f"unix:{server.path}"
     assert "pid 7" in str(caught.value)
@@ -235,18 +232,18 @@ def away(server: Scripted, clock: Clock, seconds: float) -> None:
         server.then(command, *[step] * 99)
 
 
-def test_agent_that_is_away_is_waited_for(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_agent_that_is_away_is_waited_for(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     """The time does not count, of which the program had nothing in a paused guest."""
     server.answers[STATUS] = in_turn([RUNS, RUNS, ENDS])
     away(server, clock, 90)
-    assert wait(agent, 7, 5) == ExecResult(0, None)
+    assert executor.wait(7, 5) == ExecResult(0, None)
 
 
-def test_agent_that_stays_away_is_given_up(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_agent_that_stays_away_is_given_up(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     away(server, clock, 3600)
     began = clock.now
     with pytest.raises(OutcomeUnknownError, match="contact was lost while the program with pid 7 ran: no answer"):
-        wait(agent, 7, 60)
+        executor.wait(7, 60)
     assert 120 <= clock.now - began < 200
 
 
@@ -266,11 +263,11 @@ def blocks(session: Session, request: Request) -> None:
     ],
 )
 def test_error_of_a_question_is_not_that_of_the_program(
-    agent: SocketAgent, server: Scripted, status: Step, text: str
+    executor: GuestExec, server: Scripted, status: Step, text: str
 ) -> None:
     server.then(STATUS, returns(RUNS), status)
     with pytest.raises(OutcomeUnknownError, match=text) as caught:
-        finish(agent, 7)
+        executor.finish(7)
     assert caught.value.command == EXEC
     assert "guest-exec may have run: contact was lost while the program with pid 7 ran" in str(caught.value)
 
@@ -278,50 +275,52 @@ def test_error_of_a_question_is_not_that_of_the_program(
 # A frozen guest
 
 
-def test_frozen_guest_is_waited_for(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_frozen_guest_is_waited_for(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     said: list[str] = []
-    agent.warn = said.append
-    agent.info  # noqa: B018 - so that it is known what the agent can do when it is thawed
+    executor.agent.warn = said.append
+    executor.agent.info  # noqa: B018 - so that it is known what the agent can do when it is thawed
     began = clock.now
     server.freeze(250)
-    assert wait(agent, 7, 5) == ExecResult(0, None)
+    assert executor.wait(7, 5) == ExecResult(0, None)
     assert 250 <= clock.now - began < 253
     assert said == ["the guest is frozen; waiting up to 300 s until it is thawed."]
-    assert can_run_programs(agent), "what a frozen guest refuses says nothing of what it can do later"
+    assert executor.is_available(), "what a frozen guest refuses says nothing of what it can do later"
     assert len(server.received) > 200, "others have their turn, one of which is to thaw it"
 
 
-def test_guest_that_stays_frozen_is_given_up(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
-    agent.frozen_timeout = 30
+def test_guest_that_stays_frozen_is_given_up(executor: GuestExec, server: Scripted, clock: Clock) -> None:
+    executor.agent.frozen_timeout = 30
     began = clock.now
     server.freeze(100)
     with pytest.raises(OutcomeUnknownError, match=r"may have run: contact was lost .* frozen") as caught:
-        finish(agent, 7)
+        executor.finish(7)
     assert 30 <= clock.now - began < 33
     assert caught.value.command == EXEC and "qga_fsfreeze" in caught.value.hint
 
 
-def test_frozen_guest_is_not_waited_for_without_a_timeout(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
-    agent.frozen_timeout = 0
+def test_frozen_guest_is_not_waited_for_without_a_timeout(executor: GuestExec, server: Scripted, clock: Clock) -> None:
+    executor.agent.frozen_timeout = 0
     began = clock.now
     server.freeze(100)
     with pytest.raises(OutcomeUnknownError, match="frozen"):
-        finish(agent, 7)
+        executor.finish(7)
     assert clock.now == began
 
 
-def test_nothing_is_started_in_a_frozen_guest(agent: SocketAgent, server: Scripted, clock: Clock) -> None:
+def test_nothing_is_started_in_a_frozen_guest(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     server.freeze(100)
     began = clock.now
     with pytest.raises(CommandUnavailable) as caught:
-        start(agent, "/bin/ls")
+        executor.start("/bin/ls")
     assert caught.value.reason == "frozen" and clock.now == began
 
 
 @pytest.mark.parametrize("when", ["guest-fsfreeze-status", "guest-info"])
-def test_thawed_while_the_refusal_is_looked_into(agent: SocketAgent, server: Scripted, clock: Clock, when: str) -> None:
+def test_thawed_while_the_refusal_is_looked_into(
+    executor: GuestExec, server: Scripted, clock: Clock, when: str
+) -> None:
     """The guest that refused is frozen no more when it is asked why; that is not its administrator's doing."""
-    agent.info  # noqa: B018
+    executor.agent.info  # noqa: B018
     server.freeze(10)
 
     def thaws(session: Session, request: Request) -> None:
@@ -329,7 +328,7 @@ def test_thawed_while_the_refusal_is_looked_into(agent: SocketAgent, server: Scr
         answers(session, request)
 
     server.then(when, thaws)
-    assert wait(agent, 7, 5) == ExecResult(0, None)
+    assert executor.wait(7, 5) == ExecResult(0, None)
 
 
 # Results
@@ -350,9 +349,9 @@ def b64(data: bytes) -> str:
         ({"exitcode": 0, "out-data": "", "err-data": ""}, ExecResult(0, None)),
     ],
 )
-def test_result(agent: SocketAgent, server: Scripted, status: dict[str, Any], result: ExecResult) -> None:
+def test_result(executor: GuestExec, server: Scripted, status: dict[str, Any], result: ExecResult) -> None:
     server.answers[STATUS] = {"exited": True, **status}
-    assert wait(agent, 7, 0) == result
+    assert executor.wait(7, 0) == result
 
 
 @pytest.mark.parametrize("stream", ["out", "err"])
@@ -368,7 +367,7 @@ def test_result(agent: SocketAgent, server: Scripted, status: dict[str, Any], re
     ],
 )
 def test_truncation(
-    agent: SocketAgent,
+    executor: GuestExec,
     server: Scripted,
     monkeypatch: pytest.MonkeyPatch,
     stream: str,
@@ -376,12 +375,12 @@ def test_truncation(
     size: int,
     truncated: bool,
 ) -> None:
-    monkeypatch.setattr(guest_exec, "CAPTURE_LIMIT", 8)
+    monkeypatch.setattr(_executor, "CAPTURE_LIMIT", 8)
     status: dict[str, Any] = {"exited": True, "exitcode": 0, f"{stream}-data": b64(bytes(size))}
     if flag is not None:
         status[f"{stream}-truncated"] = flag
     server.answers[STATUS] = status
-    result = wait(agent, 7, 0)
+    result = executor.wait(7, 0)
     assert result is not None
     assert (result.stdout_truncated, result.stderr_truncated) == (
         truncated and stream == "out",
@@ -406,19 +405,19 @@ def test_capture_limit_is_the_agents() -> None:
     ],
 )
 def test_status_of_another_type_than_the_schema_says(
-    agent: SocketAgent, server: Scripted, status: dict[str, Any]
+    executor: GuestExec, server: Scripted, status: dict[str, Any]
 ) -> None:
     server.answers[STATUS] = status
     with pytest.raises(OutcomeUnknownError, match="should be"):
-        wait(agent, 7, 0)
+        executor.wait(7, 0)
 
 
 @pytest.mark.parametrize("text", ["YQ", "Y Q==", "YQ==\n", "Ü===", "%%%%"])
 @pytest.mark.parametrize("stream", ["out-data", "err-data"])
-def test_output_that_is_no_base64(agent: SocketAgent, server: Scripted, stream: str, text: str) -> None:
+def test_output_that_is_no_base64(executor: GuestExec, server: Scripted, stream: str, text: str) -> None:
     server.answers[STATUS] = {"exited": True, "exitcode": 0, stream: text}
     with pytest.raises(TransferError, match=stream):
-        wait(agent, 7, 0)
+        executor.wait(7, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Programs in the guest through guest-file-* alone: a resident runner takes requests from files and leaves results.
 
-``RunnerAgent`` is an Agent that has guest-exec whatever the agent below it allows. Output is never cut, and a program
-survives a restart of the agent.
+``Runner`` is an Executor for agents that allow nothing else. Output is never cut, and a program survives a restart of
+the agent.
 
 The runner is a small POSIX shell program in the guest, with a spool (spool.py) in /run, which is memory.
 How a runner gets there is the business of bootstrap.py.
@@ -12,17 +12,15 @@ How a runner gets there is the business of bootstrap.py.
 
 from __future__ import annotations
 
-import base64
 import errno
 import functools
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
@@ -38,8 +36,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.guest_exec import (
-    can_run_programs,
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ExecResult,
+    Executor,
+    GuestExec,
     lost,
     pauses,
     unknown,
@@ -48,7 +48,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 
-__all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "RunnerAgent", "program")
+__all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
 
 HOME = "/run/qemu-guest-runner"
 """The directory of root's alone in which all of the runner is."""
@@ -72,7 +72,6 @@ _LOOK_SECONDS = 1.0
 _PID_SECONDS = 10.0
 # Attempts to hand a request over: a runner may end of idleness just then.
 _ATTEMPTS = 3
-_EXEC = ("guest-exec", "guest-exec-status")
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
 _NOT_KNOWN = "the runner in the guest does not know the program (was the guest reverted to a snapshot, or rebooted?)"
 # See "nothing" in runner.sh.
@@ -83,23 +82,17 @@ Start = Callable[[Agent], None]
 """Starts a runner through the agent given; returns when its ring can be opened, or raises."""
 
 
-class RunnerAgent(Agent):
-    """The agent ``below``, with guest-exec and guest-exec-status by a runner in its guest.
+class Runner(Executor):
+    """Programs by a runner in the guest, whatever the agent allows besides files.
 
-    ``start`` is called to get a runner when there is none. With ``only_if_needed`` the agent's own guest-exec is used
-    where it is allowed. A program that cannot be started has the exit status 127 or 126, as in a shell, and a signal
-    that ended one shows as 128 + N.
+    ``start`` is called to get a runner when there is none. A program that cannot be started has the exit status 127 or
+    126, as in a shell, and a signal that ended one shows as 128 + N.
     """
 
-    def __init__(self, below: Agent, start: Start, *, only_if_needed: bool = False) -> None:
-        super().__init__(below.name, below.timeout)
-        self.largest_payload = below.largest_payload
-        self.frozen_timeout, self.warn = below.frozen_timeout, below.warn
-        self.pace = below.pace
-        self._below = below
-        self._start = start
-        self._only_if_needed = only_if_needed
-        self._spool = Spool(self, SPOOL)
+    def __init__(self, agent: Agent, start: Start) -> None:
+        super().__init__(agent)
+        self._start_one = start
+        self._spool = Spool(agent, SPOOL)
         self._no_runner: CommandUnavailable | NoRunnerError | None = None
         # What was handed over and not seen taken yet, and when each program was looked after last.
         self._untaken: dict[int, bytes] = {}
@@ -108,41 +101,21 @@ class RunnerAgent(Agent):
         self._forgetting = False
         self._forgotten: set[int] = set()
 
+    def is_available(self) -> bool:
+        """Return whether there is a runner; one is started if need be."""
+        return self.agent.supports(*_FILE) and self._has_runner()
+
     @property
     def captures_all(self) -> bool:
-        return not self._left_below()
+        return True
 
     @property
     def pipes_input(self) -> bool:
-        return self._left_below()
-
-    @property
-    def passes_long_replies(self) -> bool:
-        return self._below.passes_long_replies or not self._left_below()
+        return False
 
     @property
     def largest_input(self) -> int:
-        return self._below.largest_input if self._left_below() else sys.maxsize
-
-    @property
-    def quick_input(self) -> int:
-        return self._below.quick_input if self._left_below() else sys.maxsize
-
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
-        if command in _EXEC and not self._left_below():
-            given = arguments or {}
-            return self._exec(given) if command == "guest-exec" else self._status(int(given["pid"]))
-        return self._below.execute(command, arguments, timeout=self.patience(command) if timeout is None else timeout)
-
-    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
-        raise NotImplementedError("execute does not come here")
-
-    def supports(self, *commands: str) -> bool:
-        """Return whether the agent has all of ``commands``. For programs, a runner is started if need be."""
-        asked = [command for command in commands if command not in _EXEC]
-        if len(asked) == len(commands) or self._below.supports(*_EXEC):
-            return self._below.supports(*commands)
-        return self._below.supports(*asked) and self._has_runner()
+        return sys.maxsize
 
     def _has_runner(self) -> bool:
         try:
@@ -161,24 +134,10 @@ class RunnerAgent(Agent):
         if self._no_runner:
             raise self._no_runner
         try:
-            self._start(self._below)
+            self._start_one(self.agent)
         except (CommandUnavailable, NoRunnerError) as exc:
             self._no_runner = exc
             raise
-
-    def close(self) -> None:
-        self._below.close()
-
-    def step_aside(self) -> None:
-        self._below.step_aside()
-
-    @property
-    def identity(self) -> str:
-        return self._below.identity
-
-    def again(self) -> Agent:
-        """Return another Agent for the same guest: one without a runner."""
-        return self._below.again()
 
     def process_id(self, pid: int) -> int:
         """Return the process number of the program that guest-exec called ``pid``, once it was started.
@@ -187,11 +146,9 @@ class RunnerAgent(Agent):
 
         :raise OutcomeUnknownError: if the runner has ended.
         """
-        if self._left_below():
-            return pid
         deadline = Deadline(_PID_SECONDS)
         for pause in pauses():
-            text = patiently(self, lambda: self._spool.read(f"{pid}.pid")) or b""
+            text = patiently(self.agent, lambda: self._spool.read(f"{pid}.pid")) or b""
             if re.fullmatch(rb"\d{1,9}\n", text):
                 return int(text)
             if deadline.expired:
@@ -213,22 +170,18 @@ class RunnerAgent(Agent):
         finally:
             self._forgetting = False
 
-    def _left_below(self) -> bool:
-        return self._only_if_needed and can_run_programs(self._below)
-
-    # guest-exec
-
-    def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        self._below.require(*_FILE)
-        stdin = base64.b64decode(arguments.get("input-data", ""))
-        line = _command_line(arguments, here=self._forgetting)
+    def start(
+        self, path: str, arguments: Sequence[str] = (), *, env: Sequence[str] | None = None, stdin: bytes = b""
+    ) -> int:
+        self.agent.require(*_FILE)
+        line = _command_line(path, arguments, env, here=self._forgetting)
         command = (line if stdin else f"{_NO_INPUT}\n{line}").encode("utf-8", "surrogateescape")
         number = new_number()
         self._untaken[number] = input_of(command, stdin)
         if self._forgetting:
             self._forgotten.add(number)
         self._hand_over(number)
-        return {"pid": number}
+        return number
 
     def _hand_over(self, number: int) -> None:
         """Give the request to the runner; start one where there is none.
@@ -260,14 +213,12 @@ class RunnerAgent(Agent):
         except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
             return True
 
-    # guest-exec-status
-
-    def _status(self, number: int) -> dict[str, Any]:
+    def status(self, number: int) -> ExecResult | None:
         try:
             content = self._spool.ended(number)
             if not content and number in self._looked:
                 self._look_after(number)
-                return {"exited": False}
+                return None
             ended = self._spool.result(number, content) if content else None
         except (OutcomeUnknownError, TransferError):
             raise
@@ -278,11 +229,7 @@ class RunnerAgent(Agent):
             raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
         rc, out, err = ended
         self._forget(number)
-        reply: dict[str, Any] = {"exited": True, "exitcode": rc}
-        for name, data in (("out-data", out), ("err-data", err)):
-            if data:
-                reply[name] = base64.b64encode(data).decode("ascii")
-        return reply
+        return ExecResult(rc, None, out, err)
 
     def _forget(self, number: int) -> None:
         # What cannot be removed now, the runner removes some minutes later. The result is here.
@@ -298,7 +245,7 @@ class RunnerAgent(Agent):
         """
         if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
             return
-        reason = patiently(self, lambda: self._why_none(number))
+        reason = patiently(self.agent, lambda: self._why_none(number))
         if reason:
             raise unknown(reason)
         self._looked[number] = time.monotonic()
@@ -323,19 +270,66 @@ class RunnerAgent(Agent):
         return "the runner in the guest ended while the program ran (was the guest rebooted?)"
 
 
-def _command_line(arguments: Mapping[str, Any], *, here: bool) -> str:
-    """Return the shell command that does what guest-exec does with ``arguments``.
+class GuestExecOrRunner(Executor):
+    """Programs by guest-exec where the agent allows that, else by ``runner``."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner.agent)
+        self._runner = runner
+        self._guest_exec = GuestExec(runner.agent)
+
+    @property
+    def _used(self) -> Executor:
+        return self._guest_exec if self._guest_exec.is_available() else self._runner
+
+    @property
+    def captures_all(self) -> bool:
+        return self._used.captures_all
+
+    @property
+    def pipes_input(self) -> bool:
+        return self._used.pipes_input
+
+    @property
+    def largest_input(self) -> int:
+        return self._used.largest_input
+
+    @property
+    def quick_input(self) -> int:
+        return self._used.quick_input
+
+    @property
+    def passes_long_replies(self) -> bool:
+        return self._used.passes_long_replies
+
+    def is_available(self) -> bool:
+        return self._used.is_available()
+
+    def start(
+        self, path: str, arguments: Sequence[str] = (), *, env: Sequence[str] | None = None, stdin: bytes = b""
+    ) -> int:
+        return self._used.start(path, arguments, env=env, stdin=stdin)
+
+    def status(self, pid: int) -> ExecResult | None:
+        return self._used.status(pid)
+
+    def process_id(self, pid: int) -> int:
+        return self._used.process_id(pid)
+
+
+def _command_line(path: str, arguments: Sequence[str], env: Sequence[str] | None, *, here: bool) -> str:
+    """Return the shell command that runs a program.
 
     With ``here``, the shell that runs that command does what another would be started for. To start a program takes an
     emulated guest 60 ms.
     """
-    words = " ".join(map(shlex.quote, [arguments["path"], *arguments.get("arg", ())]))
+    words = " ".join(map(shlex.quote, [path, *arguments]))
     program = f'exec ${{own:+"$own"}} {words}'
-    if here and arguments["path"] == "/bin/sh" and arguments.get("arg", ())[:-1] == ["-c"]:
-        program = arguments["arg"][1]
-    if "env" not in arguments:
+    if here and path == "/bin/sh" and list(arguments[:-1]) == ["-c"]:
+        program = arguments[1]
+    if env is None:
         return program
-    variables = [variable.partition("=") for variable in arguments["env"]]
+    variables = [variable.partition("=") for variable in env]
     if not all(re.fullmatch(_NAME, name) for name, _equals, _value in variables):
-        return f'exec ${{own:+"$own"}} env -i {" ".join(map(shlex.quote, arguments["env"]))} {words}'
+        return f'exec ${{own:+"$own"}} env -i {" ".join(map(shlex.quote, env))} {words}'
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, _equals, value in variables) + program

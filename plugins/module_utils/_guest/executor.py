@@ -1,0 +1,312 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Programs in the guest: start, wait, collect, through guest-exec or whatever else an Executor uses.
+
+The agent writes the arguments of every guest-exec to the guest's syslog, gives a child its own bare environment, and
+keeps 16 MiB of each output stream. login_shell.py is the way around all three.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from abc import ABC, abstractmethod
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    HandleLostError,
+    OutcomeUnknownError,
+    QgaError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+
+__all__ = (
+    "CAPTURE_LIMIT",
+    "LARGEST_OUTPUT",
+    "ExecResult",
+    "Executor",
+    "GuestExec",
+    "Shell",
+    "lost",
+    "lost_output",
+    "pauses",
+    "unknown",
+)
+
+CAPTURE_LIMIT = 16 * 1024 * 1024
+"""Bytes of each output stream that the agent keeps; it drops the rest."""
+
+LARGEST_OUTPUT = 256 << 20
+"""Bytes of each output stream of a program that are kept in the guest, and read from there: a program may never end,
+nor a guest."""
+
+_EXEC, _STATUS = _NEEDED = ("guest-exec", "guest-exec-status")
+
+# How often a running program is asked after, in seconds: at once for a quick one, seldom for a long one.
+# A question takes a few milliseconds of a slow guest, and on average the answer comes half a pause late.
+_FIRST_POLL = 0.004
+_LONGER = 1.12
+_LONGEST_POLL = 0.25
+_LONG = 24 * 3600.0
+# What a question takes beyond this, the guest was away, or frozen: that is not the program's time.
+_QUESTION_SECONDS = 1.0
+# Bytes per second of the slowest way to an agent, and for how long it is thought to be such.
+_SERIAL = 4000
+_SERIAL_SECONDS = 60
+
+
+class ExecResult(NamedTuple):
+    """How a program ended: by ``rc`` or by ``signal``, the other being None; what it wrote.
+
+    ``stdout_truncated`` and ``stderr_truncated`` tell that the program wrote more than the agent kept.
+    """
+
+    rc: int | None
+    signal: int | None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+
+    @property
+    def shell_rc(self) -> int:
+        """The exit status as a shell shows it: 128 + N for a program that signal N ended."""
+        return self.rc if self.rc is not None else 128 + (self.signal or 0)
+
+
+Shell = Callable[[bytes, bytes], Optional[Callable[[], Optional[ExecResult]]]]
+"""Starts a shell command with an input, as run_shell() of login_shell.py does, and returns what waits for its end: that
+returns its ExecResult, or None if it was not run. It returns None if it started nothing."""
+
+
+class Executor(ABC):
+    """Runs programs in the guest of ``agent``.
+
+    A program is known by a ``pid``, which is this executor's number for it; see ``process_id``.
+    """
+
+    shell: Shell | None = None
+    """Whoever has a shell in the guest that is ready for work (the connection plugin) puts it here."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+
+    @abstractmethod
+    def is_available(self) -> bool:
+        """Return whether programs can be run."""
+
+    @abstractmethod
+    def start(
+        self, path: str, arguments: Sequence[str] = (), *, env: Sequence[str] | None = None, stdin: bytes = b""
+    ) -> int:
+        """Start a program and return its pid.
+
+        ``env`` is a list of ``NAME=value`` that replaces the agent's environment; None leaves that as it is.
+
+        :raise CommandUnavailable: if programs cannot be run.
+        :raise CommandError: if this program cannot be run; its message says why.
+        :raise TransferError: if ``stdin`` is longer than ``largest_input``.
+        """
+
+    @abstractmethod
+    def status(self, pid: int) -> ExecResult | None:
+        """Return how a program ended; None if it runs. The end of a program is told once.
+
+        :raise HandleLostError: if there is no such program.
+        :raise TransferError: if the program has ended, and its output is damaged.
+        """
+
+    @property
+    def captures_all(self) -> bool:
+        """Whether all output of a program is kept, however long."""
+        return False
+
+    @property
+    def pipes_input(self) -> bool:
+        """Whether a program's standard input is a pipe, which is filled while the program reads it."""
+        return True
+
+    @property
+    def largest_input(self) -> int:
+        """How many bytes of standard input a program may be given."""
+        return self.agent.largest_payload
+
+    @property
+    def quick_input(self) -> int:
+        """How many bytes of it arrive well within the timeout; more had better go by way of a file, in pieces."""
+        return self.largest_input
+
+    @property
+    def passes_long_replies(self) -> bool:
+        """Whether all output that is kept of a program can be had."""
+        return True
+
+    def process_id(self, pid: int) -> int:
+        """Return the process number in the guest of a program that was started; 0 if nobody tells."""
+        return pid
+
+    def wait(self, pid: int, seconds: float) -> ExecResult | None:
+        """Wait until the program ``pid`` has ended, for at most ``seconds``; None if it has not.
+
+        While the agent is away or the guest is frozen, it is waited for, and that time does not count.
+
+        :raise OutcomeUnknownError: if nothing more can be learned of the program, whatever the reason.
+        :raise TransferError: if it has ended, and its output is damaged.
+        """
+        end = time.monotonic() + seconds
+        for pause in pauses():
+            asked = time.monotonic()
+            result = self._look(pid)
+            if result is not None:
+                return result
+            now = time.monotonic()
+            end += max(0.0, now - asked - _QUESTION_SECONDS)
+            if now >= end:
+                return None
+            time.sleep(min(pause, end - now))
+        return None  # not reached: pauses never end
+
+    def finish(self, pid: int) -> ExecResult:
+        """Wait until the program ``pid`` has ended, however long that takes."""
+        while True:
+            result = self.wait(pid, _LONG)
+            if result is not None:
+                return result
+
+    def _look(self, pid: int) -> ExecResult | None:
+        """Return how the program ``pid`` ended; None if it runs.
+
+        An answer that was lost is asked for again. If it told that the program ended, there is no such program now.
+
+        :raise OutcomeUnknownError: if the agent says nothing that can be understood. It has no cause: ansible-core
+            shows that too, and the fate of a question is not the program's.
+        :raise TransferError: if the program has ended, and its output is damaged.
+        """
+        try:
+            return patiently(self.agent, lambda: self.status(pid), final=_is_final)
+        except HandleLostError as exc:
+            causes = (
+                "it was restarted, the guest went back to a snapshot, or the answer that the program ended was lost"
+            )
+            raise lost(exc, f"the agent knows no program with pid {pid} any more: {causes}") from None
+        except TransferError:
+            raise  # the program has ended, and a part of its output is missing
+        except QgaError as exc:
+            raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from None
+
+
+class GuestExec(Executor):
+    """Programs through guest-exec. Their arguments end in the guest's syslog."""
+
+    def is_available(self) -> bool:
+        return self.agent.supports(*_NEEDED)
+
+    @property
+    def quick_input(self) -> int:
+        """While nothing is known of the line, all of it goes at once, and has longer: see ``start``."""
+        pace = self.agent.pace
+        return pace.carries(self.agent.timeout / 2, self.largest_input) if pace.rate else self.largest_input
+
+    @property
+    def passes_long_replies(self) -> bool:
+        return self.agent.passes_long_replies
+
+    def start(
+        self, path: str, arguments: Sequence[str] = (), *, env: Sequence[str] | None = None, stdin: bytes = b""
+    ) -> int:
+        if len(stdin) > self.largest_input:
+            limit = self.largest_input
+            error = TransferError(f"{len(stdin)} bytes are more standard input than one request can carry ({limit}).")
+            error.executed = "no"
+            raise error
+        request: dict[str, Any] = {"path": path, "arg": list(arguments), "capture-output": True}
+        if env is not None:
+            request["env"] = list(env)
+        if stdin:
+            request["input-data"] = protocol.Base64(base64.b64encode(stdin).decode("ascii"))
+        # A slow guest takes a megabyte per second; what takes longer for its size is not to be taken for a dead one.
+        seconds = len(stdin) // 1_000_000
+        if not self.agent.pace.rate:  # the first request, and it may go by way of a serial port
+            seconds = max(seconds, min(_SERIAL_SECONDS, len(stdin) // _SERIAL))
+        reply = self.agent.execute(_EXEC, request, timeout=self.agent.timeout + seconds)
+        return int(protocol.expect(reply.get("pid"), int, "pid"))
+
+    def status(self, pid: int) -> ExecResult | None:
+        reply = self.agent.execute(_STATUS, {"pid": pid})
+        return _result(reply) if protocol.expect(reply.get("exited"), bool, "exited") else None
+
+
+def _is_final(exc: QgaError) -> bool:
+    return isinstance(exc, HandleLostError) or _is_about_program(exc)
+
+
+def _is_about_program(exc: QgaError) -> bool:
+    """Return whether ``exc`` tells the fate of a program, and not that of a question after it."""
+    return isinstance(exc, OutcomeUnknownError) and exc.command == _EXEC
+
+
+def lost(exc: QgaError, message: str) -> OutcomeUnknownError:
+    """Return what ``exc`` means for a program that was started before: it may have run, whatever became of ``exc``.
+
+    ``message`` says what happened. An error that speaks of the program already is returned as it is.
+    """
+    if isinstance(exc, OutcomeUnknownError) and _is_about_program(exc):
+        return exc
+    error = unknown(message, hint="" if isinstance(exc, OutcomeUnknownError) else exc.hint)
+    error.address = exc.address
+    return error
+
+
+def unknown(message: str, *, hint: str = "") -> OutcomeUnknownError:
+    """Return the error of a program that was started, and of which nobody can tell what became; ``message`` says why.
+
+    A ``hint`` is about that, not about the program.
+    """
+    return OutcomeUnknownError(message, command=_EXEC, hint=f"{hint} Look at the guest before you repeat it.".lstrip())
+
+
+def lost_output() -> TransferError:
+    """Return the error of a program that wrote more than the guest can keep until it is fetched."""
+    return TransferError(
+        f"the program's output did not fit in the guest's /run, where a task may have half of what is free, and "
+        f"{LARGEST_OUTPUT >> 20} MiB of each stream; what is missing is lost.",
+        hint="Have it write to a file on a disk of the guest, and fetch that.",
+    )
+
+
+def pauses(first: float = _FIRST_POLL) -> Iterator[float]:
+    """Yield how many seconds to wait before each next question after a program."""
+    pause = first
+    while True:
+        yield pause
+        pause = min(pause * _LONGER, _LONGEST_POLL)
+
+
+def _result(reply: dict[str, Any]) -> ExecResult:
+    rc, signal = reply.get("exitcode"), reply.get("signal")
+    stdout, stderr = (_output(reply, name) for name in ("out-data", "err-data"))
+    return ExecResult(
+        rc=None if rc is None else protocol.expect(rc, int, "exitcode"),
+        signal=None if signal is None else protocol.expect(signal, int, "signal"),
+        stdout=stdout,
+        stderr=stderr,
+        stdout_truncated=_truncated(reply, "out-truncated", stdout),
+        stderr_truncated=_truncated(reply, "err-truncated", stderr),
+    )
+
+
+def _output(reply: dict[str, Any], name: str) -> bytes:
+    try:
+        return base64.b64decode(protocol.expect(reply.get(name, ""), str, name), validate=True)
+    except ValueError as exc:
+        raise TransferError(f"the agent sent invalid base64 as {name}") from exc
+
+
+def _truncated(reply: dict[str, Any], name: str, data: bytes) -> bool:
+    # Agents before 7.2.20 say "truncated: false" when they truncate, and nothing otherwise; newer ones say it right and
+    # always. So the flag means what it says only if it says true, and a full buffer is never taken for a whole one.
+    return reply.get(name) is True or len(data) >= CAPTURE_LIMIT
