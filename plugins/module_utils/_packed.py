@@ -22,7 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._files import CHUNK, GuestFile, Progress, payload
 from ansible_collections.qemu.guest.plugins.module_utils._packers import Packer
 from ansible_collections.qemu.guest.plugins.module_utils._shell import begin_shell, new_spool, sweep
-from ansible_collections.qemu.guest.plugins.module_utils._sums import OR_CRC32, Sum, part_of, sum_in
+from ansible_collections.qemu.guest.plugins.module_utils._sums import OR_CRC32, Sum, part_of, patience, sum_in
 
 __all__ = ("Packed", "pack_command")
 
@@ -71,7 +71,7 @@ class Packed:
 
     def _fetch_part(self, packer: Packer, part: range, spool: str, number: int) -> None:
         command = pack_command(packer, self._path, part, f"{spool}.{number}", f"{spool}.{number - 1}")
-        ended = _once(begin_shell(self._agent, command))
+        ended = _once(begin_shell(self._agent, command, patience(self._agent, len(part))))
         summed = Sum()
         try:
             for content in self._growing(f"{spool}.{number}", packer, len(part), ended):

@@ -29,12 +29,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._exec import (
     lost,
     lost_output,
     start,
+    wait,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._files import copy_in, copy_out, exists
 from ansible_collections.qemu.guest.plugins.module_utils._patience import patiently, when_thawed
 from ansible_collections.qemu.guest.plugins.module_utils._words import last_line
 
 __all__ = (
+    "IN_TIME",
     "PATH",
     "READ_COMMAND",
     "REST",
@@ -54,6 +56,13 @@ __all__ = (
 Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+IN_TIME = ": in time; "
+"""What a command begins with that may have to be ended: nothing to a shell. A warm interpreter does it without waiting
+for anybody, or leaves it to the plain path: nobody can end what such an interpreter has started."""
+
+# A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
+_SECONDS_TO_DIE = 10
 
 _ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
 
@@ -253,16 +262,29 @@ def checked(result: ExecResult, purpose: str) -> bytes:
     return result.stdout
 
 
-def begin_shell(agent: Agent, command: str) -> Callable[[], ExecResult]:
+def begin_shell(agent: Agent, command: str, seconds: float | None = None) -> Callable[[], ExecResult]:
     """Start what ``run_shell`` runs, without input, and return what waits for its end.
 
-    The command takes the shell's place, as with ``whole=False``.
+    The command takes the shell's place, as with ``whole=False``. With ``seconds``, it is ended when it was waited for
+    so long, with a TransferError: it reads a file in whose place somebody may have put a FIFO.
     """
-    encoded = command.encode("utf-8", "surrogateescape")
+    encoded = (IN_TIME if seconds is not None else "").encode("ascii") + command.encode("utf-8", "surrogateescape")
     begun = agent.shell(encoded, b"") if agent.shell else None
     if begun:
-        return lambda: begun() or finish(agent, start_shell(agent, encoded))
-    return functools.partial(finish, agent, start_shell(agent, encoded))
+        return lambda: begun() or _ended(agent, start_shell(agent, encoded), seconds)
+    return functools.partial(_ended, agent, start_shell(agent, encoded), seconds)
+
+
+def _ended(agent: Agent, pid: int, seconds: float | None) -> ExecResult:
+    if seconds is None:
+        return finish(agent, pid)
+    result = wait(agent, pid, seconds)
+    if result is None:
+        kill(agent, pid)
+        wait(agent, pid, _SECONDS_TO_DIE)
+        text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was ended."
+        raise TransferError(text, hint="Is the file one still, or something that programs wait for?")
+    return result
 
 
 def start_shell(agent: Agent, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:

@@ -29,7 +29,9 @@ __all__ = (
     "file_command",
     "part_command",
     "part_of",
+    "patience",
     "sha256",
+    "sha256_command",
     "sha256_of",
     "sum_in",
 )
@@ -39,6 +41,10 @@ OR_CRC32 = ": or CRC-32"
 
 SUM = f"{OR_CRC32}; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
 """The shell command that prints the checksum of its input by which copies are compared, see `agrees`."""
+
+# Bytes per second that the slowest guest reads and sums up, and what a file may have that nobody knows the size of.
+_SLOWEST = 256 << 10
+_UNKNOWN = 1 << 30
 
 _BLAKE2B, _SHA256 = 128, 64  # digits
 
@@ -85,20 +91,31 @@ def sha256(agent: Agent, path: str, size: int | None = None) -> str:
     """Return the SHA-256, in hex, of a regular file in the guest or of its first ``size`` bytes, computed there.
 
     Empty if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
+
+    :raise TransferError: if it takes longer than ``patience``.
     """
-    command = "sha256sum" if size is None else f"head -c {size} | sha256sum"
     try:
-        return sum_in(begin_shell(agent, _of_file(path, command))())
+        return sum_in(begin_shell(agent, sha256_command(path, size), patience(agent, size))())
     except CommandError:
         return ""
 
 
-def begin_sum(agent: Agent, path: str) -> Callable[[], ExecResult]:
+def begin_sum(agent: Agent, path: str, size: int) -> Callable[[], ExecResult]:
     """Start to compute SUM of a regular file in the guest that has a size; return what waits for it, see ``sum_in``."""
-    return begin_shell(agent, file_command(path))
+    return begin_shell(agent, file_command(path), patience(agent, size))
 
 
-# _warm_commands.py does what these two do without a shell.
+def patience(agent: Agent, size: int | None) -> float:
+    """Return how many seconds a program may take to read ``size`` bytes of a file in the guest; None: nobody knows."""
+    return agent.timeout + (_UNKNOWN if size is None else size) / _SLOWEST
+
+
+# _warm_commands.py does what these do without a shell.
+
+
+def sha256_command(path: str, size: int | None = None) -> str:
+    """Return the shell command that prints the SHA-256 of a regular file that has a size, or of its first bytes."""
+    return _of_file(path, "sha256sum" if size is None else f"head -c {size} | sha256sum")
 
 
 def file_command(path: str) -> str:

@@ -730,7 +730,7 @@ def test_sha256(agent: SocketAgent, tmp_path: Path, name: str) -> None:
 def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "it's $HOME"
     path.write_bytes(data)
-    there = sum_in(begin_sum(agent, str(path))())
+    there = sum_in(begin_sum(agent, str(path), len(data))())
     assert there in (hashlib.blake2b(data).hexdigest(), hashlib.sha256(data).hexdigest())
     here = Sum(data).hexdigest()
     assert agrees(there, here, [data])
@@ -741,7 +741,7 @@ def test_sum_that_compares(agent: SocketAgent, tmp_path: Path, data: bytes) -> N
 
 
 def test_sum_of_what_has_none(agent: SocketAgent) -> None:
-    assert sum_in(begin_sum(agent, "/proc/version")()) == ""
+    assert sum_in(begin_sum(agent, "/proc/version", 1)()) == ""
 
 
 def test_sha256_of_a_name_that_is_not_utf8(agent: SocketAgent, tmp_path: Path) -> None:
