@@ -265,7 +265,7 @@ with kept_bytecode():
         ProtocolError,
         QgaError,
     )
-    from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, note, noted
     from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
     from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
         ExecResult,
@@ -479,14 +479,29 @@ class Connection(ConnectionBase):
 
     def _run_with_password(self, ask: Asking, stdin: bytes) -> tuple[ExecResult, int]:
         """Return the result, and how often a password was asked for. Nobody is given one who does not ask."""
-        if not self._asks.get(ask.line, not ask.is_silent):
+        if not self._asks_for_it(ask):
             result = self._run(ask.plain, stdin)
             if self._has_begun(result):
                 return result, 0
         password = to_bytes(self.become.get_option("become_pass", playcontext=self._play_context))
         result, asked = ask.read(self._run(ask.text, stdin, password + b"\n"))
-        self._asks[ask.line] = asked > 0
+        if self._asks.get(ask.line) != (asked > 0):
+            self._asks[ask.line] = asked > 0
+            with contextlib.suppress(QgaError):
+                note(self._address(), ask.name, str(asked > 0))
         return result, asked
+
+    def _asks_for_it(self, ask: Asking) -> bool:
+        """Return whether a command line of become asks for its password, as far as that was seen.
+
+        Each task has its connection, so what one has seen is noted for the next where the channel is kept.
+        """
+        if ask.line not in self._asks:
+            with contextlib.suppress(QgaError):
+                said = noted(self._address(), ask.name)
+                if said:
+                    self._asks[ask.line] = said == str(True)
+        return self._asks.get(ask.line, not ask.is_silent)
 
     def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
         agent = self.agent  # which makes what there is of runner and interpreters

@@ -9,6 +9,7 @@ of the agent's user waits for it in the guest (_ASK), as ansible-core's ssh conn
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import shlex
@@ -78,6 +79,11 @@ class Asking(NamedTuple):
     is_silent: bool
     text: str
     mark: str
+
+    @property
+    def name(self) -> str:
+        """A short name for ``line``, under which something can be noted of it."""
+        return hashlib.sha256(self.line.encode("utf-8", "surrogateescape")).hexdigest()
 
     def read(self, result: ExecResult) -> tuple[ExecResult, int]:
         """Return the result of ``text`` without prompts, and how many prompts there were."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _NAME = "qga-mux"
 _PACKET = 16384
+_MOST_NOTES = 100
 _LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
 
 
@@ -104,6 +105,7 @@ class MuxServer:
         self.turn: Client | None = self.clients[first.fileno()]
         self.waiting: deque[Client] = deque()
         self.step = b""
+        self.notes: dict[bytes, bytes] = {}
         self.ending = False
         # Only one can have the lock, so what is there is of one that was killed.
         with suppress(FileNotFoundError):
@@ -159,7 +161,7 @@ class MuxServer:
             self.part(client, packet)
             return
         word, _space, text = packet.partition(b" ")
-        words = {b"take": self.queue, b"step": self.step_on, b"end": self.end}
+        words = {b"take": self.queue, b"step": self.step_on, b"end": self.end, b"note": self.note, b"noted": self.noted}
         words.get(word, self.part)(client, text)
 
     def queue(self, client: Client, _text: bytes) -> None:
@@ -173,6 +175,17 @@ class MuxServer:
 
     def end(self, _client: Client, _text: bytes) -> None:
         self.ending = True
+
+    def note(self, client: Client, text: bytes) -> None:
+        name, _space, value = text.partition(b" ")
+        self.notes.pop(name, None)
+        self.notes[name] = value
+        if len(self.notes) > _MOST_NOTES:
+            del self.notes[next(iter(self.notes))]
+        self.noted(client, name)
+
+    def noted(self, client: Client, name: bytes) -> None:
+        client.tell(b"noted " + self.notes.get(name, b""))
 
     def part(self, client: Client, _text: bytes) -> None:
         """Be done with a client that has gone, or says what no client says."""

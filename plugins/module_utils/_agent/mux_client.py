@@ -9,7 +9,9 @@ is the turn, which is had for one request at a time.
 
 They talk by packets on a socket in a directory of the user's alone: C(take), answered by C(busy NAME) while somebody
 else has the turn and by C(step STATE) when it is had; C(step STATE) gives it back. Who goes away with the turn leaves
-the channel out of sync. C(end) ends the mux when nobody has the turn.
+the channel out of sync. C(end) ends the mux when nobody has the turn. What one task has learned of the guest and the
+next can use is told by C(note NAME VALUE) and asked for by C(noted NAME); both are answered by C(noted VALUE), which
+may be empty.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import MUX, private_path
 
-__all__ = ("SharedChannel", "dismiss", "join", "mux_path")
+__all__ = ("SharedChannel", "dismiss", "join", "mux_path", "note", "noted")
 
 _PACKET = 16384
 _SECONDS_TO_END = 1.0
+_SECONDS_TO_NOTE = 1.0
 
 
 class SharedChannel(Channel):
@@ -162,6 +165,27 @@ def dismiss(address: Address) -> None:
             control.send(b"end")
             while control.recv(_PACKET) and not deadline.expired:
                 control.settimeout(max(deadline.left(), 0.001))
+
+
+def note(address: Address, name: str, value: str) -> None:
+    """Have the mux of the channel to ``address``, if there is one, know this until it ends."""
+    _noted(address, f"note {name} {value}")
+
+
+def noted(address: Address, name: str) -> str:
+    """Return the value that was noted last under ``name``; nothing if there is none."""
+    return _noted(address, f"noted {name}")
+
+
+def _noted(address: Address, packet: str) -> str:
+    control = _connect(address)
+    if control:
+        with control, suppress(OSError):
+            control.settimeout(_SECONDS_TO_NOTE)
+            control.send(packet.encode("ascii"))
+            # First what everybody is welcomed with: who left that unread would not be heard.
+            return (control.recv(_PACKET) and control.recv(_PACKET)).partition(b" ")[2].decode("ascii", "replace")
+    return ""
 
 
 def _connect(address: Address) -> socket.socket | None:

@@ -28,7 +28,9 @@ __all__ = (
     "file_command",
     "part_command",
     "part_of",
+    "patience",
     "sha256",
+    "sha256_command",
     "sha256_of",
     "sum_in",
 )
@@ -38,6 +40,10 @@ OR_CRC32 = ": or CRC-32"
 
 SUM = f"{OR_CRC32}; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
 """The shell command that prints the checksum of its input by which copies are compared, see `agrees`."""
+
+# Bytes per second that the slowest guest reads and sums up, and what a file may have that nobody knows the size of.
+_SLOWEST = 256 << 10
+_UNKNOWN = 1 << 30
 
 _BLAKE2B, _SHA256 = 128, 64  # digits
 
@@ -84,20 +90,31 @@ def sha256(executor: Executor, path: str, size: int | None = None) -> str:
     """Return the SHA-256, in hex, of a regular file in the guest or of its first ``size`` bytes, computed there.
 
     Empty if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
+
+    :raise TransferError: if it takes longer than ``patience``.
     """
-    command = "sha256sum" if size is None else f"head -c {size} | sha256sum"
     try:
-        return sum_in(begin_shell(executor, _of_file(path, command))())
+        return sum_in(begin_shell(executor, sha256_command(path, size), patience(executor, size))())
     except CommandError:
         return ""
 
 
-def begin_sum(executor: Executor, path: str) -> Callable[[], ExecResult]:
+def begin_sum(executor: Executor, path: str, size: int) -> Callable[[], ExecResult]:
     """Start to compute SUM of a regular file in the guest that has a size; return what waits for it, see ``sum_in``."""
-    return begin_shell(executor, file_command(path))
+    return begin_shell(executor, file_command(path), patience(executor, size))
 
 
-# _warm/guest/file_ops.py does what these two do without a shell.
+def patience(executor: Executor, size: int | None) -> float:
+    """Return how many seconds a program may take to read ``size`` bytes of a file in the guest; None: nobody knows."""
+    return executor.agent.timeout + (_UNKNOWN if size is None else size) / _SLOWEST
+
+
+# _warm/guest/file_ops.py does what these do without a shell.
+
+
+def sha256_command(path: str, size: int | None = None) -> str:
+    """Return the shell command that prints the SHA-256 of a regular file that has a size, or of its first bytes."""
+    return _of_file(path, "sha256sum" if size is None else f"head -c {size} | sha256sum")
 
 
 def file_command(path: str) -> str:

@@ -17,7 +17,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import OR_CRC32, Sum, part_of, sum_in
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import OR_CRC32, Sum, part_of, patience, sum_in
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import Packer
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, GuestFile, Progress, payload
@@ -70,7 +70,7 @@ class Packed:
 
     def _fetch_part(self, packer: Packer, part: range, spool: str, number: int) -> None:
         command = pack_command(packer, self._path, part, f"{spool}.{number}", f"{spool}.{number - 1}")
-        ended = _once(begin_shell(self._executor, command))
+        ended = _once(begin_shell(self._executor, command, patience(self._executor, len(part))))
         summed = Sum()
         try:
             for content in self._growing(f"{spool}.{number}", packer, len(part), ended):

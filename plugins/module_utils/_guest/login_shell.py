@@ -29,6 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import cop
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
+    "IN_TIME",
     "PATH",
     "READ_COMMAND",
     "REST",
@@ -48,6 +49,13 @@ __all__ = (
 Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+IN_TIME = ": in time; "
+"""What a command begins with that may have to be ended: nothing to a shell. A warm interpreter does it without waiting
+for anybody, or leaves it to the plain path: nobody can end what such an interpreter has started."""
+
+# A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
+_SECONDS_TO_DIE = 10
 
 _ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
 
@@ -247,16 +255,29 @@ def checked(result: ExecResult, purpose: str) -> bytes:
     return result.stdout
 
 
-def begin_shell(executor: Executor, command: str) -> Callable[[], ExecResult]:
+def begin_shell(executor: Executor, command: str, seconds: float | None = None) -> Callable[[], ExecResult]:
     """Start what ``run_shell`` runs, without input, and return what waits for its end.
 
-    The command takes the shell's place, as with ``whole=False``.
+    The command takes the shell's place, as with ``whole=False``. With ``seconds``, it is ended when it was waited for
+    so long, with a TransferError: it reads a file in whose place somebody may have put a FIFO.
     """
-    encoded = command.encode("utf-8", "surrogateescape")
+    encoded = (IN_TIME if seconds is not None else "").encode("ascii") + command.encode("utf-8", "surrogateescape")
     begun = executor.shell(encoded, b"") if executor.shell else None
     if begun:
-        return lambda: begun() or executor.finish(start_shell(executor, encoded))
-    return functools.partial(executor.finish, start_shell(executor, encoded))
+        return lambda: begun() or _ended(executor, start_shell(executor, encoded), seconds)
+    return functools.partial(_ended, executor, start_shell(executor, encoded), seconds)
+
+
+def _ended(executor: Executor, pid: int, seconds: float | None) -> ExecResult:
+    if seconds is None:
+        return executor.finish(pid)
+    result = executor.wait(pid, seconds)
+    if result is None:
+        kill(executor, pid)
+        executor.wait(pid, _SECONDS_TO_DIE)
+        text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was ended."
+        raise TransferError(text, hint="Is the file one still, or something that programs wait for?")
+    return result
 
 
 def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:

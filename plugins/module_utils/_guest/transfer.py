@@ -383,7 +383,7 @@ def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progre
         # Without an interpreter in the guest, to start it there takes longer than it saves.
         if gains and has_zstd() and executor.shell and packed.fetch(ZSTD, size):
             return packed.size
-        summing.append(begin_sum(executor, path))  # which the guest does while the agent reads
+        summing.append(begin_sum(executor, path, size))  # which the guest does while the agent reads
         is_slow = first.size < _SLOW * seconds
         return packed.fetch(GZIP, size) if gains and is_slow else 0
 

@@ -46,6 +46,10 @@ sed -i 's,^@include common-auth,auth optional pam_exec.so expose_authtok quiet /
     /etc/pam.d/su /etc/pam.d/sudo
 """
 BY_ANOTHER = "/sbin/runuser -u qgaother --"
+COUNTED = """#!/bin/sh
+case " $* " in *" -n "*) echo plain ;; *) echo asked ;; esac >>/tmp/calls
+exec "$@"
+"""
 
 
 @pytest.fixture(scope="module", params=releases(pytest.param("bookworm", marks=pytest.mark.whole), "sid"))
@@ -130,3 +134,16 @@ def test_output_is_the_task_s(make_ansible: MakeAnsible, agent: LooseAgent, vari
         for stream, said in (("stdout", out), ("stderr", err))
     ]
     play(make_ansible, variables, tasks, [*that, "r[0].rc == 3", "r[1].rc == 0"])
+
+
+def test_refusal_is_remembered(make_ansible: MakeAnsible, agent: LooseAgent, variables: dict[str, Any]) -> None:
+    """From task to task: the first finds that a password is asked for, and none after it tries without."""
+    count = ": >/tmp/calls; chmod 666 /tmp/calls; cat >/usr/local/bin/counted; chmod 755 /usr/local/bin/counted"
+    look(agent, f"{count} <<'END'\n{COUNTED}END")
+    how = become("sudo", "qgauser", "secret", by=f"{BY_ANOTHER} counted")
+    tasks = [{"ansible.builtin.command": "id -un", **how}] * 4
+    play(make_ansible, variables, tasks, ["r | map(attribute='stdout') | unique | list == ['qgauser']"])
+    calls = look(agent, "cat /tmp/calls").split()
+    tries = 1 if "ansible_qga_exec_method" in variables else 2  # one is by a warm interpreter that is to be started
+    assert calls.count("asked") == 4
+    assert 1 <= calls.count("plain") <= tries

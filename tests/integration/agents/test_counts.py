@@ -255,3 +255,30 @@ def test_a_task(
         assert "guest-exec" not in per_task or per_task["guest-exec"] == 0
     # It is ansible's module, and what little is around it.
     assert (many_bytes - few_bytes) / TASKS < 260_000
+
+
+def test_a_task_whose_become_asks_for_a_password(method: str, make_ansible: MakeAnsible) -> None:
+    """The first of a play finds that out, and the others try nothing without it."""
+    directory = private_directory()
+    with LooseAgent("bookworm") as agent, Tally(directory / "tally.sock", agent.agent_socket) as tally:
+        agent.run("useradd -m asks; echo asks:secret | chpasswd; echo 'asks ALL=(ALL) ALL' >/etc/sudoers.d/asks")
+        plain = {"ansible_qga_exec_method": method, "ansible_qga_warm_python": False, "ansible_qga_persist": 60}
+        ansible = make_ansible({"counted": {**guest_variables(agent, tally.path), **plain}})
+        sudo = {"ansible_become_exe": "/sbin/runuser -u asks -- sudo", "ansible_become_password": "secret"}
+        task = {"ansible.builtin.command": "true", "become": True, "become_user": "nobody", "vars": sudo}
+
+        def play(count: int) -> None:
+            playbook = ansible.directory / f"{count}.json"
+            playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task] * count}]))
+            ansible.playbook(playbook)
+            dismiss(parse_address(str(tally.path)))
+
+        play(1)  # until there is a runner
+        (few, few_bytes), (many, many_bytes) = (counted(tally, partial(play, count)) for count in (1, 1 + TASKS))
+    directory.rmdir()
+    # Both tries of the first, and one of each other. A slow machine looks after the runner more often.
+    if method == "guest-exec":
+        assert (few["guest-exec"], many["guest-exec"]) == (2, 2 + TASKS)
+    else:
+        assert (many["guest-file-write"] - few["guest-file-write"]) / TASKS <= 3
+    assert (many_bytes - few_bytes) / TASKS < 260_000, "the module is brought once"

@@ -19,7 +19,7 @@ import sys
 import zlib
 from contextlib import suppress
 
-from .wire import Request
+from .wire import NOT_RUN, Request
 from .zstd import Compressor, zstd, zstd_decompress
 from .zygote import LastWord, Work, main
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
 WORD = rb"[A-Za-z0-9_.@%+,:=-]+"
 AS_IT_IS = rb"o='' m='' k='' b"  # mode and owner, see _guest/file_ops.py
+IN_TIME = b": in time; "  # see _guest/login_shell.py
 PART = rb"tail -c \+(\d+) (%b) \| head -c (\d+)" % PLAIN
 SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
 BLOCK = 512 << 10  # bytes that are read at once
@@ -72,6 +73,9 @@ class Commands(Work):
                 os.write(1, output)
                 last_word.say(0)
                 os._exit(0)
+        if command.startswith(IN_TIME):
+            last_word.say(NOT_RUN)
+            os._exit(0)
         with open("/proc/self/environ", "rb") as file:
             variables = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if b"=" in line)
         for name in (b"SHLVL", b"_"):  # the shell sets them anew
@@ -90,6 +94,8 @@ def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
     :raise ImportError: if there is no Zstandard.
     :raise ValueError: if that fails.
     """
+    if command.startswith(IN_TIME):
+        command = command[len(IN_TIME) :]
     for pattern, action in KNOWN:
         match = pattern.fullmatch(command)
         if match:
@@ -213,6 +219,18 @@ def private(path: bytes | str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def regular(path: bytes | str, flags: int) -> int:
+    """Open a file that has an end: a FIFO may have been put in its place, where others wait for somebody to write.
+
+    :raise OSError: if it is something else.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return descriptor
+
+
 def printed(checksum: str) -> bytes:
     """Return what a program prints that summed up its input."""
     return checksum.encode("ascii") + b"  -\n"
@@ -220,6 +238,15 @@ def printed(checksum: str) -> bytes:
 
 def sum_of_file(path: bytes) -> bytes | None:
     return sum_of(path, 0, sys.maxsize) if os.path.isfile(path) and os.path.getsize(path) else None
+
+
+def sha256_of_file(path: bytes, size: bytes | None) -> bytes | None:
+    if not (os.path.isfile(path) and os.path.getsize(path)):
+        return None
+    summed = sha256()
+    for block in blocks(path, 0, int(size) if size else sys.maxsize):
+        summed.update(block)
+    return printed(summed.hexdigest())
 
 
 def sum_of_part(first: bytes, path: bytes, size: bytes) -> bytes:
@@ -237,7 +264,7 @@ def sum_of(path: bytes, start: int, size: int) -> bytes:
 
         ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
     checksum = 0
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         end = min(os.fstat(file.fileno()).st_size, start + size)
         while start < end:
             before = start % mmap.ALLOCATIONGRANULARITY
@@ -252,7 +279,7 @@ def sum_of(path: bytes, start: int, size: int) -> bytes:
 def blocks(path: bytes, start: int, size: int) -> Iterator[memoryview]:
     """Yield what is in a file, from there on, ``size`` bytes at most; each until the next is asked for."""
     room = memoryview(bytearray(BLOCK))
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=regular) as file:
         file.seek(start)
         while size > 0:
             got = file.readinto(room[: min(size, BLOCK)])
@@ -333,6 +360,7 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
         (rb": stage; d=(%b) n=(%b) t=(%b)\n(?s:.*)" % (PLAIN, WORD, WORD), stage),
         (rb": place; d=(%b) n=(%b) t=(%b) w='' c='' %b=1 x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS), placed_beside),
         (rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM), sum_of_file),
+        (rb"\[ -f (%b) \] && \[ -s \1 \] && \{ (?:head -c (\d+) \| )?sha256sum; \} <\1" % PLAIN, sha256_of_file),
         (rb"%b \| %b" % (PART, SUM), sum_of_part),
         (rb"umask 077; set -C; : >(%b)\.0; : >\1\.1; command -v zstd \|\| :" % PLAIN, make_room),
         (rb"(gzip|zstd) -dc <(%b) (>>?)(%b) && tail -c (\d+) \4 \| %b" % (PLAIN, PLAIN, SUM), unpack),

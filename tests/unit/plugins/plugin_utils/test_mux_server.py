@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import gc
 import os
@@ -31,11 +32,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import S
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
-from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, join, mux_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, join, mux_path, note, noted
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils import _mux_server
 from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
+from ansible_collections.qemu.guest.tests.unit.plugins.connection.test_qga import RIGHT, WORK, Become, Tool
 from ansible_collections.qemu.guest.tests.unit.scripted import SYNCS, Scripted, answers
 
 Start = Callable[..., Scripted]
@@ -175,6 +177,41 @@ def test_step_is_passed_on(first: SocketAgent, address: Address) -> None:
     assert one.acquire(Deadline(10)) == SyncState()
     for channel in (one, other):
         channel.close()
+
+
+def test_what_is_noted_is_known_to_the_next(first: SocketAgent, address: Address) -> None:
+    assert noted(address, "name") == ""
+    for value in ("one", "another one"):
+        note(address, "name", value)
+        assert noted(address, "name") == value
+    for number in range(_mux_server._MOST_NOTES):
+        note(address, str(number), "new")
+    assert (noted(address, "name"), noted(address, "0")) == ("", "new"), "not without an end"
+    dismiss(address)
+    until(lambda: not alive(address))
+    note(address, "name", "one")
+    assert noted(address, "name") == "", "there is nobody"
+
+
+@pytest.mark.parametrize(("program", "asks", "runs"), [("sudo", True, [2, 1, 1]), ("su", False, [1, 1, 1])])
+def test_whether_a_password_is_asked_for_is_known_to_the_next_task(
+    scripted: Start, guest: Guest, tmp_path: Path, program: str, asks: bool, runs: list[int]
+) -> None:
+    """What was refused once is not tried by each task, and what asks for nothing is given no password to wait for."""
+    server = scripted(guest.answers(), path=tmp_path / "guest.sock")
+    tool = Tool(tmp_path)
+    tool.install(asks=asks)
+    options = {"address": str(server.path), "exec_method": "guest-exec", "persist": SECONDS, "agent_timeout": 20}
+    for count in runs:
+        connection = connection_loader.get("qemu.guest.qga", PlayContext(), None)
+        connection.set_options(direct=options)
+        before = len(guest.started)
+        assert Become(program, connection, tool)(WORK, b"in", RIGHT) == (3, b"in", b"e\n")
+        connection.close()
+        assert len(guest.started) - before == count
+    assert ("mkfifo" in base64.b64decode(guest.started[-1]["input-data"]).decode()) is asks
+    assert tool.seen == [RIGHT] * 3 * asks
+    dismiss(Address("unix", path=str(server.path)))
 
 
 def test_mux_that_is_killed_while_a_request_is_under_way(

@@ -730,7 +730,7 @@ def test_sha256(executor: GuestExec, tmp_path: Path, name: str) -> None:
 def test_sum_that_compares(executor: GuestExec, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "it's $HOME"
     path.write_bytes(data)
-    there = sum_in(begin_sum(executor, str(path))())
+    there = sum_in(begin_sum(executor, str(path), len(data))())
     assert there in (hashlib.blake2b(data).hexdigest(), hashlib.sha256(data).hexdigest())
     here = Sum(data).hexdigest()
     assert agrees(there, here, [data])
@@ -741,7 +741,7 @@ def test_sum_that_compares(executor: GuestExec, tmp_path: Path, data: bytes) -> 
 
 
 def test_sum_of_what_has_none(executor: GuestExec) -> None:
-    assert sum_in(begin_sum(executor, "/proc/version")()) == ""
+    assert sum_in(begin_sum(executor, "/proc/version", 1)()) == ""
 
 
 def test_sha256_of_a_name_that_is_not_utf8(executor: GuestExec, tmp_path: Path) -> None:

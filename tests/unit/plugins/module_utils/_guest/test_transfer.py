@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -25,8 +26,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import compression, fetch_packed, files, transfer
-from ansible_collections.qemu.guest.plugins.module_utils._guest import zstd as _zstd
+from ansible_collections.qemu.guest.plugins.module_utils._guest import (
+    checksum,
+    compression,
+    fetch_packed,
+    files,
+    transfer,
+    zstd,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
@@ -514,7 +521,7 @@ def test_fetch_from_an_interpreter_of_a_file_that_was_cut(
 # What the program of that name does, as far as it is needed.
 ZSTD = f"""exec {sys.executable} -c '
 import sys
-sys.path.insert(0, "{Path(_zstd.__file__).parent}")
+sys.path.insert(0, "{Path(zstd.__file__).parent}")
 from zstd import Compressor, zstd_decompress
 content = sys.stdin.buffer.read()
 wanted = {{"-c1": lambda: Compressor(1).compress(content), "-dc": lambda: zstd_decompress(content, 10**6)}}
@@ -602,6 +609,53 @@ def test_fetch_where_packing_fails(
 ) -> None:
     tool(guest, "gzip", script)
     assert_fetched(executor, tmp_path, TEXT)
+
+
+def waits_at(path: Path) -> bool:
+    """Return whether a program is there that reads this, or waits to."""
+    return subprocess.run(["pgrep", "-f", str(path)], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_of_what_has_become_a_fifo(
+    executor: GuestExec, server: Scripted, slow: list[int], guest: Guest, tmp_path: Path, clock: Clock
+) -> None:
+    """What packs it waits for somebody who writes, until it is ended; what the agent has open comes without that."""
+    path = tmp_path / "file"
+
+    def start(arguments: Mapping[str, Any]) -> Any:
+        if not path.is_fifo():
+            path.unlink()
+            os.mkfifo(path)
+        return guest.start(arguments)
+
+    path.write_bytes(TEXT)
+    server.answers["guest-exec"] = start
+    sink = io.BytesIO()
+    began = clock.now
+    assert fetch(executor, str(path), sink) == len(TEXT)
+    assert sink.getvalue() == TEXT
+    assert 20 < clock.now - began < 100 + len(TEXT)
+    assert not waits_at(path)
+    assert guest.programs == {}
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("kind", [fetch, digest])
+def test_program_that_never_ends_is_ended(
+    executor: GuestExec, guest: Guest, tmp_path: Path, kind: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FIFO that was put there between a look and the opening has the same effect."""
+    monkeypatch.setattr(checksum, "_UNKNOWN", 1 << 20)
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(1000))
+    os.mkfifo(tmp_path / "never")
+    for name in ("b2sum", "sha256sum"):
+        tool(guest, name, f"exec cat '{tmp_path}/never'")
+    with pytest.raises(TransferError, match=r"did not end within \d+ s, and was ended"):
+        kind(executor, str(path), *([io.BytesIO()] if kind is fetch else []))
+    assert not waits_at(tmp_path / "never")
+    assert guest.programs == {}
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)

@@ -21,11 +21,15 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import file_command, part_command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import (
+    file_command,
+    part_command,
+    sha256_command,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import pack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import Attributes, place_command, stage_command
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import IN_TIME, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import spool_command, unpack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
@@ -141,6 +145,8 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort"
     for name in ("new", "to-file", "empty", "to-nothing", "directory", "fifo", "with space"):
         yield file_command(f"{base}/{name}")
+        yield sha256_command(f"{base}/{name}")
+        yield sha256_command(f"{base}/{name}", 3)
         yield part_command(f"{base}/{name}", 3, 5) if name != "fifo" else "true"
     yield part_command(f"{base}/new", 100, 5)
     yield f"cd {base}; echo packed | gzip >part; head -c 20 part >damaged; echo plain >text"
@@ -230,7 +236,10 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     printed = [f"{zlib.crc32(data):08x}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
     assert done_here(file_command(str(path)).encode()) == printed[0]
-    assert done_here(part_command(str(path), 4, 4).encode()) == printed[1]
+    assert done_here(IN_TIME.encode() + part_command(str(path), 4, 4).encode()) == printed[1]
+    for size, data in ((None, b"its input"), (4, b"its "), (99, b"its input")):
+        summed = done_here(sha256_command(str(path), size).encode())
+        assert summed == hashlib.sha256(data).hexdigest().encode() + b"  -\n"
     (tmp_path / "part").write_bytes(gzip.compress(b"more"))
     assert done_here(unpack_command(GZIP, f"{tmp_path}/part", str(path), 4, append=True).encode()) == printed[2]
     (tmp_path / "part").write_bytes(Compressor(1).compress(b"more"))
@@ -255,6 +264,43 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
         place_command("/a", Attributes(mode="644"), sha256=checksum),
     ):
         assert done_here(command.encode()) is None
+
+
+def test_command_that_may_have_to_be_ended_is_not_left_to_a_shell(
+    agent: Runner, warm: WarmPython, tmp_path: Path
+) -> None:
+    """A shell that an interpreter has become can be ended by nobody."""
+    shell_warmed(warm)
+    begun = warm.begin_shell(f"{IN_TIME}touch {tmp_path}/done".encode(), b"")
+    assert begun and begun() is None
+    assert not (tmp_path / "done").exists()
+    (tmp_path / "file").write_bytes(b"content")
+    begun = warm.begin_shell(f"{IN_TIME}{sha256_command(f'{tmp_path}/file')}".encode(), b"")
+    result = begun() if begun else None
+    assert result and result.stdout == hashlib.sha256(b"content").hexdigest().encode() + b"  -\n"
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_nobody_waits_at_a_fifo_in_the_place_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """It was put there when it had been looked at."""
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(os.path, "isfile", lambda path: True)
+    monkeypatch.setattr(os.path, "getsize", lambda path: 1 << 20)
+    path = f"{tmp_path}/fifo"
+    holder = os.open(path, os.O_RDWR) if held else os.open("/dev/null", os.O_RDONLY)
+    try:
+        for command in (
+            file_command(path),
+            sha256_command(path),
+            part_command(path, 3, 5),
+            pack_command(ZSTD, path, range(100), f"{tmp_path}/new", f"{tmp_path}/old"),
+        ):
+            with pytest.raises(OSError, match="not a regular file"):
+                file_ops.done_here(command.encode(), lambda: b"")
+    finally:
+        os.close(holder)
 
 
 def test_longer_command_is_left_to_the_plain_path(agent: Runner, warm: WarmPython) -> None:
