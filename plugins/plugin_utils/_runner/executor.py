@@ -102,8 +102,8 @@ class Runner(Executor):
         self._forgotten: set[int] = set()
 
     def is_available(self) -> bool:
-        """Return whether there is a runner; one is started if need be."""
-        return self.agent.supports(*_FILE) and self._has_runner()
+        """Return whether there is a runner, or one can be started by guest-exec; else one is started now."""
+        return self.agent.supports(*_FILE) and (GuestExec(self.agent).is_available() or self._has_runner())
 
     @property
     def captures_all(self) -> bool:
