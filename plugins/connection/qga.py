@@ -268,6 +268,7 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, note, noted
     from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
     from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+        Command,
         ExecResult,
         Executor,
         GuestExec,
@@ -512,7 +513,7 @@ class Connection(ConnectionBase):
         except (CommandUnavailable, NoRunnerError):
             return None  # nothing was run; the plain path has other means, or says what is wrong
 
-    def _begin_warm_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def _begin_warm_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         try:
             return self._warm.begin_shell(command, stdin) if self._warm else None
         except (CommandUnavailable, NoRunnerError):

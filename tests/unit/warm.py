@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops, fingerprint, wire, worker
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 
@@ -112,7 +112,17 @@ def server_pid(guest: Guest) -> int:
     return int((guest.runner / SPOOL / "pid").read_text())
 
 
-SAID: dict[str, Any] = {"key": "k", "command": "", "marker": "", "path": "", "archive": "", "before": 0, "users": False}
+SAID: dict[str, Any] = {
+    "key": "k",
+    "command": "",
+    "marker": "",
+    "path": "",
+    "archive": "",
+    "before": 0,
+    "users": False,
+    "call": [],
+    "in_time": False,
+}
 HEADER = json.dumps(SAID).encode()
 
 
@@ -137,3 +147,12 @@ def an_interpreter(*, ready: bool = True) -> tuple[worker.Interpreter, socket.so
 
 def full(*_arguments: object) -> int:
     raise OSError(errno.ENOSPC, "there is no room")
+
+
+def called_here(command: Command, stdin: bytes = b"") -> bytes | None:
+    """Return what the call prints that stands for a command; None if it takes a shell."""
+    if not command.function:
+        return None
+    header = {"number": 1, "archive": "", "before": 0, "forget": [], "in_time": False}
+    call = [command.function, *command.arguments]
+    return file_ops.called(wire.Request(json.dumps({**header, "call": call}).encode(), b"", b""), stdin)

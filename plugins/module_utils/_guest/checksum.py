@@ -16,11 +16,10 @@ import zlib
 from typing import Any, Callable, Iterable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell
 
 __all__ = (
-    "OR_CRC32",
     "SUM",
     "Sum",
     "agrees",
@@ -35,11 +34,9 @@ __all__ = (
     "sum_in",
 )
 
-OR_CRC32 = ": or CRC-32"
-"""In a shell command: nothing to a shell; who does that without one may print CRC-32 instead."""
-
-SUM = f"{OR_CRC32}; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
-"""The shell command that prints the checksum of its input by which copies are compared, see `agrees`."""
+SUM = "if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
+"""The shell command that prints the checksum of its input by which copies are compared, see `agrees`. Whoever does that
+without a shell prints CRC-32."""
 
 # Bytes per second that the slowest guest reads and sums up, and what a file may have that nobody knows the size of.
 _SLOWEST = 256 << 10
@@ -109,22 +106,20 @@ def patience(executor: Executor, size: int | None) -> float:
     return executor.agent.timeout + (_UNKNOWN if size is None else size) / _SLOWEST
 
 
-# _warm/guest/file_ops.py does what these do without a shell.
+def sha256_command(path: str, size: int | None = None) -> Command:
+    """Return the command that prints the SHA-256 of a regular file that has a size, or of its first bytes."""
+    text = _of_file(path, "sha256sum" if size is None else f"head -c {size} | sha256sum")
+    return Command.of(text, "sha256_of_file", path, -1 if size is None else size)
 
 
-def sha256_command(path: str, size: int | None = None) -> str:
-    """Return the shell command that prints the SHA-256 of a regular file that has a size, or of its first bytes."""
-    return _of_file(path, "sha256sum" if size is None else f"head -c {size} | sha256sum")
+def file_command(path: str) -> Command:
+    """Return the command that prints SUM of a regular file that has a size."""
+    return Command.of(_of_file(path, SUM), "sum_of_file", path)
 
 
-def file_command(path: str) -> str:
-    """Return the shell command that prints SUM of a regular file that has a size."""
-    return _of_file(path, SUM)
-
-
-def part_command(path: str, start: int, size: int) -> str:
-    """Return the shell command that prints SUM of ``size`` bytes of a file, from ``start`` on."""
-    return f"{part_of(path, start, size)} | {{ {SUM}; }}"
+def part_command(path: str, start: int, size: int) -> Command:
+    """Return the command that prints SUM of ``size`` bytes of a file, from ``start`` on."""
+    return Command.of(f"{part_of(path, start, size)} | {{ {SUM}; }}", "sum_of", path, start, size)
 
 
 def part_of(path: str, start: int, size: int) -> str:

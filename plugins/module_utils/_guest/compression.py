@@ -38,10 +38,20 @@ class Packer(NamedTuple):
     """Begins to do it here, piece by piece."""
     unpacking: Callable[[], Unpack]
     """Begins to undo it here."""
-    packs: str
-    """The shell command that does it with its input."""
-    unpacks: str
-    """The shell command that undoes it with its input."""
+    name: str
+    """The program that does it in the guest, and undoes it."""
+    level: int
+    """How hard that tries."""
+
+    @property
+    def packs(self) -> str:
+        """The shell command that does it with its input."""
+        return f"{self.name} -c{self.level}"
+
+    @property
+    def unpacks(self) -> str:
+        """The shell command that undoes it with its input."""
+        return f"{self.name} -dc"
 
 
 def _gunzipping() -> Unpack:
@@ -62,16 +72,16 @@ def _gunzipping() -> Unpack:
 GZIP = Packer(
     packing=lambda: lambda content: gzip.compress(content, _GZIP_LEVEL),
     unpacking=_gunzipping,
-    packs=f"gzip -c{_GZIP_LEVEL}",
-    unpacks="gzip -dc",
+    name="gzip",
+    level=_GZIP_LEVEL,
 )
 """Guests have it."""
 
 ZSTD = Packer(
     packing=lambda: Compressor(_ZSTD_LEVEL).compress,
     unpacking=lambda: Decompressor().decompress,
-    packs="zstd -c1",
-    unpacks="zstd -dc",
+    name="zstd",
+    level=1,
 )
 """Six times as quick, and smaller, where both ends have it: see `has_zstd`."""
 

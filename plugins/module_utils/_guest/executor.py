@@ -27,6 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 __all__ = (
     "CAPTURE_LIMIT",
     "LARGEST_OUTPUT",
+    "Command",
     "ExecResult",
     "Executor",
     "GuestExec",
@@ -78,8 +79,26 @@ class ExecResult(NamedTuple):
         return self.rc if self.rc is not None else 128 + (self.signal or 0)
 
 
-Shell = Callable[[bytes, bytes], Optional[Callable[[], Optional[ExecResult]]]]
-"""Starts a shell command with an input, as run_shell() of login_shell.py does, and returns what waits for its end: that
+class Command(NamedTuple):
+    """A shell command, and the same as a call, for who can do it without a shell.
+
+    ``function`` is one of CALLS in _warm/guest/file_ops.py, which gets ``arguments``; without one it takes a shell.
+    ``in_time`` tells that it may have to be ended, which nobody can do with a shell that an interpreter has become.
+    """
+
+    text: bytes
+    function: str = ""
+    arguments: Sequence[str | int] = ()
+    in_time: bool = False
+
+    @classmethod
+    def of(cls, text: str, function: str = "", *arguments: str | int) -> Command:
+        """Return the Command whose shell text is ``text``."""
+        return cls(text.encode("utf-8", "surrogateescape"), function, arguments)
+
+
+Shell = Callable[[Command, bytes], Optional[Callable[[], Optional[ExecResult]]]]
+"""Starts a command with an input, as run_shell() of login_shell.py does, and returns what waits for its end: that
 returns its ExecResult, or None if it was not run. It returns None if it started nothing."""
 
 

@@ -17,9 +17,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import OR_CRC32, Sum, part_of, patience, sum_in
-from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import Packer
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, part_of, patience, sum_in
+from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import ZSTD, Packer
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, GuestFile, Progress, payload
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, new_spool, sweep
 
@@ -132,10 +132,11 @@ def _once(wait: Callable[[], ExecResult]) -> Callable[[], ExecResult | None]:
     return ended
 
 
-def pack_command(packer: Packer, path: str, part: range, new: str, old: str) -> str:
-    """Return the shell command that packs a part of ``path`` into the file ``new``, and removes ``old`` before.
+def pack_command(packer: Packer, path: str, part: range, new: str, old: str) -> Command:
+    """Return the command that packs a part of ``path`` into the file ``new``, and removes ``old`` before.
 
-    _warm/guest/file_ops.py does it without a shell, and prints SUM of what it has packed.
+    Whoever does it without a shell prints SUM of what was packed.
     """
-    content = part_of(path, part.start, len(part))
-    return f"{OR_CRC32}; umask 077; rm -f {old}; {content} | {packer.packs} >{new}"
+    text = f"umask 077; rm -f {old}; {part_of(path, part.start, len(part))} | {packer.packs} >{new}"
+    function = "pack" if packer == ZSTD else ""
+    return Command.of(text, function, path, part.start, len(part), packer.level, new, old)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Iterator, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable, QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell, checked, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
@@ -227,11 +227,16 @@ class Staged(NamedTuple):
 
 def variables(path: str, **more: str) -> str:
     """Return shell text that assigns C(d) and C(n), directory and name of ``path``, and more."""
+    directory, name = _directory_and_name(path)
+    given = {"d": directory, "n": name, **more}
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
+
+
+def _directory_and_name(path: str) -> tuple[str, str]:
     directory, name = os.path.split(path)
     if ".." not in directory.split("/"):
         directory = os.path.normpath(directory).replace("//", "/")
-    given = {"d": directory, "n": name, **more}
-    return " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
+    return directory, name
 
 
 def _new_name(path: str) -> str:
@@ -246,16 +251,17 @@ def place_command(
     sha256: str = "",
     new: str = "",
     safe: bool = False,
-) -> str:
-    """Return the shell command that puts a file in its place and prints its SHA-256, if that was compared.
+) -> Command:
+    """Return the command that puts a file in its place and prints its SHA-256, if that was compared.
 
     ``content`` is where it is: C(-) on standard input, a path, or nothing if ``new`` has it already. ``new`` is the
-    name of the new file meanwhile. _warm/guest/file_ops.py does what is put from standard input without a shell.
+    name of the new file meanwhile. Attributes that the file does not have yet take a shell.
     """
+    new = new or _new_name(path)
     more = {"b": "1" if safe else "", "x": "1" if attributes.label else ""}
     assigned = variables(
         path,
-        t=new or _new_name(path),
+        t=new,
         w=sha256,
         c=content,
         o=attributes.owner,
@@ -263,7 +269,12 @@ def place_command(
         k=attributes.backup,
         **more,
     )
-    return f": place; {assigned}{_PLACE}"
+    function, arguments = "", [*_directory_and_name(path), new]
+    if attributes == AS_IT_IS and content == "-" and sha256 and not safe:
+        function, arguments = "placed", [*arguments, sha256]
+    elif attributes == AS_IT_IS and not content and not sha256 and safe:
+        function = "placed_beside"
+    return Command.of(f"{assigned}{_PLACE}", function, *arguments)
 
 
 def place(
@@ -287,14 +298,12 @@ def place(
         given = {"content": "", "new": os.path.basename(content.path)} if content.beside else {"content": content.path}
         command = place_command(path, attributes, sha256="" if content.beside else sha256, safe=content.beside, **given)
         stdin = b""
-    return checked(run_shell(executor, _encoded(command), stdin, whole=False), f"write {path}").decode(
-        "ascii", "replace"
-    )
+    return checked(run_shell(executor, command, stdin, whole=False), f"write {path}").decode("ascii", "replace")
 
 
-def stage_command(path: str, new: str) -> str:
-    """Return the shell command that creates the file for `stage` and prints its path."""
-    return f": stage; {variables(path, t=new)}{_STAGE}"
+def stage_command(path: str, new: str) -> Command:
+    """Return the command that creates the file for `stage` and prints its path."""
+    return Command.of(f"{variables(path, t=new)}{_STAGE}", "stage", *_directory_and_name(path), new)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Op
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
     LARGEST_OUTPUT,
+    Command,
     ExecResult,
     Executor,
     lost,
@@ -29,7 +30,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import cop
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
-    "IN_TIME",
     "PATH",
     "READ_COMMAND",
     "REST",
@@ -44,15 +44,12 @@ __all__ = (
     "shell_result",
     "start_shell",
     "sweep",
+    "sweep_command",
 )
 
 Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-IN_TIME = ": in time; "
-"""What a command begins with that may have to be ended: nothing to a shell. A warm interpreter does it without waiting
-for anybody, or leaves it to the plain path: nobody can end what such an interpreter has started."""
 
 # A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
 _SECONDS_TO_DIE = 10
@@ -206,7 +203,7 @@ _PIPE = 65536
 _PLACES = ("/run", "/dev/shm")
 
 
-def run_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
+def run_shell(executor: Executor, command: bytes | Command, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
     """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
 
     HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
@@ -216,12 +213,13 @@ def run_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, whole: 
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because there was no room for it in /run.
     """
+    command = command if isinstance(command, Command) else Command(command)
     begun = executor.shell(command, stdin) if executor.shell else None
     result: ExecResult | None = begun() if begun else None
     if result:
         return result
     spool = new_spool() if whole and not executor.captures_all else ""
-    return shell_result(executor, command, stdin, spool, lambda pid: executor.finish(pid))
+    return shell_result(executor, command.text, stdin, spool, lambda pid: executor.finish(pid))
 
 
 def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, ended: Callable[[int], Ended]) -> Ended:
@@ -239,12 +237,13 @@ def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, e
     return _with_spooled(executor, result, spool) if result and spool else result
 
 
-def check_shell(executor: Executor, command: str, purpose: str) -> bytes:
+def check_shell(executor: Executor, command: str | Command, purpose: str) -> bytes:
     """Run the shell command ``command`` in the guest and return what it wrote to its standard output.
 
     :raise OperationError: if it fails: that ``purpose`` could not be done, and the guest's own words why.
     """
-    return checked(run_shell(executor, command.encode("utf-8", "surrogateescape"), whole=False), purpose)
+    command = command if isinstance(command, Command) else Command.of(command)
+    return checked(run_shell(executor, command, whole=False), purpose)
 
 
 def checked(result: ExecResult, purpose: str) -> bytes:
@@ -255,17 +254,16 @@ def checked(result: ExecResult, purpose: str) -> bytes:
     return result.stdout
 
 
-def begin_shell(executor: Executor, command: str, seconds: float | None = None) -> Callable[[], ExecResult]:
+def begin_shell(executor: Executor, command: Command, seconds: float | None = None) -> Callable[[], ExecResult]:
     """Start what ``run_shell`` runs, without input, and return what waits for its end.
 
     The command takes the shell's place, as with ``whole=False``. With ``seconds``, it is ended when it was waited for
     so long, with a TransferError: it reads a file in whose place somebody may have put a FIFO.
     """
-    encoded = (IN_TIME if seconds is not None else "").encode("ascii") + command.encode("utf-8", "surrogateescape")
-    begun = executor.shell(encoded, b"") if executor.shell else None
+    begun = executor.shell(command._replace(in_time=seconds is not None), b"") if executor.shell else None
     if begun:
-        return lambda: begun() or _ended(executor, start_shell(executor, encoded), seconds)
-    return functools.partial(_ended, executor, start_shell(executor, encoded), seconds)
+        return lambda: begun() or _ended(executor, start_shell(executor, command.text), seconds)
+    return functools.partial(_ended, executor, start_shell(executor, command.text), seconds)
 
 
 def _ended(executor: Executor, pid: int, seconds: float | None) -> ExecResult:
@@ -351,7 +349,12 @@ def _with_spooled(executor: Executor, result: ExecResult, spool: str) -> ExecRes
 
 def sweep(executor: Executor, spool: str) -> None:
     """Remove the files whose paths begin with ``spool`` and a dot."""
-    when_thawed(executor.agent, lambda: run_shell(executor, f"rm -f {spool}.*".encode("ascii"), whole=False))
+    when_thawed(executor.agent, lambda: run_shell(executor, sweep_command(spool), whole=False))
+
+
+def sweep_command(spool: str) -> Command:
+    """Return the command that does what ``sweep`` does."""
+    return Command.of(f"rm -f {spool}.*", "sweep", spool)
 
 
 def _spooled(executor: Executor, path: str, kept: int) -> bytes:

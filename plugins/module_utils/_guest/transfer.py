@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
     sum_in,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer, has_zstd, shrinks
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import Packed
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import AS_IT_IS, Attributes, place, stage
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
@@ -184,18 +184,16 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
             sweep(executor, spool)
 
 
-# _warm/guest/file_ops.py does what these do without a shell.
+def spool_command(spool: str) -> Command:
+    """Return the command that creates two files for pieces, and prints something if the guest has zstd."""
+    return Command.of(f"umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool)
 
 
-def spool_command(spool: str) -> str:
-    """Return the shell command that creates two files for pieces, and prints something if the guest has zstd."""
-    return f"umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :"
-
-
-def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> str:
-    """Return the shell command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes."""
+def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> Command:
+    """Return the command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes."""
     name = shlex.quote(path)
-    return f"{packer.unpacks} <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
+    text = f"{packer.unpacks} <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
+    return Command.of(text, "unpack", packer.name, part, int(append), path, size)
 
 
 def _put_plain(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -272,7 +270,7 @@ class _Pieces:
         sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
         return _Piece(content, Sum(content).hexdigest(), sent)
 
-    def compare(self, piece: _Piece, command: str) -> None:
+    def compare(self, piece: _Piece, command: Command) -> None:
         """Note that ``piece`` is there; the shell ``command`` prints its SUM in the guest. See ``wait``."""
         self.wait()
         if self.comparable:

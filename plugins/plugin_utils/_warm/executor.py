@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
@@ -101,6 +101,7 @@ _ATTEMPTS = 4
 # No module is quicker than that: to ask before would only delay it.
 _QUICKEST = (0.015,)
 
+_NO_COMMAND = Command(b"")
 # Longer ones do not fit into a variable.
 _LONGEST_COMMAND = 100_000
 
@@ -143,15 +144,15 @@ class WarmPython:
             without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
             request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
             return self._run_module(request, archive, python.group(1))
-        begun = self.begin_shell(command.encode("utf-8", "surrogateescape"), stdin)
+        begun = self.begin_shell(Command.of(command), stdin)
         return begun() if begun else None
 
-    def begin_shell(self, command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def begin_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         """Start a shell command, whatever it is; see ``Shell`` in _guest/executor.py."""
-        if len(command) > _LONGEST_COMMAND or b"\0" in command:
+        if len(command.text) > _LONGEST_COMMAND or b"\0" in command.text:
             return None
         # Never what a server is started for: it may be there to install Python.
-        call = self._asked(_request("", "", command, stdin), new_number())
+        call = self._asked(_request("", "", command.text, stdin, command), new_number())
         return functools.partial(self._shell_ended, call) if call else None
 
     def _shell_ended(self, call: Call) -> ExecResult | None:
@@ -315,7 +316,7 @@ def _starter(spool: str, request: bytes, python: str, number: int, failed: str) 
     return command.encode("utf-8", "surrogateescape"), stdin
 
 
-def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
+def _request(python: str, archive: str, before: bytes, after: bytes, command: Command = _NO_COMMAND) -> bytes:
     """Return a request, as server.Request reads it."""
     marker = _MARKER.search(python)
     key = _MARKER.sub("BECOME-SUCCESS-", python)
@@ -326,6 +327,8 @@ def _request(python: str, archive: str, before: bytes, after: bytes) -> bytes:
         "path": PATH,
         "archive": archive,
         "before": len(before),
+        "call": [command.function, *command.arguments] if command.function else [],
+        "in_time": command.in_time,
         "users": bool(_USERS.search(before) or _USERS.search(after)),
     }
     return json.dumps(header).encode("ascii") + b"\n" + before + after

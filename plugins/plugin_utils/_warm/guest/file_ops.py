@@ -38,13 +38,8 @@ if TYPE_CHECKING:
 
     from .fresh import Fingerprint
 
-# Words that are themselves to a shell.
+# Paths that are themselves to a shell.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
-WORD = rb"[A-Za-z0-9_.@%+,:=-]+"
-AS_IT_IS = rb"o='' m='' k='' b"  # mode and owner, see _guest/file_ops.py
-IN_TIME = b": in time; "  # see _guest/login_shell.py
-PART = rb"tail -c \+(\d+) (%b) \| head -c (\d+)" % PLAIN
-SUM = rb"\{ : or CRC-32; if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi; \}"
 BLOCK = 512 << 10  # bytes that are read at once
 WINDOW = 64 << 20  # bytes that are mapped at once
 SET_DUMPABLE = 4  # for prctl()
@@ -68,12 +63,12 @@ class Commands(Work):
         """Run a shell command, which comes before its input. Its environment is that of a login."""
         command = request.program[: request.before]
         with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will say what is wrong
-            output = done_here(command, lambda: self.input_of(request))
+            output = called(request, self.input_of(request)) if request.call else done_here(command)
             if output is not None:
                 os.write(1, output)
                 last_word.say(0)
                 os._exit(0)
-        if command.startswith(IN_TIME):
+        if request.in_time:
             last_word.say(NOT_RUN)
             os._exit(0)
         with open("/proc/self/environ", "rb") as file:
@@ -86,25 +81,31 @@ class Commands(Work):
         os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], variables)
 
 
-def done_here(command: bytes, read: Callable[[], bytes]) -> bytes | None:
-    """Do what a shell would do and return what it would print; None if it takes a shell. ``read`` returns its input.
+def called(request: Request, content: bytes) -> bytes | None:
+    """Make the call that stands for a shell command, and return what that would print; None if it takes a shell.
+
+    ``content`` is the command's input.
 
     :raise OSError: if that cannot be done, after nothing that a shell would not do again.
-    :raise KeyError: if there is no such user.
     :raise ImportError: if there is no Zstandard.
     :raise ValueError: if that fails.
     """
-    if command.startswith(IN_TIME):
-        command = command[len(IN_TIME) :]
+    name, arguments = str(request.call[0]), request.call[1:]
+    given = [os.fsencode(value) if isinstance(value, str) else value for value in arguments]
+    return CALLS[name](*given, *([content] if name in WITH_INPUT else ()))
+
+
+def done_here(command: bytes) -> bytes | None:
+    """Do what a shell would do for ansible-core, and return what it would print; None if it takes a shell.
+
+    :raise OSError: if that cannot be done, after nothing that a shell would not do again.
+    :raise KeyError: if there is no such user.
+    """
     for pattern, action in KNOWN:
         match = pattern.fullmatch(command)
         if match:
             return action(*match.groups())
-    match = PLACE.fullmatch(command)
-    if not match:
-        return None
-    path, name, new, checksum = match.groups()
-    return placed(path, name, new, checksum, read())
+    return None
 
 
 # What ansible-core, 2.16 to 2.21, has a shell do before and after it copies something.
@@ -138,7 +139,7 @@ def remove(path: bytes) -> bytes:
     return b""
 
 
-# What _guest/transfer.py and _guest/checksum.py have a shell do with a small file, and with parts of a large one.
+# What module_utils/_guest has done with a small file, and with parts of a large one: see CALLS.
 
 
 def entered(path: bytes) -> int | None:
@@ -240,17 +241,14 @@ def sum_of_file(path: bytes) -> bytes | None:
     return sum_of(path, 0, sys.maxsize) if os.path.isfile(path) and os.path.getsize(path) else None
 
 
-def sha256_of_file(path: bytes, size: bytes | None) -> bytes | None:
+def sha256_of_file(path: bytes, size: int) -> bytes | None:
+    """Sum up a file; with a size that is not -1, what it begins with."""
     if not (os.path.isfile(path) and os.path.getsize(path)):
         return None
     summed = sha256()
-    for block in blocks(path, 0, int(size) if size else sys.maxsize):
+    for block in blocks(path, 0, size if size >= 0 else sys.maxsize):
         summed.update(block)
     return printed(summed.hexdigest())
-
-
-def sum_of_part(first: bytes, path: bytes, size: bytes) -> bytes:
-    return sum_of(path, int(first) - 1, int(size))
 
 
 def sum_of(path: bytes, start: int, size: int) -> bytes:
@@ -296,18 +294,20 @@ def make_room(spool: bytes) -> bytes:
     return b"zstd\n"
 
 
-def unpack(packer: bytes, packed: bytes, how: bytes, path: bytes, size: bytes) -> bytes:
-    """Add the content of a file, ``size`` bytes, to another. If that cannot be done, a shell is to find that as it was.
+def unpack(packer: bytes, packed: bytes, append: int, path: bytes, size: int) -> bytes:
+    """Write the content of a file, ``size`` bytes, to another, or add it.
+
+    If that cannot be done, a shell is to find the other as it was.
 
     :raise OSError: then.
     """
     with open(packed, "rb") as source:
         content = source.read()
     try:
-        content = zlib.decompress(content, wbits=31) if packer == b"gzip" else zstd_decompress(content, int(size))
+        content = zlib.decompress(content, wbits=31) if packer == b"gzip" else zstd_decompress(content, size)
     except (zlib.error, ValueError) as error:
         raise OSError("damaged") from error
-    with open(path, "ab" if how == b">>" else "wb", buffering=0) as sink:
+    with open(path, "ab" if append else "wb", buffering=0) as sink:
         start = sink.seek(0, os.SEEK_END)
         try:
             if sink.write(content) != len(content):
@@ -316,21 +316,21 @@ def unpack(packer: bytes, packed: bytes, how: bytes, path: bytes, size: bytes) -
             sink.truncate(start)
             raise
     end = start + len(content)
-    return sum_of(path, max(0, end - int(size)), int(size))
+    return sum_of(path, max(0, end - size), size)
 
 
-def pack(old: bytes, first: bytes, path: bytes, size: bytes, level: bytes, new: bytes) -> bytes | None:
-    if not os.path.isfile(path) or os.path.getsize(path) < int(first):
+def pack(path: bytes, start: int, size: int, level: int, new: bytes, old: bytes) -> bytes | None:
+    if not os.path.isfile(path) or os.path.getsize(path) <= start:
         return None
     room = os.statvfs(os.path.dirname(new))
-    if int(size) > room.f_bavail * room.f_frsize // 2:
+    if size > room.f_bavail * room.f_frsize // 2:
         return b""  # nothing is packed, and the content travels as it is
-    compressor = Compressor(int(level))
+    compressor = Compressor(level)
     with suppress(FileNotFoundError):
         os.unlink(old)
     checksum = 0
     with open(new, "wb", opener=private, buffering=0) as packed:
-        for block in blocks(path, int(first) - 1, int(size)):
+        for block in blocks(path, start, size):
             frame = compressor.compress(block)
             if packed.write(frame) != len(frame):
                 raise OSError("no room")
@@ -346,6 +346,23 @@ def sweep(path: bytes) -> bytes:
     return b""
 
 
+CALLS: dict[str, Callable[..., bytes | None]] = {
+    action.__name__: action
+    for action in (
+        make_room,
+        pack,
+        placed,
+        placed_beside,
+        sha256_of_file,
+        stage,
+        sum_of,
+        sum_of_file,
+        sweep,
+        unpack,
+    )
+}
+WITH_INPUT = ("placed",)
+# What ansible-core writes has no other form than its text.
 KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple(
     (re.compile(pattern), action)
     for pattern, action in (
@@ -357,22 +374,7 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
         ),
         (rb"chmod u\+rwx((?: %b)+)" % PLAIN, make_usable),
         (rb"rm -f -r (%b/ansible-tmp-[0-9.-]+)/? > /dev/null 2>&1" % PLAIN, remove),
-        (rb": stage; d=(%b) n=(%b) t=(%b)\n(?s:.*)" % (PLAIN, WORD, WORD), stage),
-        (rb": place; d=(%b) n=(%b) t=(%b) w='' c='' %b=1 x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS), placed_beside),
-        (rb"\[ -f (%b) \] && \[ -s \1 \] && %b <\1" % (PLAIN, SUM), sum_of_file),
-        (rb"\[ -f (%b) \] && \[ -s \1 \] && \{ (?:head -c (\d+) \| )?sha256sum; \} <\1" % PLAIN, sha256_of_file),
-        (rb"%b \| %b" % (PART, SUM), sum_of_part),
-        (rb"umask 077; set -C; : >(%b)\.0; : >\1\.1; command -v zstd \|\| :" % PLAIN, make_room),
-        (rb"(gzip|zstd) -dc <(%b) (>>?)(%b) && tail -c (\d+) \4 \| %b" % (PLAIN, PLAIN, SUM), unpack),
-        (
-            rb": or CRC-32; umask 077; rm -f (%b); %b \| zstd -c(\d+) >(%b)" % (PLAIN, PART, PLAIN),
-            pack,
-        ),
-        (rb"rm -f (%b/[A-Za-z0-9_][A-Za-z0-9_.-]*)\.\*" % PLAIN, sweep),
     )
-)
-PLACE = re.compile(
-    rb": place; d=(%b) n=(%b) t=(%b) w=([0-9a-f]{64}) c=- %b='' x=''\n(?s:.*)" % (PLAIN, WORD, WORD, AS_IT_IS)
 )
 
 

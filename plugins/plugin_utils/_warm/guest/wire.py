@@ -64,6 +64,8 @@ class Asked:
         self.path: str = header["path"]
         self.archive: str = header["archive"]
         self.before: int = header["before"]
+        self.call: list[str | int] = header["call"]  # that stands for the shell command, if one does
+        self.in_time: bool = header["in_time"]  # whether the command may have to be ended
         self.users: bool = header["users"]  # whether it may remove a user, who must not have processes then
 
 
@@ -83,7 +85,8 @@ class Request:
 
     A module's ``archive`` is told by a digest, and ``content`` is what is in it, if that is new. In the ``program``
     around it, its place is ``before`` bytes from the start. Without one, the first ``before`` bytes are a command
-    and the rest is its input. ``streams`` are the write ends of the pipes for output and errors.
+    and the rest is its input; ``call`` is a function of file_ops.py that does the same, and its arguments.
+    ``streams`` are the write ends of the pipes for output and errors.
     """
 
     def __init__(self, header: bytes, content: bytes, program: bytes, streams: Sequence[int] = ()) -> None:
@@ -96,6 +99,8 @@ class Request:
         self.archive: str = said["archive"]
         self.before: int = said["before"]
         self.forget: list[str] = said["forget"]
+        self.call: list[str | int] = said["call"]
+        self.in_time: bool = said["in_time"]
 
     def frame(self) -> bytes:
         """Return the request as it travels; the streams go with its first byte."""

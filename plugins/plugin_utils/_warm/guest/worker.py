@@ -213,7 +213,14 @@ class Interpreter:
             self.known.append(asked.archive)
             self.known, forget = self.known[-MOST_ARCHIVES:], self.known[:-MOST_ARCHIVES]
             content = asked.content
-        header = {"number": serial, "archive": asked.archive, "before": asked.before, "forget": forget}
+        header = {
+            "number": serial,
+            "archive": asked.archive,
+            "before": asked.before,
+            "forget": forget,
+            "call": asked.call,
+            "in_time": asked.in_time,
+        }
         return frame(json.dumps(header).encode("ascii"), content, asked.program)
 
     def send(self) -> None:

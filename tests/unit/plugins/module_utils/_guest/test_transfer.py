@@ -34,13 +34,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest import (
     transfer,
     zstd,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.file_ops import done_here
 from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers
+from ansible_collections.qemu.guest.tests.unit.warm import called_here
 
 SMALL, MIDDLE, LARGE = b"12345", b"8 bytes.", b"more than ten bytes"
 PROGRAMS = ("guest-exec", "guest-exec-status")
@@ -330,17 +330,17 @@ def test_fetch_of_what_shrinks_over_a_quick_channel(executor: GuestExec, quick: 
 
 @pytest.fixture
 def asked(executor: GuestExec, guest: Guest, programs: bool) -> list[str]:
-    """An interpreter in the guest does some shell commands. Returns those that it was asked for."""
+    """An interpreter in the guest does some commands. Returns the functions that it was asked for."""
     commands: list[str] = []
 
-    def begin(command: bytes, stdin: bytes) -> Callable[[], ExecResult | None]:
-        commands.append(command.decode())
-        here = commands[-1].replace(SPOOL, guest.spool).encode()
+    def begin(command: Command, stdin: bytes) -> Callable[[], ExecResult | None]:
+        commands.append(f"unpack {command.arguments[0]}" if command.function == "unpack" else command.function)
+        here = [value.replace(SPOOL, guest.spool) if isinstance(value, str) else value for value in command.arguments]
         outputs: list[bytes] = []
 
         def run() -> None:
             with suppress(OSError, ImportError, ValueError):
-                output = done_here(here, lambda: stdin)
+                output = called_here(command._replace(arguments=here), stdin)
                 if output is not None:
                     outputs.append(output)
 
@@ -360,8 +360,8 @@ def asked(executor: GuestExec, guest: Guest, programs: bool) -> list[str]:
 
 def kinds(commands: list[str]) -> list[str]:
     """Return what they do."""
-    words = {" | zstd -c1 >": "pack", "rm -f ": "sweep", "zstd -dc": "unpack", "command -v zstd": "room"}
-    return [next((kind for word, kind in words.items() if word in command), "else") for command in commands]
+    kinds = {"pack": "pack", "sweep": "sweep", "unpack zstd": "unpack", "make_room": "room"}
+    return [kinds.get(command, "else") for command in commands]
 
 
 @pytest.mark.parametrize("size", [0, 300, 301, 1300, 3999, 4000, 4001, 8300, len(TEXT)])
@@ -447,14 +447,14 @@ def test_fetch_where_what_packs_is_lost(
 ) -> None:
     begin = executor.shell
     assert begin
-    waits: list[bytes] = []
+    waits: list[Command] = []
 
-    def begun(command: bytes, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def begun(command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         def lost() -> NoReturn:
             waits.append(command)
             raise OutcomeUnknownError("the agent is gone")
 
-        return lost if b"zstd" in command else begin(command, stdin)
+        return lost if command.function == "pack" else begin(command, stdin)
 
     executor.shell = begun
     (tmp_path / "file").write_bytes(TEXT)
@@ -571,7 +571,7 @@ def test_put_where_an_interpreter_unpacks(
     put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
     assert not list(tmp_path.glob("spool.*"))
-    zstd = [command for command in asked if command.startswith("zstd -dc")]
+    zstd = [command for command in asked if command == "unpack zstd"]
     assert len(zstd) == {"": 5, "here": 0, "there": 1}[lacks]
     assert (sent_to(server) < len(TEXT) / 2) is (lacks != "there")
 

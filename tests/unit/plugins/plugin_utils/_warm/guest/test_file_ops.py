@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import os
@@ -27,9 +26,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
     sha256_command,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import pack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import Attributes, place_command, stage_command
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import IN_TIME, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, sweep_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import spool_command, unpack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
@@ -37,7 +37,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, SPOOL, shell_warmed
+from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, SPOOL, called_here, shell_warmed
 
 COMMANDS = {
     "output": r"printf 'o\377\0'; printf 'e\n' >&2",
@@ -82,7 +82,7 @@ def test_shell_command_is_as_plain(agent: Runner, warm: WarmPython, command: str
 def test_shell_commands_beside_each_other(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     shell_warmed(warm)
     before = len(guest.files)
-    begun = [warm.begin_shell(command, b"") for command in (b"sleep 0.3; echo slow", b"exit 3")]
+    begun = [warm.begin_shell(Command(command), b"") for command in (b"sleep 0.3; echo slow", b"exit 3")]
     result = warm.run("echo other", b"")
     assert result and result.stdout == b"other\n"
     ended = [one() for one in begun if one]
@@ -97,13 +97,14 @@ MAKE = (
 REMOVE = f"rm -f -r {{0}}/{NAME}/ > /dev/null 2>&1"
 
 
-INPUT = hashlib.sha256(b"its \xff input\n").hexdigest()
+INPUT = b"its \xff input\n"
+INPUT_SUM = hashlib.sha256(INPUT).hexdigest()
 
 
 LIST = r"find . -printf '%p %m %U %y %l\n' | sort; find . -type f -printf '%p %s\n' | sort"
 
 
-def around_modules(base: Path) -> Iterator[str]:
+def around_modules(base: Path) -> Iterator[str | Command]:
     """What ansible-core has a shell do around its modules, here below a directory, and what shows what was done."""
     yield from ["echo ~", "echo ~root", "echo ~nobody_of_this_name"]
     for parent in (f"{base}/a/b", f"{base}/file", f"{base}/link/c", f"{base}/with space", f"{base}/it's"):
@@ -121,7 +122,7 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file"
     yield f"cd {base}; mkdir directory; mkfifo fifo; : >empty"
     for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
-        yield place_command(f"{base}/{name}", sha256=INPUT, new=".new")
+        yield place_command(f"{base}/{name}", sha256=INPUT_SUM, new=".new")
         yield place_command(f"{base}/{name}", sha256="0" * 64, new=".new")
         yield stage_command(f"{base}/{name}", ".staged")
         yield place_command(f"{base}/{name}", content="", new=".staged", safe=True)
@@ -132,11 +133,11 @@ def around_modules(base: Path) -> Iterator[str]:
     yield f"cd {base}; mkdir theirs; chown 54321 theirs; ln -s theirs to-theirs; ln -s kept theirs/to-kept"
     yield f"cd {base}; chown -h 54321 theirs/to-kept; touch theirs/old; chown 54321 theirs/old"
     for name in ("theirs/new", "theirs/old", "to-theirs/new", "theirs/to-kept/new"):
-        yield place_command(f"{base}/{name}", sha256=INPUT, new=".new")
+        yield place_command(f"{base}/{name}", sha256=INPUT_SUM, new=".new")
     yield stage_command(f"{base}/theirs/new", ".staged.by-a-test")
     yield f"rm -f /var/tmp/.staged.by-a-test; cd {base}; {LIST}"
-    yield place_command("/dev/null", sha256=INPUT, new=".new")
-    yield place_command("/dev/full", sha256=INPUT, new=".new")
+    yield place_command("/dev/null", sha256=INPUT_SUM, new=".new")
+    yield place_command("/dev/full", sha256=INPUT_SUM, new=".new")
     yield f"cd {base}; rm -f to-nothing to-file; ln -s nowhere to-nothing; ln -s file to-file; : >file"
     yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
     for names in (["shared/", "new"], ["to-file"], ["none"], ["to-nothing", "empty"], ["empty", "none", "part"]):
@@ -174,43 +175,52 @@ def around_modules(base: Path) -> Iterator[str]:
         yield unpack_command(ZSTD, f"{base}/{name}", f"{base}/out", 7, append=True)
     yield f"cat {base}/out"
     yield f"cd {base}; touch spool spoolx .spool.1; mkdir -p spool.d/x; find . | sort"
-    yield f"rm -f {base}/spool.*"
+    yield sweep_command(f"{base}/spool")
     yield f"rm -r {base}/spool.d; rm -f {base}/none.*"
     yield f"cd {base}; touch spool.5 spool.6"
-    yield f"rm -f {base}/spool.*"
+    yield sweep_command(f"{base}/spool")
     yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort; cat new file kept/x"
 
 
 def test_commands_around_modules_are_as_plain(agent: Runner, warm: WarmPython, tmp_path: Path) -> None:
+    """Those that are calls are as their shell text."""
     shell_warmed(warm)
+
+    def by_warm(command: Command) -> ExecResult | None:
+        begun = warm.begin_shell(command, INPUT)
+        return begun() if begun else None
+
     results = []
-    for name, run in (("warm", warm.run), ("plain", lambda command, stdin: run_shell(agent, command.encode(), stdin))):
+    for name, run in (("warm", by_warm), ("plain", lambda command: run_shell(agent, command.text, INPUT))):
         base = tmp_path / name
         base.mkdir()
         (base / "file").touch()
         (base / "link").symlink_to(base)
         lines = []
-        for command in around_modules(base):
-            result = run(command, b"its \xff input\n")
+        for given in around_modules(base):
+            command = given if isinstance(given, Command) else Command.of(given)
+            result = run(command)
             assert result is not None
             texts = [
                 text.decode("utf-8", "replace").replace(str(base), "BASE") for text in (result.stdout, result.stderr)
             ]
-            lines.append([command.replace(str(base), "BASE"), result.rc, *texts])
+            text = command.text.decode().replace(str(base), "BASE")
+            lines.append([command.function, text, result.rc, *texts])
         results.append(lines)
     for warm_line, plain_line in zip(*results, strict=True):
-        if ": or CRC-32;" in warm_line[0] and warm_line[1] == 0:
-            assert re.fullmatch(r"[0-9a-f]{8}  -\n", warm_line[2]) or warm_line == plain_line
-            warm_line[2] = plain_line[2] = "a checksum"
-        elif "command -v zstd" in warm_line[0] and warm_line[1] == 0:  # a shell prints where that is
-            assert warm_line[2]
-            warm_line[2] = plain_line[2] = "something"
+        function, _text, rc, printed, _errors = warm_line
+        if function in ("sum_of", "sum_of_file", "unpack", "pack") and rc == 0:
+            assert re.fullmatch(r"[0-9a-f]{8}  -\n", printed) or warm_line == plain_line
+            warm_line[3] = plain_line[3] = "a checksum"
+        elif function == "make_room" and rc == 0:  # a shell prints where that is
+            assert printed
+            warm_line[3] = plain_line[3] = "something"
         assert warm_line == plain_line
 
 
-def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_ansible_core_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/one")
-    done_here = functools.partial(file_ops.done_here, read=lambda: b"its input")
+    done_here = file_ops.done_here
     assert done_here(b"echo ~") == b"/home/one\n"
     assert done_here(b"echo ~root") == b"/root\n"
     parent = tmp_path / "a" / "b"
@@ -221,49 +231,66 @@ def test_commands_around_modules_need_no_shell(tmp_path: Path, monkeypatch: pyte
     assert done_here(REMOVE.format(parent).encode()) == b""
     assert not made.exists()
     path = tmp_path / "file"
-    checksum = hashlib.sha256(b"its input").hexdigest()
-    assert done_here(place_command(str(path), sha256=checksum).encode()) == checksum.encode()
-    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
-    staged = done_here(stage_command(str(path), ".new").encode())
-    assert staged == f"{tmp_path}/.new".encode()
-    assert stat.S_IMODE((tmp_path / ".new").stat().st_mode) == 0o600
-    (tmp_path / ".new").write_bytes(b"its input")
-    path.chmod(0o640)
-    assert done_here(place_command(str(path), content="", new=".new", safe=True).encode()) == b""
-    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o640)
-    path.chmod(0o600)
+    path.touch(0o600)
     assert done_here(f"chmod u+rwx {parent}/ {path}".encode()) == b""
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    printed = [f"{zlib.crc32(data):08x}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
-    assert done_here(file_command(str(path)).encode()) == printed[0]
-    assert done_here(IN_TIME.encode() + part_command(str(path), 4, 4).encode()) == printed[1]
-    for size, data in ((None, b"its input"), (4, b"its "), (99, b"its input")):
-        summed = done_here(sha256_command(str(path), size).encode())
-        assert summed == hashlib.sha256(data).hexdigest().encode() + b"  -\n"
-    (tmp_path / "part").write_bytes(gzip.compress(b"more"))
-    assert done_here(unpack_command(GZIP, f"{tmp_path}/part", str(path), 4, append=True).encode()) == printed[2]
-    (tmp_path / "part").write_bytes(Compressor(1).compress(b"more"))
-    assert done_here(unpack_command(ZSTD, f"{tmp_path}/part", str(path), 4, append=True).encode()) == printed[2]
-    assert path.read_bytes() == b"its inputmoremore"
-    spool = tmp_path / "spool"
-    assert done_here(spool_command(str(spool)).encode())
-    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("spool.0", "spool.1")] == [0o600] * 2
-    packed = pack_command(ZSTD, str(path), range(4, 8), f"{spool}.2", f"{spool}.1").encode()
-    assert done_here(packed) == printed[1]
-    assert zstd_decompress((tmp_path / "spool.2").read_bytes(), 4) == b"inpu"
-    assert stat.S_IMODE((tmp_path / "spool.2").stat().st_mode) == 0o600
-    assert sorted(path.name for path in tmp_path.glob("spool.*")) == ["spool.0", "spool.2"]
-    assert done_here(f"rm -f {spool}.*".encode()) == b""
-    assert not list(tmp_path.glob("spool.*"))
     for command in (
         f"rm -f -r {parent} > /dev/null 2>&1",
         "echo ~; id",
         MAKE.format("/a$(id)"),
         REMOVE.format("a"),
-        place_command("/a b", sha256=checksum),
-        place_command("/a", Attributes(mode="644"), sha256=checksum),
     ):
         assert done_here(command.encode()) is None
+
+
+@pytest.mark.parametrize("name", ["file", "a 'file' \udcff"])
+def test_calls_need_no_shell(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    checksum = hashlib.sha256(b"its input").hexdigest()
+    assert called_here(place_command(str(path), sha256=checksum), b"its input") == checksum.encode()
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o600)
+    assert called_here(stage_command(str(path), ".new")) == f"{tmp_path}/.new".encode()
+    assert stat.S_IMODE((tmp_path / ".new").stat().st_mode) == 0o600
+    (tmp_path / ".new").write_bytes(b"its input")
+    path.chmod(0o640)
+    assert called_here(place_command(str(path), content="", new=".new", safe=True)) == b""
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o640)
+    printed = [f"{zlib.crc32(data):08x}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
+    assert called_here(file_command(str(path))) == printed[0]
+    assert called_here(part_command(str(path), 4, 4)) == printed[1]
+    for size, data in ((None, b"its input"), (4, b"its "), (99, b"its input")):
+        summed = called_here(sha256_command(str(path), size))
+        assert summed == hashlib.sha256(data).hexdigest().encode() + b"  -\n"
+    (tmp_path / "part").write_bytes(gzip.compress(b"more"))
+    assert called_here(unpack_command(GZIP, f"{tmp_path}/part", str(path), 4, append=True)) == printed[2]
+    (tmp_path / "part").write_bytes(Compressor(1).compress(b"more"))
+    assert called_here(unpack_command(ZSTD, f"{tmp_path}/part", str(path), 4, append=True)) == printed[2]
+    assert path.read_bytes() == b"its inputmoremore"
+    spool = tmp_path / "spool"
+    assert called_here(spool_command(str(spool)))
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("spool.0", "spool.1")] == [0o600] * 2
+    packed = pack_command(ZSTD, str(path), range(4, 8), f"{spool}.2", f"{spool}.1")
+    assert called_here(packed) == printed[1]
+    assert zstd_decompress((tmp_path / "spool.2").read_bytes(), 4) == b"inpu"
+    assert stat.S_IMODE((tmp_path / "spool.2").stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.glob("spool.*")) == ["spool.0", "spool.2"]
+    assert called_here(sweep_command(str(spool))) == b""
+    assert not list(tmp_path.glob("spool.*"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        place_command("/a", Attributes(mode="644"), sha256="0" * 64),
+        place_command("/a", Attributes(label=True), sha256="0" * 64),
+        place_command("/a", sha256="0" * 64, safe=True),
+        place_command("/a", content="/b", sha256="0" * 64),
+        place_command("/a"),
+        pack_command(GZIP, "/a", range(4), "/b", "/c"),
+    ],
+)
+def test_what_only_a_shell_does_is_no_call(command: Command) -> None:
+    assert not command.function
 
 
 def test_command_that_may_have_to_be_ended_is_not_left_to_a_shell(
@@ -271,11 +298,11 @@ def test_command_that_may_have_to_be_ended_is_not_left_to_a_shell(
 ) -> None:
     """A shell that an interpreter has become can be ended by nobody."""
     shell_warmed(warm)
-    begun = warm.begin_shell(f"{IN_TIME}touch {tmp_path}/done".encode(), b"")
+    begun = warm.begin_shell(Command(f"touch {tmp_path}/done".encode(), in_time=True), b"")
     assert begun and begun() is None
     assert not (tmp_path / "done").exists()
     (tmp_path / "file").write_bytes(b"content")
-    begun = warm.begin_shell(f"{IN_TIME}{sha256_command(f'{tmp_path}/file')}".encode(), b"")
+    begun = warm.begin_shell(sha256_command(f"{tmp_path}/file")._replace(in_time=True), b"")
     result = begun() if begun else None
     assert result and result.stdout == hashlib.sha256(b"content").hexdigest().encode() + b"  -\n"
 
@@ -298,7 +325,7 @@ def test_nobody_waits_at_a_fifo_in_the_place_of_a_file(
             pack_command(ZSTD, path, range(100), f"{tmp_path}/new", f"{tmp_path}/old"),
         ):
             with pytest.raises(OSError, match="not a regular file"):
-                file_ops.done_here(command.encode(), lambda: b"")
+                called_here(command)
     finally:
         os.close(holder)
 
@@ -324,7 +351,7 @@ def crc32(*arguments):
     os.truncate(sys.argv[2], 0)
     return whole(*arguments)
 zlib.crc32 = crc32
-file_ops.sum_of_part(b"5", os.fsencode(sys.argv[2]), b"100000")
+file_ops.sum_of(os.fsencode(sys.argv[2]), 4, 100000)
 """
 
 
@@ -353,5 +380,5 @@ def test_parts_of_a_file_are_summed_up(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(file_ops, "WINDOW", 70_000)
     content = os.urandom(300_000)
     (tmp_path / "file").write_bytes(content)
-    printed = file_ops.sum_of_part(b"%d" % (start + 1), os.fsencode(tmp_path / "file"), b"%d" % size)
+    printed = file_ops.sum_of(os.fsencode(tmp_path / "file"), start, size)
     assert printed == b"%08x  -\n" % zlib.crc32(content[start : start + size])
