@@ -44,7 +44,7 @@ SUM = f"{OR_CRC32}; if command -v b2sum >/dev/null; then b2sum; else sha256sum; 
 
 # Bytes per second that the slowest guest reads and sums up, and what a file may have that nobody knows the size of.
 _SLOWEST = 256 << 10
-_UNKNOWN = 1 << 30
+_UNKNOWN = 4 << 30
 
 _BLAKE2B, _SHA256 = 128, 64  # digits
 
