@@ -34,7 +34,9 @@ def agent(agents: dict[str, LooseAgent]) -> LooseAgent:
 def rewritten(agent: LooseAgent) -> Iterator[str]:
     """A file that is written to all the time; its size stays."""
     look(agent, "mkdir -p /srv/changes; head -c 3000000 /dev/urandom >/srv/changes/file")
-    loop = "while :; do head -c 1000000 /dev/urandom | dd of=/srv/changes/file conv=notrunc status=none; done"
+    # In small steps, so that hardly any time passes without one.
+    write = "dd if=/dev/urandom of=/srv/changes/file bs=10000 count=300 conv=notrunc status=none"
+    loop = f"while :; do {write}; done & while :; do {write}; done"
     with subprocess.Popen([*agent.shell, loop], start_new_session=True) as process:
         yield "/srv/changes/file"
         with suppress(ProcessLookupError):
