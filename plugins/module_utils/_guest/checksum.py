@@ -40,7 +40,7 @@ without a shell prints CRC-32."""
 
 # Bytes per second that the slowest guest reads and sums up, and what a file may have that nobody knows the size of.
 _SLOWEST = 256 << 10
-_UNKNOWN = 1 << 30
+_UNKNOWN = 4 << 30
 
 _BLAKE2B, _SHA256 = 128, 64  # digits
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._channel import parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Run, guest_variables, look, releases
 from lab.agent import LooseAgent
@@ -138,8 +140,9 @@ def test_output_is_the_task_s(make_ansible: MakeAnsible, agent: LooseAgent, vari
 
 def test_refusal_is_remembered(make_ansible: MakeAnsible, agent: LooseAgent, variables: dict[str, Any]) -> None:
     """From task to task: the first finds that a password is asked for, and none after it tries without."""
-    count = ": >/tmp/calls; chmod 666 /tmp/calls; cat >/usr/local/bin/counted; chmod 755 /usr/local/bin/counted"
-    look(agent, f"{count} <<'END'\n{COUNTED}END")
+    look(agent, f"cat >/usr/local/bin/counted <<'END'\n{COUNTED}END\nchmod 755 /usr/local/bin/counted")
+    look(agent, ": >/tmp/calls; chmod 666 /tmp/calls")
+    dismiss(parse_address(str(agent.agent_socket)))  # with what another test has found
     how = become("sudo", "qgauser", "secret", by=f"{BY_ANOTHER} counted")
     tasks = [{"ansible.builtin.command": "id -un", **how}] * 4
     play(make_ansible, variables, tasks, ["r | map(attribute='stdout') | unique | list == ['qgauser']"])
