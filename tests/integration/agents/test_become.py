@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._channel import parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._shared import dismiss
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Run, guest_variables, look, releases
 from lab.agent import LooseAgent
