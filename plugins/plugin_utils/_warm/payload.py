@@ -65,28 +65,11 @@ class Archive(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def read_archive(encoded: bytes) -> Archive | None:
     """Return what is in an archive, given in base64; None if that is not as it should be."""
-    table = {}
-    content = hashlib.sha256()
-    places = []
     try:
         packed = base64.b64decode(encoded, validate=True)
-        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-            for entry in archive.infolist():
-                name = entry.filename
-                text = archive.read(entry)
-                digest = hashlib.sha256(text).hexdigest()[:32]
-                content.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
-                if name.endswith(".py"):
-                    package = name.endswith("/__init__.py")
-                    module = name[: -len("/__init__.py" if package else ".py")].replace("/", ".")
-                    table[module] = (digest, package)
-                lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
-                source = (digest, (text, f"{_NAME}/{name}")) if name.endswith(".py") else None
-                places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size, source))
+        digest, table, places = _contents(packed)
     except (NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error):
         return None
-    names = json.dumps(table).encode("ascii")
-    whole = content.hexdigest()
     parts, sources, between, listed = {}, {}, [], []
     end = length = 0
     for start, size, source in sorted(places):
@@ -101,6 +84,25 @@ def read_archive(encoded: bytes) -> Archive | None:
                 sources[checksum] = source
             listed.append((checksum, length))
     between.append(packed[end:])
-    lines = b"\n".join([json.dumps(listed).encode("ascii"), names, b"".join(between)])
-    checksum = hashlib.sha256(whole.encode("ascii") + lines).hexdigest()
-    return Archive(whole, checksum.encode("ascii") + b"\n" + lines, parts, sources)
+    lines = b"\n".join([*(json.dumps(line).encode("ascii") for line in (listed, table)), b"".join(between)])
+    checksum = hashlib.sha256(digest.encode("ascii") + lines).hexdigest()
+    return Archive(digest, checksum.encode("ascii") + b"\n" + lines, parts, sources)
+
+
+def _contents(packed: bytes) -> tuple[str, dict[str, tuple[str, bool]], list[tuple[int, int, Source | None]]]:
+    """Return the digest of what is in an archive; of its modules, digest and whether they are packages; and of each
+    file, where what was compressed of it begins, how long that is, and its source.
+    """
+    content, table, places = hashlib.sha256(), {}, []
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        for entry in archive.infolist():
+            name, text = entry.filename, archive.read(entry)
+            digest = hashlib.sha256(text).hexdigest()[:32]
+            content.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
+            if name.endswith(".py"):
+                package = name.endswith("/__init__.py")
+                table[name[: -len("/__init__.py" if package else ".py")].replace("/", ".")] = (digest, package)
+            lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
+            source = (digest, (text, f"{_NAME}/{name}")) if name.endswith(".py") else None
+            places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size, source))
+    return content.hexdigest(), table, places
