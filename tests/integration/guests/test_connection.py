@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
@@ -50,6 +52,7 @@ def test_ansible_cores_own_tests_of_connections(hosts: Hosts, make_ansible: Make
     run_connection_tests(make_ansible(hosts))
 
 
+@pytest.mark.whole  # without a guest, they are run with each agent
 def test_ansible_cores_own_tests_of_raw(guest: Guest, make_ansible: MakeAnsible) -> None:
     run = run_target(make_ansible({"guest": guest_variables(guest)}), "raw")
     assert run.recap["guest"]["ok"] > 20

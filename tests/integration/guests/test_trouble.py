@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.guests.conftest import blocked
 from ansible_collections.qemu.guest.tests.integration.harness import (
@@ -152,6 +154,7 @@ def test_program_that_will_not_end(make_ansible: MakeAnsible, guest: Guest) -> N
     assert look(guest, "pgrep -f 'sleep 1000' || echo none") == "none\n"
 
 
+@pytest.mark.whole
 def test_machine_ends_in_the_middle(make_ansible: MakeAnsible, tmp_path: Path) -> None:
     with Guest("bookworm") as guest:
         ansible = make_ansible(variables(guest, ansible_qga_timeout=20))
