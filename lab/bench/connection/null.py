@@ -5,8 +5,8 @@
 
 No module is run, since that would add its own time: ansible-core prepares and packs each task as for any connection
 with pipelining, and a prepared answer is there at once, in the process that asks. Nothing of this machine is changed: a
-directory stands for the guest's files, so that `copy` and `template` find what they wrote, and take the same steps as in
-a guest.
+directory stands for the guest's files, so that `copy` and `template` find what they wrote and take the same steps as
+in a guest.
 """
 
 from __future__ import annotations
