@@ -26,14 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONNECTIONS = Path(__file__).with_name("connection")
 PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}
 # Those that are named elsewhere.
-QGA, LIBVIRT, LIBVIRT_QEMU, MITOGEN, NULL, SSH = (
-    "qga",
-    "qga, libvirt:",
-    "libvirt_qemu",
-    "mitogen over ssh",
-    "null",
-    "ssh",
-)
+QGA, LIBVIRT = "qga", "qga, libvirt"
+LIBVIRT_QEMU, MITOGEN, SSH, NULL = "libvirt_qemu", "mitogen over ssh", "ssh", "null"
 Task = dict[str, Any]
 RESET: Task = {"ansible.builtin.meta": "reset_connection"}
 

@@ -50,7 +50,8 @@ def _compared(contenders: Sequence[Contender]) -> list[tuple[Contender, Contende
 
 
 def _short(one: Contender) -> str:
-    return "libvirt:" if one.name == LIBVIRT else one.name.partition(" ")[0]
+    """Return a contender's name for the head of a column: "mitogen over ssh" is mitogen, "qga, libvirt" libvirt."""
+    return one.name.removeprefix(f"{QGA}, ").partition(" ")[0]
 
 
 def _head(*columns: str) -> list[str]:

@@ -54,9 +54,9 @@ def test_plays_table_two_rounds_ratios_of_medians() -> None:
         "libvirt_qemu / qga": "15.0",
         "mitogen / qga": "0.5",
         "ssh / qga": "10.0",
-        "libvirt_qemu / libvirt:": "10.0",
+        "libvirt_qemu / libvirt": "10.0",
         "qga / null": "2.0",
-        "libvirt: / null": "3.0",
+        "libvirt / null": "3.0",
     }
 
 
