@@ -54,9 +54,9 @@ options:
 Reply = tuple[int, bytes, bytes]
 Answer = dict[str, Any]
 
-# The last lines of what ansible-core pipes: the arguments of the call that runs the module.
-_MODULE = re.compile(rb"^module_fqn='ansible\.modules\.(\w+)',$", re.MULTILINE)
-_PARAMETERS = re.compile(rb"^params=(.+),$", re.MULTILINE)
+# Of what ansible-core pipes, here as in 2.16 and as since 2.19.
+_MODULE = re.compile(rb"(?:module_fqn|mod_name)='ansible\.modules\.(\w+)',")
+_PARAMETERS = re.compile(rb"(?:\nparams=|ANSIBALLZ_PARAMS = )(['\"].+['\"]),?\n")
 # What ansible-core and the bench's plays have a shell do that leaves or needs a trace.
 _MAKE_TEMPORARY = re.compile(r"echo (ansible-tmp-[\w.-]+)=")
 _REMOVE = re.compile(r"\brm (?:-rf|-f -r) (/[\w./-]+)")
@@ -128,7 +128,7 @@ class Connection(ConnectionBase):
     def _run_module(self, program: bytes) -> bytes:
         module, parameters = _MODULE.search(program), _PARAMETERS.search(program)
         if module is None or parameters is None:
-            raise AnsibleConnectionFailure("the null connection knows modules as ansible-core 2.19 and newer pack them")
+            raise AnsibleConnectionFailure("the null connection does not know what this ansible-core pipes")
         name = module.group(1).decode()
         if name == "setup":
             return self._facts(program)
