@@ -49,8 +49,7 @@ def _measure(rounds: int, date: str, write: bool) -> None:
             loads = [os.getloadavg()[0]]
             tables = _tables(bench, rounds)
             loads.append(os.getloadavg()[0])
-            counts = bench.count()
-            lines = [*tables, "", *report.counts_table(counts)]
+            lines = [*tables, "", *report.counts_table(*bench.count())]
             conditions = report.conditions(domain, rounds, date, loads)
         # The same where nothing is emulated: an agent and an SSH server on the same files, on this processor.
         with LooseAgent(RELEASE) as agent:
@@ -75,7 +74,7 @@ def _tables(bench: Bench, rounds: int, where: str = "") -> list[str]:
     for number in range(rounds):
         bench.cold(number)
     plays = report.plays_table(bench.contenders, f"seconds{where}")
-    return [*plays, "", *report.rates_table(bench.contenders[0], bench.contenders[-1], bench.bare, f"MB/s{where}")]
+    return [*plays, "", *report.rates_table(bench.contenders, bench.bare, f"MB/s{where}")]
 
 
 if __name__ == "__main__":

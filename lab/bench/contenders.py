@@ -23,7 +23,11 @@ from lab.host import LabError
 from lab.libvirt import Domain
 
 ROOT = Path(__file__).resolve().parents[2]
+CONNECTIONS = Path(__file__).with_name("connection")
 PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}
+# Those that are named elsewhere.
+QGA, LIBVIRT = "qga", "qga, libvirt"
+LIBVIRT_QEMU, MITOGEN, SSH, NULL = "libvirt_qemu", "mitogen over ssh", "ssh", "null"
 Task = dict[str, Any]
 RESET: Task = {"ansible.builtin.meta": "reset_connection"}
 
@@ -42,33 +46,52 @@ class Contender:
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is a way of this collection's."""
+        return self.name.startswith(QGA)
 
-def contenders(subject: Domain | LooseAgent) -> list[Contender]:
-    """Return those that there are: this collection as it comes is the first, ssh the last."""
+
+def null(directory: Path) -> Contender:
+    """Return the null connection, with a directory for what stands for the guest's files; see connection/null.py."""
+    return Contender(NULL, {**PYTHON, "ansible_connection": "null", "ansible_null_directory": str(directory)})
+
+
+def contenders(subject: Domain | LooseAgent, scratch: Path) -> list[Contender]:
+    """Return those that there are, this collection as it comes first."""
     address = str(subject.agent_socket)
     qga = {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": address}
     over_ssh = {**PYTHON, **ssh.variables(subject), "ansible_ssh_pipelining": True}
     emulated = isinstance(subject, Domain)
     found = [
-        Contender("qga", qga),
+        Contender(QGA, qga),
         Contender("qga, no warm Python", {**qga, "ansible_qga_warm_python": False}, slow=emulated),
         Contender("qga, guest-exec", {**qga, "ansible_qga_exec_method": "guest-exec"}, slow=emulated),
     ]
-    if isinstance(subject, Domain) and (_site() / "ansible_collections" / "community" / "libvirt").exists():
-        libvirt_qemu = {
-            **PYTHON,
-            "ansible_connection": "community.libvirt.libvirt_qemu",
-            "ansible_libvirt_uri": subject.daemon.uri,
-            "ansible_host": subject.name,
-        }
-        found.append(Contender("libvirt_qemu", libvirt_qemu, slow=True))
+    if isinstance(subject, Domain):
+        found += _through_libvirt(subject)
     strategies = _strategies()
     if strategies:
         mitogen = {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(strategies)}
         mitogen["ANSIBLE_HOST_KEY_CHECKING"] = "false"  # it overrides ssh's arguments
         # It takes the place of connections that it knows, by this name.
-        found.append(Contender("mitogen over ssh", {**over_ssh, "ansible_connection": "ssh"}, mitogen))
-    return [*found, Contender("ssh", over_ssh)]
+        found.append(Contender(MITOGEN, {**over_ssh, "ansible_connection": "ssh"}, mitogen))
+    return [*found, Contender(SSH, over_ssh), null(scratch / "null")]
+
+
+def _through_libvirt(domain: Domain) -> list[Contender]:
+    """Return the ways to the agent whose channel libvirt has."""
+    ours = {"ansible_qga_address": f"libvirt:{domain.name}", "ansible_qga_libvirt_uri": domain.daemon.uri}
+    found = [Contender(LIBVIRT, {**PYTHON, "ansible_connection": "qemu.guest.qga", **ours})]
+    if (_site() / "ansible_collections" / "community" / "libvirt").exists():
+        libvirt_qemu = {
+            **PYTHON,
+            "ansible_connection": "community.libvirt.libvirt_qemu",
+            "ansible_libvirt_uri": domain.daemon.uri,
+            "ansible_host": domain.name,
+        }
+        found.append(Contender(LIBVIRT_QEMU, libvirt_qemu, slow=True))
+    return found
 
 
 def _site() -> Path:
@@ -89,6 +112,7 @@ def environment(scratch: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHON"))}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     own = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(scratch / "ansible")}
+    own["ANSIBLE_CONNECTION_PLUGINS"] = str(CONNECTIONS)
     return {**kept, **own, "ANSIBLE_LOCALHOST_WARNING": "false", "LC_ALL": "C.UTF-8"}
 
 

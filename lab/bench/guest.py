@@ -18,7 +18,21 @@ from statistics import median
 from typing import Any
 
 from lab.agent import LooseAgent
-from lab.bench.contenders import RESET, ROOT, Contender, Task, contenders, environment, run, seconds_of
+from lab.bench.contenders import (
+    LIBVIRT,
+    MITOGEN,
+    NULL,
+    QGA,
+    RESET,
+    ROOT,
+    SSH,
+    Contender,
+    Task,
+    contenders,
+    environment,
+    run,
+    seconds_of,
+)
 from lab.bench.plays import (
     FEWER_FILES,
     FILES,
@@ -47,6 +61,15 @@ FILE_SIZE = 16 * MEGABYTE
 CHUNKS = (256 << 10, 1 << 20, 3 << 20)  # of a bare loop; base64 makes 4 MiB of the last
 IN_GUEST = "/root/bench.bin"
 KINDS = ("random", "text")
+# Over the others, files are as quick or as slow as over one of these.
+TRANSFERRING = (QGA, LIBVIRT, SSH, NULL)
+# A tree of many files takes them seconds, the others minutes.
+MANY_FILES = (QGA, LIBVIRT, NULL)
+# Those whose start takes a while, and the one that needs none.
+STARTING = (QGA, LIBVIRT, MITOGEN, NULL)
+
+Counts = tuple[float, float, float]
+"""Requests, bytes out and bytes back."""
 
 
 def progress(text: str) -> None:
@@ -69,7 +92,7 @@ class Bench:
     def __init__(self, subject: Domain | LooseAgent, scratch: Path) -> None:
         self._subject = subject
         self._scratch = scratch
-        self.contenders = contenders(subject)
+        self.contenders = contenders(subject, scratch)
         self._bare: dict[str, dict[int, list[float]]] = {way: defaultdict(list) for way in ("put", "fetch")}
         prepare(self._scratch)
         # Random: nothing compresses that, neither this collection nor ssh, which Ansible tells to.
@@ -92,13 +115,13 @@ class Bench:
                 self._note(number, one, title, self._seconds_of(one, tasks))
         for one in taking_part:
             if not one.slow:
-                files = FILES if one.name == "qga" else FEWER_FILES
+                files = FILES if one.name in MANY_FILES else FEWER_FILES
                 self._run(one, [GONE])
                 self._note(number, one, TREE, self._seconds_of(one, tree(self._scratch, files)) / files)
 
     def files(self, number: int) -> None:
         """Measure transfers once. Plays come before that, so that what is kept between plays is there."""
-        compared = (self.contenders[0], self.contenders[-1])  # files do not depend on the rest
+        compared = self._named(*TRANSFERRING)
         for kind in KINDS:
             for one in compared:
                 put, fetch = self._transfers(one, kind)
@@ -117,17 +140,16 @@ class Bench:
 
     def cold(self, number: int) -> None:
         """Measure what a single task takes. It ends what is kept between plays, so this comes after all rounds."""
-        for one in [one for one in self.contenders if one.name.startswith("qga")][:: -1 if number % 2 else 1]:
+        for one in [one for one in self.contenders if one.ours or one.name == NULL][:: -1 if number % 2 else 1]:
             self._note(number, one, ONE, self._seconds_of(one, [TRUE], anew=True))
 
     def whole_runs(self, number: int) -> None:
         """Measure whole runs of Ansible, some seconds after the same one, and where nothing is left of others.
 
-        Only of those whose start takes a while: what others take in a run is what they take for its tasks.
+        What others than these take in a run is what they take for its tasks.
         """
-        quick = [one for one in self.contenders if one.name == "qga" or one.name.startswith("mitogen")]
         for what, tasks in RUNS.items():
-            for one in quick[:: -1 if number % 2 else 1]:
+            for one in self._named(*STARTING)[:: -1 if number % 2 else 1]:
                 measured = functools.partial(self._run, one, tasks)
                 measured()
                 self._note(number, one, RUN.format(what), _seconds(measured))
@@ -140,23 +162,20 @@ class Bench:
         best = {way: max(by_chunk.values(), key=median) for way, by_chunk in self._bare.items()}
         return {f"{way}, {kind}": rates for way, rates in best.items() for kind in KINDS}
 
-    def count(self) -> dict[str, tuple[float, float, float]]:
-        """Return what one task makes travel, by agent command: requests, bytes out and bytes back.
+    def count(self) -> tuple[dict[str, Counts], Counts]:
+        """Return what one task makes travel, by agent command; and what ansible-core asks of a connection for it.
 
         That is the difference between a loop of 1 + COUNTED tasks and one of 1, divided.
         """
         progress("counting requests and bytes")
         few, many = self._tally(1), self._tally(1 + COUNTED)
-        none = (0, 0, 0)
-        counts = {}
-        for command in sorted(many):
-            requests, out, back = (
-                (more - less) / COUNTED for more, less in zip(many[command], few.get(command, none), strict=True)
-            )
-            counts[command] = (requests, out, back)
-        return counts
+        counts = {command: _per_task(few.get(command, (0, 0, 0)), many[command]) for command in sorted(many)}
+        return counts, _per_task(self._asked(1), self._asked(1 + COUNTED))
 
     # Inside
+
+    def _named(self, *names: str) -> list[Contender]:
+        return [one for one in self.contenders if one.name in names]
 
     def _note(self, number: int, one: Contender, title: str, seconds: float) -> None:
         one.seconds[title].append(seconds)
@@ -176,11 +195,13 @@ class Bench:
         connection = _connection(one.variables)
         source, back = self._content(kind), self._scratch / "back"
         put = _seconds(lambda: connection.put_file(str(source), IN_GUEST))
-        there = self._sum_and_remove(False)
+        # Over the null connection nothing arrives in the guest.
+        there = _sha256(source) if one.name == NULL else self._sum_and_remove(False)
         back.unlink(missing_ok=True)  # some filesystems write what was there to the disk before it is overwritten
         fetch = _seconds(lambda: connection.fetch_file(IN_GUEST, str(back)))
         connection.close()
-        self._sum_and_remove(True)
+        if one.name != NULL:
+            self._sum_and_remove(True)
         if not _sha256(source) == there == _sha256(back):
             raise LabError(f"{one.name}: the file arrived differently")
         return FILE_SIZE / MEGABYTE / put, FILE_SIZE / MEGABYTE / fetch
@@ -215,8 +236,20 @@ class Bench:
         with Tally(self._scratch / f"tally-{count}.sock", self._subject.agent_socket) as tally:
             # Its mux would keep others from the agent.
             own = {"ansible_qga_address": str(tally.path), "ansible_qga_persist": 0}
-            run(self._scratch, {"guest": {**self.contenders[0].variables, **own}}, [{**TRUE, "loop": [*range(count)]}])
+            run(self._scratch, {"guest": {**self._named(QGA)[0].variables, **own}}, loop(count))
             return {name: (one.requests, one.sent, one.received) for name, one in tally.counts.items()}
+
+    def _asked(self, count: int) -> tuple[int, int, int]:
+        """Return the calls of the null connection in a loop of `count` tasks, and their bytes there and back."""
+        log = self._scratch / f"asked-{count}"
+        run(self._scratch, {"guest": {**self._named(NULL)[0].variables, "ansible_null_log": str(log)}}, loop(count))
+        calls = [[int(number) for number in line.split()] for line in log.read_text(encoding="ascii").splitlines()]
+        return len(calls), sum(sent for sent, _received in calls), sum(received for _sent, received in calls)
+
+
+def _per_task(few: tuple[int, int, int], many: tuple[int, int, int]) -> Counts:
+    requests, out, back = ((more - less) / COUNTED for more, less in zip(many, few, strict=True))
+    return requests, out, back
 
 
 def _text(size: int) -> bytes:

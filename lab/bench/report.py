@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import median
 
 from lab import accel, image
-from lab.bench.contenders import ROOT, Contender
+from lab.bench.contenders import LIBVIRT, LIBVIRT_QEMU, NULL, QGA, ROOT, Contender
 from lab.bench.growth import TASKS
+from lab.bench.guest import Counts
 from lab.bench.plays import FILES_PER_ROUND, LOOPED, MIXED, ONE, PLAYS, RUN, RUN_ANEW, RUNS, SETUP, TREE
 from lab.libvirt import Domain
 
@@ -25,20 +26,36 @@ MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
 
 def plays_table(contenders: Sequence[Contender], what: str) -> list[str]:
-    """Return a table of what was measured, and how often this collection's time, the first, the others' are."""
-    compared = [one for one in contenders if not one.name.startswith("qga")]
-    ratios = [f"{one.name.partition(' ')[0]} / qga" for one in compared]
-    lines = [
-        f"| {what} | {' | '.join([one.name for one in contenders] + ratios)} |",
-        "|---" * (len(contenders) + len(ratios) + 1) + "|",
-    ]
+    """Return a table of what was measured, and of how many times one takes what another does."""
+    pairs = _compared(contenders)
+    ratios = [f"{_short(one)} / {_short(other)}" for one, other in pairs]
+    lines = _head(what, *(one.name for one in contenders), *ratios)
     runs = [title.format(what) for what in RUNS for title in (RUN, RUN_ANEW)]
     for title in [LOOPED, *PLAYS, TREE, *runs, ONE]:
         if not any(one.seconds.get(title) for one in contenders):
             continue
         figures = [_spread(one.seconds.get(title, [])) for one in contenders]
-        lines.append(f"| {title} | {' | '.join(figures + [_ratio(one, contenders[0], title) for one in compared])} |")
+        lines.append(f"| {title} | {' | '.join(figures + [_ratio(*pair, title) for pair in pairs])} |")
     return lines
+
+
+def _compared(contenders: Sequence[Contender]) -> list[tuple[Contender, Contender]]:
+    """Return who is divided by whom: the others by this collection, by both its ways if they go through libvirt, and
+    this collection by the null connection.
+    """
+    by_name = {one.name: one for one in contenders}
+    pairs = [(one, by_name[QGA]) for one in contenders if not one.ours and one.name != NULL]
+    pairs += [(by_name[LIBVIRT_QEMU], by_name[LIBVIRT])] if LIBVIRT_QEMU in by_name else []
+    return [*pairs, *((by_name[name], by_name[NULL]) for name in (QGA, LIBVIRT) if name in by_name)]
+
+
+def _short(one: Contender) -> str:
+    """Return a contender's name for the head of a column: "mitogen over ssh" is mitogen, "qga, libvirt" libvirt."""
+    return one.name.removeprefix(f"{QGA}, ").partition(" ")[0]
+
+
+def _head(*columns: str) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
 
 def _ratio(one: Contender, other: Contender, title: str) -> str:
@@ -46,30 +63,38 @@ def _ratio(one: Contender, other: Contender, title: str) -> str:
     return f"{median(figures[0]) / median(figures[1]):.1f}" if figures[0] and figures[1] else ""
 
 
-def rates_table(qga: Contender, ssh: Contender, bare: Mapping[str, list[float]], what: str) -> list[str]:
-    lines = [f"| {what} | qga | ssh | bare loop | qga / bare loop |", "|---|---|---|---|---|"]
-    for title, ours in qga.rates.items():
+def rates_table(contenders: Sequence[Contender], bare: Mapping[str, list[float]], what: str) -> list[str]:
+    """Return a table of files: who took part, the bare loop, and the ratios of this collection's rates."""
+    rates = {one.name: one.rates for one in contenders if one.rates}
+    lines = _head(what, *rates, "bare loop", "qga / bare loop", "qga / null")
+    for title, ours in rates[QGA].items():
+        figures = [_spread(one[title]) for one in [*rates.values(), bare]]
         # Pairs that were measured one after the other: the machine is not as fast in one minute as in the next.
-        ratio = f"{median(map(truediv, ours, bare[title])):.2f}"
-        lines.append(f"| {title} | {_spread(ours)} | {_spread(ssh.rates[title])} | {_spread(bare[title])} | {ratio} |")
+        ratios = [median(map(truediv, ours, other[title])) for other in (bare, rates[NULL])]
+        lines.append(f"| {title} | {' | '.join(figures)} | {ratios[0]:.2f} | {ratios[1]:.4f} |")
     return lines
 
 
-def counts_table(counts: Mapping[str, tuple[float, float, float]]) -> list[str]:
-    lines = ["| agent command, per task | requests | bytes out | bytes back |", "|---|---|---|---|"]
+def counts_table(counts: Mapping[str, Counts], asked: Counts) -> list[str]:
+    """Return a table of what travels, beside what ansible-core asks of any connection, counted in the null one."""
+    lines = _head("agent command, per task", "requests", "bytes out", "bytes back")
     for command, numbers in counts.items():
         lines.append(_row(f"`{command}`", *numbers))
-    return [*lines, _row("all", *(sum(column) for column in zip(*counts.values(), strict=True)))]
+    everything = [sum(column) for column in zip(*counts.values(), strict=True)]
+    ratios = " | ".join(f"{ours / null:.2f}" for ours, null in zip(everything, asked, strict=True))
+    return [
+        *lines,
+        _row("all", *everything),
+        _row("null: calls of the connection", *asked),
+        f"| all / null | {ratios} |",
+    ]
 
 
 def growth_table(growth: Mapping[str, Mapping[int, float]]) -> list[str]:
-    numbers = list(growth["qga"])
-    lines = [
-        f"| seconds of {TASKS} tasks on so many guests at once | {' | '.join(map(str, numbers))} |",
-        "|---" * (len(numbers) + 1) + "|",
-    ]
-    for name, seconds in growth.items():
-        lines.append(f"| {name} | {' | '.join(f'{seconds[number]:.1f}' for number in numbers)} |")
+    lines = _head(f"seconds of {TASKS} tasks on so many guests at once", *map(str, growth[QGA]))
+    ratios = {number: seconds / growth[NULL][number] for number, seconds in growth[QGA].items()}
+    for name, figures in {**growth, "qga / null": ratios}.items():
+        lines.append(f"| {name} | {' | '.join(f'{figures[number]:.1f}' for number in growth[QGA])} |")
     return lines
 
 
@@ -139,7 +164,7 @@ def draw(contenders: Sequence[Contender], growth: Mapping[str, Mapping[int, floa
     for panel, (title, shown) in zip(panels, titles.items(), strict=False):
         measured = [one for one in contenders if one.seconds.get(title)][::-1]
         seconds = [median(one.seconds[title]) for one in measured]
-        colours = ["tab:blue" if one.name == "qga" else "silver" for one in measured]
+        colours = ["tab:blue" if one.name == QGA else "silver" for one in measured]
         bars = panel.barh([one.name for one in measured], seconds, color=colours)
         panel.bar_label(bars, fmt="%.2f", padding=2)
         panel.set_title(f"{shown}, s")
