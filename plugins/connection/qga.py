@@ -342,7 +342,7 @@ class Connection(ConnectionBase):
                 raise AnsibleError(f"{name}: {exc}") from exc
             agent.frozen_timeout = self.get_option("frozen_timeout")
             agent.warn = lambda text: display.warning(f"{name}: {text}")
-            self._agent, self._executor = agent, self._executor_of(agent)
+            self._agent = agent
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
         return self._agent
@@ -353,8 +353,7 @@ class Connection(ConnectionBase):
 
         :raise AnsibleError: as ``agent`` does.
         """
-        agent = self.agent
-        assert self._executor, agent.name
+        self._executor = self._executor or self._executor_of(self.agent)
         return self._executor
 
     def _connect(self) -> Connection:
@@ -505,8 +504,7 @@ class Connection(ConnectionBase):
         return self._asks.get(ask.line, not ask.is_silent)
 
     def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
-        agent = self.agent  # which makes what there is of runner and interpreters
-        if not agent or not self._warm:
+        if not self.executor or not self._warm:  # in this order: the first makes what there is of the other
             return None
         try:
             return self._warm.run(command, stdin)
@@ -556,7 +554,7 @@ class Connection(ConnectionBase):
         return run_shell(executor, command, stdin)
 
     def _end_warm(self) -> None:
-        if self.agent and self._runner and self._warm:
+        if self.executor and self._runner and self._warm:
             self.agent.timeout = _RESET_SECONDS
             self._warm.end()
 

@@ -219,7 +219,7 @@ def run_shell(executor: Executor, command: bytes | Command, stdin: bytes = b"", 
     if result:
         return result
     spool = new_spool() if whole and not executor.captures_all else ""
-    return shell_result(executor, command.text, stdin, spool, lambda pid: executor.finish(pid))
+    return shell_result(executor, command.text, stdin, spool, executor.finish)
 
 
 def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, ended: Callable[[int], Ended]) -> Ended:

@@ -213,22 +213,22 @@ class Runner(Executor):
         except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
             return True
 
-    def status(self, number: int) -> ExecResult | None:
+    def status(self, pid: int) -> ExecResult | None:
         try:
-            content = self._spool.ended(number)
-            if not content and number in self._looked:
-                self._look_after(number)
+            content = self._spool.ended(pid)
+            if not content and pid in self._looked:
+                self._look_after(pid)
                 return None
-            ended = self._spool.result(number, content) if content else None
+            ended = self._spool.result(pid, content) if content else None
         except (OutcomeUnknownError, TransferError):
             raise
         except QgaError as exc:
             # Whatever it is, it is not said of the question: the program was handed over.
-            raise lost(exc, f"contact was lost while the program with pid {number} ran: {exc.message}") from None
+            raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from None
         if not ended:
-            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
+            raise HandleLostError(f"the runner was given no program {pid}", command="guest-exec-status")
         rc, out, err = ended
-        self._forget(number)
+        self._forget(pid)
         return ExecResult(rc, None, out, err)
 
     def _forget(self, number: int) -> None:
