@@ -44,8 +44,6 @@ except ImportError as _exc:
     _WHY_MISSING = str(_exc)
 else:
     _WHY_MISSING = ""
-    # By itself it prints each error to stderr, which would be in the middle of Ansible's output.
-    libvirt.registerErrorHandler(lambda context, error: None, None)
 
 __all__ = ("DEFAULT_URI", "LibvirtAgent")
 
@@ -261,6 +259,8 @@ class LibvirtAgent(Agent):
         if self._domain is None:
             seconds = max(deadline.left(), _GRACE)
             if self._connection is None:
+                # By itself it prints each error to stderr, which would be in the middle of Ansible's output.
+                libvirt.registerErrorHandler(lambda context, error: None, None)
                 try:
                     self._connection = _within(seconds, lambda: libvirt.open(self._uri))
                 except libvirt.libvirtError as exc:

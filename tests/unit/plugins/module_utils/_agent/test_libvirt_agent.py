@@ -136,6 +136,10 @@ class Libvirt:
 
     # libvirt
 
+    def registerErrorHandler(self, handler: Callable[[object, object], None], context: object) -> None:
+        """It prints errors by itself unless it is told what else to do with them."""
+        handler(context, "an error")
+
     def open(self, uri: str) -> Libvirt:
         self.opened.append(uri)
         if self.refusal is not None:
