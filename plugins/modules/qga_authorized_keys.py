@@ -296,8 +296,8 @@ def wanted(params: Params) -> Mapping[str, str]:
             )
         if params["state"] == "present" and not _KEY.search(key):
             raise OperationError(
-                f"keys[{number}] is no public key such as 'ssh-ed25519 AAAA… comment'. A text in place of a list is "
-                "split at its commas."
+                f"keys[{number}] is not a public key (expected 'ssh-ed25519 AAAA… comment'). A text in place of a list "
+                "is split at its commas."
             )
     return {identity(key): key for key in keys}
 

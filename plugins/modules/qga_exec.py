@@ -233,7 +233,7 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     process = waiting.process
     if process is not None:
         which = f"its pid is {process}" if process else "nothing tells its pid (is the guest's /run full?)"
-        fate = "It and what it started was ended." if result else f"It could not be ended; {which}."
+        fate = "It was killed, with everything it had started." if result else f"It could not be ended; {which}."
         raise OperationError(f"the program took more than {params['timeout']:g} s. {fate}", result=answer)
     if answer["rc"] != 0:
         raise _failure(params, answer)

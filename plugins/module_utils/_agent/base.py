@@ -149,7 +149,7 @@ class Agent(ABC):
         return value
 
     def patience(self, command: str) -> float:
-        """Return how many seconds ``command`` has, where nobody says."""
+        """Return the default timeout of ``command`` in seconds."""
         known = schema.command(command)
         seconds = max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
         return min(seconds, self._explaining.left()) if self._explaining else seconds

@@ -67,7 +67,7 @@ class Channel:
         return self._sock.fileno(), self._lock.fileno() if self._lock else -1
 
     def acquire(self, deadline: Deadline) -> SyncState:
-        """Have the channel to oneself, until ``release``; return how it was left. Without that it is left out of sync.
+        """Acquire the channel, until ``release``, and return its sync state; it is out of sync until then.
 
         :raise ChannelBusyError: if others have it until the deadline.
         :raise ConnectError: if it is not to be had any more.
@@ -170,7 +170,7 @@ def open_channel(
 
 _UNIX_TROUBLE = {
     errno.ENOENT: "there is no such socket. QEMU makes it when the guest starts: is the guest running on this machine?",
-    errno.ECONNREFUSED: "nobody serves this socket: the QEMU that made it has ended. Start the guest.",
+    errno.ECONNREFUSED: "nothing listens on this socket: its QEMU has exited. Start the guest.",
     errno.EACCES: "permission denied. The socket belongs to the user that runs QEMU: become that user or root.",
     errno.ENOTSOCK: "this is not a socket.",
 }

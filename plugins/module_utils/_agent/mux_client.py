@@ -74,7 +74,7 @@ class SharedChannel(Channel):
                 self.close()  # others wait for the lock now
 
     def close(self) -> None:
-        # In this order: who is told that the turn is free finds that it is.
+        # Close the channel first: closing the control socket passes the turn on.
         super().close()
         if self._lock_copy >= 0:
             os.close(self._lock_copy)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Work beside the requests: who waits for an agent can sum up, compress and write what came before.
+"""Run one call on a background thread, so that hashing and file I/O overlap with the agent's reply.
 
 Python's digests, its zlib and its files let other threads run, so that this takes no time of the transfer.
 """

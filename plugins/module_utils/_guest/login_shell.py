@@ -273,7 +273,7 @@ def _ended(executor: Executor, pid: int, seconds: float | None) -> ExecResult:
     if result is None:
         kill(executor, pid)
         executor.wait(pid, _SECONDS_TO_DIE)
-        text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was ended."
+        text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was killed."
         raise TransferError(text, hint="Is the file one still, or something that programs wait for?")
     return result
 

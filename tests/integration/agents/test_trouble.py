@@ -76,10 +76,10 @@ def test_socket_that_nobody_serves(ansible: Ansible, tmp_path: Path) -> None:
         server.bind(str(path))
         server.listen()
     run = ansible.adhoc("ansible.builtin.ping", variables={"ansible_qga_address": str(path)}, rc=4)
-    said(run, "UNREACHABLE", "nobody serves this socket")
+    said(run, "UNREACHABLE", "nothing listens on this socket")
     for module in ("qga_ping", "qga_info"):
         run = ansible.adhoc(module, variables={"ansible_qga_address": str(path)}, rc=4)
-        said(run, "UNREACHABLE", "nobody serves this socket")
+        said(run, "UNREACHABLE", "nothing listens on this socket")
 
 
 REPORT = """

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: what a new process would look at, and one that runs has looked at already (server.py)."""
+"""For the guest: detect changes to files that a process reads at start (passwd, PAM, locale)."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class Server:
         return True
 
     def settle(self, everyone: Sequence[Interpreter]) -> None:
-        """Give requests that have waited to who is ready, give results out, and let those go that nobody needs."""
+        """Dispatch queued requests, answer finished tasks, and reap retired interpreters."""
         waiting, self.waiting = self.waiting, []
         for number, asked in waiting:
             self.take(number, asked)

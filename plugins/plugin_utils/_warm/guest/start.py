@@ -24,7 +24,7 @@ TYPE_CHECKING = False  # as type checkers know it, without the time that importi
 if TYPE_CHECKING:
     from .loader import Loader
 
-NO_ROOM = 75  # exit status: the next one may come to another end
+NO_ROOM = 75  # EX_TEMPFAIL: starting failed for now; try again later
 # How long what a client brings is waited for: it is about as long under way as Python takes to start.
 LATE_SECONDS = 1.0
 PAUSE = 0.01

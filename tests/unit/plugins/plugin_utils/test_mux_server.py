@@ -299,7 +299,7 @@ def test_other_side_has_gone(first: SocketAgent, server: Scripted, address: Addr
     first.close()
     server.__exit__()
     until(lambda: not alive(address))
-    with pytest.raises(ConnectError, match="nobody serves this socket"):
+    with pytest.raises(ConnectError, match="nothing listens on this socket"):
         first.execute("guest-ping")
     server.path.unlink()
     scripted(path=server.path)

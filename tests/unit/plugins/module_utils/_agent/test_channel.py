@@ -422,7 +422,7 @@ def test_no_such_socket(tmp_path: Path) -> None:
 
 def test_socket_that_nobody_serves(tmp_path: Path, listener: socket.socket) -> None:
     listener.close()
-    assert "nobody serves this socket" in str(trouble(tmp_path / "vm1.qga"))
+    assert "nothing listens on this socket" in str(trouble(tmp_path / "vm1.qga"))
 
 
 def test_plain_file(tmp_path: Path) -> None:

@@ -652,7 +652,7 @@ def test_program_that_never_ends_is_ended(
     os.mkfifo(tmp_path / "never")
     for name in ("b2sum", "sha256sum"):
         tool(guest, name, f"exec cat '{tmp_path}/never'")
-    with pytest.raises(TransferError, match=r"did not end within \d+ s, and was ended"):
+    with pytest.raises(TransferError, match=r"did not end within \d+ s, and was killed"):
         kind(executor, str(path), *([io.BytesIO()] if kind is fetch else []))
     assert not waits_at(tmp_path / "never")
     assert guest.programs == {}

@@ -90,7 +90,7 @@ def test_no_socket(tmp_path: Path) -> None:
 def test_nobody_serves(start: Start, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "dead"))
-    with pytest.raises(QmpError, match="nobody serves this socket"):
+    with pytest.raises(QmpError, match="nothing listens on this socket"):
         Qmp(str(tmp_path / "dead"))
 
 
