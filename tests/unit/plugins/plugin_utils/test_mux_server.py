@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -317,16 +318,18 @@ def test_mux_of_another_user_is_not_believed(
     assert join(address, Deadline(1)) is None
 
 
-def test_client_of_another_user_gets_nothing() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made = _mux_server.MuxServer.__new__(_mux_server.MuxServer)
-    made.clients = {}
+def test_client_of_another_user_gets_nothing(tmp_path: Path) -> None:
     uid = os.geteuid() + 1
-    with ours, theirs, pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _number in range(3)]
+        (stream, _agent), (first, _client), (ours, theirs) = (map(stack.enter_context, pair) for pair in pairs)
+        made = _mux_server.MuxServer(str(tmp_path / "mux"), 1, stream.fileno(), stream.fileno(), first)
+        stack.callback(made.listener.close)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(os, "geteuid", lambda: uid)
         made.welcome(theirs)
         assert ours.recv(10) == b""
-    assert not made.clients
+        assert [client.control for client in made.clients.values()] == [first]
 
 
 def test_programs_that_a_task_starts_here_do_not_inherit_the_channel(first: SocketAgent, address: Address) -> None:
