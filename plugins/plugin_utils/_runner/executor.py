@@ -216,7 +216,7 @@ class Runner(Executor):
     def status(self, pid: int) -> ExecResult | None:
         try:
             content = self._spool.ended(pid)
-            if not content and pid in self._looked:
+            if not content and (pid in self._looked or self._spool.has(f"{pid}.taken")):
                 self._look_after(pid)
                 return None
             ended = self._spool.result(pid, content) if content else None
@@ -243,7 +243,8 @@ class Runner(Executor):
 
         :raise OutcomeUnknownError: if none can.
         """
-        if time.monotonic() - self._looked[number] < _LOOK_SECONDS:
+        looked = self._looked.setdefault(number, time.monotonic())
+        if time.monotonic() - looked < _LOOK_SECONDS:
             return
         reason = patiently(self.agent, lambda: self._why_none(number))
         if reason:

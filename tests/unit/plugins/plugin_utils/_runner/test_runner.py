@@ -546,8 +546,9 @@ def test_nothing_is_ended_where_nobody_tells_its_pid(
 
 @only_sh
 def test_program_that_another_client_started(executor: Runner, guest: Guest) -> None:
-    pid = executor.start("/bin/echo", ["output"])
-    eventually(lambda: f"{pid}.rc" in in_spool(guest), "it has not ended")
+    """Whether it has ended or not."""
+    pid = executor.start("/bin/sh", ["-c", "sleep 1; echo output"])
+    eventually(lambda: f"{pid}.taken" in in_spool(guest), "it was not taken")
     another = Runner(executor.agent, lambda below: None)
     assert another.finish(pid).stdout == b"output\n"
 
