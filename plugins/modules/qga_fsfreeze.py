@@ -268,7 +268,7 @@ def filesystems(reply: Sequence[Any]) -> list[Filesystem]:
 
 
 def stacked(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -> tuple[Filesystem, Filesystem] | None:
-    """Return a filesystem that may lie in a file of another that is frozen before it, and that other; None if none does.
+    """Return a filesystem that may lie in a file of one that is frozen before it, and the latter; None if none does.
 
     ``listed`` is in the order of freezing; with ``points``, only those mount points are frozen. A filesystem may lie in
     a file if its device is on no disk; the file is on a filesystem that was mounted earlier.

@@ -261,7 +261,10 @@ class _Reboot:
         )
 
     def _listen(self, moment: Deadline) -> None:
-        """Wait until ``moment`` has passed, or QEMU reports the reset."""
+        """Wait until ``moment`` has passed or QEMU reports a reset.
+
+        :raise OperationError: if QEMU reports a shutdown instead.
+        """
         if not self._qmp:
             time.sleep(moment.left())
             return

@@ -281,7 +281,7 @@ def chunks(file: IO[bytes]) -> Iterator[bytes]:
 def exists(agent: Agent, path: str) -> bool:
     """Return whether ``path`` exists, of any kind. A path that cannot be opened for other reasons exists.
 
-    :raise CommandError: if the agent names no reason.
+    :raise CommandError: if the agent cannot tell.
     """
     try:
         GuestFile(agent, path).close()

@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     """The guest's present state, the desired state, and the work to get there.
 
     ``before`` and ``after`` describe the guest in the words of the module's return values; a difference is a change.
-    ``changed`` overrides that for actions that are done in any state (True). ``todo`` is passed to ``apply``;
+    ``changed`` overrides that for actions that are done in any state (True). ``todo`` is for ``apply``;
     ``always``: call ``apply`` even without a change, for work that does not change the guest. ``result`` is always
     returned. ``texts``: content before and after, for a line-by-line diff; ``subject``: the header of the diff.
     """

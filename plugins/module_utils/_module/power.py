@@ -60,7 +60,7 @@ def qemu_tells(qmp: Qmp, events: Collection[str], status: str, deadline: Deadlin
     The result is C(event), C(status), or C(eof) if QEMU exited, which confirms only C(shutdown). The status is queried
     after an event too: only the reply (or QEMU's exit) shows that a machine that shuts down is off.
 
-    :raise QmpLostError: if QEMU exited while another status was expected.
+    :raise QmpLostError: if QEMU exited, and ``status`` is not C(shutdown).
     """
     event = ""
     try:
