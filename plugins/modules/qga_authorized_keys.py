@@ -137,23 +137,23 @@ GET = "guest-ssh-get-authorized-keys"
 ADD = "guest-ssh-add-authorized-keys"
 REMOVE = "guest-ssh-remove-authorized-keys"
 
-LARGEST = 1 << 20  # bytes of a file with keys, or of /etc/passwd
+LARGEST = 1 << 20  # most bytes of a file with keys, or of /etc/passwd
 
 Keys = List[str]
 
 # sshd(8): options, type, base64, comment. The base64 of any type begins with the length of its name, a 32-bit number.
 _KEY = re.compile(r"(?:^|\s)([a-z][a-z0-9@.-]+)[ \t]+(AAAA[0-9A-Za-z+/]+=*)(?:\s|$)")
-# In options. A comment may have quotes, and comes too late to matter.
+# Quoted values in options. Quotes in a comment come after the key, so they do not matter.
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
-# The agent writes lines with a line break between them; so, an empty one is the line break at the end.
+# The agent writes line breaks only between lines, so an empty last line makes the one at the end.
 END = ""
 
 
 class Current(NamedTuple):
-    """The user's ``keys``, in the order of the file, and what can be done with it.
+    """The user's ``keys``, in the order of the file, and the possible changes to it.
 
-    ``exists``: whether there is a file. ``whole``: whether it is known to have nothing but these lines, so that it may
-    be written anew. ``adds`` and ``removes``: whether the agent may do that.
+    ``exists``: there is a file. ``whole``: it is known to have nothing but these lines, so it may be rewritten.
+    ``adds`` and ``removes``: the agent may add and remove keys.
     """
 
     keys: Keys
@@ -179,7 +179,7 @@ def read(executor: Executor, params: Params) -> Current:
 
 
 def keys_of(agent: Agent, user: str) -> Keys:
-    """Return the user's keys in the order of the file; a file that does not exist has none."""
+    """Return the user's keys in the order of the file; none if there is no file."""
     try:
         reply = agent.execute(GET, {"username": user})
     except GuestFileError as exc:
@@ -187,7 +187,7 @@ def keys_of(agent: Agent, user: str) -> Keys:
             return []
         raise
     except CommandError as exc:
-        # Agents end this one in ": Success".
+        # Agents end this message in ": Success".
         if exc.message.startswith("failed to lookup user"):
             exc.hint = "Is there such a user in the guest?"
         raise
@@ -197,13 +197,13 @@ def keys_of(agent: Agent, user: str) -> Keys:
 
 
 def _text(agent: Agent, user: str) -> str | None:
-    """Return what is in the user's file; None if the agent cannot tell."""
+    """Return the content of the user's file; None if the agent cannot read it."""
     home = _home(agent, user)
     return _content(agent, f"{home}/.ssh/authorized_keys") if home else None
 
 
 def _home(agent: Agent, user: str) -> str:
-    """Return the user's home; nothing if /etc/passwd does not have the user."""
+    """Return the user's home; empty if /etc/passwd does not have the user."""
     for line in (_content(agent, "/etc/passwd") or "").split("\n"):
         fields = line.split(":")
         if fields[0] == user and len(fields) == 7:
@@ -241,13 +241,13 @@ def plan(current: Current, params: Params) -> Plan:
 
 
 def identity(line: str) -> str:
-    """Return what makes a key the same one: its type and itself, without options and comment."""
+    """Return the identity of a key: its type and base64, without options and comment."""
     match = _KEY.search(_QUOTED.sub('""', line))
     return " ".join(match.groups()) if match else line
 
 
 def _after(current: Keys, keys: Mapping[str, str], state: str) -> Keys:
-    """Return the lines that there are to be, each in its place."""
+    """Return the desired lines, each in its place."""
     if state == "absent":
         return [line for line in current if identity(line) not in keys]
     after: Keys = []
@@ -261,9 +261,9 @@ def _after(current: Keys, keys: Mapping[str, str], state: str) -> Keys:
 def _by_lines(
     current: Current, keys: Mapping[str, str], state: str, user: Mapping[str, str]
 ) -> tuple[Keys, list[tuple[str, dict[str, Any]]]]:
-    """Return the lines that there are to be, and the commands that leave all else in the file as it is.
+    """Return the desired lines, and the commands that leave the rest of the file as it is.
 
-    What is new is added first: if the second command does not arrive, nobody is shut out.
+    New keys are added first, so that a lost second command locks no user out.
     """
     gone = [line for line in current.keys if identity(line) in keys and line != keys[identity(line)]]
     if state == "absent":
@@ -281,9 +281,9 @@ def _by_lines(
 
 
 def wanted(params: Params) -> Mapping[str, str]:
-    """Return the lines that the task names, by `identity`; of one key, the last.
+    """Return the lines that the task names, by `identity`; of duplicates, the last.
 
-    :raise OperationError: if one cannot be what is meant. It is not shown: it may be a private key.
+    :raise OperationError: if a line is not a public key. It is not shown, because it may be a private key.
     """
     if params["exclusive"] and params["state"] == "absent":
         raise OperationError("exclusive: to have exactly these keys, or none, use it with state=present.")
@@ -318,9 +318,9 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
 
 
 def _label(executor: Executor, user: str) -> list[str]:
-    """Give what the agent has made its SELinux label; return warnings if that cannot be done."""
+    """Set the SELinux labels of the files that the agent made; return warnings if that fails."""
     home = _home(executor.agent, user)
-    home = shlex.quote(home) if home else f"~{user}"  # which is the name of a user whom the agent has found
+    home = shlex.quote(home) if home else f"~{user}"  # unquoted, but the agent has found a user of that name
     reason = "the agent may not run programs"
     if executor.is_available():
         try:

@@ -107,7 +107,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     return _execute(agent, plan.todo)
 
 
-# Passwords are among what agents take as arguments.
+# The arguments of agent commands may include passwords.
 OPERATION = Operation(SPEC, read, plan, apply, quiet=("arguments",))
 
 

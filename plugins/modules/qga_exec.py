@@ -182,10 +182,10 @@ SPEC: dict[str, dict[str, Any]] = {
     "timeout": {"type": "float"},
 }
 
-# What the guest's shell says last where it cannot change to the directory.
+# The last line from the guest's shell if it cannot change to the directory.
 _NO_DIRECTORY = "qga_exec: the program was not run, because of chdir"
 
-# A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
+# Seconds that a program gets to end after SIGKILL (one blocked in the kernel may not end).
 _SECONDS_TO_DIE = 10
 
 
@@ -202,9 +202,9 @@ def plan(current: dict[str, bool], params: Params) -> Plan:
 
 
 def shell_command(params: Params) -> bytes:
-    """Return what the guest's shell is to run.
+    """Return the command for the guest's shell.
 
-    :raise OperationError: for an environment variable that cannot have its name.
+    :raise OperationError: for an empty argv, or an invalid name of an environment variable.
     """
     lines = []
     if params["argv"] is not None and not params["argv"]:
@@ -243,7 +243,7 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
 class _Waiting:
     """Wait for a program that may take ``timeout`` seconds.
 
-    ``process`` is its process number if it had to be ended: 0 if nobody tells that.
+    ``process`` is its process number if it had to be killed: 0 if unknown.
     """
 
     def __init__(self, executor: Executor, timeout: float | None) -> None:
@@ -252,9 +252,9 @@ class _Waiting:
         self._timeout = timeout
 
     def ended(self, pid: int) -> ExecResult | None:
-        """Return how the program ended; None if it could not be ended.
+        """Return how the program ended; None if it could not be killed.
 
-        :raise OutcomeUnknownError: if contact is lost. Whatever was not sent then, the program was started.
+        :raise OutcomeUnknownError: if contact is lost. The program was started in any case.
         """
         try:
             result = self._executor.finish(pid) if self._timeout is None else self._executor.wait(pid, self._timeout)
@@ -270,7 +270,7 @@ class _Waiting:
 
 
 def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:
-    """Return the error for a program that failed, or for a directory that it could not be run in."""
+    """Return the error for a program that failed, or for a chdir that failed before it."""
     words = answer["stderr"].rstrip()
     if params["chdir"] and answer["rc"] == 1 and words.endswith(_NO_DIRECTORY):
         reason = last_line(words[: -len(_NO_DIRECTORY)])
@@ -281,7 +281,7 @@ def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:
 
 
 def described(result: ExecResult) -> dict[str, Any]:
-    """Return ``result`` as the task shows it."""
+    """Return ``result`` as members of the task's result."""
     answer: dict[str, Any] = {"rc": result.rc, "signal": result.signal}
     warnings = []
     for name in ("stdout", "stderr"):

@@ -142,7 +142,7 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
                 if os.path.exists(dest):
                     os.chmod(sink.name, os.stat(dest).st_mode & 0o7777)
                 os.replace(sink.name, dest)
-            except BaseException:  # however it ended, no half of a file is left behind
+            except BaseException:  # KeyboardInterrupt included: leave no partial file
                 os.unlink(sink.name)
                 raise
     except OSError as exc:

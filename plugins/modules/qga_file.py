@@ -200,17 +200,17 @@ SPEC: dict[str, dict[str, Any]] = {
 }
 
 DEFAULT_MODE = 0o644
-# What guest-file-open gives to a file that it creates.
+# The mode that guest-file-open gives to a new file.
 AGENTS_MODE = 0o666
 
 
 class Current(NamedTuple):
-    """The file as it is, and the content that it is to have.
+    """The present file, and the wanted content.
 
-    ``kind`` is ``file``, ``link``, ``absent`` or ``other``; ``programs`` tells whether the agent may run programs,
-    without which mode and owner are not known. ``real`` is the path with no link but, maybe, the last name, and
-    ``safe`` whether root alone can change what it leads to. ``text`` is the content where it is small enough for a
-    diff, ``ends_with_wanted`` matters for ``append``.
+    ``kind`` is ``file``, ``link``, ``absent`` or ``other``; ``programs``: the agent may run programs, without which
+    mode and owner are not known. ``real`` is the path with all links resolved except the last name; ``safe``: root
+    alone can change what it leads to. ``text`` is the content if it is small enough for a diff; ``ends_with_wanted``
+    matters for ``append``.
     """
 
     path: str
@@ -262,7 +262,7 @@ def read(executor: Executor, params: Params) -> Current:
 
 
 def _wanted(params: Params) -> dict[str, Any]:
-    """Return the content that is asked for."""
+    """Return the wanted content."""
     if params["content"] is not None:
         data = params["content"].encode("utf-8", "surrogateescape")
     elif params["src"]:
@@ -302,7 +302,7 @@ fi
 printf '%s\0%s' "$PWD" "$q"
 """
 )
-# Names of users and groups of a domain may have spaces.
+# Names of a domain's users and groups may have spaces.
 _SEEN = re.compile(
     r"(?P<safe>safe|unsafe)\n"
     r"(?:(?P<other>absent|directory)|(?P<raw>[0-9a-f]{1,8}) (?P<mode>[0-7]{1,5}) (?P<uid>\d{1,10}) (?P<gid>\d{1,10}) "
@@ -346,7 +346,7 @@ def _look_by_reading(executor: Executor, path: str) -> dict[str, Any]:
 
 
 def _content(executor: Executor, state: Mapping[str, Any], append: bool) -> dict[str, Any]:
-    """Return what is to be known of the content: all of it if it is small, else its checksum."""
+    """Return the fields about the content: all of it if it is small, else its checksum."""
     path, size, wanted = state["real"], state["size"], state["wanted"]
     content: dict[str, Any] = {}
     if append and wanted is not None and size >= len(wanted):
@@ -363,7 +363,7 @@ def _content(executor: Executor, state: Mapping[str, Any], append: bool) -> dict
 
 
 def _read(guest_file: GuestFile, size: int) -> bytes:
-    """Return what is left of a file, and no more than one byte more than ``size``."""
+    """Return the rest of a file, at most ``size`` bytes and one more."""
     content = b""
     while len(content) <= size:
         piece = guest_file.read(payload(guest_file.agent, size + 1 - len(content)))
@@ -374,7 +374,10 @@ def _read(guest_file: GuestFile, size: int) -> bytes:
 
 
 def _refuse_without_programs(executor: Executor, current: Current, params: Params) -> None:
-    """Raise for what guest-file-* alone cannot do."""
+    """Refuse options that guest-file-* alone cannot fulfil.
+
+    :raise QgaError: if there are such options.
+    """
     exists = current.kind != "absent"
     agents_mode = not exists and params["mode"] is not None and octal(params["mode"]) == AGENTS_MODE
     needs_programs = (
@@ -446,7 +449,7 @@ def _after(current: Current, params: Params) -> dict[str, Any]:
         return after
     default = current.mode if current.mode is not None else DEFAULT_MODE
     after["mode"] = f"{octal(params['mode']) if params['mode'] is not None else default:04o}"
-    # A number that is the present owner's is no change of the name that is shown.
+    # The number of the present owner is not a change, though the name is shown.
     if params["owner"] is not None and params["owner"] != current.uid:
         after["owner"] = params["owner"]
     if params["group"] is not None and params["group"] != current.gid:
@@ -455,7 +458,7 @@ def _after(current: Current, params: Params) -> dict[str, Any]:
 
 
 def octal(mode: Any) -> int:
-    """Return a mode as a number; YAML has made one of C(0644) already.
+    """Return a mode as a number; YAML has turned C(0644) into one already.
 
     :raise OperationError: if it is not an octal mode.
     """
@@ -476,7 +479,7 @@ def _new_content(current: Current, params: Params) -> bytes | None:
 
 
 def _texts(before: bytes | None, after: bytes | None) -> Any:
-    """Return content as a diff can show it, None if it cannot."""
+    """Return the texts for a diff, None if there can be none."""
     if before is None or after is None or max(len(before), len(after)) > DIFF_LIMIT:
         return None
     try:
@@ -519,7 +522,7 @@ def _write_without_programs(executor: Executor, current: Current, params: Params
 
 
 def _change(executor: Executor, current: Current, attributes: Attributes, appended: bytes | None) -> None:
-    """Change a file that stays the same one."""
+    """Change an existing file in place."""
     if not current.safe:
         if appended is not None and len(appended) >= SMALL:
             with stage(executor, current.real) as staged:
@@ -539,15 +542,15 @@ def _change(executor: Executor, current: Current, attributes: Attributes, append
 
 
 def _attributes(current: Current, after: Mapping[str, Any]) -> Attributes:
-    """Return the mode and owner that the file is to have."""
+    """Return the wanted mode and owner of the file."""
     owner = after["owner"] if after.get("owner", current.owner) != current.owner else current.uid
     group = after["group"] if after.get("group", current.group) != current.group else current.gid
-    # "OWNER:" would mean the group that the owner logs in with, and takes no numbers.
+    # "OWNER:" would mean the owner's login group, and takes no numbers.
     both = f"{owner}:{group}" if group else owner
     return Attributes(both, f"{int(after['mode'], 8):o}", label=True)
 
 
-# Not a secret to hide in results, or its diff would be hidden too; but never logged.
+# The content is never logged, but it is not no_log: that would hide the diff too.
 OPERATION = Operation(
     SPEC,
     read,

@@ -189,21 +189,21 @@ _BY_HAND = (
     "guest's console, fsfreeze --unfreeze with each mount point."
 )
 
-# From this version on, agents freeze each filesystem at the mount point that was mounted first.
+# From this version on, agents freeze each filesystem once, at the mount point that was mounted first.
 _ONCE_EACH = (10,)
 
-# Nobody writes to these, so they cannot wait for a frozen filesystem.
+# These are never written to, so they cannot wait for a frozen filesystem.
 _READ_ONLY = ("squashfs", "iso9660", "erofs", "cramfs", "romfs")
 
 
 class _NothingFrozenError(OperationError):
-    """The agent froze nothing, so that there is nothing of ours to thaw."""
+    """The agent froze nothing, so there is nothing of ours to thaw."""
 
 
 class Filesystem(NamedTuple):
-    """A mounted filesystem, as guest-get-fsinfo tells of it. ``on_disk``: its device is on a disk that the agent knows.
+    """A mounted filesystem from guest-get-fsinfo. ``on_disk``: its device is on a disk that the agent knows.
 
-    ``name`` is the device's, and so the same for all mount points of one filesystem.
+    ``name`` is the device's, so it is the same for all mount points of one filesystem.
     """
 
     name: str
@@ -216,7 +216,7 @@ def read(agent: Agent, params: Params) -> str:
     _check(params)
     status = _status(agent)
     if params["state"] == "frozen":
-        agent.refresh_info()  # what is known may be from while it was frozen
+        agent.refresh_info()  # the cached reply may be from a time when the guest was frozen
         agent.require("guest-fsfreeze-thaw")
         if status == "thawed":
             agent.require(_freeze_command(params))
@@ -233,7 +233,7 @@ def _check(params: Params) -> None:
 
 
 def _refuse_stacked(agent: Agent, points: Sequence[str] | None) -> None:
-    """Refuse to freeze what an older agent would hang in.
+    """Refuse to freeze filesystems on which an older agent would hang.
 
     :raise OperationError: with the mount points to name instead.
     """
@@ -242,7 +242,7 @@ def _refuse_stacked(agent: Agent, points: Sequence[str] | None) -> None:
     try:
         listed = filesystems(agent.execute("guest-get-fsinfo"))
     except CommandError:
-        return  # the agent fails for devices that it does not understand, and can freeze all the same
+        return  # the agent fails for devices that it does not understand, but can still freeze
     found = stacked(listed, points)
     if found:
         upper, lower = found
@@ -255,9 +255,9 @@ def _refuse_stacked(agent: Agent, points: Sequence[str] | None) -> None:
 
 
 def filesystems(reply: Sequence[Any]) -> list[Filesystem]:
-    """Return what guest-get-fsinfo listed, in its order: the last mounted first, which is the order of freezing.
+    """Return the filesystems from guest-get-fsinfo, in its order: last mounted first, the order of freezing.
 
-    :raise ProtocolError: if that is not what the schema says.
+    :raise ProtocolError: if the reply does not match the schema.
     """
     found = []
     for entry in reply:
@@ -268,10 +268,10 @@ def filesystems(reply: Sequence[Any]) -> list[Filesystem]:
 
 
 def stacked(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -> tuple[Filesystem, Filesystem] | None:
-    """Return a filesystem that may lie in a file of one that is frozen before it, and that one; None if there is none.
+    """Return a filesystem that may lie in a file of one that is frozen before it, and the latter; None if none does.
 
-    ``listed`` is in the order of freezing; with ``points``, only those mount points are frozen. A file can be below a
-    filesystem whose device is on no disk, and is on one that was mounted before.
+    ``listed`` is in the order of freezing; with ``points``, only those mount points are frozen. A filesystem may lie in
+    a file if its device is on no disk; the file is on a filesystem that was mounted earlier.
     """
     for position, upper in enumerate(listed):
         if upper.on_disk or upper.type in _READ_ONLY or not _frozen_at(upper, points):
@@ -284,7 +284,7 @@ def stacked(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -
 
 
 def first_mounted(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -> list[str]:
-    """Return the mount point of each filesystem to freeze that was mounted first, in the order of mounting."""
+    """Return the first mount point of each filesystem to freeze, in the order of mounting."""
     wanted = {filesystem.name for filesystem in listed if _frozen_at(filesystem, points)}
     first = {filesystem.name: filesystem.mountpoint for filesystem in listed if filesystem.name in wanted}
     return [f.mountpoint for f in reversed(listed) if first.get(f.name) == f.mountpoint]
@@ -313,7 +313,7 @@ def plan(current: str, params: Params) -> Plan:
     return Plan(
         before={"status": current},
         after={"status": wanted},
-        # The timer is none of the guest's state, and the status does not tell of all that may be frozen.
+        # The timer is not part of the guest's state, and the status does not cover all filesystems that may be frozen.
         always=wanted == "thawed" or params["thaw_after"] is not None,
         todo=params,
         result={"count": 0, "status_before": current, "status_after": wanted},
@@ -330,15 +330,15 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 
 def _freeze(agent: Agent, params: Params) -> dict[str, Any]:
     seconds = params["thaw_after"]
-    # Before anything is sent: from then on it may be that nobody but the timer is left to thaw.
+    # Armed before the freeze is sent: after that, only the timer may be left to thaw.
     timer = arm(agent, seconds) if seconds else None
     if not timer:
-        disarm(agent)  # one that an earlier freeze left must not end this one
+        disarm(agent)  # a timer left from an earlier freeze must not end this one
     try:
         count = _frozen(agent, params, min(params["timeout"], seconds or params["timeout"]))
     except QgaError as exc:
         if exc.command == _freeze_command(params) and exc.executed == "no":
-            # Not ours to thaw: if the guest is frozen, somebody else was faster.
+            # Not ours to thaw: if the guest is frozen, another client was faster.
             disarm(agent)
             raise
         raise _undone(agent, exc, timer) from exc
@@ -346,7 +346,7 @@ def _freeze(agent: Agent, params: Params) -> dict[str, Any]:
 
 
 def _frozen(agent: Agent, params: Params, timeout: float) -> int:
-    """Freeze; return the number of filesystems that are frozen now.
+    """Freeze, and return the number of frozen filesystems.
 
     :raise QgaError: if the guest is not frozen as asked, or may not be.
     """
@@ -366,11 +366,11 @@ def _frozen(agent: Agent, params: Params, timeout: float) -> int:
 
 
 def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
-    """Thaw after a freeze that failed, or may have; return the error that says how that went."""
-    # Where nothing was frozen nothing is thawed: that would thaw what others froze by other means than the agent.
-    # Else it is whatever the status says, which need not tell of all that is frozen.
+    """Thaw after a freeze that failed, or may have failed; return an error with the outcome."""
+    # If nothing was frozen, do not thaw: that would thaw filesystems frozen by other means than the agent. Else thaw
+    # whatever the status is: it need not cover all frozen filesystems.
     if not isinstance(exc, _NothingFrozenError) or _status_if_told(agent) != "thawed":
-        with suppress(QgaError):  # the status tells
+        with suppress(QgaError):  # the status below shows whether it worked
             agent.execute("guest-fsfreeze-thaw")
     status = _status_if_told(agent)
     result = {"status_before": "thawed", "status_after": status, **exc.as_result()}
@@ -421,7 +421,7 @@ def _status_if_told(agent: Agent) -> str:
 
 
 def _too_late(timer: Timer | None) -> list[str]:
-    """Return what to warn of where the guest was thawed already."""
+    """Return a warning if the timer had thawed the guest already."""
     if not timer or not timer.fired:
         return []
     return [f"the timer thawed the guest at {timer.fired}: what was done after that, was not done to a frozen guest."]

@@ -291,7 +291,7 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
 
 
 def _writes_no_utmp(agent: Agent) -> bool:
-    """Return whether the guest is a Linux without /run/utmp, as far as the agent may tell."""
+    """Return whether the guest is a Linux without /run/utmp, as far as the agent's commands can show."""
     if not agent.supports("guest-file-open", "guest-file-close"):
         return False
     try:
@@ -327,11 +327,11 @@ def plan(current: dict[str, Any], params: Params) -> Plan:
 
 
 def addresses_by_mac(interfaces: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the addresses by which others may reach each interface that has a MAC address."""
+    """Return the addresses at which other machines may reach each interface that has a MAC address."""
     found: dict[str, list[str]] = {}
     for interface in interfaces:
         mac = str(expect(interface, dict, "a network interface").get("hardware_address", "")).lower()
-        if mac.strip("0:"):  # that of the loopback interface consists of zeros
+        if mac.strip("0:"):  # the loopback interface's consists of zeros
             entries = expect(interface.get("ip_addresses", []), list, "ip_addresses")
             found.setdefault(mac, []).extend(filter(_is_reachable, map(_address, entries)))
     return found

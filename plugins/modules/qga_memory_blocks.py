@@ -149,7 +149,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_
 
 
 class Current(NamedTuple):
-    """The guest's memory blocks, and what the agent tells of all of them."""
+    """The guest's memory blocks, and the agent's information on all of them."""
 
     blocks: list[Unit]
     info: Mapping[str, Any]
@@ -179,7 +179,7 @@ def plan(current: Current, params: Params) -> Plan:
     before, shown = described(current.blocks), _shown(apply_switches(current.blocks, switches.planned))
     by_count = params["count"] is not None
     return Plan(
-        # By count, another block than planned may take the place of one that cannot go offline.
+        # With count, a block other than planned may replace one that cannot go offline.
         before={"count": len(before["online"])} if by_count else before,
         after={"count": params["count"]} if by_count else shown["after"],
         todo=(before, switches),

@@ -152,7 +152,7 @@ _UNPROVEN = (
 
 
 class Current(NamedTuple):
-    """The machine's ``status`` in QMP's words (that of one whose agent answers is C(running)), and its present boot."""
+    """The machine's ``status`` in QMP's terms (C(running) if its agent answers), and its present boot."""
 
     status: str
     boot: Boot = Boot()
@@ -185,7 +185,7 @@ def plan(current: Current, params: Params) -> Plan:
 
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     before, params = plan.todo
-    # QEMU's events must find somebody who listens.
+    # Connected before the command, so that no QEMU event is missed.
     with monitor(params["qmp_address"]) as qmp:
         started = time.monotonic()
         deadline = Deadline(params["timeout"])
@@ -201,7 +201,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 
 
 def _send(agent: Agent, mode: str) -> str:
-    """Send the command; return the words of an agent that said that it failed while its guest went down."""
+    """Send the command; return the agent's message if it reported a failure although its guest went down."""
     try:
         agent.execute("guest-shutdown", {"mode": mode})
     except CommandUnavailable:
@@ -221,7 +221,7 @@ def _goes_down(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> 
             confirmed_by = qemu_tells(qmp, ("SHUTDOWN",), "shutdown", moment)
             if confirmed_by:
                 return confirmed_by
-        if not qmp or mode == "halt":  # of which QEMU tells nothing
+        if not qmp or mode == "halt":  # QEMU has no event for a halt
             presence.look(deadline)
             if presence.gone:
                 return "agent"
@@ -230,7 +230,7 @@ def _goes_down(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> 
 
 
 class _Reboot:
-    """A reboot, as it is followed until it is confirmed and, if wanted, until the agent is back."""
+    """Follows a reboot until it is confirmed and, if wanted, until the agent is back."""
 
     def __init__(self, agent: Agent, qmp: Qmp | None, before: Boot, wait_for_agent: bool) -> None:
         self._agent = agent
@@ -249,7 +249,7 @@ class _Reboot:
                 result = self._returned()
                 if result:
                     return result
-                # It was slow, not gone: this is the boot that was to end.
+                # The agent was slow, not gone: this is still the old boot.
                 self._confirmed_by = ""
             elif self._presence.gone and not self._qmp:
                 self._confirmed_by = "agent"
@@ -261,7 +261,10 @@ class _Reboot:
         )
 
     def _listen(self, moment: Deadline) -> None:
-        """Let ``moment`` pass; notice what QEMU tells meanwhile."""
+        """Wait until ``moment`` has passed or QEMU reports a reset.
+
+        :raise OperationError: if QEMU reports a shutdown instead.
+        """
         if not self._qmp:
             time.sleep(moment.left())
             return
@@ -280,7 +283,7 @@ class _Reboot:
             self._confirmed_by = "event"
 
     def _returned(self) -> dict[str, Any]:
-        """Return the result if the agent, which answers, is that of a new boot."""
+        """Return the result if the agent, which answers, runs in a new boot."""
         now = boot_of(self._agent)
         proof = now.proven_new(self._before)
         result: dict[str, Any] = {"boot_id_after": now.id} if now.id else {}

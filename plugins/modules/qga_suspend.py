@@ -134,12 +134,12 @@ SPEC: dict[str, dict[str, Any]] = {
     "timeout": {"type": "float", "default": 60},
 }
 
-# What the machine's status is then, and which events tell so first.
+# The machine's status after each mode, and the events that announce it.
 _STATUS = {"ram": "suspended", "hybrid": "suspended", "disk": "shutdown"}
 _EVENTS = {"ram": ("SUSPEND",), "hybrid": ("SUSPEND",), "disk": ("SUSPEND_DISK", "SHUTDOWN")}
 
-# The agent tries several ways one after the other, and tells only then that none worked: 5 s in an emulated guest.
-# Suspending to RAM mostly works, and then it is time lost.
+# The agent tries several ways one after the other before it reports that none worked: 5 s in an emulated guest.
+# Suspending to RAM mostly works, and then the wait is lost time.
 _SECONDS_TO_FAIL = {"ram": 5.0, "hybrid": 20.0, "disk": 20.0}
 
 _HINTS = {
@@ -153,7 +153,7 @@ _COMMANDS = {"ram": "guest-suspend-ram", "disk": "guest-suspend-disk", "hybrid":
 
 
 class Current(NamedTuple):
-    """The machine's ``status`` in QMP's words, and why QEMU cannot wake the guest: empty if it can."""
+    """The machine's ``status`` in QMP's terms, and why QEMU cannot wake the guest: empty if it can."""
 
     status: str
     why_not_wake: str = ""
@@ -168,7 +168,7 @@ def read(agent: Agent, params: Params) -> Current:
             f"qmp_address is required for mode {mode}: QEMU must be asked whether it can wake the guest, which would "
             "be lost otherwise. If you know that it can, and have other means to wake it, set wakeup_verified."
         )
-    # A guest that sleeps has no agent to ask, so QEMU comes first.
+    # QEMU first, because the agent of a suspended guest does not answer.
     with monitor(params["qmp_address"]) as qmp:
         current = Current(qmp.status(), qmp.why_not_wake()) if qmp else Current("running")
     if suspend and current.status == "running":
@@ -199,7 +199,7 @@ def plan(current: Current, params: Params) -> Plan:
 
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     params = plan.todo
-    # QEMU's events must find somebody who listens.
+    # Connected before the command, so that no QEMU event is missed.
     with monitor(params["qmp_address"]) as qmp:
         started = time.monotonic()
         deadline = Deadline(params["timeout"])

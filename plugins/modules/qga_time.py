@@ -142,7 +142,7 @@ SPEC: dict[str, dict[str, Any]] = {
 
 _SECOND = 1_000_000_000
 _SAMPLES = 5
-# The first time, parts of the agent must be read from the guest's disk; the second is as precise as it gets.
+# The first attempt may be imprecise, because parts of the agent are read from the guest's disk; the second is not.
 _ATTEMPTS = 2
 
 _HWCLOCK = (
@@ -169,7 +169,7 @@ class Measurement(NamedTuple):
 
 
 class Current(NamedTuple):
-    """The clock that the guest's should agree with, and how far the guest's is off."""
+    """The clock that the guest's should agree with, and the measured offset of the guest's."""
 
     wanted: Clock
     measured: Measurement
@@ -185,7 +185,7 @@ def read(agent: Agent, params: Params) -> Current:
 
 def _wanted_clock(params: Params) -> Clock:
     if params["state"] == "set":
-        # That clock starts now, and runs as ours does.
+        # The wanted clock starts now, and runs like ours.
         ahead = instant(params["time"]) - time.monotonic_ns()
         return lambda: time.monotonic_ns() + ahead
     if params["time"] is not None:
@@ -226,7 +226,7 @@ def _zone_seconds(zone: str) -> int:
 
 
 def _measure(agent: Agent, wanted: Clock) -> Measurement:
-    """Return the best of several measurements: the one whose question and answer travelled for the shortest time."""
+    """Return the best of several measurements: the one with the shortest round trip."""
     samples = []
     for _sample in range(_SAMPLES):
         asked, wanted_then = time.monotonic_ns(), wanted()
@@ -267,7 +267,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 
 def _set_to_wanted(agent: Agent, current: Current, tolerance: float) -> Mapping[str, Any]:
     for _attempt in range(_ATTEMPTS):
-        # It takes the request as long to get there as it took the question for the time.
+        # The request is assumed to take as long as the one for the time did.
         value = current.wanted() + current.measured.uncertainty
         error = _set_time(agent, {"time": value})
         after = _measure(agent, current.wanted)
@@ -277,7 +277,7 @@ def _set_to_wanted(agent: Agent, current: Current, tolerance: float) -> Mapping[
     if after.exceeds(tolerance):
         raise _failure("was not set", error, result)
     if error:
-        # Agents set the clock first, then the RTC, and report only that this failed.
+        # Agents set the clock first, then the RTC, and report only that the RTC failed.
         reason = error.message.strip()
         result["warnings"] = [
             f"The guest's clock is set; its RTC is not, so the guest may boot with a wrong time: {reason}. {_HWCLOCK}"
@@ -294,7 +294,7 @@ def _set_from_rtc(agent: Agent, current: Current, tolerance: float) -> Mapping[s
 
 
 def _set_time(agent: Agent, arguments: Mapping[str, Any] | None) -> CommandError | None:
-    """Ask the agent to set the time; return what it reports, which does not mean that the clock was not set."""
+    """Ask the agent to set the time; return its error, after which the clock may be set all the same."""
     try:
         agent.execute("guest-set-time", arguments)
     except CommandUnavailable:

@@ -109,8 +109,8 @@ SPEC: dict[str, dict[str, Any]] = {
 
 COMMAND = "guest-set-user-password"
 
-# crypt(5), without the methods that have no $: what DES makes looks like any word of 13 letters. The shortest hashes,
-# those of MD5, end in 22 characters.
+# crypt(5), without the methods that have no $: a DES hash looks like any word of 13 letters. The shortest hashes, those
+# of MD5, end in 22 characters.
 _HASH = r"\$[0-9a-z]+[$,][./0-9A-Za-z$=,+-]*[./0-9A-Za-z]{22}"
 _CRYPTED = re.compile(rf"!*{_HASH}|!+|\*")
 
@@ -121,7 +121,7 @@ def read(agent: Agent, params: Params) -> None:
 
 def plan(current: None, params: Params) -> Plan:
     password = params["password"]
-    # The agent ends a password at a NUL, without a word.
+    # The agent silently truncates a password at a NUL.
     if not password or re.search(r"[\n\r\0]", password):
         raise OperationError("password: it is empty, or has a line break or a NUL byte in it.")
     looks_crypted = bool(_CRYPTED.fullmatch(password))

@@ -167,9 +167,9 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 
 
 def _switch(agent: Agent, switches: Sequence[tuple[int, bool]]) -> tuple[int, CommandError | None]:
-    """Switch processors in order; return how many, and why not all.
+    """Switch processors in order; return how many were switched, and the error that stopped it.
 
-    The agent returns how many it did. To learn why it stopped, the schema says, ask for the rest again.
+    The agent returns a count. By the schema, the reason why it stopped comes from asking for the rest again.
     """
     done = 0
     while done < len(switches):
@@ -178,7 +178,7 @@ def _switch(agent: Agent, switches: Sequence[tuple[int, bool]]) -> tuple[int, Co
             count = agent.execute("guest-set-vcpus", {"vcpus": nodes})
         except CommandError as exc:
             if isinstance(exc, CommandUnavailable) and not done:
-                raise  # there is nothing to add to it
+                raise  # the error is complete as it is
             return done, exc
         if not 0 < count <= len(nodes):
             raise ProtocolError(f"guest-set-vcpus says that it did {count} of {len(nodes)} processors")

@@ -23,9 +23,9 @@ FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT, tcp:HOST:PORT or
 
 
 class Address(NamedTuple):
-    """Where an agent is. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
+    """An agent's address. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
 
-    C(ssh) is a UNIX socket on another machine, see plugin_utils/_forward.py.
+    C(ssh) is a UNIX socket on another machine, see plugin_utils/_ssh_forward.py.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Address(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The same for all names of one socket."""
+        """A name that is the same for all paths of one socket."""
         return os.path.realpath(self.path) if self.kind == "unix" else str(self)
 
 

@@ -1,9 +1,9 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Agent: run the guest agent's commands, one at a time, and say what is known when that fails.
+"""Agent: run the guest agent's commands, one at a time, and report precisely when one fails.
 
-Where its requests travel is the business of its subclasses: ``SocketAgent`` and ``LibvirtAgent``.
+Its subclasses carry the requests: ``SocketAgent`` and ``LibvirtAgent``.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ __all__ = (
 )
 
 DEFAULT_TIMEOUT = 20.0
-"""Seconds that one agent command may take, connecting and waiting for the seat included."""
+"""Seconds that one agent command may take, connecting and waiting for the channel included."""
 
 DEFAULT_FROZEN_TIMEOUT = 300.0
-"""Seconds for which a frozen guest is waited for in the middle of something; see _guest/patience.py."""
+"""Seconds to wait for a frozen guest during an operation; see _guest/patience.py."""
 
-# Commands that answer only when they fail are given this long to fail, unless the caller knows better (a bad mode is
-# refused at once; a shutdown helper that cannot be run is reported when it has ended).
+# Seconds to wait for an error of a command that answers only when it fails, unless the caller sets a timeout (a bad
+# mode is refused at once; a shutdown helper that cannot be run is reported when it has ended).
 _SECONDS_TO_FAIL = 5.0
 
 _DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
@@ -51,19 +51,19 @@ Log = Callable[[str], None]
 
 
 def _tell_nobody(text: str) -> None:
-    """Take a line of log that nobody wants."""
+    """Drop a log line."""
 
 
 class Agent(ABC):
     """A guest's agent. Not thread-safe: an agent runs one command at a time.
 
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
-    ``frozen_timeout`` is how long, in seconds, a frozen guest is waited for in the middle of something, and ``warn``
-    tells the user about that.
+    ``frozen_timeout`` is how many seconds to wait for a frozen guest during an operation, and ``warn`` tells the user
+    about that.
     """
 
     largest_payload = 48 * 1000 * 1000
-    """Bytes that one request can carry. The agent's parser takes 64 MiB, in base64 and with what is around it."""
+    """Bytes of content that one request can carry. The agent's parser takes 64 MiB, with base64 and JSON around it."""
 
     def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
         self.name = name
@@ -74,7 +74,7 @@ class Agent(ABC):
         self._log = log
         self._info: AgentInfo | None = None
         self._has_answered = False
-        # How long it may still be asked why it has refused a command: as long as that command might have taken.
+        # Deadline for asking the agent why it refused a command: that command's own.
         self._explaining: Deadline | None = None
 
     @abstractmethod
@@ -83,33 +83,33 @@ class Agent(ABC):
 
         :raise ConnectError: nothing was sent.
         :raise OutcomeUnknownError: it was sent, and no reply came.
-        :raise ProtocolError: what came is no reply.
+        :raise ProtocolError: the data received is not a reply.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give the channel up. The next command opens it again."""
+        """Close the channel. The next command opens it again."""
 
     def step_aside(self) -> None:
-        """Let other clients have the channel until the next command, where it has a single seat."""
+        """Leave a channel that serves one client to other clients until the next command."""
         return
 
     @property
     def passes_long_replies(self) -> bool:
-        """Whether all that the agent may keep of a program's output can be had in one reply."""
+        """Whether all output that the agent keeps of a program fits in one reply."""
         return True
 
     @property
     def identity(self) -> str:
-        """A name by which this machine knows the same agent again, where it goes by several."""
+        """A name that identifies the agent on this machine, whichever of its addresses is used."""
         return self.name
 
     def again(self) -> Agent:
         """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
 
-        It is for a process that outlives this one. Nothing is imported or looked up later for it to work.
+        It is for a process that outlives this one, so it imports and looks up nothing later.
 
-        :raise OperationError: if this channel is gone when this process is.
+        :raise OperationError: if this channel ends with this process.
         """
         raise OperationError(f"the agent at {self.name} cannot be reached when this task has ended.")
 
@@ -123,10 +123,9 @@ class Agent(ABC):
         """Run the schema command ``command`` and return its return value.
 
         The value is of the type that the schema names; None for commands that answer only when they fail (shutdown,
-        suspend) and did not. A command that only reads is repeated once when the channel broke before its reply came.
-        Without a ``timeout`` in seconds it has the agent's, or the least that schema.py knows for it. That limits
-        all that the command causes: the wait for the channel, the repetition, and what the agent is asked about a
-        refusal.
+        suspend) and did not. A read-only command is repeated once when the channel broke before its reply came. The
+        default ``timeout`` in seconds is the agent's, or schema.py's minimum for the command if that is more. It covers
+        the wait for the channel, the repetition, and the questions to the agent about a refusal.
 
         :raise QgaError: one of the tree in errors.py.
         """
@@ -168,7 +167,7 @@ class Agent(ABC):
         if "error" in reply:
             error = protocol.expect(reply["error"], dict, "the error")
             desc = protocol.expect(error.get("desc", ""), str, "the error's desc").strip()
-            # Agents before 4.0 give what is disabled the class GenericError.
+            # Agents before 4.0 report disabled commands with the class GenericError.
             if error.get("class") == "CommandNotFound" or re.match(_DISABLED, desc):
                 raise self._unavailable([command], desc, deadline)
             raise errors.command_error(command, str(error.get("class", "")), desc)
@@ -189,11 +188,11 @@ class Agent(ABC):
 
     @property
     def info(self) -> AgentInfo:
-        """What guest-info says, asked once, and again as long as the guest is frozen."""
+        """The reply to guest-info, asked once, and again as long as the guest is frozen."""
         return self._info or self.refresh_info()
 
     def refresh_info(self) -> AgentInfo:
-        """Ask guest-info again."""
+        """Ask guest-info again and return its reply."""
         value = self.execute("guest-info")
         commands = protocol.expect(value.get("supported_commands"), list, "supported_commands")
         table = {}
@@ -210,7 +209,7 @@ class Agent(ABC):
         return all(self.info.commands.get(command, False) for command in commands)
 
     def require(self, *commands: str) -> None:
-        """Find out before anything is done whether ``commands`` can be run.
+        """Check, before an operation begins, that all ``commands`` can be run.
 
         :raise CommandUnavailable: if some cannot. It names all of them, with the reasons and what to do.
         """
@@ -219,13 +218,13 @@ class Agent(ABC):
             raise self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
 
     def _unavailable(self, commands: Sequence[str], desc: str, deadline: Deadline) -> CommandUnavailable:
-        """Return the error that tells why the agent does not run ``commands``; agents word all reasons alike."""
+        """Return an error that explains why the agent does not run ``commands``: agents word all reasons alike."""
         unexplained = CommandUnavailable(desc or "the agent does not say why", command=commands[0])
-        if self._explaining:  # the agent refuses what it is asked about its refusal
+        if self._explaining:  # the agent also refused a command that asks about the refusal
             return unexplained
         self._explaining = deadline
         try:
-            # In this order: a guest that is thawed meanwhile is then seen to have the command enabled.
+            # Status first, then guest-info: if the guest is thawed in between, the command shows as enabled.
             status = self._if_told("guest-fsfreeze-status")
             info = self.refresh_info()
             was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
@@ -236,13 +235,13 @@ class Agent(ABC):
             self._explaining = None
 
     def _system(self) -> str:
-        """Return the id of the guest's operating system, as os-release has it; empty if it is not told."""
-        with suppress(QgaError):  # a worse hint is no reason to hide the error that it belongs to
+        """Return the id of the guest's operating system, as in os-release; empty if unknown."""
+        with suppress(QgaError):  # a less precise hint must not replace the error itself
             return str((self._if_told("guest-get-osinfo") or {}).get("id", ""))
         return ""
 
     def _if_told(self, command: str) -> Any:
-        """Return what ``command`` returns, which only reads; None if the agent refuses it."""
+        """Return the result of the read-only ``command``; None if the agent refuses it."""
         if not self.info.commands.get(command):
             return None
         try:
@@ -252,9 +251,9 @@ class Agent(ABC):
 
 
 def _deadline(seconds: float) -> Deadline:
-    """Return the deadline of a command that has so many seconds.
+    """Return the deadline of a command with a timeout of ``seconds``.
 
-    :raise OperationError: if it has none.
+    :raise OperationError: if that is not above 0.
     """
     if not seconds > 0:
         error = OperationError(f"it was given {seconds:g} seconds. A timeout is more than 0.")

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Channels: byte streams to a guest agent, and how one is connected.
 
-No byte but a sync leaves before the agent has answered (socket_agent.py): see lock.py for what a second client does.
+Only a sync is sent before the agent has answered (socket_agent.py): lock.py describes what happens to a second client.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _RETRY_SECONDS = 0.05
 
 
 class SyncState(NamedTuple):
-    """Whether client and agent are in sync: nothing of anybody's is left in the channel.
+    """Whether client and agent are in sync: no request or reply is left in the channel.
 
-    ``since``: the time (monotonic) of the last reply that was awaited; 0: out of sync. What the agent does with ids
-    goes with it.
+    ``since``: the time (monotonic) of the last expected reply; 0: out of sync. ``takes_id`` and ``echoes_id`` say how
+    the agent handles ids.
     """
 
     since: float = 0.0
@@ -53,7 +53,7 @@ class Channel:
     """A connected, non-blocking byte stream and the lock that belongs to it."""
 
     shared = False
-    """Whether others may have the channel between ``release`` and ``acquire``."""
+    """Whether other clients may use the channel between ``release`` and ``acquire``."""
 
     def __init__(self, sock: socket.socket, lock: ChannelLock | None = None) -> None:
         self._sock = sock
@@ -69,19 +69,19 @@ class Channel:
     def acquire(self, deadline: Deadline) -> SyncState:
         """Acquire the channel, until ``release``, and return its sync state; it is out of sync until then.
 
-        :raise ChannelBusyError: if others have it until the deadline.
-        :raise ConnectError: if it is not to be had any more.
+        :raise ChannelBusyError: if other clients hold it until the deadline.
+        :raise ConnectError: if the channel no longer exists.
         """
         state, self._state = self._state, SyncState(takes_id=self._state.takes_id)
         return state
 
     def release(self, state: SyncState) -> None:
-        """Leave the channel so."""
+        """Release the channel and store its sync state."""
         self._state = state
 
     @property
     def inode(self) -> int:
-        """The socket's inode number, by which the system's tables name it."""
+        """The socket's inode number, its name in the system's tables."""
         return os.fstat(self._sock.fileno()).st_ino
 
     def send(self, data: bytes, deadline: Deadline) -> None:
@@ -104,7 +104,7 @@ class Channel:
                 raise kind(f"the channel broke while sending: {exc.strerror or exc}") from exc
 
     def is_silent(self, deadline: Deadline) -> bool:
-        """Return whether nothing comes until the deadline; that the other side has gone is something."""
+        """Return whether nothing arrives until the deadline; the end of the stream counts as an arrival."""
         return not self._poll(select.POLLIN, deadline)
 
     def recv(self, deadline: Deadline) -> bytes:
@@ -128,7 +128,7 @@ class Channel:
             return data
 
     def close(self) -> None:
-        """Close the socket, then let others have the seat."""
+        """Close the socket, then release the lock."""
         self._sock.close()
         if self._lock:
             self._lock.release()
@@ -136,12 +136,12 @@ class Channel:
     def _poll(self, event: int, deadline: Deadline) -> bool:
         poller = select.poll()
         poller.register(self._sock, event)
-        # A guest that never stops talking does not prolong a deadline, though there is always something to read.
+        # Checked first, so that a guest that sends without end cannot prolong the deadline.
         return not deadline.expired and bool(poller.poll(deadline.left() * 1000))
 
 
 Connect = Callable[[Address, Deadline], socket.socket]
-"""Returns a socket that leads to an address, or raises ConnectError."""
+"""Returns a socket connected to an address, or raises ConnectError."""
 
 
 def open_channel(
@@ -150,12 +150,12 @@ def open_channel(
     join: Callable[[], Channel | None] = lambda: None,
     connect: Connect | None = None,
 ) -> Channel:
-    """Return a Channel to ``address``, with the seat's lock held; or what ``join`` returns, where somebody has it.
+    """Return a Channel to ``address`` with its lock held; or the channel that ``join`` returns while the lock is taken.
 
-    ``connect`` takes the place of what the kind of address needs.
+    ``connect`` replaces the usual connector for this kind of address.
 
     :raise ConnectError: with the reason and what to do.
-    :raise ChannelBusyError: if one of our own processes keeps the seat until the deadline.
+    :raise ChannelBusyError: if one of our own processes keeps the lock until the deadline.
     """
     lock = ChannelLock(address)
     joined = lock.acquire(deadline, join)
@@ -163,7 +163,7 @@ def open_channel(
         return joined
     try:
         return Channel((connect or _CONNECTORS[address.kind])(address, deadline), lock)
-    except BaseException:  # whatever it was, KeyboardInterrupt included: others must not find the seat taken
+    except BaseException:  # KeyboardInterrupt included: the lock must not stay taken
         lock.release()
         raise
 
@@ -184,13 +184,13 @@ def _connect_unix(address: Address, deadline: Deadline) -> socket.socket:
             code = _connect_code(sock, address.path)
             if code == 0:
                 return sock
-            # The queue of clients waiting for the seat is full.
+            # The socket's backlog of waiting clients is full.
             if code != errno.EAGAIN:
                 raise ConnectError(_UNIX_TROUBLE.get(code, os.strerror(code)))
             if deadline.expired:
                 raise ChannelBusyError("too many clients wait for the channel already")
             time.sleep(min(_RETRY_SECONDS, deadline.left()))
-    except BaseException:  # whatever it was, KeyboardInterrupt included: who connects half is not left in the queue
+    except BaseException:  # KeyboardInterrupt included: do not leave a half-connected client in the backlog
         sock.close()
         raise
 
@@ -198,9 +198,9 @@ def _connect_unix(address: Address, deadline: Deadline) -> socket.socket:
 def _connect_code(sock: socket.socket, path: str) -> int:
     try:
         code = sock.connect_ex(path)
-    except OSError as exc:  # a path beyond the 107 bytes of sockaddr_un never reaches the system
+    except OSError as exc:  # Python rejects a path longer than the 107 bytes of sockaddr_un
         raise ConnectError(f"{exc}") from exc
-    # ENOTSOCK is what some systems say, ECONNREFUSED what Linux says of a plain file.
+    # For a plain file, some systems report ENOTSOCK, Linux ECONNREFUSED.
     with contextlib.suppress(OSError):  # it may be gone by now
         if code == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
             return errno.ENOTSOCK
@@ -229,13 +229,13 @@ def _connect_tcp(address: Address, deadline: Deadline) -> socket.socket:
                 return _connected(family, where, deadline)
             except OSError as exc:
                 error = exc
-    except (OSError, UnicodeError) as exc:  # the latter is Python's word for a host name that cannot be one
+    except (OSError, UnicodeError) as exc:  # Python raises UnicodeError for an invalid host name
         error = exc
     raise ConnectError(f"cannot connect: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _connected(family: int, where: Any, deadline: Deadline) -> socket.socket:
-    """Return a socket that is connected to ``where``, an address of this ``family``."""
+    """Return a socket connected to ``where``, an address of this ``family``."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(max(deadline.left(), 0.001))

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Open the Agent at an address, whatever kind of channel leads there."""
+"""Open the Agent at an address of any kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_agent(
     share: Share | None = None,
     connect: Connect | None = None,
 ) -> Agent:
-    """Return the Agent at ``address``. Nothing is connected before its first command.
+    """Return the Agent at ``address``. It connects at its first command.
 
     ``share`` is called with a channel that was opened here; libvirt's is shared anyway. ``connect``: see open_channel.
 
@@ -30,7 +30,7 @@ def open_agent(
     if isinstance(address, str):
         address = parse_address(address)
     if address.kind == "libvirt":
-        # Here, because it builds on this module, and because hardly anybody needs to load the library.
+        # Imported here because few tasks need libvirt's library.
         from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import LibvirtAgent
 
         return LibvirtAgent(address, libvirt_uri, timeout, log)

@@ -1,14 +1,14 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Deadlines: what one command causes shares one limit."""
+"""Deadlines: all waits of one command share one limit."""
 
 from __future__ import annotations
 
 import time
 
 __all__ = ("Deadline",)
-# Nobody waits for longer, and poll() cannot.
+# No caller needs to wait longer, and poll() cannot.
 _LONGEST_SECONDS = 1_000_000.0
 
 

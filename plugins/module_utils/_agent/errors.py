@@ -1,23 +1,23 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What can go wrong between a task and the agent, and what is known when it does.
+"""The errors between a task and the agent.
 
 The tree answers the one question that matters after a failure: did the command run?
 
     QgaError
     ├── AddressError           the address makes no sense; nothing was tried
     ├── ConnectError           nothing of the command was sent; safe to retry
-    │   ├── ChannelBusyError   another client has the agent's only seat
+    │   ├── ChannelBusyError   another client uses the channel, which serves one
     │   └── AgentSilentError   the channel is open, the agent does not answer a sync
     ├── OutcomeUnknownError    sent, no reply: it may have run, or may yet run
-    ├── ProtocolError          the reply is not what the schema says
+    ├── ProtocolError          the reply does not match the schema
     ├── CommandError           the agent replied with an error
     │   ├── CommandUnavailable unknown, disabled by the guest's admin, or blocked while frozen
-    │   ├── GuestFileError     a guest-file-* command failed; errno tells why, where the agent's text does
+    │   ├── GuestFileError     a guest-file-* command failed; errno gives the cause if the agent's text names it
     │   └── HandleLostError    the agent restarted and has forgotten this handle or pid
     ├── NoRunnerError          programs need a runner in the guest, and none could be started
-    ├── TransferError          content arrived differently from how it left
+    ├── TransferError          content arrived differently from how it was sent
     │   └── FileChangedError   because the file was written to meanwhile
     ├── QmpError               QEMU's monitor cannot be used; nothing was sent to it
     │   ├── QmpCommandError    QEMU replied with an error
@@ -59,9 +59,9 @@ __all__ = (
 class QgaError(Exception):
     """Base of all errors of this collection.
 
-    ``executed`` says what is known of the command: ``no``, ``yes`` or ``unknown``, and ``fate`` says it in the message.
-    ``address`` is filled in where the error passes the Agent, which knows it. ``party`` is who is there. Message and
-    hint are made ``printable`` here, for all errors: they may have words of the guest's in them.
+    ``executed`` says whether the command ran: ``no``, ``yes`` or ``unknown``; ``fate`` is the wording in the message.
+    The Agent fills in ``address``, and ``party`` names the peer at that address. Message and hint are made
+    ``printable`` here, for all errors, because they may contain text from the guest.
     """
 
     party = "guest agent"
@@ -84,23 +84,23 @@ class QgaError(Exception):
 
     @property
     def told_fate(self) -> str:
-        """What the message says of the command; empty if there is none."""
+        """The message's words on the command; empty if there is none."""
         return f"{self.command} {self.fate}" if self.command else ""
 
     def as_result(self) -> dict[str, Any]:
-        """Return what a failed task shows beside C(msg)."""
+        """Return the members of a failed task's result beside C(msg)."""
         return {"error": {"type": type(self).__name__, "command": self.command, "executed": self.executed}}
 
 
 class AddressError(QgaError):
-    """The address is malformed or of a kind that this program cannot reach."""
+    """The address is malformed or of an unsupported kind."""
 
 
 class ConnectError(QgaError):
     """The channel could not be used; nothing of the command was sent.
 
-    ``at_first`` tells that nothing was sent before either. Then its message does not name the command, of which the
-    user may never have heard: a task needs many, and this was the first.
+    ``at_first``: nothing was sent before either. Then the message does not name the command, because it is only the
+    first of many that a task needs, and the user may not know it.
     """
 
     fate = "was not sent"
@@ -112,7 +112,7 @@ class ConnectError(QgaError):
 
 
 class ChannelBusyError(ConnectError):
-    """Another client holds the channel's only seat."""
+    """Another client uses the channel, which serves one at a time."""
 
 
 class AgentSilentError(ConnectError):
@@ -134,7 +134,7 @@ class ProtocolError(QgaError):
 
 
 class CommandError(QgaError):
-    """The agent replied with an error. ``error_class`` and the message are its own words."""
+    """The agent replied with an error. ``error_class`` and the message are the agent's."""
 
     executed = "yes"
     fate = "failed"
@@ -154,7 +154,7 @@ class CommandUnavailable(CommandError):
         super().__init__(message, command=command, hint=hint, error_class="CommandNotFound")
         self.reason = reason
         self.was_waited_for = False
-        """Whether a frozen guest was waited for, as long as that is to be done."""
+        """Whether the full time for a frozen guest has been waited already."""
 
 
 class GuestFileError(CommandError):
@@ -178,17 +178,17 @@ class HandleLostError(CommandError):
 
 
 class NoRunnerError(QgaError):
-    """No runner could be started in the guest (_runner/bootstrap.py), or it can be given nothing. Nothing was run."""
+    """No runner could be started in the guest (_runner/bootstrap.py), or it takes no requests. Nothing was run."""
 
 
 class TransferError(QgaError):
-    """What is in the guest is not what was sent, or the other way round."""
+    """The content in the guest differs from the content here."""
 
     executed = "yes"
 
 
 class FileChangedError(TransferError):
-    """A file was written to while it was fetched. ``size``: how many bytes were read all the same."""
+    """A file was written to while it was fetched. ``size``: the bytes that were read."""
 
     def __init__(self, message: str, *, size: int) -> None:
         super().__init__(message)
@@ -203,14 +203,14 @@ class QmpError(QgaError):
 
 
 class QmpCommandError(QmpError):
-    """QEMU replied with an error; the message is its own words."""
+    """QEMU replied with an error; the message is QEMU's."""
 
     executed = "yes"
     fate = "failed"
 
 
 class QmpLostError(QmpError):
-    """The command was sent and no reply came. ``closed`` tells that QEMU closed the connection: it has ended."""
+    """The command was sent and no reply came. ``closed``: QEMU closed the connection, because it exited."""
 
     executed = "unknown"
     fate = "may have run"
@@ -233,7 +233,7 @@ class OperationError(QgaError):
         return dict(returnable(self.result))
 
 
-# The agent counts the handles that it gives out in a file in /run, and gives none out where it cannot.
+# The agent keeps its handle counter in a file in /run, and opens no file if it cannot write that.
 _NO_STATE = "failed to commit persistent state to disk"
 
 # The causes that agents put at the end of guest-file-* errors: strerror() of the guest's C library, untranslated
@@ -258,8 +258,8 @@ _CAUSES = {
     "Broken pipe": _errno.EPIPE,
 }
 
-# One row per family of error texts (agents 5.2 to 11.1); the first match wins. CommandNotFound is not here: what it
-# means needs a question to the agent (Agent.explain_unavailable).
+# One row per family of error texts (agents 5.2 to 11.1); the first match wins. CommandNotFound is not here: to explain
+# it, the agent must be asked (Agent._unavailable).
 _TABLE: tuple[tuple[str, type[CommandError]], ...] = (
     (r"handle '\d+' has not been found", HandleLostError),
     (r"Invalid parameter 'pid'|PID \S+ does not exist", HandleLostError),

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The same Agent through libvirt, whose daemon keeps the agents' sockets of its domains to itself.
+"""LibvirtAgent: an Agent through libvirt, whose daemon keeps its domains' agent sockets to itself.
 
-The daemon has the only seat and shares it, so there is no lock here. It takes a request as text and returns the reply
-as text. An error of the agent's becomes an exception of libvirt's, which is turned back into the agent's words.
+The daemon is the socket's only client and shares it, so there is no lock here. It takes a request as text and returns
+the reply as text. It turns the agent's errors into libvirt exceptions, which are turned back into the agent's words.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ T = TypeVar("T")
 
 DEFAULT_URI = "qemu:///system"
 
-# libvirt (9.0) writes a request to the agent's socket at one go. What does not fit in the socket's buffer, of 208 KiB
-# almost everywhere, it begins to write anew, and the agent gets garbage.
+# libvirt (9.0) writes a request to the agent's socket at once. If it does not fit in the socket's buffer (208 KiB
+# almost everywhere), libvirt starts over with it, and the agent gets garbage.
 _LONGEST_REQUEST = 160 * 1024
-# A reply beyond 4 MiB is lost, and with one beyond 10 MiB libvirt gives the agent up. This much fits, in base64 and
-# with what is around it.
+# A reply beyond 4 MiB is lost, and after one beyond 10 MiB libvirt abandons the agent. This many bytes fit, with base64
+# and JSON around them.
 _LARGEST_READ = 3 * 1000 * 1000
 
 _PING = protocol.encode_request("guest-ping", None, "").decode("ascii")
-# The agent may have stopped while nothing was asked; a ping takes a few milliseconds and shows it.
+# The agent may have stopped while idle; a ping takes a few milliseconds and shows it.
 _IDLE_SECONDS = 0.5
-# How much longer than libvirt was told a call may take before its daemon counts as hanging.
+# Seconds that a call may exceed the timeout given to libvirt before its daemon counts as hanging.
 _GRACE = 1.0
-# libvirt gives an agent that is there 5 seconds to answer its sync: less means that there is none.
+# libvirt gives a connected agent 5 seconds to answer its sync: a faster error means that there is no agent.
 _SOON = 1.0
 _PAUSE = 0.5
-# A domain that is paused or saved in the middle of something is waited for, for so many seconds.
+# Seconds to wait for a domain that is paused or saved during an operation.
 _AWAY_SECONDS = 120.0
 
 _CANDIDATES = 10
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 
-# libvirt's error codes, as numbers: the library lacks the names of those that are newer than itself.
+# libvirt's error codes, as numbers: an older library lacks the names of newer codes.
 _INTERNAL_ERROR = 1
 _OPERATION_DENIED = 29
 _RPC = 39
@@ -88,7 +88,7 @@ _AUTH_UNAVAILABLE = 94
 _AGENT_UNSYNCED = 97
 _AGENT_COMMAND_TIMEOUT = 112
 _AGENT_COMMAND_FAILED = 113
-# And the part of libvirt that an error comes from.
+# libvirt's error domains: the part of libvirt that an error comes from.
 _FROM_RPC = 7
 _FROM_QEMU = 10
 # States of a domain.
@@ -98,7 +98,7 @@ _SHUT_OFF = 5
 _NOT_ALLOWED = (_OPERATION_DENIED, _AUTH_FAILED, _AUTH_CANCELLED, _ACCESS_DENIED, _AUTH_UNAVAILABLE)
 _NO_ANSWER = (_AGENT_UNRESPONSIVE, _AGENT_UNSYNCED, _AGENT_COMMAND_TIMEOUT)
 
-# How agents word errors of the class CommandNotFound: libvirt passes on the words, not the class.
+# The agents' texts for the class CommandNotFound: libvirt passes on the text, not the class.
 _NOT_FOUND = re.compile(r"(The c|C)ommand \S+ has (not been found|been disabled)\b")
 
 _IS_IT_THERE = "Is the guest booted, and does qemu-guest-agent run in it?"
@@ -112,11 +112,11 @@ _RESTART = f"libvirt does not talk to this agent until that is restarted (in the
 
 
 class _Stuck(Exception):
-    """libvirt has not returned in time."""
+    """libvirt did not return in time."""
 
 
 class LibvirtAgent(Agent):
-    """The agent of a libvirt domain. ``uri`` names the libvirt; without it, the environment may.
+    """The agent of a libvirt domain. ``uri`` selects the libvirt; the default is from the environment.
 
     :raise AddressError: if libvirt's Python library is missing.
     """
@@ -143,11 +143,11 @@ class LibvirtAgent(Agent):
         self._domain: Any = None
         self._process = os.getpid()
         self._met = False  # whether the agent has ever answered
-        self._in_step_since = 0.0  # time of the agent's last reply; 0: who knows whether it would reply
+        self._in_step_since = 0.0  # time of the agent's last reply; 0: unknown whether it would reply
 
     @property
     def identity(self) -> str:
-        # A domain's UUID is the same by whatever name it is called.
+        # A domain's UUID is the same for all its names.
         deadline = Deadline(self.timeout)
         try:
             return f"libvirt:{self._found(deadline).UUIDString()}"
@@ -176,7 +176,7 @@ class LibvirtAgent(Agent):
         text = protocol.encode_request(command, arguments, "").decode("ascii")
         _check_length(command, arguments or {}, text)
         domain, deadline = self._in_step(deadline)
-        # Until its reply is here, nothing is known of the agent, whatever interrupts this.
+        # Reset first: an interrupted request leaves the agent's state unknown.
         self._in_step_since = 0.0
         started = time.monotonic()
         try:
@@ -187,18 +187,18 @@ class LibvirtAgent(Agent):
         except libvirt.libvirtError as exc:
             raise self._failure(exc, sent=True) from exc
         self._in_step_since = time.monotonic()
-        # Of a reply, only what was read from a file is long.
+        # Only file content makes a reply long.
         received = len(str(reply.get("return"))) if command == "guest-file-read" else 0
         self.pace.note(len(text) + received, self._in_step_since - started)
         return reply
 
     def _in_step(self, deadline: Deadline) -> tuple[Any, Deadline]:
-        """Return the domain, whose agent has answered just now, and when the request that follows is to be answered.
+        """Return the domain, whose agent has just answered, and the deadline for the next request.
 
-        libvirt syncs with the agent too, but its error is the same for a sync and for a command without an answer. If a
-        ping has none, there is no doubt: nothing but that was sent.
+        libvirt syncs with the agent too, but its error is the same for an unanswered sync and an unanswered command. An
+        unanswered ping leaves no doubt: only the ping was sent.
 
-        An agent that has answered before has until ``deadline`` to come back, as has libvirt's daemon. The time for
+        An agent that has answered before has until ``deadline`` to come back, as has libvirt's daemon. The time during
         which its domain is paused or saved does not count.
         """
         if self._process != os.getpid():
@@ -218,7 +218,7 @@ class LibvirtAgent(Agent):
                     raise error
                 deadline = Deadline(deadline.seconds)
             elif reused and not isinstance(error, (AgentSilentError, ChannelBusyError)):
-                # The daemon was restarted, or there is a new domain of that name.
+                # The daemon was restarted, or there is a new domain of that name: connect again.
                 self.close()
                 reused = False
                 continue
@@ -229,7 +229,7 @@ class LibvirtAgent(Agent):
             time.sleep(_PAUSE if self._met else 0)
 
     def _ping(self, deadline: Deadline) -> tuple[QgaError | None, Any]:
-        """Have the agent answer a ping; return the error if it does not, and what libvirt said.
+        """Ping the agent; return the error if it does not answer, and libvirt's own error.
 
         :raise AgentSilentError: if libvirt hangs.
         """
@@ -245,7 +245,7 @@ class LibvirtAgent(Agent):
         return None, None
 
     def _is_away(self) -> bool:
-        """Return whether the domain is paused, or saved: some time, it goes on with all that it remembers."""
+        """Return whether the domain is paused or saved: it will resume with its memory intact."""
         try:
             if self._domain is None:
                 return False
@@ -259,7 +259,7 @@ class LibvirtAgent(Agent):
         if self._domain is None:
             seconds = max(deadline.left(), _GRACE)
             if self._connection is None:
-                # By itself it prints each error to stderr, which would be in the middle of Ansible's output.
+                # By default libvirt prints each error to stderr, into Ansible's output.
                 libvirt.registerErrorHandler(lambda context, error: None, None)
                 try:
                     self._connection = _within(seconds, lambda: libvirt.open(self._uri))
@@ -269,7 +269,7 @@ class LibvirtAgent(Agent):
         return self._domain
 
     def _failure(self, exc: Any, sent: bool = False) -> QgaError:
-        """Return what ``exc`` means for a command that was given to libvirt, and perhaps ``sent`` to the agent."""
+        """Return the QgaError for ``exc``; ``sent``: the command may have been sent to the agent."""
         code, text = exc.get_error_code(), exc.get_error_message()
         if code == _OPERATION_TIMEOUT:
             return ChannelBusyError(f"libvirt is busy with the domain for another client: {text}.")
@@ -298,9 +298,9 @@ class LibvirtAgent(Agent):
         )
 
     def _leave(self) -> None:
-        """Give the connection up without a word to the daemon: it hangs, or the connection is the parent process's."""
+        """Drop the connection without telling the daemon: it hangs, or the connection is the parent process's."""
         if self._connection is not None:
-            self._connection._o = None  # what the library closes when the object is forgotten
+            self._connection._o = None  # the library would close this with the object
         self._forget()
 
     def _forget(self) -> None:
@@ -310,9 +310,9 @@ class LibvirtAgent(Agent):
 
 
 def _passes(error: QgaError, cause: Any) -> bool:
-    """Return whether ``error``, of which libvirt said ``cause``, is one that passes: of an agent or a daemon restarted.
+    """Return whether ``error``, caused by libvirt's ``cause``, is temporary: the agent or the daemon was restarted.
 
-    The errors of libvirt's own protocol are those of a connection to a daemon that has gone, unless it was refused.
+    Errors of libvirt's own protocol mean that the daemon is gone, unless it refused the connection.
     """
     if isinstance(error, (AgentSilentError, ChannelBusyError)):
         return True
@@ -322,7 +322,10 @@ def _passes(error: QgaError, cause: Any) -> bool:
 
 
 def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None:
-    """Refuse what libvirt would not carry."""
+    """Refuse a request that libvirt cannot carry.
+
+    :raise TransferError: if its text, or the content it asks for, is too long.
+    """
     count = arguments.get("count")
     if command == "guest-file-read" and isinstance(count, int) and count > _LARGEST_READ:
         what = f"{count} bytes are more than libvirt carries at once; ask for {_LARGEST_READ} at most."
@@ -336,16 +339,16 @@ def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Return what ``call`` returns. It is in a thread: libvirt itself waits without end for a daemon that hangs.
+    """Return the result of ``call``, run in a thread because libvirt waits without limit for a daemon that hangs.
 
-    :raise _Stuck: if it takes longer than ``seconds``. It goes on then.
+    :raise _Stuck: if it takes longer than ``seconds``. The thread goes on then.
     """
     outcome: dict[str, Any] = {}
 
     def run() -> None:
         try:
             outcome["value"] = call()
-        except BaseException as exc:  # whatever it is, it belongs to the caller
+        except BaseException as exc:  # raised in the caller's thread
             outcome["error"] = exc
 
     thread = threading.Thread(target=run, name="libvirt", daemon=True)
@@ -359,7 +362,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _ask(domain: Any, command: str, text: str, deadline: Deadline) -> dict[str, Any]:
-    """Have libvirt send the request ``text`` for ``command``, and return the agent's reply."""
+    """Send the request ``text`` for ``command`` through libvirt, and return the agent's reply."""
     seconds = max(1, math.ceil(deadline.left()))
     try:
         answer = _within(seconds + _GRACE, lambda: libvirt_qemu.qemuAgentCommand(domain, text, seconds, 0))
@@ -371,9 +374,9 @@ def _ask(domain: Any, command: str, text: str, deadline: Deadline) -> dict[str, 
 
 
 def _error_reply(exc: Any, command: str) -> dict[str, Any]:
-    """Return the agent's error reply, of which libvirt has made ``exc``; raise that again if it is something else.
+    """Return the agent's error reply that libvirt turned into ``exc``; raise any other ``exc`` again.
 
-    The message is `unable to execute QEMU agent command 'COMMAND': DESC`, in the language that the daemon speaks.
+    The message is `unable to execute QEMU agent command 'COMMAND': DESC`, in the daemon's language.
     """
     if exc.get_error_domain() == _FROM_QEMU and exc.get_error_code() in (_INTERNAL_ERROR, _AGENT_COMMAND_FAILED):
         match = re.search(rf"{re.escape(command)}\b[^:\uff1a]*[:\uff1a]\s*(.+)", exc.get_error_message(), re.DOTALL)
@@ -386,7 +389,7 @@ def _error_reply(exc: Any, command: str) -> dict[str, Any]:
 def _look_up(connection: Any, name: str, uri: str) -> Any:
     """Return the domain called ``name``, which may be a UUID.
 
-    :raise ConnectError: if there is none, with the names of those that there are.
+    :raise ConnectError: if there is none, with the names of the running domains.
     """
     finders = [connection.lookupByName]
     if _UUID.fullmatch(name):
@@ -403,7 +406,7 @@ def _look_up(connection: Any, name: str, uri: str) -> Any:
 
 
 def _candidates(name: str, running: list[str]) -> str:
-    """Return in words which domains are ``running``, or the few of them whose names are most like ``name``."""
+    """Return a sentence that lists the domains ``running``, or the few whose names are most like ``name``."""
     if not running:
         return "No domain is running there."
     shown = running

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lock on a channel that only one client can have, among the processes of one user, and where its files are.
+"""The lock on a channel that serves one client, among the processes of one user, and the path of its files.
 
-QEMU's chardev serves one client. A second one connects without an error and waits; what it writes meanwhile is run
-once the first has left, even if the second is gone by then. Hence a lock among ourselves.
+QEMU's chardev serves one client. A second client connects without an error and waits; its requests are run once the
+first has left, even if the second is gone by then. Hence a lock among our own processes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ __all__ = (
     "ChannelLock",
     "private_path",
 )
-# What belongs to an address that nobody has used for so long is removed.
+# Files of an address that was unused for this long are removed.
 _OLD_SECONDS = 3600.0
 _RETRY_SECONDS = 0.05
 
 T = TypeVar("T")
 
 
-# The files of an address, by the ends of their names: its lock; sockets of its mux, and of an ssh that forwards it.
+# The files of an address, by suffix: its lock; the sockets of its mux, and of an ssh that forwards it.
 _LOCK, MUX, FORWARD = "lock", "keep", "ssh"
 _SOCKETS = (MUX, FORWARD)
 
 
 class ChannelLock:
-    """The right to use an address, among the processes of this user on this machine.
+    """The lock on an address, among the processes of this user on this machine.
 
     An flock on a file that names the holder; the kernel drops it when the holder dies.
     """
@@ -57,7 +57,7 @@ class ChannelLock:
         self._file: IO[bytes] | None = None
 
     def acquire(self, deadline: Deadline, instead: Callable[[], T | None] = lambda: None) -> T | None:
-        """Wait for the seat. As long as somebody has it, ``instead`` is asked for a channel, which is returned then.
+        """Wait for the lock. While another process has it, call ``instead`` for a channel, and return that if any.
 
         :raise ChannelBusyError: at the deadline, naming the holder.
         """
@@ -79,12 +79,12 @@ class ChannelLock:
             file.close()
             time.sleep(min(_RETRY_SECONDS, deadline.left()))
         if not os.fstat(file.fileno()).st_size:
-            # Each new address has those removed that are used no more, so they do not become ever more.
+            # Each new address cleans up old ones, so that files do not accumulate.
             _remove_old(os.path.dirname(self._path))
         name = os.path.basename(sys.argv[0] or "python").encode("utf-8", "replace")
         file.truncate(0)
         file.write((b"pid %d, %b" % (os.getpid(), name))[:256])
-        # A file object, not a number: a lock that is forgotten is released with it.
+        # A file object, not a descriptor: a forgotten lock is released with the object.
         self._file = file
         return None
 
@@ -95,11 +95,11 @@ class ChannelLock:
             raise ConnectError(f"cannot open the channel's lock {self._path}: {exc.strerror}.") from exc
 
     def fileno(self) -> int:
-        """Return the descriptor by which the seat is held; it is held as long as a copy of it is open."""
+        """Return the descriptor that holds the lock, which lasts as long as any copy of it is open."""
         return self._file.fileno() if self._file else -1
 
     def release(self) -> None:
-        """Give the seat up; harmless if it is not held."""
+        """Release the lock; harmless if it is not held."""
         if self._file:
             self._file.close()
             self._file = None
@@ -110,7 +110,7 @@ def _create(path: str, flags: int) -> int:
 
 
 def _locked(file: IO[bytes], path: str) -> bool:
-    """Lock the file that is open, and return whether that is done and it is still the one at ``path``."""
+    """Lock the open file; return whether that succeeded and the file is still the one at ``path``."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
@@ -119,10 +119,10 @@ def _locked(file: IO[bytes], path: str) -> bool:
 
 
 def _remove_old(directory: str) -> None:
-    """Remove what there is of addresses that nobody has used for long: locks, and sockets of who was killed.
+    """Remove the files of addresses that are long unused: locks, and sockets of killed processes.
 
-    Whoever uses an address has its lock. So does this, and the lock goes last: who waits for it meanwhile sees in
-    `_locked` that it is another one now.
+    Each user of an address holds its lock, so this takes it too. The lock is removed last: a process that waits for it
+    meanwhile notices in `_locked` that the file was replaced.
     """
     for path in glob.glob(os.path.join(glob.escape(directory), f"*.{_LOCK}")):
         with contextlib.suppress(OSError), open(path, "rb", opener=_existing) as file:
@@ -138,7 +138,7 @@ def _existing(path: str, flags: int) -> int:
 
 
 def private_path(identity: str, kind: str, directory: str | None = None) -> str:
-    """Return the path of this user's file of ``kind`` about the agent that ``identity`` is of.
+    """Return the path of this user's file of ``kind`` for the agent with this ``identity``.
 
     :raise ConnectError: if there is no directory that only this user can write to.
     """
@@ -149,8 +149,8 @@ def private_path(identity: str, kind: str, directory: str | None = None) -> str:
 def _private_directory() -> str:
     """Return a directory that only this user can write to, made on demand.
 
-    All processes of the user are to find the same one, so its name is known. It is in a directory of the user's, where
-    there is one: in /tmp, another user may have made what has that name.
+    Its name is fixed, because all processes of the user must find the same one. It is in a directory of the user's, if
+    there is one: in /tmp, another user may have taken the name.
     """
     uid = os.geteuid()
     path = next(filter(_is_made, _in_own_directories(uid)), "")
@@ -174,9 +174,9 @@ _OWN_DIRECTORY = "Set XDG_RUNTIME_DIR to a directory of this user's own, with mo
 
 
 def _in_own_directories(uid: int) -> Iterator[str]:
-    """Yield the paths that the directory may have, in directories that are there and the user's."""
+    """Yield candidate paths for the directory, in existing directories that the user owns."""
     for parent in ("/run" if uid == 0 else "", os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{uid}"):
-        if _is_owned(parent, uid):  # sudo -E leaves the variable as it was, and su sets none
+        if _is_owned(parent, uid):  # sudo -E keeps the variable of the former user, and su sets none
             yield os.path.join(parent, "qemu-guest")
     with contextlib.suppress(KeyError):
         home = pwd.getpwuid(uid).pw_dir
@@ -191,7 +191,7 @@ def _is_owned(path: str, uid: int) -> bool:
 
 
 def _is_made(path: str) -> bool:
-    """Make a directory, and return whether there is something of that name now."""
+    """Make a directory, and return whether the path exists now."""
     with contextlib.suppress(OSError):
         os.makedirs(path, 0o700)
     return os.path.lexists(path)

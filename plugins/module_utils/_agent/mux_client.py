@@ -3,15 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A channel that outlives its client, and that several of this user's processes use in turns.
 
-A mux (plugin_utils/_mux_server.py) has it in between. It does not carry the data: who joins is given the channel's own
-descriptor, and the lock's, so nothing is lost when the mux is killed in the middle of a request. What it gives out
-is the turn, which is had for one request at a time.
+A mux (plugin_utils/_mux_server.py) keeps it in between. The mux does not carry the data: each client gets the channel's
+own descriptor, and the lock's, so nothing is lost when the mux is killed in the middle of a request. The mux grants the
+turn, for one request at a time.
 
-They talk by packets on a socket in a directory of the user's alone: C(take), answered by C(busy NAME) while somebody
-else has the turn and by C(step STATE) when it is had; C(step STATE) gives it back. Who goes away with the turn leaves
-the channel out of sync. C(end) ends the mux when nobody has the turn. What one task has learned of the guest and the
-next can use is told by C(note NAME VALUE) and asked for by C(noted NAME); both are answered by C(noted VALUE), which
-may be empty.
+Clients and mux exchange packets on a socket in a directory that is the user's alone. C(take) acquires the turn; the mux
+answers C(busy NAME) while another client has it, and C(step STATE) when it is granted. C(step STATE) releases it. A
+client that disconnects with the turn leaves the channel out of sync. C(end) ends the mux when no client has the turn.
+C(note NAME VALUE) stores what a task learned of the guest for the next task, and C(noted NAME) asks for it; both are
+answered by C(noted VALUE), which may be empty.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SECONDS_TO_NOTE = 1.0
 
 
 class SharedChannel(Channel):
-    """A channel that is to be had in turns. ``control`` leads to the mux; ``mine``: the turn is had already."""
+    """A channel used in turns. ``control`` is the socket to the mux; ``mine``: this client has the turn already."""
 
     shared = True
 
@@ -71,7 +71,7 @@ class SharedChannel(Channel):
             try:
                 self._say(b"step " + encode_state(state))
             except ConnectError:
-                self.close()  # others wait for the lock now
+                self.close()  # the mux is gone: other clients wait for the lock now
 
     def close(self) -> None:
         # Close the channel first: closing the control socket passes the turn on.
@@ -117,7 +117,7 @@ def encode_state(state: SyncState) -> bytes:
 
 
 def decode_state(text: bytes) -> SyncState:
-    """Return the state that ``text`` tells of; out of sync, if it tells of none."""
+    """Return the state encoded in ``text``; out of sync if it is invalid."""
     try:
         return SyncState(*json.loads(text))
     except (ValueError, TypeError):
@@ -133,7 +133,7 @@ def mux_path(address: Address) -> str:
 
 
 def join(address: Address, deadline: Deadline) -> SharedChannel | None:
-    """Return the channel to ``address`` that a mux of this user has; None if there is none."""
+    """Return the channel to ``address`` from this user's mux; None if there is no mux."""
     control = _connect(address)
     if control is None:
         return None
@@ -147,7 +147,7 @@ def join(address: Address, deadline: Deadline) -> SharedChannel | None:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
         stream, lock = descriptors
-    except (OSError, ValueError):  # it has just ended
+    except (OSError, ValueError):  # the mux has just ended
         control.close()
         for descriptor in descriptors:
             os.close(descriptor)
@@ -156,7 +156,7 @@ def join(address: Address, deadline: Deadline) -> SharedChannel | None:
 
 
 def dismiss(address: Address) -> None:
-    """Have the mux of the channel to ``address`` give it up, if there is one, when nobody has the turn."""
+    """End the mux of the channel to ``address``, if there is one, once no client has the turn."""
     control = _connect(address)
     if control:
         with control, suppress(OSError):
@@ -168,12 +168,12 @@ def dismiss(address: Address) -> None:
 
 
 def note(address: Address, name: str, value: str) -> None:
-    """Have the mux of the channel to ``address``, if there is one, know this until it ends."""
+    """Store ``value`` in the mux of the channel to ``address``, if there is one, until the mux ends."""
     _noted(address, f"note {name} {value}")
 
 
 def noted(address: Address, name: str) -> str:
-    """Return the value that was noted last under ``name``; nothing if there is none."""
+    """Return the value last stored under ``name``; empty if there is none."""
     return _noted(address, f"noted {name}")
 
 
@@ -183,13 +183,13 @@ def _noted(address: Address, packet: str) -> str:
         with control, suppress(OSError):
             control.settimeout(_SECONDS_TO_NOTE)
             control.send(packet.encode("ascii"))
-            # First what everybody is welcomed with: who left that unread would not be heard.
+            # Read the mux's greeting first: a client that leaves it unread is not heard.
             return (control.recv(_PACKET) and control.recv(_PACKET)).partition(b" ")[2].decode("ascii", "replace")
     return ""
 
 
 def _connect(address: Address) -> socket.socket | None:
-    """Return a connection to the mux, None if there is none. It is one of this user's."""
+    """Return a connection to this user's mux; None if there is none."""
     try:
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:  # not on every system

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Words of a guest's, as they may be shown and returned."""
+"""Make text from a guest safe to show and to return."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Mapping
 
 __all__ = ("last_line", "printable", "returnable")
 
-# Characters of what one message, or one hint, says; and of a program's own words in it.
+# Most characters of one message or hint, and of a program's own line in it.
 _LONGEST = 2000
 _LONGEST_LINE = 300
 _MAGIC = "__ansible_"
@@ -18,11 +18,11 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str, limit: int = _LONGEST) -> str:
-    """Return ``text``, which may be a guest's, as it may stand in a message, a warning or a log: one visible line.
+    """Return ``text``, which may be a guest's, as one visible line for a message, a warning or a log.
 
-    White space becomes a space. What else a terminal acts upon or does not show (escape sequences, the direction of
-    text) becomes its number, such as C(\\x1b). Of more than ``limit`` characters, those in the middle are left out:
-    the cause of an error stands at its end.
+    White space becomes a space. Other characters that a terminal acts upon or does not show (escape sequences, text
+    direction) become their number, such as C(\\x1b). Beyond ``limit`` characters, the middle is left out: the cause of
+    an error is at its end.
     """
     if len(text) > limit:
         text = f"{text[: limit // 2]} … {text[-(limit // 2) :]}"
@@ -30,7 +30,7 @@ def printable(text: str, limit: int = _LONGEST) -> str:
 
 
 def last_line(text: bytes | str) -> str:
-    """Return the last line that a program wrote, which says best why it failed, as it may stand in a message."""
+    """Return the last line of a program's output, which best says why it failed, made printable."""
     words = text if isinstance(text, str) else text.decode("utf-8", "replace")
     return printable(words.strip().rpartition("\n")[2].strip(), _LONGEST_LINE)
 
@@ -42,10 +42,10 @@ def _visible(character: str) -> str:
 
 
 def returnable(value: Any) -> Any:
-    """Return ``value`` as a task can return it, at any depth.
+    """Return ``value`` made safe, at any depth, for a task's result.
 
-    ansible-core takes a member such as C(__ansible_type) for an object of its own, and fails on it, and on text that is
-    not Unicode. Neither is for a guest to choose.
+    ansible-core takes a member such as C(__ansible_type) for an object of its own and fails on it, and on text that is
+    not Unicode. A guest must not be able to cause either.
     """
     if isinstance(value, str):
         return _SURROGATES.sub("\ufffd", value)

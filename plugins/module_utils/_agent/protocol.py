@@ -4,8 +4,9 @@
 """The agent protocol as bytes: requests out, reply lines in. No I/O.
 
 A request is one JSON object; the agent runs it as soon as the object is complete. A reply is one JSON object on a line.
-The byte 0xFF is in no UTF-8 text: before a request it makes the agent forget what a previous client left half-sent
-(the agent answers each such byte with a parse-error line), before a reply it marks the answer to guest-sync-delimited.
+The byte 0xFF is in no UTF-8 text: before a request it makes the agent drop a request that a former client left
+half-sent (the agent answers each such byte with a parse-error line), before a reply it marks the answer to
+guest-sync-delimited.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ __all__ = (
 
 SENTINEL = b"\xff"
 MAX_STRUCTURE = 4 * 1024 * 1024
-"""Bytes of a reply that are parsed at most. What it has of content, in base64, comes on top of that.
+"""Most bytes of a reply that are parsed. Base64 content does not count.
 
-10,000 disks or interfaces take as much. libvirt carries no longer replies either.
+10,000 disks or interfaces take that many. libvirt carries no longer replies either.
 """
 
-# 10,000 interfaces with their statistics have 210,000. Parsed, so many take 60 MB of memory at most.
+# 10,000 interfaces with their statistics have 210,000 values. Parsed, 300,000 take at most 60 MB of memory.
 _MAX_VALUES = 300_000
 
 # Agents nest their replies four deep (guest-get-fsinfo); a reply far deeper is an attack on the parser.
 _MAX_DEPTH = 64
 
-# The schema has 64-bit integers, of at most 20 digits. To read a million digits takes some Pythons 17 seconds.
+# The schema has 64-bit integers, of at most 20 digits. Parsing a million digits takes some Pythons 17 seconds.
 _MAX_DIGITS = 40
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 
-# Longer replies are looked through for content before they are parsed.
+# In longer replies, content is cut out before parsing.
 _LONG = 64 * 1024
-_MAX_CONTENTS = 2  # members with content that a reply has
+_MAX_CONTENTS = 2  # most members with content in a reply
 _CONTENT = re.compile(rb'"(buf-b64|out-data|err-data)": ?"')
 
 Reply = Dict[str, Any]
@@ -54,16 +55,16 @@ Kind = Union[type, Tuple[type, ...]]
 
 
 class Base64(str):
-    """Text that JSON has nothing to escape in, so that nobody needs to look through it."""
+    """Text without characters that JSON escapes, so that the encoder need not scan it."""
 
 
 def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id: str) -> bytes:
     """Return the request as the agent reads it, newline included.
 
-    Non-ASCII text is escaped, so that a line is plain ASCII whatever a name contains. No id is sent if it is empty.
-    Arguments that are Base64 come last.
+    Non-ASCII text is escaped, so that a line is always plain ASCII. An empty id is not sent. Base64 arguments come
+    last.
 
-    :raise ProtocolError: for what JSON cannot carry (bytes that are not UTF-8, NaN, …). Nothing was sent.
+    :raise ProtocolError: for values that JSON cannot carry (bytes that are not UTF-8, NaN, …). Nothing was sent.
     """
     request: dict[str, Any] = {"execute": command, **({"id": request_id} if request_id else {})}
     content = {name: value for name, value in (arguments or {}).items() if isinstance(value, Base64)}
@@ -71,7 +72,7 @@ def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id
         request["arguments"] = {name: value for name, value in arguments.items() if name not in content}
     try:
         line = json.dumps(request, allow_nan=False, separators=(",", ":"))
-        # A lone surrogate is how Python carries a byte that is not UTF-8; json.dumps would escape it, the agent would
+        # Python represents a byte that is not UTF-8 as a lone surrogate; json.dumps would escape it, the agent would
         # refuse the whole request, and no reply with our id would ever come.
         if "\\ud" in line:
             json.dumps(request, ensure_ascii=False).encode("utf-8")
@@ -89,10 +90,10 @@ def encode_request(command: str, arguments: Mapping[str, Any] | None, request_id
 def decode_reply(line: bytes) -> Reply:
     """Return the JSON object on ``line``.
 
-    Content (the members C(buf-b64), C(out-data) and C(err-data) of a return value) is taken out before it is parsed:
-    base64 has nothing in it that JSON escapes.
+    Content (the members C(buf-b64), C(out-data) and C(err-data) of a return value) is taken out before parsing: base64
+    contains nothing that JSON escapes.
 
-    :raise ProtocolError: if it is not one, nested too deeply, or has too much in it beside content.
+    :raise ProtocolError: if it is not an object, nested too deeply, or too large without its content.
     """
     contents, rest = _parted(line) if len(line) > _LONG else ({}, line)
     reply = _parsed(rest)
@@ -105,7 +106,7 @@ def decode_reply(line: bytes) -> Reply:
 
 
 def _parted(line: bytes) -> tuple[dict[str, bytes], bytes]:
-    """Part a long reply into its contents, by the names of their members, and the rest, where these are empty."""
+    """Split a long reply into its contents, by member name, and the rest, where these members are empty."""
     contents: dict[str, bytes] = {}
     rest, position = [], 0
     for _content in range(_MAX_CONTENTS):
@@ -169,20 +170,20 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 class ReplyParser:
-    """Cuts what the channel delivers into lines of at most ``limit`` bytes.
+    """Cuts the channel's bytes into lines of at most ``limit`` bytes.
 
-    ``feed`` returns the complete lines, each as ``(line, flushed)``; ``flushed`` tells that a sentinel came directly
-    before the line, i.e. that nothing of it is left over from somebody else's reply.
+    ``feed`` returns the complete lines, each as ``(line, flushed)``; ``flushed``: a sentinel came directly before the
+    line, so no part of it is left over from another client's reply.
     """
 
     def __init__(self, limit: int = MAX_STRUCTURE) -> None:
         self.limit = limit
-        self._pending = bytearray()  # not a list of what arrived: a guest can send byte by byte
+        self._pending = bytearray()  # not a list of pieces: a guest can send byte by byte
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
         """Take received bytes, return ``[(line, flushed), …]``.
 
-        :raise ProtocolError: when a line grows beyond the limit; the parser has forgotten it then.
+        :raise ProtocolError: when a line exceeds the limit; the parser has dropped it then.
         """
         lines: list[tuple[bytes, bool]] = []
         *complete, rest = data.split(b"\n")
@@ -209,9 +210,9 @@ class ReplyParser:
 
 
 def expect(value: Any, kind: Kind, what: str) -> Any:
-    """Return ``value`` if it is of the type that the schema names (object: of any); bool does not pass as int.
+    """Return ``value`` if it is of the type that the schema names (object: any type); bool does not pass as int.
 
-    :raise ProtocolError: otherwise, and for an integer that has more than the 64 bits of the schema's.
+    :raise ProtocolError: otherwise, and for an integer of more than the schema's 64 bits.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds):

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What QEMU's agent schema says of each command, as far as a client must know it to be careful.
+"""The commands of QEMU's agent schema, as far as a careful client needs them.
 
-The agent alone decides which commands exist and which arguments they take; this table decides what may be repeated,
-what never answers, and of what type an answer must be.
+The agent alone decides which commands exist and which arguments they take; this table decides which commands may be
+repeated, which never answer, and which type a reply must have.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ _NOTHING = dict  # "returns nothing" is an empty object on the wire
 class Command(NamedTuple):
     """One command of the schema.
 
-    ``since`` is the QEMU version that brought it; ``returns`` the Python type of its return value; ``read_only`` tells
-    that asking twice is the same as asking once, and that it counts as no change; ``answers`` is False for a command
-    that answers only when it fails; ``while_frozen`` tells that a frozen guest still takes it; ``least_seconds`` is the
-    time that it may well take, which is given to it however short a client's timeout is; ``only_on`` the operating
-    system that alone has it, where there is one (C(Linux) or C(Windows)).
+    ``since``: the QEMU version that introduced it; ``returns``: the Python type of its return value; ``read_only``: it
+    may be repeated, and counts as no change; ``answers``: False for a command that answers only when it fails;
+    ``while_frozen``: a frozen guest still takes it; ``least_seconds``: its minimum timeout, however short the client's
+    is; ``only_on``: the only operating system that has it, if any (C(Linux) or C(Windows)).
     """
 
     since: str
@@ -47,7 +46,7 @@ COMMANDS: dict[str, Command] = {
     "guest-ping": _reads("0.15", _NOTHING, while_frozen=True),
     "guest-info": _reads("0.15", dict, while_frozen=True),
     "guest-get-time": _reads("1.5", int),
-    # It ends with hwclock, which waits up to 10 seconds for the RTC's tick.
+    # It ends when hwclock does, which waits up to 10 seconds for the RTC's tick.
     "guest-set-time": Command("1.5", least_seconds=30.0),
     "guest-shutdown": Command("0.15", answers=False),
     "guest-file-open": Command("0.15", (int,)),
@@ -57,7 +56,7 @@ COMMANDS: dict[str, Command] = {
     "guest-file-seek": Command("0.15", (dict,)),
     "guest-file-flush": Command("0.15"),
     "guest-fsfreeze-status": _reads("0.15", str, while_frozen=True),
-    # They end with the guest's hooks, which have databases write all they have.
+    # They end when the guest's hooks do, which flush databases.
     "guest-fsfreeze-freeze": Command("0.15", (int,), least_seconds=60.0),
     "guest-fsfreeze-freeze-list": Command("2.2", (int,), least_seconds=60.0),
     "guest-fsfreeze-thaw": Command("0.15", (int,), while_frozen=True, least_seconds=60.0),
@@ -83,14 +82,14 @@ COMMANDS: dict[str, Command] = {
     "guest-get-users": _reads("2.10", list),
     "guest-get-timezone": _reads("2.10", dict),
     "guest-get-osinfo": _reads("2.10", dict),
-    # It ends with chpasswd, which waits up to 15 seconds for whoever else changes passwords, and hashes as slowly as
-    # the guest wants it.
+    # It ends when chpasswd does, which waits up to 15 seconds for other programs that change passwords, and hashes as
+    # slowly as the guest's settings say.
     "guest-set-user-password": Command("2.3", least_seconds=60.0),
     "guest-ssh-get-authorized-keys": _reads("5.2", dict),
     "guest-ssh-add-authorized-keys": Command("5.2"),
     "guest-ssh-remove-authorized-keys": Command("5.2"),
     "guest-exec": Command("2.5", (dict,)),
-    # Tells that a program ended exactly once: to ask again is to lose the answer.
+    # Reports the end of a program exactly once: a repetition would lose the result.
     "guest-exec-status": Command("2.5", (dict,)),
 }
 
@@ -98,7 +97,7 @@ _OTHER = Command("", (object,))
 
 
 def command(name: str) -> Command:
-    """Return what is known of the command ``name``; of an unknown one, nothing is taken for granted."""
+    """Return the table's entry for the command ``name``; for an unknown command, one that assumes nothing."""
     return COMMANDS.get(name, _OTHER)
 
 
@@ -107,15 +106,15 @@ def is_read_only(name: str) -> bool:
     return command(name).read_only
 
 
-# Bytes of content that a reply has at most: a guest-file-read of the largest count that agents take, without one that
-# is known, and two full 16 MiB captures of guest-exec-status; in base64.
+# Most bytes of content in a reply: a guest-file-read of the largest count that agents take, if its own is unknown, and
+# two full 16 MiB captures of guest-exec-status; before base64.
 _LARGEST_COUNT = 48 << 20
 _CAPTURES = 2 * (16 << 20)
-_USUAL_COUNT = 4096  # which is read where the request names none
+_USUAL_COUNT = 4096  # the agent's default
 
 
 def longest_reply(name: str, arguments: Mapping[str, Any] | None = None) -> int:
-    """Return how many bytes the reply to a command has at most."""
+    """Return the most bytes that the reply to a command can have."""
     content = 0
     if name == "guest-exec-status":
         content = _CAPTURES

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """SocketAgent: the agent's protocol on a byte channel, kept in sync.
 
-It sends nothing but a sync until the agent has answered that sync, and syncs again after every timeout: QEMU keeps what
-is written while no agent listens and delivers it later, so a shutdown that seemed to fail today could run tomorrow. A
-sync is all that is sent behind a request, where that has no answer for long.
+It sends nothing but a sync until the agent has answered that sync, and syncs again after every timeout: QEMU keeps data
+that is written while no agent listens and delivers it later, so a shutdown that seemed to fail today could run
+tomorrow. If a request is not answered for long, only a sync is sent after it.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ __all__ = (
 # The guest may have rebooted unnoticed while the channel was idle; a sync takes a few milliseconds and shows it.
 _IDLE_SECONDS = 0.5
 
-# After so long a silence it is found out whether there is an answer still to come: first, and then twice as long.
+# Seconds of silence before the first probe, which shows whether a reply can still come; doubled after each probe.
 _SILENT_SECONDS = 3.0
 Share = Callable[[Address, Channel], Channel]
-"""Offers the channel to others of this user on this machine, and returns it as one that is shared with them."""
+"""Offers the channel to this user's other processes on this machine, and returns it as a shared channel."""
 
 
 class _Probe:
-    """A sync, as ``data``, for a time when the agent says nothing: it may have lost what it was asked.
+    """A sync, as ``data``, that is sent while the agent is silent: it may have lost the request.
 
-    Agents answer in order. Where this one answers the sync, nothing more comes of what was asked before.
+    Agents answer in order: once the agent answers the sync, no reply to an earlier request will come.
     """
 
     def __init__(self, request_id: str, sync_id: int = 0) -> None:
@@ -100,20 +100,20 @@ class SocketAgent(Agent):
         try:
             request_id = self._next_id(state)
             data = protocol.encode_request(command, arguments, request_id)
-            # Until its reply is here, whatever interrupts this (a signal included) leaves the channel out of sync.
+            # Until the reply is here, any interruption (a signal included) leaves the channel out of sync.
             left = SyncState(takes_id=state.takes_id)
             self._parser.limit = schema.longest_reply(command, arguments)
             started = time.monotonic()
             channel.send(data, deadline)
-            # One that does not echo ids leaves open what is answered, and others have no answer.
+            # No probe if the agent does not echo ids (its replies are ambiguous) or the command has no answer.
             probes = state.echoes_id and schema.command(command).answers
             probe = _Probe(self._next_id(state)) if probes else None
             reply, size = self._reply(channel, request_id, state, deadline, probe)
-            if not (probe and probe.was_sent):  # else its answer is still to come
+            if not (probe and probe.was_sent):  # else the probe's answer is still to come
                 left = state._replace(since=time.monotonic())
             self.pace.note(len(data) + size, time.monotonic() - started)
         except QgaError as exc:
-            # What is slow may answer later; else the channel is gone, or nobody knows what is in it.
+            # A slow agent may answer later; after other errors the channel is broken, or its content unknown.
             if left is not state and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
                 self.close()
             raise
@@ -134,14 +134,14 @@ class SocketAgent(Agent):
                     "the agent answers again, but not to this (it was restarted, or the guest went back to a snapshot)"
                 )
             if "id" in reply or (probe and probe.was_sent and _is_about_sentinel(reply)):
-                continue  # somebody else's, or of a request given up before
+                continue  # a reply to another client, or to an abandoned request
             if state.echoes_id:
                 raise _unparsed(reply)
             return reply, len(line)
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
 
     def _lines(self, channel: Channel, deadline: Deadline, probe: _Probe | None) -> Iterator[tuple[bytes, bool]]:
-        """Yield lines until one is late: what was awaited may be among many that were not."""
+        """Yield lines until one is late: the expected reply may be among many others."""
         while True:
             if probe:
                 _break_silence(channel, deadline, probe)
@@ -151,7 +151,7 @@ class SocketAgent(Agent):
                     raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
 
     def _in_sync(self, deadline: Deadline) -> tuple[Channel, SyncState]:
-        """Return the channel, open and ours alone, with nothing of anybody's left in it."""
+        """Return the channel, open, acquired and in sync."""
         while True:
             fresh = self._channel is None
             channel = self._channel = self._channel or open_channel(
@@ -166,8 +166,8 @@ class SocketAgent(Agent):
             except (ConnectError, OutcomeUnknownError) as exc:
                 if deadline.expired or (fresh and not channel.shared):
                     raise self._silence(exc, channel, deadline) from None
-                self.close()  # QEMU, a listening agent or who kept the channel was restarted: a new one may be had
-        share, self._share = self._share, None  # once: where it does not work, it would not work the next time either
+                self.close()  # QEMU, a listening agent or the mux was restarted: open a new channel
+        share, self._share = self._share, None  # only once: after a failure it would fail again
         if share and not channel.shared:
             channel = self._channel = share(self._address, channel)
         return channel, state
@@ -181,8 +181,8 @@ class SocketAgent(Agent):
     def _sync(self, channel: Channel, state: SyncState, deadline: Deadline) -> SyncState:
         """Bring client and agent into sync: guest-sync-delimited, or guest-sync where the agent lacks it.
 
-        An agent that echoes ids is in sync as soon as it echoes the sync's, even if only to say that the command is
-        disabled. One that refuses ids (before 4.0) gets none from then on.
+        An agent that echoes ids is in sync as soon as it echoes the sync's, even in an error that the command is
+        disabled. An agent that refuses ids (before 4.0) gets none from then on.
         """
         self._parser.reset()
         self._parser.limit = schema.longest_reply("guest-sync")
@@ -202,21 +202,21 @@ class SocketAgent(Agent):
                 state, request_id = state._replace(takes_id=False), ""
                 probe.data = protocol.encode_request("guest-sync-delimited", {"id": sync_id}, "")
                 channel.send(probe.data, deadline)
-            # Once: a former client may have left the same error, and each sync has a reply.
+            # Only once: the error may be left from a former client, and each sync has its own reply.
             if not fallen_back and _lacks_delimited(reply):
                 fallen_back = True
                 probe.data = protocol.encode_request("guest-sync", {"id": sync_id}, request_id)
                 channel.send(probe.data, deadline)
-        if probe.was_sent:  # so there is more to come than the answer to one
+        if probe.was_sent:  # more than one answer is still to come
             return self._sync(channel, state, deadline)
         return state._replace(since=time.monotonic())
 
     def _replies_amid_noise(self, channel: Channel, deadline: Deadline, probe: _Probe) -> Iterator[dict[str, Any]]:
         while True:
             _break_silence(channel, deadline, probe)
-            # Line by line, so that the end of somebody's giant reply does not hide what comes after it.
+            # Line by line, so that the end of another client's giant reply does not hide the lines after it.
             for piece in io.BytesIO(channel.recv(deadline)):
-                # That, or the second half of a line that somebody else read the first half of.
+                # Such a giant line, or the second half of a line whose first half another client has read.
                 with suppress(ProtocolError):
                     for line, _flushed in self._parser.feed(piece):
                         yield protocol.decode_reply(line)
@@ -224,7 +224,7 @@ class SocketAgent(Agent):
                     raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
 
     def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
-        """Close the channel and return why a sync was not answered. A sync changes nothing: nothing was sent."""
+        """Close the channel and return why a sync was not answered: a ConnectError, because a sync changes nothing."""
         taken, who = other_client(self._address.path, channel.inode) if self._address.kind == "unix" else (False, "")
         self.close()
         if not deadline.expired and self._address.kind == "ssh":
@@ -252,7 +252,7 @@ class SocketAgent(Agent):
 
 
 def _break_silence(channel: Channel, deadline: Deadline, probe: _Probe) -> None:
-    """Wait until there is something to read, and send the probe now and then: it may get lost, too.
+    """Wait until there is data to read, and repeat the probe now and then, because it may get lost too.
 
     :raise OutcomeUnknownError: if it cannot be sent.
     """
@@ -260,20 +260,20 @@ def _break_silence(channel: Channel, deadline: Deadline, probe: _Probe) -> None:
     while channel.is_silent(Deadline(min(pause, deadline.left()))) and not deadline.expired:
         try:
             channel.send(probe.data, deadline)
-        except ConnectError as exc:  # what was asked before has been sent
+        except ConnectError as exc:  # the request itself has been sent
             raise OutcomeUnknownError(exc.message) from None
         probe.was_sent = True
         pause *= 2
 
 
 def _is_about_sentinel(reply: Mapping[str, Any]) -> bool:
-    """Return whether this is what the agent says to the byte 0xFF, which no request has in it."""
+    """Return whether this is the agent's error for the byte 0xFF, which no request contains."""
     error = reply.get("error")
     return isinstance(error, dict) and "\ufffd" in str(error.get("desc"))
 
 
 def _unparsed(reply: Mapping[str, Any]) -> QgaError:
-    """Return what it means that the agent answers without the id of the request, which it echoes otherwise."""
+    """Return the error for a reply without an id from an agent that echoes ids."""
     error = reply.get("error")
     if not isinstance(error, dict):
         return ProtocolError("the agent sent a reply that is to no request of ours")
@@ -282,7 +282,8 @@ def _unparsed(reply: Mapping[str, Any]) -> QgaError:
         too_large = ProtocolError(f"the agent could not parse the request: {desc}")
         too_large.executed, too_large.fate = "no", "was not run"
         return too_large
-    # All requests are well-formed. What is not, to the agent, is the end of one whose beginning another has read.
+    # All our requests are well-formed. A parse error means that the agent got only the end of one, because the agent
+    # before the restart had read its beginning.
     return OutcomeUnknownError(
         f"the agent was restarted while the request was under way (it says: {desc})",
         hint="What the guest was sent may be there in part: look at it before you repeat it.",

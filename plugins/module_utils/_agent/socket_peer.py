@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who else uses a UNIX socket: found by sock_diag(7), as ss(8) finds it."""
+"""Find other clients of a UNIX socket by sock_diag(7), as ss(8) does."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ("other_client",)
 
 
 def other_client(path: str, own_inode: int) -> tuple[bool, str]:
-    """Return ``(taken, who)``: whether another client than the socket ``own_inode`` sits on the UNIX socket ``path``.
+    """Return ``(taken, who)``: whether a client other than the socket ``own_inode`` uses the UNIX socket ``path``.
 
-    ``who`` names it where the system can tell (Linux; other users' processes to root only), else is empty.
+    ``who`` names that client where the system can tell (Linux; other users' processes to root only), else is empty.
     """
-    real = os.path.realpath(path)  # QEMU may have another name for it: /var/run is /run
+    real = os.path.realpath(path)  # QEMU may use another name for it: /var/run is /run
     for inode, name, peer in _unix_sockets():
-        # The server's side of a client has the server's path; the side of one that still waits has no inode yet.
+        # The server's end of a connection has the server's path; that of a waiting client has no inode yet.
         if inode and peer and name.startswith("/") and os.path.realpath(name) == real:
             return (False, "") if peer == own_inode else (True, _process_with(peer))
     return False, ""
@@ -54,7 +54,7 @@ def _unix_sockets() -> Iterator[tuple[int, str, int]]:
                     yield _unix_socket(data[16:length])
                     data = data[(length + 3) & ~3 :]
     except (OSError, AttributeError):
-        return  # not Linux, or not allowed: then nobody can tell
+        return  # not Linux, or not allowed: other clients cannot be found
 
 
 def _unix_socket(message: bytes) -> tuple[int, str, int]:
@@ -73,7 +73,7 @@ def _unix_socket(message: bytes) -> tuple[int, str, int]:
 
 
 def _process_with(inode: int) -> str:
-    """Return the name and pid of a process that has the socket ``inode``, empty if none is to be seen."""
+    """Return the name and pid of a process that has the socket ``inode``; empty if none is visible."""
     for link in glob.iglob("/proc/[0-9]*/fd/[0-9]*"):
         with contextlib.suppress(OSError):
             if os.readlink(link) == f"socket:[{inode}]":

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an agent can do, and why it does not do the rest. No I/O."""
+"""The commands of an agent, and the reasons why it refuses others. No I/O."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Co
 
 __all__ = ("AgentInfo", "refusal")
 
-# As guest-get-osinfo has them.
+# Ids as in guest-get-osinfo.
 _RED_HAT = ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn")
 _WINDOWS = "mswindows"
 
-# Parts of a version, and characters of each, that are looked at: a guest may send any text as one.
+# Most parts of a version, and characters of each, that are parsed: a guest may send any text as its version.
 _MOST_PARTS, _LONGEST_PART = 4, 9
 
 
 class AgentInfo(NamedTuple):
-    """What guest-info tells: the agent's ``version`` and which ``commands`` it has, by name: enabled or not."""
+    """The reply to guest-info: the agent's ``version`` and its ``commands``, by name: enabled or not."""
 
     version: str
     commands: Mapping[str, bool]
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
-        """Return the version as numbers; what is no number ends it."""
+        """The version as numbers, up to the first part that is none."""
         return _numbers(self.version)
 
     @property
     def looks_frozen(self) -> bool:
-        """Whether nothing is enabled but what a frozen guest takes: then this does not tell what the agent can do."""
+        """Whether only commands for a frozen guest are enabled: then the list does not show the agent's abilities."""
         enabled = [name for name, is_enabled in self.commands.items() if is_enabled]
         return "guest-fsfreeze-status" in enabled and all(schema.command(name).while_frozen for name in enabled)
 
@@ -46,9 +46,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def refusal(commands: Sequence[str], info: AgentInfo, system: str, *, frozen: bool) -> CommandUnavailable:
-    """Return the error that tells why the agent does not run ``commands``, and what to do.
+    """Return the error that explains why the agent does not run ``commands``, and what to do.
 
-    ``system`` is the id of the guest's operating system, empty if nobody knows; ``frozen`` whether its filesystems are.
+    ``system`` is the id of the guest's operating system, empty if unknown; ``frozen``: its filesystems are frozen.
     """
     groups: dict[str, list[str]] = {}
     for command in commands:
@@ -70,7 +70,7 @@ def refusal(commands: Sequence[str], info: AgentInfo, system: str, *, frozen: bo
 
 def _reason(command: str, info: AgentInfo, system: str, frozen: bool) -> str:
     known = schema.command(command)
-    # Agents of some versions list what their system lacks, as disabled.
+    # Agents of some versions list commands that their system lacks as disabled.
     if known.only_on and system and (known.only_on == "Windows") != (system == _WINDOWS):
         return "elsewhere"
     if command not in info.commands:
@@ -113,7 +113,7 @@ _TEXTS = {"elsewhere": _elsewhere, "unknown": _unknown, "frozen": _frozen, "disa
 
 
 def _how_to_enable(names: str, info: AgentInfo, system: str) -> str:
-    """Return what to change in the guest, for its system and version of the agent."""
+    """Return the changes to make in the guest, for its system and agent version."""
     block = "block-rpcs" if info.version_tuple >= (7,) else "blacklist"
     if system in _RED_HAT:
         return (
@@ -125,7 +125,7 @@ def _how_to_enable(names: str, info: AgentInfo, system: str) -> str:
             f"In the guest, take {names} out of {block} in the agent's qemu-ga.conf and in the command line of the "
             "service qemu-ga (sc qc qemu-ga shows it); then restart that service."
         )
-    # Debian's unit reads no other file and sets no options (bullseye to sid, and Ubuntu's); its init script does.
+    # Debian's unit reads no other file and sets no options (bullseye to sid, and Ubuntu); its init script does.
     return (
         f"In the guest, take {names} out of {block} (or add it to allow-rpcs, where that is set) in "
         "/etc/qemu/qemu-ga.conf, section [general], and out of the agent's command line (systemctl cat "

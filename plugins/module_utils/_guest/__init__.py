@@ -1,4 +1,4 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is done in a guest through an Agent: run programs, transfer files, change them safely."""
+"""Operations in a guest through an Agent: run programs, transfer files, change them safely."""

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run one call on a background thread, so that hashing and file I/O overlap with the agent's reply.
 
-Python's digests, its zlib and its files let other threads run, so that this takes no time of the transfer.
+Python's digests, zlib and file I/O release the interpreter lock, so this takes no time from the transfer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Outcome = Tuple[Optional[T], Optional[BaseException]]
 
 
 class Beside(Generic[T]):
-    """One call at a time, on a thread of its own. A context manager: leaving it waits for the call's end.
+    """Run one call at a time on a thread of its own. A context manager: leaving it waits for the call's end.
 
-    There is no thread before the first call, so having one costs nothing. (concurrent.futures takes longer to import
-    than a small file to copy.) The thread waits for calls: one that begins takes the interpreter from its caller, which
-    could not send its next request before what does not let others run, base64 for one, is done.
+    The thread starts at the first call, so an unused object costs nothing. (concurrent.futures takes longer to import
+    than a small file takes to copy.) The thread is kept between calls: a new thread takes the interpreter from its
+    caller, which could not send its next request until code that keeps the lock (base64, for one) is done.
     """
 
     def __init__(self) -> None:
@@ -42,9 +42,9 @@ class Beside(Generic[T]):
             self._thread.join()
 
     def do(self, action: Callable[..., T], *arguments: Any) -> None:
-        """Begin a call when the last has ended.
+        """Begin a call once the last call has ended.
 
-        :raise BaseException: what the last call raised.
+        :raise BaseException: the error that the last call raised.
         """
         self.wait()
         if not self._thread:
@@ -54,9 +54,9 @@ class Beside(Generic[T]):
         self._calls.put(lambda: action(*arguments))
 
     def wait(self) -> T | None:
-        """Return what the last call returned, once; None if there is none.
+        """Wait for the last call and return its result, once; None if there is none.
 
-        :raise BaseException: what it raised.
+        :raise BaseException: the error that it raised.
         """
         if not self._busy:
             return None

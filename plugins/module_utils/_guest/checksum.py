@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checksums that the guest computes of its own files.
 
-SHA-256 is what users are told. What compares the two ends of a copy is what the guest computes soonest: CRC-32 where
-_warm/guest/file_ops.py does it, which takes a fifth of BLAKE2b's time, else BLAKE2b, which takes a third of
-SHA-256's, and SHA-256 in a guest that has no b2sum (coreutils before 8.26, busybox).
+Users are shown SHA-256. The two ends of a copy are compared by the checksum that the guest computes fastest: CRC-32
+where _warm/guest/file_ops.py computes it (a fifth of BLAKE2b's time), else BLAKE2b (a third of SHA-256's time), else
+SHA-256 in a guest that has no b2sum (coreutils before 8.26, busybox).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = (
 )
 
 SUM = "if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
-"""The shell command that prints the checksum of its input by which copies are compared, see `agrees`. Whoever does that
-without a shell prints CRC-32."""
+"""The shell command that prints the checksum of its input for comparing copies, see `agrees`. The same call without a
+shell prints CRC-32."""
 
-# Bytes per second that the slowest guest reads and sums up, and what a file may have that nobody knows the size of.
+# Bytes per second that the slowest guest reads and sums up, and the assumed size of a file whose size is not known.
 _SLOWEST = 256 << 10
 _UNKNOWN = 4 << 30
 
@@ -46,22 +46,22 @@ _BLAKE2B, _SHA256 = 128, 64  # digits
 
 
 class Sum:
-    """What is summed up here beside the requests: CRC-32, because that takes least."""
+    """A checksum computed here during the requests: CRC-32, the cheapest."""
 
     def __init__(self, data: bytes = b"") -> None:
         self._sum = zlib.crc32(data)
 
     def update(self, data: bytes) -> None:
-        """Sum up what follows."""
+        """Add ``data`` to the checksum."""
         self._sum = zlib.crc32(data, self._sum)
 
     def hexdigest(self) -> str:
-        """Return it in 8 digits."""
+        """Return the checksum in 8 digits."""
         return f"{self._sum:08x}"
 
 
 def sha256_of(content: Iterable[bytes]) -> str:
-    """Return the SHA-256, in hex, of what is here."""
+    """Return the SHA-256, in hex, of ``content``."""
     return _digest(hashlib.sha256(), content)
 
 
@@ -72,9 +72,9 @@ def _digest(summed: Any, content: Iterable[bytes]) -> str:
 
 
 def agrees(there: str, here: str, content: Iterable[bytes]) -> bool:
-    """Return whether what SUM printed ``there`` belongs to the content whose Sum, in hex, is ``here``.
+    """Return whether SUM's output ``there`` belongs to the content whose Sum, in hex, is ``here``.
 
-    ``content`` is looked at if the guest computed something else. Nothing agrees if it could compute nothing.
+    ``content`` is read only if the guest did not compute CRC-32. The result is False if the guest computed nothing.
     """
     if len(there) == _BLAKE2B:
         return there == _digest(hashlib.blake2b(), content)
@@ -84,9 +84,9 @@ def agrees(there: str, here: str, content: Iterable[bytes]) -> bool:
 
 
 def sha256(executor: Executor, path: str, size: int | None = None) -> str:
-    """Return the SHA-256, in hex, of a regular file in the guest or of its first ``size`` bytes, computed there.
+    """Return the SHA-256, in hex, of a regular file in the guest, or of its first ``size`` bytes, computed there.
 
-    Empty if that cannot be told: no sha256sum in the guest, or a file such as those of /proc that has no size.
+    Empty if it cannot be computed: the guest has no sha256sum, or the file has no size, such as those of /proc.
 
     :raise TransferError: if it takes longer than ``patience``.
     """
@@ -97,12 +97,12 @@ def sha256(executor: Executor, path: str, size: int | None = None) -> str:
 
 
 def begin_sum(executor: Executor, path: str, size: int) -> Callable[[], ExecResult]:
-    """Start to compute SUM of a regular file in the guest that has a size; return what waits for it, see ``sum_in``."""
+    """Start to compute SUM of a regular file that has a size; return a function that waits for it, see ``sum_in``."""
     return begin_shell(executor, file_command(path), patience(executor, size))
 
 
 def patience(executor: Executor, size: int | None) -> float:
-    """Return how many seconds a program may take to read ``size`` bytes of a file in the guest; None: nobody knows."""
+    """Return how many seconds a program may take to read ``size`` bytes of a file in the guest; None: size unknown."""
     return executor.agent.timeout + (_UNKNOWN if size is None else size) / _SLOWEST
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compression on the way: what is done at either end, by this machine and by a shell command in the guest.
+"""Compression of transfers: at this end in Python, in the guest by a shell command.
 
 _warm/guest/file_ops.py does the guest's part without a shell.
 """
@@ -17,40 +17,40 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Comp
 
 __all__ = ("GZIP", "ZSTD", "Packer", "has_zstd", "shrinks")
 
-# The quickest: others save less of the channel's time than they take.
+# The fastest level: higher levels take longer than the channel time that they save.
 _GZIP_LEVEL = 1
-# Of what is sent, which takes the channel longer than what is fetched. The guest is to take the quickest.
+# For content that is sent, which takes the channel longer than content that is fetched. The guest uses level 1.
 _ZSTD_LEVEL = 3
-# What content must shrink to, and how much of it is looked at.
+# The ratio that content must shrink to, and the bytes of it that are tested.
 _GAIN = 0.7
 _SAMPLE = 64 * 1024
 
 
 Unpack = Callable[[bytes, int], bytes]
-"""Undoes compression here: takes what has come, and returns what that completes, of which there must not be more bytes.
-Raises ValueError for what is damaged, or more."""
+"""Decompresses here: takes the bytes that arrived and the largest size allowed, and returns the content they complete.
+Raises ValueError if they are damaged or yield more."""
 
 
 class Packer(NamedTuple):
     """A way to compress."""
 
     packing: Callable[[], Callable[[bytes], bytes]]
-    """Begins to do it here, piece by piece."""
+    """Returns a function that compresses here, piece by piece."""
     unpacking: Callable[[], Unpack]
-    """Begins to undo it here."""
+    """Returns a function that decompresses here."""
     name: str
-    """The program that does it in the guest, and undoes it."""
+    """The guest's program that compresses and decompresses."""
     level: int
-    """How hard that tries."""
+    """The compression level of that program."""
 
     @property
     def packs(self) -> str:
-        """The shell command that does it with its input."""
+        """The shell command that compresses its input."""
         return f"{self.name} -c{self.level}"
 
     @property
     def unpacks(self) -> str:
-        """The shell command that undoes it with its input."""
+        """The shell command that decompresses its input."""
         return f"{self.name} -dc"
 
 
@@ -75,7 +75,7 @@ GZIP = Packer(
     name="gzip",
     level=_GZIP_LEVEL,
 )
-"""Guests have it."""
+"""Guests have gzip."""
 
 ZSTD = Packer(
     packing=lambda: Compressor(_ZSTD_LEVEL).compress,
@@ -83,17 +83,17 @@ ZSTD = Packer(
     name="zstd",
     level=1,
 )
-"""Six times as quick, and smaller, where both ends have it: see `has_zstd`."""
+"""Six times as fast as gzip, and smaller, where both ends have it: see `has_zstd`."""
 
 
 def has_zstd() -> bool:
-    """Return whether this end has it."""
+    """Return whether this end has Zstandard."""
     with suppress(ImportError):
         return bool(zstd())
     return False
 
 
 def shrinks(content: bytes) -> bool:
-    """Return whether what begins like ``content`` is worth compressing."""
+    """Return whether a file that begins with ``content`` is worth compressing."""
     sample = content[:_SAMPLE]
     return len(zlib.compress(sample, _GZIP_LEVEL)) < _GAIN * len(sample)

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Programs in the guest: start, wait, collect, through guest-exec or whatever else an Executor uses.
+"""Programs in the guest: start, wait, collect, through guest-exec or another Executor.
 
 The agent writes the arguments of every guest-exec to the guest's syslog, gives a child its own bare environment, and
-keeps 16 MiB of each output stream. login_shell.py is the way around all three.
+keeps 16 MiB of each output stream. login_shell.py works around all three.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ CAPTURE_LIMIT = 16 * 1024 * 1024
 """Bytes of each output stream that the agent keeps; it drops the rest."""
 
 LARGEST_OUTPUT = 256 << 20
-"""Bytes of each output stream of a program that are kept in the guest, and read from there: a program may never end,
-nor a guest."""
+"""Bytes of each output stream that are kept in the guest and read from there. There must be a limit, because a program
+may run forever."""
 
 _EXEC, _STATUS = _NEEDED = ("guest-exec", "guest-exec-status")
 
-# How often a running program is asked after, in seconds: at once for a quick one, seldom for a long one.
-# A question takes a few milliseconds of a slow guest, and on average the answer comes half a pause late.
+# Poll intervals in seconds: short for a quick program, growing for a long one.
+# A poll takes a few milliseconds of a slow guest, and on average the result comes half an interval late.
 _FIRST_POLL = 0.004
 _LONGER = 1.12
 _LONGEST_POLL = 0.25
 _LONG = 24 * 3600.0
-# What a question takes beyond this, the guest was away, or frozen: that is not the program's time.
+# The guest was away or frozen for the time that a poll takes beyond this: it does not count as the program's time.
 _QUESTION_SECONDS = 1.0
-# Bytes per second of the slowest way to an agent, and for how long it is thought to be such.
+# Bytes per second of the slowest channel (serial), and the most seconds that are added for it.
 _SERIAL = 4000
 _SERIAL_SECONDS = 60
 
 
 class ExecResult(NamedTuple):
-    """How a program ended: by ``rc`` or by ``signal``, the other being None; what it wrote.
+    """How a program ended (``rc`` or ``signal``, the other being None) and its output.
 
-    ``stdout_truncated`` and ``stderr_truncated`` tell that the program wrote more than the agent kept.
+    ``stdout_truncated`` and ``stderr_truncated``: the program wrote more than the agent kept.
     """
 
     rc: int | None
@@ -75,15 +75,15 @@ class ExecResult(NamedTuple):
 
     @property
     def shell_rc(self) -> int:
-        """The exit status as a shell shows it: 128 + N for a program that signal N ended."""
+        """The exit status as a shell shows it: 128 + N for a program that signal N killed."""
         return self.rc if self.rc is not None else 128 + (self.signal or 0)
 
 
 class Command(NamedTuple):
-    """A shell command, and the same as a call, for who can do it without a shell.
+    """A shell command, and the equivalent call for an executor that needs no shell for it.
 
     ``function`` is one of CALLS in _warm/guest/file_ops.py, which gets ``arguments``; without one it takes a shell.
-    ``in_time`` tells that it may have to be ended, which nobody can do with a shell that an interpreter has become.
+    ``in_time``: the command may have to be killed, which is impossible for a shell that an interpreter has become.
     """
 
     text: bytes
@@ -98,18 +98,18 @@ class Command(NamedTuple):
 
 
 Shell = Callable[[Command, bytes], Optional[Callable[[], Optional[ExecResult]]]]
-"""Starts a command with an input, as run_shell() of login_shell.py does, and returns what waits for its end: that
-returns its ExecResult, or None if it was not run. It returns None if it started nothing."""
+"""Starts a command with an input, as run_shell() of login_shell.py does, and returns a function that waits for its end
+and returns its ExecResult, or None if it was not run. Returns None if it started nothing."""
 
 
 class Executor(ABC):
     """Runs programs in the guest of ``agent``.
 
-    A program is known by a ``pid``, which is this executor's number for it; see ``process_id``.
+    ``pid`` is this executor's own number for a program; see ``process_id``.
     """
 
     shell: Shell | None = None
-    """Whoever has a shell in the guest that is ready for work (the connection plugin) puts it here."""
+    """Set by a caller that has a shell ready in the guest (the connection plugin)."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -124,7 +124,7 @@ class Executor(ABC):
     ) -> int:
         """Start a program and return its pid.
 
-        ``env`` is a list of ``NAME=value`` that replaces the agent's environment; None leaves that as it is.
+        ``env`` is a list of ``NAME=value`` that replaces the agent's environment; None keeps it.
 
         :raise CommandUnavailable: if programs cannot be run.
         :raise CommandError: if this program cannot be run; its message says why.
@@ -133,7 +133,7 @@ class Executor(ABC):
 
     @abstractmethod
     def status(self, pid: int) -> ExecResult | None:
-        """Return how a program ended; None if it runs. The end of a program is told once.
+        """Return how a program ended; None while it runs. The end is reported once.
 
         :raise HandleLostError: if there is no such program.
         :raise TransferError: if the program has ended, and its output is damaged.
@@ -141,12 +141,12 @@ class Executor(ABC):
 
     @property
     def captures_all(self) -> bool:
-        """Whether all output of a program is kept, however long."""
+        """Whether all output of a program is kept, whatever its size."""
         return False
 
     @property
     def pipes_input(self) -> bool:
-        """Whether a program's standard input is a pipe, which is filled while the program reads it."""
+        """Whether a program's standard input is a pipe, filled while the program reads it."""
         return True
 
     @property
@@ -156,22 +156,22 @@ class Executor(ABC):
 
     @property
     def quick_input(self) -> int:
-        """How many bytes of it arrive well within the timeout; more had better go by way of a file, in pieces."""
+        """How many bytes of standard input arrive well within the timeout; send more through a file, in pieces."""
         return self.largest_input
 
     @property
     def passes_long_replies(self) -> bool:
-        """Whether all output that is kept of a program can be had."""
+        """Whether all kept output of a program can be fetched."""
         return True
 
     def process_id(self, pid: int) -> int:
-        """Return the process number in the guest of a program that was started; 0 if nobody tells."""
+        """Return the process number in the guest of a started program; 0 if unknown."""
         return pid
 
     def wait(self, pid: int, seconds: float) -> ExecResult | None:
-        """Wait until the program ``pid`` has ended, for at most ``seconds``; None if it has not.
+        """Wait up to ``seconds`` for the program ``pid`` to end; return None if it has not.
 
-        While the agent is away or the guest is frozen, it is waited for, and that time does not count.
+        An agent that is away or a frozen guest is waited for, and that time does not count.
 
         :raise OutcomeUnknownError: if nothing more can be learned of the program, whatever the reason.
         :raise TransferError: if it has ended, and its output is damaged.
@@ -190,19 +190,19 @@ class Executor(ABC):
         return None  # not reached: pauses never end
 
     def finish(self, pid: int) -> ExecResult:
-        """Wait until the program ``pid`` has ended, however long that takes."""
+        """Wait without limit until the program ``pid`` has ended."""
         while True:
             result = self.wait(pid, _LONG)
             if result is not None:
                 return result
 
     def _look(self, pid: int) -> ExecResult | None:
-        """Return how the program ``pid`` ended; None if it runs.
+        """Return how the program ``pid`` ended; None while it runs.
 
-        An answer that was lost is asked for again. If it told that the program ended, there is no such program now.
+        A poll whose reply was lost is repeated. If that reply reported the end, the agent no longer knows the program.
 
-        :raise OutcomeUnknownError: if the agent says nothing that can be understood. It has no cause: ansible-core
-            shows that too, and the fate of a question is not the program's.
+        :raise OutcomeUnknownError: if the agent gives no usable reply. It has no cause: ansible-core would show the
+            cause too, and a poll's fate is not the program's.
         :raise TransferError: if the program has ended, and its output is damaged.
         """
         try:
@@ -219,14 +219,14 @@ class Executor(ABC):
 
 
 class GuestExec(Executor):
-    """Programs through guest-exec. Their arguments end in the guest's syslog."""
+    """Programs through guest-exec. Their arguments end up in the guest's syslog."""
 
     def is_available(self) -> bool:
         return self.agent.supports(*_NEEDED)
 
     @property
     def quick_input(self) -> int:
-        """While nothing is known of the line, all of it goes at once, and has longer: see ``start``."""
+        """While the channel's pace is unknown, all input goes at once, with a longer timeout: see ``start``."""
         pace = self.agent.pace
         return pace.carries(self.agent.timeout / 2, self.largest_input) if pace.rate else self.largest_input
 
@@ -247,7 +247,7 @@ class GuestExec(Executor):
             request["env"] = list(env)
         if stdin:
             request["input-data"] = protocol.Base64(base64.b64encode(stdin).decode("ascii"))
-        # A slow guest takes a megabyte per second; what takes longer for its size is not to be taken for a dead one.
+        # A slow guest takes a megabyte per second: a large request must not make it look dead.
         seconds = len(stdin) // 1_000_000
         if not self.agent.pace.rate:  # the first request, and it may go by way of a serial port
             seconds = max(seconds, min(_SERIAL_SECONDS, len(stdin) // _SERIAL))
@@ -264,14 +264,14 @@ def _is_final(exc: QgaError) -> bool:
 
 
 def _is_about_program(exc: QgaError) -> bool:
-    """Return whether ``exc`` tells the fate of a program, and not that of a question after it."""
+    """Return whether ``exc`` is about a program itself, not about a poll of its status."""
     return isinstance(exc, OutcomeUnknownError) and exc.command == _EXEC
 
 
 def lost(exc: QgaError, message: str) -> OutcomeUnknownError:
-    """Return what ``exc`` means for a program that was started before: it may have run, whatever became of ``exc``.
+    """Return the error for a program that was started before ``exc`` happened: it may have run.
 
-    ``message`` says what happened. An error that speaks of the program already is returned as it is.
+    ``message`` says what happened. An error that is already about the program is returned as it is.
     """
     if isinstance(exc, OutcomeUnknownError) and _is_about_program(exc):
         return exc
@@ -281,15 +281,15 @@ def lost(exc: QgaError, message: str) -> OutcomeUnknownError:
 
 
 def unknown(message: str, *, hint: str = "") -> OutcomeUnknownError:
-    """Return the error of a program that was started, and of which nobody can tell what became; ``message`` says why.
+    """Return the error for a started program whose outcome is unknown; ``message`` says why.
 
-    A ``hint`` is about that, not about the program.
+    ``hint`` is about that reason, not about the program.
     """
     return OutcomeUnknownError(message, command=_EXEC, hint=f"{hint} Look at the guest before you repeat it.".lstrip())
 
 
 def lost_output() -> TransferError:
-    """Return the error of a program that wrote more than the guest can keep until it is fetched."""
+    """Return the error for a program that wrote more output than the guest can keep until it is fetched."""
     return TransferError(
         f"the program's output did not fit in the guest's /run, where a task may have half of what is free, and "
         f"{LARGEST_OUTPUT >> 20} MiB of each stream; what is missing is lost.",
@@ -298,7 +298,7 @@ def lost_output() -> TransferError:
 
 
 def pauses(first: float = _FIRST_POLL) -> Iterator[float]:
-    """Yield how many seconds to wait before each next question after a program."""
+    """Yield the seconds to wait before each next poll of a program."""
     pause = first
     while True:
         yield pause
@@ -326,6 +326,6 @@ def _output(reply: dict[str, Any], name: str) -> bytes:
 
 
 def _truncated(reply: dict[str, Any], name: str, data: bytes) -> bool:
-    # Agents before 7.2.20 say "truncated: false" when they truncate, and nothing otherwise; newer ones say it right and
-    # always. So the flag means what it says only if it says true, and a full buffer is never taken for a whole one.
+    # Agents before 7.2.20 say "truncated: false" when they truncate, and nothing otherwise; newer ones always say it,
+    # and right. So only "true" is trusted, and a full buffer always counts as truncated.
     return reply.get(name) is True or len(data) >= CAPTURE_LIMIT

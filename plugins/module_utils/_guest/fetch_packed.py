@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A file of the guest's that is compressed on its way here: read while a program in the guest still packs it."""
+"""Fetch a file compressed: it is read while a program in the guest still packs it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 
 __all__ = ("Packed", "pack_command")
 
-# What is packed by one command. It is in the guest's memory, compressed, until all of it has been read.
+# Bytes that one command packs. They stay in the guest's memory, compressed, until all have been read.
 _PART = 16 * CHUNK
-# What is read at once. The agent makes room for as much each time, whether there is anything or not.
+# Bytes of one read request. The agent allocates that much each time, even if there is nothing to read.
 _READ = CHUNK // 4
-# Bytes by which what is packed may be larger than its content, and a 64th of that.
+# Bytes, plus a 64th of the content, by which the packed file may be larger than its content.
 _SLACK = 64 * 1024
-# Seconds without anything new after which what packs is likely to have ended.
+# Seconds without new data after which the packing program has probably ended.
 _QUIET = 0.3
 
 
 class Packed:
-    """What is fetched of the guest's file ``path``, from its start, compressed on its way, and handed to ``take``.
+    """Fetches the guest's file ``path`` from its start, compressed in transit, and hands the content to ``take``.
 
-    ``size`` bytes are here, and ``checked`` is True if that is what the guest packed.
+    ``size`` bytes have arrived; ``checked`` is True if their checksum is that of what the guest packed.
     """
 
     def __init__(self, executor: Executor, path: str, take: Callable[[bytes], None], progress: Progress) -> None:
@@ -50,9 +50,9 @@ class Packed:
         self._progress = progress
 
     def fetch(self, packer: Packer, size: int) -> int:
-        """Fetch up to ``size`` bytes, and return how much came.
+        """Fetch up to ``size`` bytes and return how many arrived.
 
-        It may be less: what did not work this way is left to the plain way, which can tell why.
+        After a failure that is fewer: the plain transfer fetches the rest, and reports why if it fails too.
         """
         spool = new_spool()
         try:
@@ -83,9 +83,9 @@ class Packed:
         self.checked = self.checked and result is not None and sum_in(result) == summed.hexdigest()
 
     def _growing(self, name: str, packer: Packer, size: int, ended: Callable[[], object]) -> Iterator[bytes]:
-        """Yield the content, ``size`` bytes at most, of a compressed file that grows until ``ended`` returns.
+        """Yield the content, at most ``size`` bytes, of a compressed file that grows until ``ended`` returns.
 
-        :raise ValueError: if it is damaged, or there is more.
+        :raise ValueError: if it is damaged, or longer.
         """
         unpack = packer.unpacking()
         most = size + size // 64 + _SLACK
@@ -114,13 +114,13 @@ class Packed:
                     ended()
                     grows = False
                 else:
-                    pause = next(waiting, _QUIET)  # it goes on for ever
+                    pause = next(waiting, _QUIET)  # the iterator never ends
                     time.sleep(pause)
                     quiet += pause
 
 
 def _once(wait: Callable[[], ExecResult]) -> Callable[[], ExecResult | None]:
-    """Return what calls ``wait`` once, and returns its result each time: None if it has failed."""
+    """Return a function that calls ``wait`` once and returns its result each time: None if it failed."""
     results: list[ExecResult | None] = []
 
     def ended() -> ExecResult | None:
@@ -133,9 +133,9 @@ def _once(wait: Callable[[], ExecResult]) -> Callable[[], ExecResult | None]:
 
 
 def pack_command(packer: Packer, path: str, part: range, new: str, old: str) -> Command:
-    """Return the command that packs a part of ``path`` into the file ``new``, and removes ``old`` before.
+    """Return the command that removes ``old``, then packs a part of ``path`` into the file ``new``.
 
-    Whoever does it without a shell prints SUM of what was packed.
+    The same call without a shell prints SUM of what was packed.
     """
     text = f"umask 077; rm -f {old}; {part_of(path, part.start, len(part))} | {packer.packs} >{new}"
     function = "pack" if packer == ZSTD else ""

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Files in directories of the guest that other users may own.
 
-Who owns a directory can exchange what its names mean between any two steps of root's. So no step here relies on a name
-twice: the shell enters the directory once; content is written into a new file whose name nobody can know before it is
-there; mode and owner are set through the open file; and rename(2), which follows no link, puts it in its place. What
-the agent writes by name, which takes several requests, it writes where only root can exchange names: see `stage`.
+The owner of a directory can exchange its entries between any two of root's steps. So no step here relies on a name
+twice: the shell enters the directory once; content is written into a new file with an unguessable name; mode and owner
+are set through the open file; and rename(2), which follows no link, puts it in place. The agent writes by name, in
+several requests, so it writes only where root alone can exchange names: see `stage`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = (
     "variables",
 )
 
-# Only where a link is on the way is that way gone again, step by step. What is read of a link is true as long as nobody
-# else can exchange it, or any directory above it.
+# The path is walked again, step by step, only if it contains a link. A link is trusted only if no other user can
+# exchange it, or any directory above it.
 ENTER = r"""
 cd -P -- "$d" || { stat -- "$d/." >/dev/null; exit 1; }
 kept() {
@@ -72,8 +72,8 @@ if [ "$PWD" != "$d" ]; then
         exit 1
     fi
 fi
-""".replace("    ", "")  # it travels with each file
-"""Shell text that enters the directory C(d), and refuses to be led astray by a link of an unprivileged user."""
+""".replace("    ", "")  # this text is sent with each file
+"""Shell text that enters the directory C(d), and refuses links that an unprivileged user can exchange."""
 
 SAFE = r"""
 safe() {
@@ -88,16 +88,16 @@ safe() {
     done
 }
 """
-"""Shell function that tells whether root alone can exchange what is in this directory, and the way to it."""
+"""Shell function that tells whether root alone can exchange the entries of this directory and the path to it."""
 
-# Only a regular file is replaced, or a link, which is a name only.
+# Only a regular file is replaced, or a link, which is only a name.
 _ONLY_FILES = r"""
 if [ ! -L "./$n" ] && [ -e "./$n" ] && [ ! -f "./$n" ]; then echo "$d/$n is not a regular file" >&2; exit 1; fi
 umask 077
 set -C
 """
 
-# Everybody may create files there, and nobody exchange those of root. A file can be larger than there is memory.
+# All users may create files there, but none can exchange root's (sticky). On disk, as a file may exceed the memory.
 _ELSEWHERE = "/var/tmp"
 
 _STAGE = (
@@ -111,10 +111,10 @@ printf %s "$f"
 """
 )
 
-# c: where the content is ("-": standard input; nothing: in $t already); w: its SHA-256, if known; o: OWNER:GROUP; m:
-# mode (without it: both as the file has them, or root's alone); k: another name for the old file; b: this directory is
-# safe; x: whether it gets its label.
-# Descriptors above 2 are not inherited where sh is mksh, so programs are given the file as their output.
+# c: where the content is ("-": standard input; empty: in $t already); w: its SHA-256, if known; o: OWNER:GROUP; m: mode
+# (empty: the file keeps both, or is root's alone); k: backup name for the old file; b: this directory is safe; x:
+# whether to set the SELinux label.
+# mksh does not pass descriptors above 2 to programs, so programs get the file as their standard output.
 _PLACE = (
     ENTER
     + _ONLY_FILES
@@ -175,7 +175,7 @@ printf %s "$s"
 """
 )
 
-# A link to the file in a directory that only root can enter is the file, whatever becomes of its name.
+# A hard link in a directory that only root can enter stays the same file, even if its name is exchanged.
 _ALTER = (
     ENTER
     + r"""
@@ -204,9 +204,9 @@ exit "$s"
 
 
 class Attributes(NamedTuple):
-    """What a file is to have: ``owner`` in the form C(OWNER:GROUP), ``mode``; empty: as it has them, or root's alone.
+    """Attributes to set: ``owner`` as C(OWNER:GROUP), ``mode``; empty: the file keeps them, or is root's alone.
 
-    ``backup`` is the name that the file's old content is to keep. ``label``: whether it gets its SELinux label.
+    ``backup`` is the name under which the old content is kept. ``label``: whether to set the SELinux label.
     """
 
     owner: str = ""
@@ -219,14 +219,14 @@ AS_IT_IS = Attributes()
 
 
 class Staged(NamedTuple):
-    """A file of root's alone that the agent can write by its name. ``beside``: in the directory of its destination."""
+    """A file that root alone can access, written by name. ``beside``: it is in its destination's directory."""
 
     path: str
     beside: bool
 
 
 def variables(path: str, **more: str) -> str:
-    """Return shell text that assigns C(d) and C(n), directory and name of ``path``, and more."""
+    """Return shell text that assigns C(d) and C(n), directory and name of ``path``, and ``more``."""
     directory, name = _directory_and_name(path)
     given = {"d": directory, "n": name, **more}
     return " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
@@ -252,10 +252,10 @@ def place_command(
     new: str = "",
     safe: bool = False,
 ) -> Command:
-    """Return the command that puts a file in its place and prints its SHA-256, if that was compared.
+    """Return the command that puts a file in place and prints its SHA-256, if that was compared.
 
-    ``content`` is where it is: C(-) on standard input, a path, or nothing if ``new`` has it already. ``new`` is the
-    name of the new file meanwhile. Attributes that the file does not have yet take a shell.
+    ``content`` says where the content is: C(-) for standard input, a path, or empty if ``new`` holds it already.
+    ``new`` is the temporary name of the new file. Changing attributes takes a shell.
     """
     new = new or _new_name(path)
     more = {"b": "1" if safe else "", "x": "1" if attributes.label else ""}
@@ -286,11 +286,11 @@ def place(
     sha256: str = "",
     safe: bool = False,
 ) -> str:
-    """Put ``content`` at ``path``, whole or not at all; a link that is there is replaced.
+    """Put ``content`` at ``path``, whole or not at all; an existing link is replaced.
 
-    Return the SHA-256 of what is there, empty if the guest cannot compute it or none was given to compare with.
+    Return the SHA-256 of the new file; empty if the guest cannot compute it or none was given to compare with.
 
-    :raise OperationError: if that fails, with the guest's words.
+    :raise OperationError: if that fails, with the guest's message.
     """
     if isinstance(content, bytes):
         command, stdin = place_command(path, attributes, sha256=sha256, safe=safe), content
@@ -310,7 +310,7 @@ def stage_command(path: str, new: str) -> Command:
 def stage(executor: Executor, path: str) -> Iterator[Staged]:
     """Create an empty file that only root can write or exchange: beside ``path``, else in /var/tmp. See `place`.
 
-    If the block fails, the file is removed; where that fails too, the error names it.
+    If the block fails, the file is removed; if that fails too, the error names it.
 
     :raise OperationError: if it cannot be created.
     """
@@ -326,13 +326,13 @@ def stage(executor: Executor, path: str) -> Iterator[Staged]:
 def unlink(executor: Executor, path: str) -> None:
     """Remove a file, or a link.
 
-    :raise OperationError: if that fails, with the guest's words.
+    :raise OperationError: if that fails, with the guest's message.
     """
     check_shell(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
 
 
 def _remove(executor: Executor, path: str, because: BaseException) -> None:
-    """Remove a file of ours that is not needed, because an operation failed; if that fails too, its error says so."""
+    """Remove our file after an operation failed; if that fails too, add a hint to the error ``because``."""
     try:
         when_thawed(executor.agent, lambda: check_shell(executor, f"rm -f -- {shlex.quote(path)}", f"remove {path}"))
     except QgaError as exc:
@@ -345,7 +345,7 @@ def _remove(executor: Executor, path: str, because: BaseException) -> None:
 def alter(executor: Executor, path: str, attributes: Attributes, content: bytes | Staged | None = None) -> None:
     """Set the attributes of a file, and append ``content`` to it, in a directory that is not root's alone.
 
-    :raise OperationError: if that fails, with the guest's words.
+    :raise OperationError: if that fails, with the guest's message.
     """
     where = content.path if isinstance(content, Staged) else "" if content is None else "-"
     given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup}

@@ -1,14 +1,14 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files in the guest through guest-file-*: stream bytes in and out, and notice when they arrive differently.
+"""Files in the guest through guest-file-*: stream bytes in and out, and detect differences on arrival.
 
 One request is in flight at a time (virtio-serial loses replies otherwise), in chunks near 1 MiB: larger ones gain
-nothing, and Windows guests cannot take 2 MiB. Where the way is slow, they are smaller: see `payload`. A short count, a
-full disk (told at flush or close as often as at write) and a dead handle are errors. A handle is always closed, because
-the agent keeps it until it ends.
+nothing, and Windows guests cannot take 2 MiB. On a slow channel they are smaller: see `payload`. A short count, a full
+disk (reported at flush or close as often as at write) and a dead handle are errors. A handle is always closed, because
+the agent keeps it until the agent ends.
 
-A file that guest-file-open creates has mode 0666 whatever the umask; who must not allow that creates it first (_exec).
+A file that guest-file-open creates has mode 0666 whatever the umask; to avoid that, create it first (file_ops.stage).
 """
 
 from __future__ import annotations
@@ -52,30 +52,30 @@ __all__ = (
 T = TypeVar("T")
 
 CHUNK = 1024 * 1024
-"""Bytes that one guest-file-read or guest-file-write carries at most, before base64."""
+"""Most bytes that one guest-file-read or guest-file-write carries, before base64."""
 
-_FIRST = CHUNK // 4  # bytes that are read to see what comes
-_SHARE = 1 / 8  # of the timeout, that one request is to take at most
-# Bytes by which a file may be larger at its end than when it was opened, unless a quarter of it is more. It is also the
-# most of a file that tells no size (/proc).
+_FIRST = CHUNK // 4  # bytes of the first read, which decides how to go on
+_SHARE = 1 / 8  # the most of the timeout that one request should take
+# Bytes, or a quarter of the file if that is more, by which a file may grow while it is read. Also the limit for a file
+# that reports no size (/proc).
 _GROWTH = 64 * CHUNK
 
 
 class Copied(NamedTuple):
-    """What was copied: its ``size`` in bytes, and whether both ends were compared already."""
+    """Result of a copy: ``size`` in bytes, and whether both ends were compared already."""
 
     size: int
     checked: bool
 
 
 class Limit(NamedTuple):
-    """How much may be read: ``asked`` bytes, if the user says so, and ``room`` bytes at most: there is no more here."""
+    """How much may be read: ``asked`` bytes, if the user set a limit, and at most the ``room`` bytes free here."""
 
     asked: int | None = None
     room: int | None = None
 
     def of(self, path: str, said: int) -> tuple[int, TransferError]:
-        """Return the limit for a file that the guest said has ``said`` bytes, and the error for what exceeds it."""
+        """Return the limit for a file whose size is ``said`` according to the guest, and the error for exceeding it."""
         usual = said + max(_GROWTH, said // 4)
         limit, why, advice = usual, f"it had {said} when it was opened", "If that is as it should be, allow it by"
         if self.asked is not None:
@@ -90,7 +90,7 @@ _USUAL = Limit()
 
 
 class Encoded(NamedTuple):
-    """Content as it travels: ``size`` bytes, in base64. Coding takes a while that can pass beside a request."""
+    """Content in base64, ``size`` bytes before it. Separate, so that coding can overlap with a request."""
 
     size: int
     text: str
@@ -102,7 +102,7 @@ class Encoded(NamedTuple):
     def decoded(self) -> bytes:
         """Return the content.
 
-        :raise ProtocolError: if it is not what was said of it.
+        :raise ProtocolError: if it is not valid base64 or not ``size`` bytes.
         """
         try:
             data = base64.b64decode(self.text, validate=True)
@@ -114,11 +114,11 @@ class Encoded(NamedTuple):
 
 
 class GuestFile:
-    """An open file in the guest. A context manager: leaving it closes the handle and raises what closing finds.
+    """An open file in the guest. A context manager: leaving it closes the handle and raises errors of closing.
 
     ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``. With a ``handle``, the file is open already.
-    Once it is open, an agent that is away is waited for, for its ``timeout`` once more, and a frozen guest too. Whether
-    a request whose answer got lost was carried out, the position in the file tells.
+    Once it is open, an agent that is away is waited for, for its ``timeout`` once more, and a frozen guest too. After a
+    lost reply, the position in the file shows whether the request was carried out.
 
     :raise GuestFileError: with the errno of the cause where the agent names it.
     """
@@ -126,12 +126,12 @@ class GuestFile:
     def __init__(self, agent: Agent, path: str, mode: str = "r", *, handle: int | None = None) -> None:
         self.agent = agent
         self.path = path
-        # Where the next byte is read or written; None if nobody knows, as of what is no file but a pipe.
+        # Position of the next read or write; None if unknown, as in a pipe.
         self._position = 0 if handle is None and "a" not in mode else None
         if handle is None:
             handle = agent.execute("guest-file-open", {"path": path, "mode": mode})
         self.handle: int | None = handle
-        """Its number; None if it is closed."""
+        """The agent's number for the file; None if it is closed."""
 
     def __enter__(self) -> GuestFile:
         return self
@@ -140,26 +140,26 @@ class GuestFile:
         if kind is None:
             self.close()
         elif self.handle is not None:
-            # The error that got us here is the one to tell; one of this is its consequence.
+            # The error that ended the block is the one to report; an error of closing is its consequence.
             with suppress(QgaError):
                 self._once("guest-file-close")
             self.handle = None
 
     def close(self) -> None:
-        """Close the handle. A full disk may be found only here."""
+        """Close the handle. A full disk may be reported only here."""
         if self.handle is not None:
             try:
-                # An answer that got lost is not asked for again: the handle may be another file's by then.
+                # Not repeated after a lost reply: the handle may be another file's by then.
                 self._patiently(lambda: self._once("guest-file-close"), (OutcomeUnknownError,))
             finally:
                 self.handle = None
 
     def read(self, count: int = CHUNK) -> bytes:
-        """Return up to ``count`` bytes from the current position; none at the end of the file."""
+        """Return up to ``count`` bytes from the current position; empty at the end of the file."""
         return self.receive(count).decoded()
 
     def receive(self, count: int = CHUNK) -> Encoded:
-        """Do what ``read`` does, and leave the decoding to the caller."""
+        """Read like ``read``, but leave the decoding to the caller."""
         before = self._position or 0
 
         def step(was_lost: bool) -> Any:
@@ -175,7 +175,7 @@ class GuestFile:
         return Encoded(size, protocol.expect(reply.get("buf-b64"), str, "buf-b64"))
 
     def read_all(self, largest: int | None = None) -> bytes:
-        """Return what is left of a file that nobody writes to.
+        """Return the rest of a file that is not being written to.
 
         :raise TransferError: if that is more than ``largest`` bytes.
         """
@@ -191,7 +191,7 @@ class GuestFile:
                 return b"".join(pieces)
 
     def write_all(self, data: bytes) -> None:
-        """Do what ``write`` does, in as many requests as it takes."""
+        """Write all of ``data``, in as many requests as it takes."""
         start = 0
         while start < len(data):
             step = payload(self.agent, min(CHUNK, self.agent.largest_payload))
@@ -199,14 +199,14 @@ class GuestFile:
             start += step
 
     def write(self, data: bytes) -> None:
-        """Write all of ``data``.
+        """Write ``data`` in one request.
 
         :raise TransferError: if the agent took only a part.
         """
         self.send(Encoded.of(data))
 
     def send(self, piece: Encoded) -> None:
-        """Do what ``write`` does with what is encoded already."""
+        """Write content that is encoded already, like ``write``."""
         before = self._position or 0
 
         def step(was_lost: bool) -> Any:
@@ -219,13 +219,13 @@ class GuestFile:
         self._moved(count)
 
     def flush(self) -> None:
-        """Hand what was written to the guest's kernel: only then do others see it."""
+        """Flush written data to the guest's kernel: only then do other programs see it."""
         self._patiently(lambda: self._once("guest-file-flush"))
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Move to ``offset`` (``whence``: 0 from the start, 2 from the end); return the position.
 
-        With 1 as ``whence`` and 0 as ``offset``, it stays where it is.
+        With 1 as ``whence`` and 0 as ``offset``, the position stays.
         """
         self._position = self._patiently(lambda: self._sought(offset, whence))
         return self._position
@@ -239,7 +239,7 @@ class GuestFile:
             self._position += count
 
     def _surely(self, step: Callable[[bool], Any]) -> Any:
-        """Return what ``step`` returns. It is called again after an outage, with whether its answer was lost."""
+        """Return the result of ``step``, called again after an outage; its argument says whether a reply was lost."""
         unknown: list[OutcomeUnknownError] = []
 
         def attempt() -> Any:
@@ -251,7 +251,7 @@ class GuestFile:
             except GuestFileError as exc:
                 if not unknown or exc.command != "guest-file-seek":
                     raise
-                self._position = None  # a pipe has none, so nothing tells what became of the request
+                self._position = None  # a pipe has none, so the fate of the request stays unknown
                 raise unknown[0] from None
 
         return self._patiently(attempt)
@@ -269,17 +269,17 @@ class GuestFile:
 
 
 def payload(agent: Agent, largest: int) -> int:
-    """Return how many bytes one request should carry, ``largest`` at most, for what has been seen of the way there."""
+    """Return how many bytes one request should carry, at most ``largest``, at the channel's measured pace."""
     return agent.pace.carries(agent.timeout * _SHARE, largest)
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield what is left in a file that is here."""
+    """Yield the rest of a local file in chunks."""
     return iter(lambda: file.read(CHUNK), b"")
 
 
 def exists(agent: Agent, path: str) -> bool:
-    """Return whether ``path`` exists, of whatever kind. What cannot be opened for other reasons exists.
+    """Return whether ``path`` exists, of any kind. A path that cannot be opened for other reasons exists.
 
     :raise CommandError: if the agent cannot tell.
     """
@@ -294,7 +294,7 @@ def exists(agent: Agent, path: str) -> bool:
 
 
 def enforces_selinux(agent: Agent) -> bool:
-    """Return whether the guest's kernel refuses what SELinux labels do not allow."""
+    """Return whether the guest's kernel enforces SELinux."""
     try:
         with GuestFile(agent, "/sys/fs/selinux/enforce") as state:
             return state.read(1) == b"1"
@@ -303,11 +303,11 @@ def enforces_selinux(agent: Agent) -> bool:
 
 
 Progress = Callable[[int], None]
-"""Told after each chunk how many bytes have been copied."""
+"""Called after each chunk with the bytes copied so far."""
 
 
 def no_progress(copied: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def copy_out(
@@ -320,11 +320,10 @@ def copy_out(
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
-    Reads until the end is reached, so files whose size is not known (/proc, /sys) come whole. ``checked`` is True if
-    the content was one chunk at most, and a second look found the same. ``write`` is called by another thread while the
-    next piece is read. ``instead`` is called for what is more than a chunk, with what the file begins with, the seconds
-    that this took, and the size of the file. It returns of how many bytes it has taken care, from the start; what is
-    left is read here.
+    Reads until the end is reached, so files of unknown size (/proc, /sys) come whole. ``checked`` is True if the
+    content was at most one chunk, and a second read found the same. ``write`` is called by another thread while the
+    next piece is read. ``instead`` is called for a file larger than a chunk, with its first bytes, the seconds that
+    reading them took, and its size. It returns how many bytes it has fetched, from the start; the rest is read here.
 
     :raise TransferError: if there is more than ``limit`` allows. No more than that was handed on then.
     """
@@ -340,9 +339,9 @@ def copy_out(
 
 
 class _Out:
-    """An open file of the guest's on its way to ``write``: ``size`` bytes are here.
+    """Reads an open file of the guest and hands it to ``write``: ``size`` bytes have arrived.
 
-    ``start`` is what is compared if there is no more than that.
+    ``start`` holds the first pieces, which are compared if the file has no more.
     """
 
     def __init__(
@@ -363,7 +362,7 @@ class _Out:
         self._most, self._error = limit.of(guest_file.path, 0)
 
     def begin(self, instead: Callable[[Encoded, float, int], int] | None) -> int:
-        """Read the beginning, and return of how many bytes ``instead`` took care."""
+        """Read the beginning, and return how many bytes ``instead`` fetched."""
         began = time.monotonic()
         count = payload(self._file.agent, _FIRST)
         first = self._read(count)
@@ -382,13 +381,13 @@ class _Out:
         return 0
 
     def take(self) -> int:
-        """Read what comes next, and return how many bytes that were: none at the end of the file."""
+        """Read the next piece and return its size: 0 at the end of the file."""
         piece = self._read(payload(self._file.agent, CHUNK))
         self._have(piece)
         return piece.size
 
     def _read(self, count: int) -> Encoded:
-        # One more than may come tells that there is more.
+        # One byte more than the limit shows that the file exceeds it.
         return self._file.receive(min(count, self._most - self.size + 1))
 
     def _have(self, piece: Encoded) -> None:
@@ -404,7 +403,7 @@ class _Out:
 
 
 def _size(guest_file: GuestFile) -> int | None:
-    """Return the size of the file, and move to its end; None if it has none, as in /proc."""
+    """Move to the end of the file and return its size; None if it has none, as in /proc."""
     try:
         return guest_file.seek(0, 2)
     except GuestFileError:
@@ -425,14 +424,14 @@ def copy_in(
 ) -> Copied:
     """Write ``source`` into the guest's file ``path``.
 
-    The file is created if need be, with mode 0666. Its position is compared with what was sent before it is closed.
-    ``checked`` is True if the content was one chunk, and was read back.
+    The file is created if needed, with mode 0666. Before it is closed, its position is compared with the bytes sent.
+    ``checked`` is True if the content was at most one chunk, and was read back.
 
-    :raise TransferError: if the guest has something else than what was sent.
+    :raise TransferError: if the guest's file differs from what was sent.
     :raise GuestFileError: among others with errno ENOSPC; a part of the content may be in the file then.
     """
     sent = 0
-    start = []  # what is compared if there is no more than that
+    start = []  # the first pieces, which are compared if there are no more
     beside: Beside[Encoded] = Beside()
 
     def prepared() -> Encoded:

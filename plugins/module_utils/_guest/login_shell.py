@@ -1,11 +1,11 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shell commands in a POSIX guest, run as a login would run them and without a trace in the guest's logs.
+"""Shell commands in a POSIX guest, run as in a login and without a trace in the guest's logs.
 
 The agent writes the arguments of every guest-exec to the guest's syslog, gives a child its own bare environment, and
-keeps 16 MiB of each output stream. So the command travels on stdin, behind a constant program that gives it the
-environment of a login and can keep output of any size.
+keeps 16 MiB of each output stream. So the command is sent on stdin to a constant program that sets up the environment
+of a login and can keep output of any size.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# A program that SIGTERM does not end is given this long to end by SIGKILL (one in the kernel's hands may not).
+# Seconds that a program gets to end after SIGKILL (one blocked in the kernel may not end).
 _SECONDS_TO_DIE = 10
 
 _ARGUMENTS = ("-c", 'eval "$QEMU_GUEST"')
@@ -66,11 +66,11 @@ while [ "$n" -gt 0 ]; do
     n=$((n - 1))
 done
 """
-"""The shell program that reads into C(c) the command that ``input_of`` begins with. `read` takes byte by byte, so what
-follows is left for the command's own stdin."""
+"""The shell program that reads the command at the start of ``input_of`` into C(c). `read` takes byte by byte, so the
+rest is left for the command's own stdin."""
 
-# The program that stands in the guest's syslog is `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that
-# variable (the environment is not logged) and the same for every command. It reads the command from stdin.
+# The guest's syslog shows `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that variable (the environment is
+# not logged) and the same for every command. It reads the command from stdin.
 _PROLOGUE = (
     r"""
 [ / -ef / ] 2>/dev/null || {
@@ -109,8 +109,8 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
-# Comes before that where the input is in a file: it comes by a pipe then, which nobody reads twice or writes to, for a
-# password may be in it. The shell that waits meanwhile would tell of a signal in the program's own output.
+# Goes before the prologue if the input is in a file. The input is passed on by a pipe, which cannot be read twice or
+# written to, because it may hold a password. The waiting shell's own output is dropped: it would report a signal.
 _INPUT = r"""
 if [ "${QEMU_GUEST_INPUT:-}" ]; then
     exec 8<"$QEMU_GUEST_INPUT" || exit 1
@@ -124,10 +124,10 @@ if [ "${QEMU_GUEST_INPUT:-}" ]; then
     exit
 fi
 """
-# The command takes the shell's place: what ends it, a signal included, is what the agent tells.
+# The command takes the shell's place, so the agent reports the command's own end, a signal included.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
-# Comes before both: what is more than a pipe holds is put into such a file, if there can be one. An agent whose program
-# ends while the pipe is full polls that for ever, and takes all of a processor (5.2 to 11.1 do).
+# Goes before both: input larger than a pipe is put into such a file, if one can be created. An agent whose program
+# ends while the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
 _KEEP = r"""
 if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
     QEMU_GUEST_INPUT=$QEMU_GUEST_KEEP
@@ -160,14 +160,14 @@ rest() {
 } 2>/dev/null
 """
 )
-"""Shell functions: C(rest FILE LOST N) adds to C(FILE) what is left of a stream; C(lose FILE LOST) drops all of that.
+"""Shell functions: C(rest FILE LOST N) appends the rest of a stream to C(FILE); C(lose FILE LOST) drops all of it.
 
-The file is in memory, which others need, too. So it may have N eighths of what is free there (standard output has 3,
-standard error 1: half in all), and LARGEST_OUTPUT at most. If that does not do, all of it is dropped and there is a
-file C(LOST); whoever writes the stream goes on. Shells count a file's size in units of 512 bytes.
+The file is in memory, which other programs need too. So it may have N eighths of what is free there (standard output
+has 3, standard error 1: half in all), and at most LARGEST_OUTPUT. If that is not enough, all of it is dropped and the
+file C(LOST) is created; the program that writes goes on. Shells count a file's size in units of 512 bytes.
 """
-# Each stream passes through dd, which hands the agent _KEPT bytes; what comes after them goes to a file in /run that
-# only root can read. A guest whose dd lacks fullblock has no more than what the agent captures.
+# Each stream passes through dd, which hands the agent _KEPT bytes; the rest goes to a file in /run that only root can
+# read. A guest whose dd lacks fullblock has only what the agent captures.
 _SPOOL = (
     REST
     + r"""
@@ -199,16 +199,16 @@ exit "$r"
 _KEPT = 16 * 65536
 # Bytes that a pipe holds, on Linux.
 _PIPE = 65536
-# Where input is kept: memory, for a password may be in it. The second is for a full /run: other users can fill it.
+# Input is kept in memory, because it may hold a password. The second place is for a full /run: other users can fill it.
 _PLACES = ("/run", "/dev/shm")
 
 
 def run_shell(executor: Executor, command: bytes | Command, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
-    """Run the POSIX shell command ``command`` as a login would, without a trace of it in the guest's logs.
+    """Run the POSIX shell command ``command`` as in a login, without a trace of it in the guest's logs.
 
     HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
     the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place,
-    so that output beyond CAPTURE_LIMIT is dropped, and marked as truncated.
+    and output beyond CAPTURE_LIMIT is dropped and marked as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because there was no room for it in /run.
@@ -223,14 +223,14 @@ def run_shell(executor: Executor, command: bytes | Command, stdin: bytes = b"", 
 
 
 def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, ended: Callable[[int], Ended]) -> Ended:
-    """Start what ``run_shell`` runs, and return what ``ended`` returns of its pid: how it ended, or None.
+    """Start a command like ``run_shell`` and return ``ended(pid)``: how it ended, or None.
 
-    It is started where there is room for its input. With ``spool``, see ``start_shell``, the result is whole.
+    The input is kept in the first place that has room for it. With ``spool``, see ``start_shell``, the result is whole.
     """
     for place in _PLACES:
         keep = f"{new_spool(place)}.in"
         result = ended(start_shell(executor, command, stdin, spool=spool, keep=keep))
-        # Nobody else knows the name, so these are not words of the command.
+        # The name is secret, so this message cannot be the command's own.
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
             break
@@ -238,16 +238,16 @@ def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, e
 
 
 def check_shell(executor: Executor, command: str | Command, purpose: str) -> bytes:
-    """Run the shell command ``command`` in the guest and return what it wrote to its standard output.
+    """Run the shell command ``command`` in the guest and return its standard output.
 
-    :raise OperationError: if it fails: that ``purpose`` could not be done, and the guest's own words why.
+    :raise OperationError: if it fails: names ``purpose`` and the guest's own message.
     """
     command = command if isinstance(command, Command) else Command.of(command)
     return checked(run_shell(executor, command, whole=False), purpose)
 
 
 def checked(result: ExecResult, purpose: str) -> bytes:
-    """Return what a program wrote to its standard output; see ``check_shell``."""
+    """Return a program's standard output; raise OperationError if it failed, see ``check_shell``."""
     if result.shell_rc:
         reason = last_line(result.stderr) or f"exit status {result.shell_rc}"
         raise OperationError(f"cannot {purpose} in the guest: {reason}")
@@ -255,10 +255,10 @@ def checked(result: ExecResult, purpose: str) -> bytes:
 
 
 def begin_shell(executor: Executor, command: Command, seconds: float | None = None) -> Callable[[], ExecResult]:
-    """Start what ``run_shell`` runs, without input, and return what waits for its end.
+    """Start a command like ``run_shell``, without input, and return a function that waits for its end.
 
-    The command takes the shell's place, as with ``whole=False``. With ``seconds``, it is ended when it was waited for
-    so long, with a TransferError: it reads a file in whose place somebody may have put a FIFO.
+    The command takes the shell's place, as with ``whole=False``. It is killed after ``seconds``, if given, with a
+    TransferError: the file that it reads may have been replaced by a FIFO.
     """
     begun = executor.shell(command._replace(in_time=seconds is not None), b"") if executor.shell else None
     if begun:
@@ -279,10 +279,10 @@ def _ended(executor: Executor, pid: int, seconds: float | None) -> ExecResult:
 
 
 def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:
-    """Start what ``run_shell`` runs and return its pid.
+    """Start a command like ``run_shell`` and return its pid.
 
-    ``spool`` is the path that the files for long output begin with; without it there are none. ``keep`` is that of a
-    file for input which a pipe does not hold; where there is no room for it, the program says so and ends with 1.
+    ``spool`` is the path prefix of the files for long output; without it there are none. ``keep`` is the path of a
+    file for input larger than a pipe; if there is no room for it, the program says so and exits with 1.
     """
     data = input_of(command, stdin)
     fits = len(data) <= executor.quick_input
@@ -302,29 +302,29 @@ def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool
         own = [*env, f"QEMU_GUEST_INPUT={path}"]
         return when_thawed(executor.agent, lambda: executor.start("/bin/sh", _ARGUMENTS, env=own))
     except QgaError:
-        # Nor is a program started later that was given up on.
+        # Removing the input also keeps an abandoned program from starting later.
         with suppress(QgaError):
             run_shell(executor, f"rm -f {path}".encode("ascii"), whole=False)
         raise
 
 
 def input_of(command: bytes, stdin: bytes) -> bytes:
-    """Return what a shell takes as its input that reads a command by READ_COMMAND: a count of lines, and the lines."""
+    """Return the input of a shell that runs READ_COMMAND: the command's count of lines, its lines, and its stdin."""
     return b"%d\n%b\n%b" % (command.count(b"\n") + 1, command, stdin)
 
 
 def login_program() -> str:
-    """Return the shell program that reads a command from its input, as ``start_shell`` writes it, and becomes that."""
+    """Return the shell program that reads a command from its input, as ``start_shell`` writes it, and runs it."""
     return _PROLOGUE + _REPLACE
 
 
 def new_spool(place: str = "/run") -> str:
-    """Return a path that nobody else will use, for ``shell_result``."""
+    """Return a unique path prefix, for ``shell_result``."""
     return f"{place}/qemu-guest.{secrets.token_hex(16)}"
 
 
 def _with_spooled(executor: Executor, result: ExecResult, spool: str) -> ExecResult:
-    """Return ``result`` with the output that did not fit, and remove that from the guest.
+    """Return ``result`` with the spooled rest of its output, and remove the spool from the guest.
 
     :raise OutcomeUnknownError: if it cannot be fetched.
     :raise TransferError: if a part of it is missing.
@@ -343,7 +343,7 @@ def _with_spooled(executor: Executor, result: ExecResult, spool: str) -> ExecRes
     except QgaError as exc:
         raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from None
     finally:
-        with suppress(QgaError):  # the result, or why there is none, is worth more
+        with suppress(QgaError):  # the result, or its error, matters more
             sweep(executor, spool)
 
 
@@ -353,7 +353,7 @@ def sweep(executor: Executor, spool: str) -> None:
 
 
 def sweep_command(spool: str) -> Command:
-    """Return the command that does what ``sweep`` does."""
+    """Return the command for ``sweep``."""
     return Command.of(f"rm -f {spool}.*", "sweep", spool)
 
 
@@ -367,9 +367,9 @@ def _spooled(executor: Executor, path: str, kept: int) -> bytes:
     return rest.getvalue()
 
 
-# Who belongs to a program is found before the first is ended: an orphan is nobody's child any more, and only the runner
-# gives programs sessions of their own. They are stopped meanwhile, or they would start others. At SIGTERM they may do
-# that again.
+# All processes of a program are found before the first is killed: an orphan has lost its parent, and only the runner
+# gives programs their own sessions. They are stopped meanwhile, so that they start no others. After SIGTERM they may
+# start others again, so the search is repeated.
 _KILL = r"""
 tree=%(pid)d
 for s in TERM KILL; do
@@ -407,11 +407,11 @@ done
 
 
 def kill(executor: Executor, pid: int, grace: int = 5) -> int:
-    """End the program ``pid`` and all that it started: SIGTERM, and after ``grace`` seconds SIGKILL.
+    """Kill the program ``pid`` and all its descendants: SIGTERM, and after ``grace`` seconds SIGKILL.
 
-    Return its process number. Where that is 0, nobody tells it, and nothing is ended: process 0 has started them all.
+    Return its process number. If that is 0 (unknown), nothing is killed: process 0 is the ancestor of all.
 
-    :raise OutcomeUnknownError: if it cannot be ended.
+    :raise OutcomeUnknownError: if it cannot be killed.
     """
     try:
         process = patiently(

@@ -1,11 +1,11 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Wait for an agent that is away for a while, in the middle of something: restarted, paused, or in a frozen guest.
+"""Wait for an agent that is away for a while during an operation: restarted, paused, or in a frozen guest.
 
-``when_thawed`` sits out a freeze alone: the agent refuses a command then, so it was not run and may be sent again.
-``patiently`` sits out the other outages too, which is right only for what may be done twice. Neither is for a command
-that begins something new: the user is better told at once why that cannot be.
+``when_thawed`` sits out only a freeze: the agent refuses a command then, so it was not run and may be sent again.
+``patiently`` sits out the other outages too, which is right only for actions that may be done twice. Use neither for
+the first command of an operation: there, an error at once serves the user better.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ("patiently", "when_thawed")
 
 T = TypeVar("T")
 
-# Seconds for which a silent agent is waited for: a restart takes as long on a slow guest.
+# Seconds to wait for a silent agent: a restart takes that long on a slow guest.
 _GRACE_SECONDS = 120.0
-# An agent that listens by itself (not at QEMU's socket) has no socket for a moment. A machine that ended never has one.
+# An agent that listens by itself (not at QEMU's socket) has no socket for a moment. A stopped machine never gets one.
 _SOCKET_SECONDS = 10.0
 _PAUSE = 0.2
 # Asking a frozen guest takes three commands each time, so it is done less often.
@@ -43,7 +43,7 @@ _SILENT = (AgentSilentError, ChannelBusyError, HandleLostError, OutcomeUnknownEr
 
 
 class _Outages:
-    """The outages that one action meets. Each kind may last so long, from when it is met first."""
+    """The outages during one action. Each kind has a time limit, counted from its first occurrence."""
 
     def __init__(self, agent: Agent, grace: float = 0.0) -> None:
         self._agent = agent
@@ -52,9 +52,9 @@ class _Outages:
         self._ends: dict[str, Deadline] = {}
 
     def sit_out_freeze(self, exc: CommandUnavailable) -> None:
-        """Wait a moment, while others may have the channel: one of them is to thaw the guest.
+        """Release the channel and wait a moment: another client has to thaw the guest.
 
-        :raise CommandUnavailable: ``exc``, if it is not about a frozen guest or that was frozen too long.
+        :raise CommandUnavailable: ``exc``, if it is not about a frozen guest or the guest was frozen too long.
         """
         seconds = self._agent.frozen_timeout
         if exc.reason != "frozen" or exc.was_waited_for:
@@ -73,7 +73,7 @@ class _Outages:
     def sit_out(self, exc: QgaError) -> None:
         """Wait a moment.
 
-        :raise QgaError: ``exc``, if that is no outage or has lasted too long.
+        :raise QgaError: ``exc``, if it is no outage or has lasted too long.
         """
         if isinstance(exc, CommandUnavailable):
             self.sit_out_freeze(exc)
@@ -89,14 +89,14 @@ class _Outages:
 
 
 def _lacks_room(exc: QgaError) -> bool:
-    """Return whether /run is full, without which the agent opens no file: what fills it may be about to end."""
+    """Return whether /run is full, so that the agent cannot open files: that may pass."""
     return isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC
 
 
 def when_thawed(agent: Agent, action: Callable[[], T]) -> T:
-    """Return what ``action`` returns. Where a frozen guest refuses it, try again, for ``agent.frozen_timeout`` seconds.
+    """Return the result of ``action``. If a frozen guest refuses it, retry for ``agent.frozen_timeout`` seconds.
 
-    It is done anew from its beginning, so what it consists of may be done twice or is one command.
+    The action starts over, so it must be a single command or repeatable.
 
     :raise CommandUnavailable: if the guest is still frozen then.
     """
@@ -115,9 +115,9 @@ def patiently(
     final: Callable[[QgaError], bool] = lambda exc: False,
     grace: float = _GRACE_SECONDS,
 ) -> T:
-    """Return what ``action`` returns, which may be done twice. An agent that is away meanwhile is waited for.
+    """Return the result of ``action``, which must be repeatable. Wait for an agent that is away meanwhile.
 
-    A silent one has ``grace`` seconds, and a frozen guest ``agent.frozen_timeout``. An error that is ``final`` is
+    A silent agent has ``grace`` seconds, and a frozen guest ``agent.frozen_timeout``. An error that is ``final`` is
     raised at once.
 
     :raise QgaError: that of ``action``, if it is final, no outage, or the outage lasts longer.

@@ -1,9 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whole files to and from the guest: never open to others on the way, and the same at both ends.
+"""Whole files to and from the guest: never readable by other users in transit, and the same at both ends.
 
-Stands on _files (the bytes) and, where the agent may run programs, on _shell (who may read, compression) and _sums.
+Uses files.py (the bytes) and, where the agent may run programs, login_shell.py (permissions, compression) and
+checksum.py.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 __all__ = ("SMALL", "digest", "fetch", "put", "spool_command", "unpack_command")
 
 SMALL = 256 * 1024
-"""Below this, one program in the guest takes the content and compares it; further ones take longer than they save."""
-# Bytes per second. What comes more slowly than that, gzip compresses in the guest in less time than that saves.
+"""Below this, one program in the guest takes the content and compares it; more programs take longer than they save."""
+# Bytes per second. On a channel slower than this, gzip in the guest takes less time than it saves.
 _SLOW = 4 << 20
-# What is unpacked and compared at once, while the next is on its way. Such a piece, and another one, are in the guest's
-# memory, compressed, until they are unpacked. The first is waited for until it is prepared, so it is smaller.
+# Bytes that are unpacked and compared at once, while the next piece is sent. Two such pieces are in the guest's memory,
+# compressed, until they are unpacked. The transfer waits until the first is prepared, so that one is smaller.
 _FIRST_PIECE = 2 * CHUNK
 _PIECE = 4 * CHUNK
 
@@ -76,13 +77,13 @@ def put(
     progress: Progress = no_progress,
     attributes: Attributes = AS_IT_IS,
 ) -> int:
-    """Write ``source``, which is seekable, to the guest's file ``path``; make sure that it arrived and return its size.
+    """Write ``source``, which is seekable, to the guest's file ``path``; verify that it arrived and return its size.
 
-    Where the agent may run programs, the file is there whole or not at all; a link is replaced; a new file has mode
-    0600, and an existing one keeps its mode and owner, unless ``attributes`` say something else. Elsewhere the agent
-    writes to what is there. What shrinks travels compressed, if the guest has zstd or gzip.
+    Where the agent may run programs, the file is written whole or not at all; a link is replaced; a new file has mode
+    0600, and an existing one keeps its mode and owner, unless ``attributes`` say otherwise. Elsewhere the agent writes
+    to the existing file. Compressible content is sent compressed, if the guest has zstd or gzip.
 
-    :raise TransferError: if what is in the guest is not what was sent.
+    :raise TransferError: if the guest's file differs from what was sent.
     :raise OperationError: if the file cannot be created; its text is the guest's own.
     """
     start = source.tell()
@@ -104,7 +105,7 @@ def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progre
     if len(sample) < SMALL and _put_small(executor, sample, path, attributes):
         progress(len(sample))
         return len(sample)
-    # What did not work the one way is tried the other, which can tell why.
+    # If one program could not place it, the long way does, or reports why not.
     source.seek(start)
     with stage(executor, path) as staged:
         compared = _put(executor, source, staged.path, progress)
@@ -115,19 +116,19 @@ def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progre
 
 
 def _make_sure(executor: Executor, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:
-    """Compare what is at ``path`` with ``source``, unless it was ``compared``."""
+    """Compare the file at ``path`` with ``source``, unless it was ``compared`` already."""
     if not compared and digest(executor, path, size) != sha256_of(_from(source, start)):
         raise TransferError(f"{path} is not what was written to it")
 
 
 def _from(file: IO[bytes], start: int) -> Iterator[bytes]:
-    """Yield what is in ``file`` from there."""
+    """Yield the content of ``file`` from ``start`` on."""
     file.seek(start)
     yield from chunks(file)
 
 
 def _put_small(executor: Executor, content: bytes, path: str, attributes: Attributes) -> bool:
-    """Write ``content`` by one program; return whether it is there now."""
+    """Write ``content`` with one program; return whether it arrived."""
     checksum = sha256_of([content])
     try:
         there = place(executor, content, path, attributes, sha256=checksum)
@@ -137,7 +138,7 @@ def _put_small(executor: Executor, content: bytes, path: str, attributes: Attrib
 
 
 def _put(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
-    """Write ``source`` to its end, to a file that is there; return whether what arrived was compared with it."""
+    """Write ``source`` to its end, to an existing file; return whether the two were compared."""
     start = source.tell()
     sample = source.read(SMALL)
     source.seek(start)
@@ -152,11 +153,11 @@ def _put(executor: Executor, source: BinaryIO, path: str, progress: Progress) ->
 
 
 def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
-    """Write ``source`` piece by piece into files of root's alone, from where the guest unpacks them into ``path``.
+    """Write ``source`` piece by piece into files that root alone can access; the guest unpacks them into ``path``.
 
-    Returns True: what cannot be compared was not unpacked either.
+    Returns True: a piece that cannot be compared was not unpacked either.
 
-    :raise QgaError: if that does not work; nothing is at work in the guest then.
+    :raise QgaError: if that fails; nothing is running in the guest then.
     """
     spool = new_spool()
     there = check_shell(executor, spool_command(spool), "keep compressed pieces")
@@ -165,7 +166,7 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
     try:
         with closing(pieces.each()) as each:
             for number, piece in enumerate(each):
-                # One is written while the guest unpacks the other.
+                # One file is written while the guest unpacks the other.
                 part = f"{spool}.{number % 2}"
                 with GuestFile(executor.agent, part, "w") as guest_file:
                     _send(guest_file, piece)
@@ -185,7 +186,7 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
 
 
 def spool_command(spool: str) -> Command:
-    """Return the command that creates two files for pieces, and prints something if the guest has zstd."""
+    """Return the command that creates two files for pieces, and prints a path if the guest has zstd."""
     return Command.of(f"umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool)
 
 
@@ -197,7 +198,7 @@ def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: b
 
 
 def _put_plain(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
-    """Write ``source`` piece by piece, while the guest sums up what it has got; return whether it could."""
+    """Write ``source`` piece by piece, while the guest checksums them; return whether it could."""
     pieces = _Pieces(executor, path, source)
     try:
         with GuestFile(executor.agent, path, "w") as guest_file, closing(pieces.each()) as each:
@@ -205,7 +206,7 @@ def _put_plain(executor: Executor, source: BinaryIO, path: str, progress: Progre
                 _send(guest_file, piece, lambda sent: progress(pieces.size + sent))
                 guest_file.flush()
                 pieces.compare(piece, part_command(path, pieces.size, piece.size))
-    except (CommandError, TransferError):  # the agent is there, as is what compares
+    except (CommandError, TransferError):  # the agent still answers, and the comparison still runs
         with suppress(QgaError):
             pieces.wait()
         raise
@@ -222,7 +223,7 @@ def _send(guest_file: GuestFile, piece: _Piece, progress: Progress = no_progress
 
 
 class _Piece(NamedTuple):
-    """A part of what is copied: its content, its Sum in hex, and what is sent of it."""
+    """A piece of a copy: its content, its Sum in hex, and the encoded parts that are sent."""
 
     content: bytes
     checksum: str
@@ -234,10 +235,10 @@ class _Piece(NamedTuple):
 
 
 class _Pieces:
-    """What is copied from ``source`` into the file ``path``, sent as ``pack`` returns it.
+    """The pieces of ``source`` that are copied into the file ``path``, each sent as ``pack`` returns it.
 
-    While a piece is on its way, the guest compares the last and this machine prepares the next. ``size`` bytes are in
-    the guest, and ``comparable`` is True as long as the guest can compare.
+    While a piece is sent, the guest compares the last and this machine prepares the next. ``size`` bytes are in the
+    guest, and ``comparable`` is True as long as the guest can compare.
     """
 
     def __init__(
@@ -252,7 +253,7 @@ class _Pieces:
         self._comparing: tuple[_Piece, Callable[[], ExecResult]] | None = None
 
     def each(self) -> Generator[_Piece, None, None]:
-        """Yield the pieces. Who is at the end, or closes this, has ``source`` alone again."""
+        """Yield the pieces. After the end, or once this is closed, no thread reads ``source``."""
         beside: Beside[_Piece] = Beside()
         with beside:
             beside.do(self._read, _FIRST_PIECE)
@@ -271,16 +272,16 @@ class _Pieces:
         return _Piece(content, Sum(content).hexdigest(), sent)
 
     def compare(self, piece: _Piece, command: Command) -> None:
-        """Note that ``piece`` is there; the shell ``command`` prints its SUM in the guest. See ``wait``."""
+        """Start comparing ``piece``, which has arrived, by ``command``, which prints its SUM. See ``wait``."""
         self.wait()
         if self.comparable:
             self._comparing = piece, begin_shell(self._executor, command)
         self.size += piece.size
 
     def wait(self) -> None:
-        """Wait for the comparison that is at work, if one is.
+        """Wait for the running comparison, if any.
 
-        :raise TransferError: if the piece is not what it was.
+        :raise TransferError: if the piece arrived differently.
         """
         comparing, self._comparing = self._comparing, None
         if not comparing:
@@ -295,15 +296,14 @@ class _Pieces:
 def fetch(
     executor: Executor, path: str, sink: IO[bytes], progress: Progress = no_progress, largest: int | None = None
 ) -> int:
-    """Write the content of the guest's file ``path`` to ``sink``, make sure that it is what the guest has, and return
-    its size.
+    """Write the content of the guest's file ``path`` to ``sink``, verify it against the guest, and return its size.
 
-    A file that grew meanwhile is right as far as it was read; one that was written to is read once more. ``sink`` is
-    empty, and can be read. It gets no more than ``largest`` bytes, by default what the guest first says and some
+    If the file grew meanwhile, the part that was read counts; if it was written to, it is read once more. ``sink`` must
+    be empty and readable. It gets at most ``largest`` bytes, by default the size that the guest first reports and some
     growth, and never more than there is room for.
 
     :raise FileChangedError: if it was written to again; ``sink`` has what was read.
-    :raise TransferError: if what arrived is not what the guest has, or more than it may be.
+    :raise TransferError: if what arrived differs from the guest's file, or exceeds the limit.
     """
     start = sink.tell()
 
@@ -336,7 +336,7 @@ def _fetch_unchanged(executor: Executor, path: str, sink: IO[bytes], progress: P
 
 
 class _Differs(Exception):
-    """What arrived, ``size`` bytes, is not what the guest has now."""
+    """The ``size`` bytes that arrived differ from the guest's file."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ class _Differs(Exception):
 
 
 def _room(sink: IO[bytes]) -> int | None:
-    """Return how many bytes the filesystem of ``sink`` has room for; None if it is in none."""
+    """Return the free bytes of the filesystem of ``sink``; None if it is in none."""
     try:
         about = os.fstatvfs(sink.fileno())
     except OSError:  # io.UnsupportedOperation is one
@@ -353,7 +353,7 @@ def _room(sink: IO[bytes]) -> int | None:
 
 
 def _status(executor: Executor, path: str) -> bytes:
-    """Return what changes when a file is written to; nothing if that cannot be told."""
+    """Return the file's identity, size and times, which change when it is written to; empty if unknown."""
     if not executor.is_available():
         return b""
     command = f"stat -L -c '%d %i %s %y %z' -- {shlex.quote(path)}"
@@ -362,9 +362,9 @@ def _status(executor: Executor, path: str) -> bytes:
 
 
 def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progress, limit: Limit) -> int:
-    """Do what ``fetch`` does, once.
+    """Fetch like ``fetch``, once.
 
-    :raise _Differs: if what arrived is not what is there.
+    :raise _Differs: if what arrived differs from the guest's file.
     """
     programs = executor.is_available()
     summing: list[Callable[[], ExecResult]] = []
@@ -378,16 +378,16 @@ def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progre
 
     def instead(first: Encoded, seconds: float, size: int) -> int:
         gains = shrinks(first.decoded())
-        # Without an interpreter in the guest, to start it there takes longer than it saves.
+        # Without an interpreter in the guest, starting zstd there takes longer than it saves.
         if gains and has_zstd() and executor.shell and packed.fetch(ZSTD, size):
             return packed.size
-        summing.append(begin_sum(executor, path, size))  # which the guest does while the agent reads
+        summing.append(begin_sum(executor, path, size))  # the guest computes it while the agent reads
         is_slow = first.size < _SLOW * seconds
         return packed.fetch(GZIP, size) if gains and is_slow else 0
 
     try:
         copied = copy_out(executor.agent, path, take, progress, instead if programs else None, limit)
-    except (CommandError, TransferError):  # the agent is there, as is what sums up
+    except (CommandError, TransferError):  # the agent still answers, and the checksum program still runs
         with suppress(QgaError):
             for ended in summing:
                 ended()
@@ -401,8 +401,11 @@ def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progre
 
 
 def _compare(executor: Executor, path: str, size: int, sink: IO[bytes]) -> None:
-    """Compare what is in ``sink`` with the first ``size`` bytes that the guest has now."""
-    # Nobody can tell what a file without a size (/proc) holds a moment later.
+    """Compare the content of ``sink`` with the first ``size`` bytes of the guest's file now.
+
+    :raise _Differs: if they differ.
+    """
+    # The content of a file without a size (/proc) may change at any moment, so it is not compared.
     there = sha256(executor, path, size) if executor.is_available() else digest(executor, path)
     if there and there != sha256_of(_from(sink, 0)):
         raise _Differs(size)

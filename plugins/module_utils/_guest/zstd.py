@@ -1,27 +1,27 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Zstandard, by the libzstd that most systems have because their package managers stand on it.
+"""Zstandard through libzstd, which most systems have because their package managers need it.
 
-Python has it since 3.14 only. Here, and in the guest beside _warm/guest/file_ops.py.
+Python itself has Zstandard only since 3.14. Used here, and in the guest by _warm/guest/file_ops.py.
 """
 
 from __future__ import annotations
 
 import functools
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # type checkers know the name; importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
 __all__ = ("Compressor", "Decompressor", "zstd", "zstd_decompress")
 
-_ROOM = 1 << 17  # bytes that are unpacked at once; as many as the library does by itself
+_ROOM = 1 << 17  # bytes that are unpacked at once: the library's own block size
 
 
 @functools.lru_cache(maxsize=None)
 def zstd() -> Any:
-    """Return the library.
+    """Return the loaded library.
 
     :raise ImportError: if there is none.
     """
@@ -49,7 +49,7 @@ def zstd() -> Any:
 
 
 class Compressor:
-    """Compresses pieces, each as a frame, in the same memory. To make room for each takes a third of the time.
+    """Compresses pieces, each as a frame, in the same buffer: a new buffer for each takes a third of the time.
 
     :raise ImportError: if there is no Zstandard.
     """
@@ -65,7 +65,7 @@ class Compressor:
             self._library.ZSTD_freeCCtx(self._context)
 
     def compress(self, content: bytes | memoryview) -> bytes:
-        """Return a piece compressed. If it is a memoryview, it can be written.
+        """Return ``content`` compressed. A memoryview must be writable.
 
         :raise ValueError: if the library fails.
         """
@@ -80,18 +80,18 @@ class Compressor:
 
 
 def zstd_decompress(packed: bytes, largest: int) -> bytes:
-    """Return the content of a frame, which has at most ``largest`` bytes.
+    """Return the content of a frame, at most ``largest`` bytes.
 
     :raise ImportError: if there is no Zstandard.
     :raise ValueError: if it has more, or is damaged.
     """
-    most = min(largest, zstd().ZSTD_getFrameContentSize(packed, len(packed)))  # a huge number if it does not tell
+    most = min(largest, zstd().ZSTD_getFrameContentSize(packed, len(packed)))  # a huge number if unknown
     there = bytearray(max(1, most))
     return _result(there, zstd().ZSTD_decompress(_memory(there), most, packed, len(packed)))
 
 
 class Decompressor:
-    """Undoes compression as it arrives, of one frame or several. Each byte of it is looked at once.
+    """Decompresses data as it arrives, of one frame or several. Each byte is read once.
 
     :raise ImportError: if there is no Zstandard.
     """
@@ -106,7 +106,7 @@ class Decompressor:
             self._library.ZSTD_freeDStream(self._context)
 
     def decompress(self, packed: bytes, largest: int) -> bytes:
-        """Return what ``packed`` adds to the content, which are at most ``largest`` bytes.
+        """Return the content that ``packed`` adds, at most ``largest`` bytes.
 
         :raise ValueError: if it is more, or damaged.
         """

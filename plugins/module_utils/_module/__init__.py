@@ -1,4 +1,4 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the modules are made of: operations, how they are run, and what several of them share."""
+"""Building blocks of the modules: operations, how they are run, and code that several modules share."""

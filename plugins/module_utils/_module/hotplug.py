@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a guest's kernel takes online and offline by number, processors and memory blocks: which of them to switch."""
+"""Hotplug: choose which processors or memory blocks of a guest to take online or offline."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Unit(NamedTuple):
 
 
 class Switches(NamedTuple):
-    """What to switch: pairs of a number and whether it is to be online, in order.
+    """The switches to make: pairs of a number and whether it should be online, in order.
 
-    ``needed`` of them are to succeed; the others stand by in case one of those cannot be switched.
+    ``needed`` of them must succeed; the others are spares in case one cannot be switched.
     """
 
     candidates: Sequence[tuple[int, bool]] = ()
@@ -57,15 +57,15 @@ class Switches(NamedTuple):
 
 
 def units(reply: Sequence[Any], member: str) -> list[Unit]:
-    """Return what the agent listed, by number. ``member`` is what the schema calls the number.
+    """Return the units that the agent listed, by number. ``member`` is the schema's name of the number.
 
-    :raise ProtocolError: if that is not what the schema says.
+    :raise ProtocolError: if the list does not match the schema.
     """
     found = {}
     for entry in reply:
         entry = expect(entry, dict, "a member of the list")
         number = expect(entry.get(member), int, member)
-        # The schema says that the agent always tells; what it did not say can go offline is left alone.
+        # By the schema, the agent always gives can-offline. Without it, the unit is left alone.
         found[number] = Unit(number, expect(entry.get("online"), bool, "online"), entry.get("can-offline") is True)
     if len(found) != len(reply):
         raise ProtocolError(f"the agent listed a {member} twice")
@@ -73,7 +73,7 @@ def units(reply: Sequence[Any], member: str) -> list[Unit]:
 
 
 def described(present: Iterable[Unit]) -> dict[str, list[int]]:
-    """Return the numbers that are online and those that are not."""
+    """Return the numbers of the units online and offline."""
     present = list(present)
     return {
         "online": [unit.number for unit in present if unit.online],
@@ -82,13 +82,13 @@ def described(present: Iterable[Unit]) -> dict[str, list[int]]:
 
 
 def apply_switches(present: Iterable[Unit], switches: Iterable[tuple[int, bool]]) -> list[Unit]:
-    """Return ``present`` as it is when all of ``switches`` have succeeded."""
+    """Return ``present`` as it would be after all ``switches``."""
     wanted = dict(switches)
     return [Unit(unit.number, wanted.get(unit.number, unit.online), unit.can_offline) for unit in present]
 
 
 def wrongly(present: Iterable[Unit], switches: Iterable[tuple[int, bool]]) -> list[int]:
-    """Return the numbers of those that are not as ``switches`` say."""
+    """Return the numbers of the units whose state differs from ``switches``."""
     states = {unit.number: unit.online for unit in present}
     return [number for number, online in switches if states.get(number) != online]
 
@@ -105,9 +105,9 @@ def listed(numbers: Iterable[int]) -> str:
 
 
 def choose(present: Sequence[Unit], params: Mapping[str, Any], noun: str) -> Switches:
-    """Return what to switch for the options online, offline and count. ``noun`` is for messages: ``processor``.
+    """Return the switches for the options online, offline and count. ``noun`` is for messages: ``processor``.
 
-    :raise OperationError: if they ask for what does not exist or cannot be.
+    :raise OperationError: if they name a unit that does not exist, or ask for an impossible state.
     """
     if params["count"] is not None:
         return _by_count(present, params["count"], noun)
@@ -128,7 +128,7 @@ def _by_lists(present: Sequence[Unit], online: Sequence[int], offline: Sequence[
     wanted = {**{number: True for number in online}, **{number: False for number in offline}}
     if not any(wanted.get(unit.number, unit.online) for unit in present):
         raise OperationError(f"No {noun} would be left online.")
-    # Online first: what goes offline moves its work and content to the others.
+    # Online first: a unit that goes offline moves its work and content to the others.
     switches = tuple((number, state) for number, state in wanted.items() if known[number].online != state)
     return Switches(switches, len(switches))
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Operation: what every module of this collection is, and the one place that runs them.
+"""Operation: the form of every module of this collection, and the one function that runs them.
 
 A module reads the guest, plans, and applies the plan. Check mode, ``changed``, and the diff follow from the plan here,
 so no module writes them by hand. The same Operation runs on a hypervisor (run.py) and in the controller
@@ -29,21 +29,20 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 """The options that every module has: where the agent is."""
 
-# Of these options, those for which no time at all makes sense.
+# The options above that may be 0 seconds.
 MAY_BE_ZERO = ("frozen_timeout",)
 
-# ansible-core's own limit for what a diff shows of a file.
+# ansible-core's own limit for a file's content in a diff.
 DIFF_LIMIT = 104448
 
 
 class Plan(NamedTuple):
-    """What is, and what is to be.
+    """The guest's present state, the desired state, and the work to get there.
 
-    ``before`` and ``after`` describe the guest in the words of the module's return values; where they differ,
-    something is to change. ``changed`` overrides that for actions that are done whatever the state is (True). ``todo``
-    is what ``apply`` needs to know, and ``always`` has it called even where nothing changes: it has something to do
-    that is no change of the guest. ``result`` is returned in any case. ``texts``: content before and after, for a
-    line-by-line diff, and ``subject`` names what the diff is about.
+    ``before`` and ``after`` describe the guest in the words of the module's return values; a difference is a change.
+    ``changed`` overrides that for actions that are done in any state (True). ``todo`` is for ``apply``;
+    ``always``: call ``apply`` even without a change, for work that does not change the guest. ``result`` is always
+    returned. ``texts``: content before and after, for a line-by-line diff; ``subject``: the header of the diff.
     """
 
     before: Mapping[str, Any] = {}
@@ -78,14 +77,14 @@ def _nothing_to_apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
 class Operation(NamedTuple):
     """A module.
 
-    ``spec`` is its argument spec; ``constraints`` the rest that AnsibleModule knows (``mutually_exclusive``, …).
-    ``read`` returns the guest's state; ``plan`` is pure; ``apply`` makes the plan true and returns what it learned,
-    with what there is to warn of under ``warnings``.
-    The values of the options named in ``quiet`` are neither logged nor returned, without being secrets to hide in the
-    result as C(no_log) ones are: a file's content must still show in its diff. ``local_files`` names the options that
-    are paths on the machine where the operation runs. Each option of the type float is a number of seconds greater than
-    0, but for those named in ``may_be_zero``. ``runs_programs`` tells that whom a program runs as matters. Where
-    there is an ``executor``, which makes one for an Agent, ``read`` and ``apply`` get that Executor instead of it.
+    ``spec`` is its argument spec; ``constraints`` AnsibleModule's other arguments (``mutually_exclusive``, …).
+    ``read`` returns the guest's state; ``plan`` is pure; ``apply`` carries out the plan and returns more results, with
+    any warnings under ``warnings``.
+    Options named in ``quiet`` are neither logged nor returned, but unlike C(no_log) secrets they are not hidden in the
+    result: a file's content must still show in its diff. ``local_files`` names the options that are paths on the
+    machine where the operation runs. Each option of the type float is a number of seconds greater than 0, except those
+    named in ``may_be_zero``. ``runs_programs``: the user that programs run as matters. With an ``executor``, which
+    makes an Executor for an Agent, ``read`` and ``apply`` get that Executor instead of the Agent.
     """
 
     spec: Mapping[str, Mapping[str, Any]]
@@ -109,9 +108,9 @@ def run_operation(
     check_mode: bool = False,
     diff: bool = False,
 ) -> dict[str, Any]:
-    """Run ``operation`` and return the task's result. It uses ``executor`` where it runs programs; None: its own.
+    """Run ``operation`` and return the task's result. ``executor`` runs its programs; None: the operation's own.
 
-    :raise QgaError: as read and apply do, or before anything is sent, for a number of seconds that makes no sense.
+    :raise QgaError: from read and apply, or before anything is sent, for an invalid number of seconds.
     """
     _check_seconds(operation, params)
     given = (executor or operation.executor(agent)) if operation.executor else agent
@@ -125,7 +124,7 @@ def run_operation(
         warnings += applied.pop("warnings", ())
         result.update(applied)
     if warnings:
-        # With the guest's name: of warnings that are alike, ansible-core shows one only.
+        # The guest's name makes warnings distinct: ansible-core shows identical ones once.
         result["warnings"] = [printable(f"{agent.name}: {warning}") for warning in warnings]
     return dict(returnable(result))
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What became of a guest that was told to shut down or to suspend: its agent answers no more, and QEMU knows why."""
+"""Confirm a guest's shutdown, reboot or suspend: by the agent's silence, QEMU's events, or a new boot."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
 __all__ = ("Boot", "Presence", "boot_of", "monitor", "qemu_tells")
 
 PAUSE = 1.0
-"""Seconds between looks at a guest whose state is to change."""
+"""Seconds between polls of a guest whose state should change."""
 
 LOOK = 5.0
-"""Seconds that an agent has to answer a look. One that serves a busy guest may need some."""
+"""Seconds that an agent has to answer a poll. In a busy guest it may need some."""
 
 SILENT = 15.0
 """Seconds without an answer after which an agent counts as gone."""
 
 GONE = 2.0
-"""The same where its socket is gone or nobody serves it; a restarted agent may do that for a moment."""
+"""The same if its socket is gone or has no listener, which may also be an agent that restarts."""
 
 FAILED = 15.0
-"""Seconds in which a guest goes away whose agent said that it could not. The agent runs a program that asks systemd to
-shut down, and that one reports a failure when systemd's answer is lost in the shutdown."""
+"""Seconds in which a guest may still go down after its agent reported a failure. The agent runs a program that asks
+systemd to shut down, and that program reports a failure when systemd's answer is lost in the shutdown."""
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-# An uptime that lags behind by this many seconds is that of another boot.
+# An uptime that is shorter than expected by this many seconds belongs to another boot.
 _LAG = 5.0
 
 
 def monitor(qmp_address: str | None) -> ContextManager[Qmp | None]:
-    """Return QEMU's monitor, connected, as a context manager; None in its place where there is no address."""
+    """Return QEMU's monitor, connected, as a context manager; one that yields None if there is no address."""
     return Qmp(qmp_address) if qmp_address else contextlib.nullcontext()
 
 
 def qemu_tells(qmp: Qmp, events: Collection[str], status: str, deadline: Deadline) -> str:
-    """Wait until QEMU has told one of ``events``, or has ``status``; return what told so, empty at the deadline.
+    """Wait for one of QEMU's ``events`` or for ``status``; return which came, empty at the deadline.
 
-    That is C(event), C(status), or C(eof) where QEMU ended, which tells of C(shutdown) alone. After an event the status
-    is asked for all the same: a machine that shuts down is off, or its QEMU has ended, only when that has its reply.
+    The result is C(event), C(status), or C(eof) if QEMU exited, which confirms only C(shutdown). The status is queried
+    after an event too: only the reply (or QEMU's exit) shows that a machine that shuts down is off.
 
-    :raise QmpLostError: if QEMU ended, and that is not what was waited for.
+    :raise QmpLostError: if QEMU exited, and ``status`` is not C(shutdown).
     """
     event = ""
     try:
@@ -74,9 +74,9 @@ def qemu_tells(qmp: Qmp, events: Collection[str], status: str, deadline: Deadlin
 
 
 class Presence:
-    """Whether an agent answers, over several looks. Looks are syncs and pings: they change nothing, whenever they run.
+    """Whether an agent answers, over several polls. Polls are syncs and pings: harmless whenever they run.
 
-    ``gone``: it has not answered for so long that it counts as gone. ``was_away``: some look had no answer.
+    ``gone``: it has not answered for so long that it counts as gone. ``was_away``: some poll had no answer.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -91,7 +91,7 @@ class Presence:
         try:
             self._agent.execute("guest-ping", timeout=max(0.1, min(LOOK, deadline.left())))
         except ChannelBusyError:
-            return False  # whether it would answer is not known
+            return False  # unknown whether it would answer
         except CommandError:
             pass  # a refusal is an answer
         except (AgentSilentError, OutcomeUnknownError, ProtocolError):
@@ -102,7 +102,7 @@ class Presence:
         return True
 
     def goes(self) -> bool:
-        """Return whether the agent, which answered a moment ago, stops to do so within FAILED seconds."""
+        """Return whether the agent, which answered a moment ago, stops answering within FAILED seconds."""
         deadline = Deadline(FAILED)
         while not self.was_away and not deadline.expired:
             self.look(Deadline(LOOK))
@@ -110,7 +110,7 @@ class Presence:
         return self.was_away
 
     def in_words(self) -> str:
-        """Look once more, and return what there was to see, to tell somebody who waited in vain."""
+        """Poll once more, and return the agent's state in words, for the error after a vain wait."""
         if self.look(Deadline(LOOK)):
             return "its agent was away for a while, and answers now" if self.was_away else "its agent still answers"
         return "its agent does not answer"
@@ -124,9 +124,9 @@ class Presence:
 
 
 class Boot(NamedTuple):
-    """What tells one boot from another, as far as the agent may tell: a Linux guest's ``id``, its ``uptime``.
+    """Identifies a boot, as far as the agent's commands allow: a Linux guest's boot ``id``, its ``uptime``.
 
-    ``uptime`` is in seconds, None if it is not known; ``at`` is the host's clock at that moment.
+    ``uptime`` is in seconds, None if unknown; ``at`` is the host's clock at that moment.
     """
 
     id: str = ""
@@ -134,7 +134,7 @@ class Boot(NamedTuple):
     at: float = 0.0
 
     def proven_new(self, before: Boot) -> str:
-        """Return what proves that this is a later boot than ``before``: C(boot_id), C(uptime), or nothing."""
+        """Return the proof that this is a later boot than ``before``: C(boot_id), C(uptime), or empty."""
         if self.id and before.id:
             return "boot_id" if self.id != before.id else ""
         if self.uptime is not None and before.uptime is not None:
@@ -142,28 +142,28 @@ class Boot(NamedTuple):
         return ""
 
     def comparable(self, before: Boot) -> bool:
-        """Return whether it can be told from ``before``."""
+        """Return whether the two can be compared."""
         return bool(self.id and before.id) or (self.uptime is not None and before.uptime is not None)
 
 
 def boot_of(agent: Agent) -> Boot:
-    """Return what is known of the guest's present boot; nothing where the agent tells nothing, or has gone."""
+    """Return the identity of the guest's present boot; empty if the agent gives none, or is gone."""
     with contextlib.suppress(QgaError):
         if agent.supports("guest-file-open", "guest-file-read", "guest-file-close"):
             with contextlib.suppress(CommandError), GuestFile(agent, _BOOT_ID) as guest_file:
                 match = re.fullmatch(rb"([0-9a-f-]{36})\s*", guest_file.read(64))
                 if match:
                     return Boot(id=match.group(1).decode("ascii"))
-        # Where files are blocked, as in the distributions of Red Hat.
+        # For guests that block guest-file-*, such as Red Hat's distributions.
         if agent.supports("guest-get-cpustats"):
             return Boot(uptime=_uptime(agent.execute("guest-get-cpustats")), at=time.monotonic())
     return Boot()
 
 
 def _uptime(cpus: Any) -> float | None:
-    """Return how long the guest's first processor has been doing anything, idling included.
+    """Return the seconds that the guest's first processor has been up, idle time included.
 
-    :raise ProtocolError: for a time that cannot be one.
+    :raise ProtocolError: for an invalid time.
     """
     first = next((cpu for cpu in cpus if isinstance(cpu, dict) and cpu.get("cpu") == 0), {})
     spent = [expect(value, int, name) for name, value in first.items() if name not in ("cpu", "type")]

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""QEMU's own monitor (QMP): the few calls by which the agent's schema has a shutdown and a suspend confirmed.
+"""QEMU's monitor (QMP): the few calls with which the agent's schema says to confirm a shutdown or a suspend.
 
-A QMP socket has one seat, as an agent's has. It greets who gets it, and nothing is sent before that greeting: what a
-client that waits has written is run even after it has given up.
+A QMP socket serves one client, like an agent's. QEMU greets the client that it serves, and nothing is sent before that
+greeting: QEMU runs the commands of a waiting client even after that client has given up.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_peer impo
 __all__ = ("Qmp",)
 
 SECONDS = 10.0
-"""What QEMU may take for its greeting, the wait for the seat included, and for each reply."""
+"""Seconds that QEMU may take for its greeting, the wait for the socket included, and for each reply."""
 
 # The longest reply asked for, to query-commands, has 20 KiB.
 _MAX_REPLY = 1024 * 1024
 
-# What is of interest here. All others are dropped, so that a guest that causes events fills no memory.
+# The events used here. Others are dropped, so that a guest that causes events cannot fill the memory.
 _EVENTS = ("SHUTDOWN", "RESET", "SUSPEND", "SUSPEND_DISK", "WAKEUP")
 _MAX_EVENTS = 100
 
@@ -48,12 +48,12 @@ _ONE_SEAT = (
 
 
 class Qmp:
-    """QEMU's monitor at ``address``, connected. A context manager; events are kept from when it is made.
+    """QEMU's monitor at ``address``, connected. A context manager; events are kept from its creation on.
 
     ``seconds`` limits the greeting and each reply.
 
     :raise AddressError: if the address has none of the known forms.
-    :raise QmpError: if there is no QMP to be had.
+    :raise QmpError: if QMP cannot be reached there.
     """
 
     def __init__(self, address: str, seconds: float = SECONDS) -> None:
@@ -77,7 +77,7 @@ class Qmp:
         try:
             self._greeting(deadline)
             self.execute("qmp_capabilities")
-        except BaseException:  # whatever it was, KeyboardInterrupt included: others must not find the seat taken
+        except BaseException:  # KeyboardInterrupt included: the lock must not stay taken
             self.close()
             raise
 
@@ -88,7 +88,7 @@ class Qmp:
         self.close()
 
     def close(self) -> None:
-        """Give the seat up."""
+        """Close the connection, and so leave the socket to other clients."""
         self._channel.close()
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -107,12 +107,12 @@ class Qmp:
             message = self._next(deadline, command)
             if message is None:
                 raise self._told(QmpLostError(f"no reply within {deadline.seconds:g} s.", command=command))
-            # Without an id of ours: an event, or the reply to what was given up before.
+            # A message without this id is an event, or the reply to an abandoned command.
             if message.get("id") == request_id:
                 return self._value(message, command)
 
     def status(self) -> str:
-        """Return the status that query-status tells: C(running), C(suspended), C(shutdown), …"""
+        """Return the status from query-status: C(running), C(suspended), C(shutdown), …"""
         return str(self._member(self.execute("query-status"), "status", str, "query-status"))
 
     def why_not_wake(self) -> str:
@@ -121,7 +121,7 @@ class Qmp:
         commands = {self._member(entry, "name", str, "query-commands") for entry in listed}
         if "system_wakeup" not in commands:
             return "it has no command system_wakeup"
-        # From QEMU 4.0; those before cannot tell.
+        # From QEMU 4.0 on; older versions do not report it.
         if "query-current-machine" in commands:
             machine = self._checked(self.execute("query-current-machine"), dict, "query-current-machine")
             if machine.get("wakeup-suspend-support") is False:
@@ -131,7 +131,7 @@ class Qmp:
     def wait(self, events: Collection[str], deadline: Deadline) -> str:
         """Return the name of the first of ``events`` that came since the last wait; empty at the deadline.
 
-        Events that came before it and are not among ``events`` are forgotten.
+        Earlier events that are not among ``events`` are dropped.
 
         :raise QmpLostError: if QEMU closes the connection.
         """

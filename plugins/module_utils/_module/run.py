@@ -23,16 +23,16 @@ __all__ = ("argument_spec", "run_module")
 
 
 def argument_spec(operation: Operation) -> dict[str, Any]:
-    """Return the operation's argument spec and the options that say where the agent is."""
+    """Return the operation's argument spec together with the COMMON options."""
     return {**COMMON, **operation.spec}
 
 
 def run_module(operation: Operation) -> None:
-    """Be a module: read the parameters, run the operation, print its result or its failure, exit."""
+    """Run as a module: read the parameters, run the operation, print its result or its failure, exit."""
     module = AnsibleModule(
         argument_spec=argument_spec(operation),
         supports_check_mode=True,
-        no_log=bool(operation.quiet),  # of the whole invocation in syslog: there is nothing finer
+        no_log=bool(operation.quiet),  # keeps the whole invocation out of syslog: there is nothing finer
         **operation.constraints,
     )
     params = module.params

@@ -1,13 +1,13 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A dead-man timer: a process that thaws a guest at a deadline, whatever has become of the task that armed it.
+"""Thaw timer: a process that thaws a guest at a deadline, whatever has become of the task that armed it.
 
-The process belongs to nobody: no session, terminal, descriptor or lock of the task is left in it. It does not hold the
-agent's seat while it waits. A file names the timer that counts, so a timer is disarmed by changing that file; it is
-written and read while the seat is held, so that no timer thaws what was frozen after it was disarmed. The timer looks
-once a second whether it still counts. If the file has gone (a user's runtime directory ends with the last login), it
-does: better one thaw too many than a guest that stays frozen.
+The process is detached: it keeps no session, terminal, descriptor or lock of the task. It does not hold the agent's
+channel while it waits. A file names the armed timer, so a timer is disarmed by changing that file; the file is written
+and read while the channel is held, so that no timer thaws a guest that was frozen after it was disarmed. The timer
+checks the file once a second. If the file is gone (a user's runtime directory ends with the last login), the timer
+stays armed: better one thaw too many than a guest that stays frozen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import priv
 __all__ = ("RETRY_SECONDS", "Timer", "arm", "disarm")
 
 RETRY_SECONDS = 3600.0
-"""How long after its deadline a timer goes on trying, if the agent is silent or somebody has its seat."""
+"""Seconds after its deadline for which a timer retries, if the agent is silent or its channel is taken."""
 
 _NAME = "qga-thaw-timer"
 _TICK = 1.0
@@ -39,7 +39,7 @@ _SECONDS_TO_ARM = 10.0
 
 
 class Timer(NamedTuple):
-    """A timer: its process, when it will thaw, and when it has thawed; the times in words, in UTC."""
+    """A timer: its process, when it will thaw, and when it has thawed; the times as text, in UTC."""
 
     token: str
     pid: int
@@ -48,14 +48,14 @@ class Timer(NamedTuple):
     fired: str | None = None
 
     def as_result(self) -> dict[str, Any]:
-        """Return it as tasks show it."""
+        """Return the timer for a task's result."""
         return {name: value for name, value in self._asdict().items() if name != "token"}
 
 
 def arm(agent: Agent, seconds: float) -> Timer:
-    """Start a timer that thaws ``agent``'s guest after ``seconds``, in place of the one that may be armed.
+    """Start a timer that thaws ``agent``'s guest after ``seconds``, replacing an armed one.
 
-    It is armed when this returns: it has its own process, and its file names it.
+    It is armed when this returns: its process runs, and the file names it.
 
     :raise OperationError: if it cannot be armed. Nothing has changed then.
     """
@@ -71,7 +71,7 @@ def arm(agent: Agent, seconds: float) -> Timer:
 
 
 def disarm(agent: Agent) -> Timer | None:
-    """Make the timer that is armed for ``agent``'s guest end without thawing.
+    """Disarm the timer of ``agent``'s guest: it ends without thawing.
 
     :return: that timer, or one that has fired since it was armed, or None.
     """
@@ -84,14 +84,14 @@ def disarm(agent: Agent) -> Timer | None:
 
 
 def _fork(work: _Work, timer: Timer) -> str:
-    """Start the timer's process; return its pid, or its complaint."""
+    """Start the timer's process; return its pid, or its error message."""
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as answer:
         with open(writer, "wb", buffering=0):
             child = os.fork()
             if child == 0:
                 _leave_home(work, timer, writer)
-        with suppress(ChildProcessError):  # the parent may have its children waited for by others
+        with suppress(ChildProcessError):  # other code of this process may have reaped the child
             os.waitpid(child, 0)
         poller = select.poll()
         poller.register(answer, select.POLLIN)
@@ -123,7 +123,7 @@ def _write(path: str, timer: Timer) -> None:
 
 
 def _now() -> float:
-    # A host that was suspended has not stopped the guest's applications from waiting, so that time counts.
+    # Time for which the host is suspended counts: the guest's applications wait meanwhile.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -131,8 +131,8 @@ def _words(moment: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
-# The process. It is a fork of a module, whose code is in an archive that is deleted when the module ends, or of one of
-# ansible's workers. So it imports nothing, and it never returns from here.
+# The process. It is forked from a module, whose code is in an archive that is deleted when the module ends, or from an
+# Ansible worker. So it imports nothing, and it never returns from here.
 
 
 class _Work(NamedTuple):
@@ -142,7 +142,7 @@ class _Work(NamedTuple):
 
 
 def _leave_home(work: _Work, timer: Timer, writer: int) -> NoReturn:
-    """Be the child between: its child is adopted by init, and as no session's leader never gets a terminal."""
+    """Run the intermediate child: its own child is adopted by init, and as no session leader never gets a terminal."""
     armed = False
     try:
         os.setsid()
@@ -154,7 +154,7 @@ def _leave_home(work: _Work, timer: Timer, writer: int) -> NoReturn:
             os.close(writer)
             armed = True
             _watch(work, timer)
-    except BaseException as exc:  # whatever it is, nobody else is there to hear of it
+    except BaseException as exc:  # the syslog is the only place left to report it
         if not armed:
             os.write(writer, f"{exc}, {type(exc).__name__}".encode("utf-8", "replace"))
         syslog.syslog(syslog.LOG_ERR, f"{work.agent.name}: the thaw timer failed: {exc!r}")
@@ -163,8 +163,8 @@ def _leave_home(work: _Work, timer: Timer, writer: int) -> NoReturn:
 
 
 def _detach(keep: int) -> None:
-    """Let go of all that belongs to the task."""
-    # What finalises an inherited object closes its descriptor's number, which may be one of ours by then.
+    """Detach from the task: signals, directory, descriptors, name."""
+    # Finalising an inherited object would close its descriptor's number, which may be one of ours by then.
     gc.disable()
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -174,7 +174,7 @@ def _detach(keep: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.chdir("/")
     os.umask(0o077)
-    # The C library would not notice that its descriptor has become another's, and write log lines to the agent.
+    # Else the C library could write log lines to the agent, if its descriptor's number were reused for the channel.
     syslog.openlog(_NAME)
     syslog.closelog()
     null = os.open(os.devnull, os.O_RDWR)
@@ -185,7 +185,7 @@ def _detach(keep: int) -> None:
             with suppress(OSError):
                 os.close(descriptor)
     syslog.openlog(_NAME, syslog.LOG_PID, syslog.LOG_DAEMON)
-    # Who looks for the holder of a channel finds a name that says what this is.
+    # A search for the holder of the channel then finds a telling name.
     sys.argv = [_NAME]
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write(_NAME)
@@ -202,7 +202,7 @@ def _watch(work: _Work, timer: Timer) -> None:
     while _now() < work.deadline:
         if not _counts(work, timer):
             return
-        # In short steps, because sleep does not count the time that the host is suspended.
+        # In short steps, because sleep does not count the time for which the host is suspended.
         time.sleep(max(0.0, min(_TICK, work.deadline - _now())))
     trouble = ""
     sent = thawed = False
@@ -214,7 +214,7 @@ def _watch(work: _Work, timer: Timer) -> None:
                     return
                 if sent and not frozen:
                     break  # only the hook failed, or only the reply got lost
-                # Whatever the status says: filesystems can be frozen of which it does not tell.
+                # Thaw whatever the status is: it does not cover all filesystems that may be frozen.
                 sent, thawed = True, thawed or frozen
                 thawed = agent.execute("guest-fsfreeze-thaw", timeout=_THAW_SECONDS) > 0 or thawed
                 break
