@@ -20,7 +20,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
     from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel

@@ -11,7 +11,7 @@ import sys
 import zlib
 from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util takes long to import
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any
 

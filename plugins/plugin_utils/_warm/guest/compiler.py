@@ -13,7 +13,7 @@ import re
 import warnings
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     import types
 

@@ -31,7 +31,7 @@ except ImportError:
     except ImportError:
         from hashlib import sha256
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn

@@ -18,7 +18,7 @@ from .bytecode import unpacked
 from .compiler import compiled
 from .payload import ARCHIVE, archive_name, place
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 

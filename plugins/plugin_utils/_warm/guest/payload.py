@@ -16,7 +16,7 @@ import sys
 import types
 import zipfile
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any
 

@@ -49,7 +49,7 @@ from .worker import (
     Interpreter,
 )
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

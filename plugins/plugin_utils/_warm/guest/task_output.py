@@ -9,7 +9,7 @@ import os
 
 from .wire import NOT_RUN
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import BinaryIO
 

@@ -19,7 +19,7 @@ import os
 import signal
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, BinaryIO

@@ -42,7 +42,7 @@ from .wire import (
     rights,
 )
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
