@@ -4,7 +4,7 @@
 """For the guest: make a spool, start an interpreter, and serve requests (server.py).
 
 Until the first task runs, a guest spends most of the time starting Python, so it is started once. If the wanted command
-line is nothing but an interpreter, it has started this program, which is forked for the interpreter. The interpreter
+line is nothing but an interpreter, it runs this program, and the wanted interpreter is a fork of that. The interpreter
 is started before the server: a task waits for it.
 """
 
@@ -109,7 +109,7 @@ def serves(home: str) -> bool:
 
 
 def remove(directory: str) -> None:
-    """Remove a directory of files, by one rename for all at first."""
+    """Remove a directory of files; a rename makes them vanish all at once."""
     gone = f"{directory}.gone.{os.getpid()}"
     os.rename(directory, gone)
     for name in os.listdir(gone):
