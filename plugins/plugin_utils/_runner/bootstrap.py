@@ -170,7 +170,7 @@ def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
                 uevent.write(b"change")
         return exists(agent, new)
 
-    # The agent cannot remove what it creates.
+    # The agent cannot remove files that it creates.
     left = f"udev did not act on it; remove {touched if path != _NEW_RULES else f'{touched} and {path}'} in the guest"
     with _Line(agent, path, f'ACTION=="change", SUBSYSTEM=="mem", KERNEL=="null", {rule}'):
         GuestFile(agent, touched, "w").close()
@@ -252,5 +252,5 @@ _ROUTES: dict[str, Callable[[Agent], None]] = {
     "udev-new": _by_new_udev_rules,
 }
 ROUTES = ("udev", "cron", "udev-new")
-"""The ways without guest-exec. With C(udev-new), a guest's user can change for a moment what root will run."""
+"""The routes without guest-exec. With C(udev-new), a guest's user can change for a moment what root will run."""
 DEFAULT_ROUTES = ("udev", "cron")

@@ -83,7 +83,7 @@ class Surroundings:
                 break
 
     def same(self) -> bool:
-        """Return whether a running process has seen what a new one would see."""
+        """Return whether a running process has read what a new one would read."""
         now = signature_of(self.paths)
         if len(now) != len(self.seen):
             return False
