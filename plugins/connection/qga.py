@@ -298,7 +298,7 @@ _PROGRESS_SECONDS = 3.0
 
 
 class Connection(ConnectionBase):
-    """ansible-core's connection contract over the guest's Agent."""
+    """Implements ansible-core's connection interface over the guest's Agent."""
 
     transport = "qemu.guest.qga"
     has_pipelining = True
@@ -313,17 +313,17 @@ class Connection(ConnectionBase):
 
     @property
     def default_user(self) -> str:
-        """The user that tasks run as without become; ansible-core asks for it under this name."""
+        """The user that tasks run as without become; ansible-core reads this attribute."""
         return str(self.get_option("agent_user"))
 
     @property
     def agent(self) -> Agent:
-        """The agent that this connection leads to; the qga action runs its operations over it.
+        """The agent of this connection; the qga action runs its operations over it.
 
         :raise AnsibleError: if the host has no address, or an option makes no sense.
         """
         if self._agent is None:
-            # The log must not lead back here: an agent in a circle would keep the seat until the garbage is collected.
+            # The log must not refer to this object: a reference cycle would hold the channel until garbage collection.
             name = self._name
             timeout = self._seconds("agent_timeout", "ansible_qga_timeout", "more than 0", lambda value: value > 0)
             persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
@@ -349,7 +349,7 @@ class Connection(ConnectionBase):
 
     @property
     def executor(self) -> Executor:
-        """What operations run programs with in the guest of ``agent``.
+        """The executor by which operations run programs in the guest.
 
         :raise AnsibleError: as ``agent`` does.
         """
@@ -357,11 +357,11 @@ class Connection(ConnectionBase):
         return self._executor
 
     def _connect(self) -> Connection:
-        # The channel opens with the first command: what needs no guest (an action that runs here) opens none.
+        # The channel opens with the first command: an action that needs no guest opens none.
         self._connected = True
         wanted, user = self._play_context.remote_user, self.default_user
         if wanted and wanted != user:
-            # Each task has its connection; the display shows the same warning once.
+            # Each task has its own connection; the display shows the same warning once.
             display.warning(
                 f"{self._name}: tasks run as {user}, the user that the guest agent runs as, and not as {wanted} (-u, "
                 f"remote_user or ansible_user). Use become for that. Where the agent does run as {wanted}, set "
@@ -383,7 +383,7 @@ class Connection(ConnectionBase):
         local = to_bytes(in_path, errors="surrogate_or_strict")
         if not os.path.exists(local):
             raise AnsibleFileNotFound(f"there is no file {to_text(in_path)} to copy to the guest")
-        with kept_bytecode():  # by who copies, not by each task
+        with kept_bytecode():  # only tasks that copy files import it
             from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import put
         with open(local, "rb") as source:
             started = time.monotonic()
@@ -409,14 +409,14 @@ class Connection(ConnectionBase):
                         self._max_fetch_size(),
                     )
                 )
-            except FileChangedError as exc:  # ssh does not even notice
+            except FileChangedError as exc:  # a warning only: over ssh, this would go unnoticed
                 size = exc.size
                 display.warning(f"{self._name}: {exc}")
         self._show_transfer("FETCH", in_path, size, started)
 
     def reset(self) -> None:
-        """Give the channel up and start anew: the guest may have rebooted, the agent may have been restarted."""
-        with contextlib.suppress(AnsibleError, QgaError):  # where nobody answers, there is nothing to end
+        """Close the channel and start anew: the guest may have rebooted, or the agent restarted."""
+        with contextlib.suppress(AnsibleError, QgaError):  # if the agent does not answer, there is nothing to end
             self._end_warm()
         self.close()
         with contextlib.suppress(AnsibleError, QgaError):
@@ -424,21 +424,21 @@ class Connection(ConnectionBase):
         self._connect()
 
     def close(self) -> None:
-        """Give the channel up for others."""
+        """Close the channel, so that others can use it."""
         if self._agent is not None:
             self._agent.close()
             self._agent = self._executor = self._runner = self._warm = None
         self._connected = False
 
     def _executor_of(self, agent: Agent) -> Executor:
-        """Return what operations run programs with, and make what else the options want commands to be run with."""
+        """Return the executor for operations; make the runner and warm Python that the options ask for."""
         method = self.get_option("exec_method")
         if method == "guest-exec":
             return GuestExec(agent)
         log = functools.partial(_show, display.vvv, self._name)
         start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
         self._runner = Runner(agent, start)
-        # Operations are told the signal that ended a program, where the agent can tell.
+        # With guest-exec, operations learn the signal that ended a program.
         used = GuestExecOrRunner(Runner(agent, start)) if method == "auto" else Runner(agent, start)
         if self.get_option("warm_python"):
             tell = functools.partial(display.v, host=self._name)
@@ -464,9 +464,9 @@ class Connection(ConnectionBase):
         return result
 
     def _run_become(self, command: str, stdin: bytes) -> ExecResult:
-        """Run a shell command of the become plugin; return its result without what the plugin added to the output.
+        """Run a shell command of the become plugin; return its result without the plugin's own output.
 
-        :raise AnsibleError: if there would be another result with the right password, as the core's connections do.
+        :raise AnsibleError: if the right password would give another result, as the core's connections do.
         """
         ask = asking(self.become, command) if self.become.expect_prompt() else None
         if ask:
@@ -478,7 +478,7 @@ class Connection(ConnectionBase):
         return result._replace(stdout=without_marker(self.become, result.stdout))
 
     def _run_with_password(self, ask: Asking, stdin: bytes) -> tuple[ExecResult, int]:
-        """Return the result, and how often a password was asked for. Nobody is given one who does not ask."""
+        """Return the result, and how often a password was asked for. A program that does not ask gets none."""
         if not self._asks_for_it(ask):
             result = self._run(ask.plain, stdin)
             if self._has_begun(result):
@@ -492,9 +492,9 @@ class Connection(ConnectionBase):
         return result, asked
 
     def _asks_for_it(self, ask: Asking) -> bool:
-        """Return whether a command line of become asks for its password, as far as that was seen.
+        """Return whether a command line of become asks for its password, as far as is known.
 
-        Each task has its connection, so what one has seen is noted for the next where the channel is kept.
+        Each task has its own connection, so that is noted in the mux for the next task, if the channel is kept.
         """
         if ask.line not in self._asks:
             with contextlib.suppress(QgaError):
@@ -504,12 +504,12 @@ class Connection(ConnectionBase):
         return self._asks.get(ask.line, not ask.is_silent)
 
     def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
-        if not self.executor or not self._warm:  # in this order: the first makes what there is of the other
+        if not self.executor or not self._warm:  # in this order: the executor's getter sets _warm
             return None
         try:
             return self._warm.run(command, stdin)
         except (CommandUnavailable, NoRunnerError):
-            return None  # nothing was run; the plain path has other means, or says what is wrong
+            return None  # nothing was run; the plain path has other means, or reports the error
 
     def _begin_warm_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         try:
@@ -530,7 +530,7 @@ class Connection(ConnectionBase):
         wrong = asked > 1 or self.become.check_incorrect_password(output)
         wants = wrong or self.become.check_missing_password(output) or refused(output)
         if not asked and not wants:
-            return  # it does not know the user, for example: that is a result as any other
+            return  # an unknown user, for example: a result like any other
         if not asked and self.become.get_option("become_pass", playcontext=self._play_context):
             what = f"{name} did not ask for its password on standard input, where it could have been given one"
         elif not asked:
@@ -561,7 +561,7 @@ class Connection(ConnectionBase):
     def _seconds(self, option: str, name: str, range_: str, is_valid: Callable[[float], bool]) -> float:
         """Return the value of an option that is a number of seconds.
 
-        :raise AnsibleError: if it is out of its range, or no number that a clock can reach.
+        :raise AnsibleError: if it is out of range or not finite.
         """
         value = float(self.get_option(option))
         if not (is_valid(value) and math.isfinite(value)):
@@ -569,10 +569,10 @@ class Connection(ConnectionBase):
         return value
 
     def _address(self) -> Address:
-        """Return where the agent is.
+        """Return the agent's address.
 
-        :raise AnsibleError: if nothing says that.
-        :raise AddressError: if what says that is no address.
+        :raise AnsibleError: if no option has one.
+        :raise AddressError: if the option is not an address.
         """
         text = self.get_option("address")
         if not text:
@@ -606,11 +606,11 @@ class Connection(ConnectionBase):
             raise AnsibleError(f"{self._name}: ansible_qga_max_fetch_size: {exc}") from exc
 
     def _guarded(self, action: Callable[[], T]) -> T:
-        """Return what ``action`` returns; turn this collection's errors into those that ansible-core acts upon."""
+        """Return what ``action`` returns; convert this collection's errors to ansible-core's."""
         try:
             return action()
         except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
-            self._warm = None  # it would wait for the agent again
+            self._warm = None  # ending it would wait for the agent again
             self.close()
             raise AnsibleConnectionFailure(str(exc)) from exc
         except FileChangedError:
@@ -619,7 +619,7 @@ class Connection(ConnectionBase):
             raise AnsibleError(str(exc)) from exc
 
     def _progress(self, what: str, path: str) -> Progress:
-        """Return what shows, at -v, how far a long transfer has come."""
+        """Return a function that shows, at -v, the progress of a long transfer."""
         shown = time.monotonic()
 
         def show(copied: int) -> None:
@@ -640,15 +640,15 @@ class Connection(ConnectionBase):
 
 
 def _show(show: Callable[..., None], host: str, text: str) -> None:
-    """Display text that may have words of the guest's in it."""
+    """Display text that may contain output of the guest."""
     show(printable(text), host=host)
 
 
 def _as_over_ssh(command: str) -> str:
     """Return the command for /bin/sh that does what ``command`` does over ssh, where the login shell runs it.
 
-    That is /bin/bash, say, for raw. All else ansible-core wraps as `/bin/sh -c '… && sleep 0'`, for ssh's sake, and
-    /bin/sh is what runs it here anyway: a shell and a program less per task.
+    The login shell is /bin/bash, say, for raw. ansible-core wraps all other commands as `/bin/sh -c '… && sleep 0'`,
+    for ssh. /bin/sh runs them here anyway, so unwrapping saves a shell and a program per task.
     """
     try:
         words = shlex.split(command)

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action behind every qga_* module; plugins/action has a file of each one's name, by which ansible-core finds it.
+"""The action behind every qga_* module; plugins/action has a file for each, by which ansible-core finds it.
 
-With C(address), the module runs where the task runs: on a hypervisor. Without, the host itself is the guest, and the
-operation runs here, over the agent that the host's connection has; the guest needs no Python for it.
+With C(address), the module runs where the task runs: on a hypervisor. Without it, the host itself is the guest, and the
+operation runs here, over the agent of the host's connection; the guest needs no Python for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.run import argu
 
 CONNECTION = "qemu.guest.qga"
 
-# From 2.22 on, ansible-core hides what validate_argument_spec found to be secret, and deprecates remove_values.
+# From 2.22 on, ansible-core hides the secrets that validate_argument_spec found, and deprecates remove_values.
 _CORE_HIDES_SECRETS = find_spec("ansible.module_utils.secrets") is not None
 
 _INSIDE = (
@@ -86,10 +86,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         """
         for option in operation.local_files:
             if self._task.args.get(option):
-                # As ansible.builtin.copy does: from files/ of the role or the playbook.
+                # As ansible.builtin.copy: from files/ of the role or the playbook.
                 try:
                     self._task.args[option] = self._find_needle("files", self._task.args[option])
-                except AnsibleError as exc:  # as it is, it would end a whole loop
+                except AnsibleError as exc:  # as AnsibleError, it would end a whole loop
                     raise AnsibleActionFail(str(exc)) from exc
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
         agent = self._connection.agent
@@ -113,7 +113,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
 
 
 def _means_unreachable(exc: QgaError) -> bool:
-    # Of a question without a reply, nothing is unknown but the answer.
+    # A read-only command without a reply has changed nothing: only its answer is unknown.
     unanswered = isinstance(exc, OutcomeUnknownError) and is_read_only(exc.command or "")
     return unanswered or isinstance(exc, ConnectError)
 
@@ -127,6 +127,6 @@ def _found_no_agent(result: dict[str, Any]) -> bool:
 
 
 def _with_lines(result: dict[str, Any]) -> dict[str, Any]:
-    """Return ``result`` with stdout_lines and stderr_lines, which ansible-core adds to what modules return only."""
+    """Return ``result`` with stdout_lines and stderr_lines, which ansible-core adds for modules only."""
     lines = {f"{name}_lines": result[name].splitlines() for name in ("stdout", "stderr") if name in result}
     return {**result, **lines}

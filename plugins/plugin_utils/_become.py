@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Give sudo, su and their like a password only when they ask for one, and read from the output what they said.
+"""Give sudo, su and the like a password only when they ask for one, and separate their output from the task's.
 
-The input of a command is prepared before the command starts, so nobody on the controller can wait for a prompt. A shell
-of the agent's user waits for it in the guest (_ASK), as ansible-core's ssh connection does on the controller.
+The input of a command is prepared before it starts, so the controller cannot wait for a prompt. A shell of the agent's
+user waits for it in the guest (_ASK), as ansible-core's ssh connection does on the controller.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 __all__ = ("Asking", "asking", "last_words", "refused", "without_marker")
 
 # This reads the program's standard error until the shell that the program starts has written a mark there. dd returns
-# what is there already, which `read` would not: a prompt has no newline at its end. The password goes into the pipe
-# that is the program's standard input only after a prompt. At a second prompt that pipe is closed, so that a wrong
-# password counts once. The task's own input follows the mark. The password is in a here-document, because printf is not
-# built into mksh: it would have the password among its arguments, which everyone can see.
+# a partial line, which `read` would not: a prompt has no newline at its end. The password goes into the pipe that is
+# the program's standard input only after a prompt. At a second prompt that pipe is closed, so that a wrong password
+# counts once. The task's own input follows the mark. The password is in a here-document, because printf is not built
+# into mksh: its arguments, which all users can see, would have the password.
 _ASK = r"""for c in mkfifo timeout dd grep; do
     command -v "$c" >/dev/null || { echo "a password for become needs $c in the guest; nothing was run" >&2; exit 1; }
 done
@@ -58,20 +58,20 @@ QEMU_GUEST
 %(command)s
 ) 2>"$f"
 """
-# Seconds without a word of a program that has neither asked nor started the task: then its input ends.
+# A program that has neither asked nor started the task gets the end of its input after this many silent seconds.
 _SILENCE = 60
-# What any prompt ends with where a plugin names none.
+# The end of any prompt, where a plugin names none.
 _WORDS = ("Password",)
-# What sudo-rs and su-rs say without a password, with -n and at the end of their input. ansible-core does not know it.
+# Messages of sudo-rs and su-rs without a password, with -n and at the end of input. ansible-core does not know them.
 _REFUSED = re.compile(rb"interactive authentication is required|Authentication required but not attempted")
 
 
 class Asking(NamedTuple):
     """A command line of a become plugin for which there is a password.
 
-    ``line`` tells command lines apart, whatever their task. ``plain`` is the shell command that is given no password;
-    ``is_silent`` tells that it fails where one is asked for, and reads nothing of its input before. ``text`` is the
-    shell command whose input begins with the password, on a line of its own; ``mark`` is what it says on stderr.
+    ``line`` identifies the command line, whatever the task. ``plain`` is the shell command that is given no password;
+    ``is_silent``: it fails where a password is needed, and reads none of its input before. ``text`` is the shell
+    command whose input begins with the password, on a line of its own; ``mark`` is its mark on stderr.
     """
 
     line: str
@@ -82,7 +82,7 @@ class Asking(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A short name for ``line``, under which something can be noted of it."""
+        """A short name for ``line``, for notes in the mux."""
         return hashlib.sha256(self.line.encode("utf-8", "surrogateescape")).hexdigest()
 
     def read(self, result: ExecResult) -> tuple[ExecResult, int]:
@@ -92,18 +92,18 @@ class Asking(NamedTuple):
         *prompts, rest = ours.split(b"%b?\n" % mark)
         for number, said in enumerate(prompts):
             prompts[number] = said[: said.rfind(b"\n") + 1]
-        # Some write a newline when they have read a password, since its own is not shown.
+        # Some programs write a newline after a password, since the typed one is not shown.
         ours = b"".join([*prompts, rest.removeprefix(b"\n") if prompts else rest])
         return result._replace(stderr=ours + theirs), len(prompts)
 
 
 def asking(plugin: Any, text: str) -> Asking | None:
-    """Return how the shell command ``text`` of the become plugin is given a password; None if it is not one of its."""
+    """Return how to give ``text`` of the become plugin a password; None if that is not its shell command."""
     said = f"echo {plugin.success} ; "
     if said not in text:
         return None
     mark = secrets.token_hex(16)
-    # The plugin of sudo puts a prompt where it has -n without a password.
+    # With a password, sudo's plugin puts a prompt in the place of -n.
     prompt = f'-p "{plugin.prompt}"'
     plain = text.replace(prompt, "-n", 1)
     ask = {
@@ -117,8 +117,8 @@ def asking(plugin: Any, text: str) -> Asking | None:
 
 
 def without_marker(plugin: Any, output: bytes) -> bytes:
-    """Return the standard output of a command without the line by which the plugin knows that the task has begun."""
-    # Of a command that is not wrapped, as of root becoming root, it has none.
+    """Return a command's standard output without the line that tells the plugin that the task has begun."""
+    # A command that is not wrapped, as for root becoming root, has no such line.
     at = output.find(plugin.success.encode("ascii")) if plugin.success else -1
     if at < 0:
         return output
@@ -127,17 +127,17 @@ def without_marker(plugin: Any, output: bytes) -> bytes:
 
 
 def refused(output: bytes) -> bool:
-    """Return whether a program said that it wants a password, in words that become plugins may not know."""
+    """Return whether a program wants a password, by messages that become plugins may not know."""
     return bool(_REFUSED.search(output))
 
 
 def last_words(result: ExecResult) -> str:
-    """Return the last line of what a program said about its failure, as it may stand in a message."""
+    """Return the last line of a failed program's output, for a message."""
     return last_line(result.stderr) or last_line(result.stdout) or f"exit status {result.shell_rc}"
 
 
 def _pattern(plugin: Any) -> str:
-    """Return a regular expression, as of grep -E, for the prompts of a become plugin."""
+    """Return a regular expression of grep -E for the prompts of a become plugin."""
     if isinstance(plugin.prompt, str):
         return _escaped(plugin.prompt)
     words: Iterable[str] = plugin.get_option("prompt_l10n") or getattr(plugin, "SU_PROMPT_LOCALIZATIONS", _WORDS)

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have what is imported of this collection compiled once, and kept in __pycache__.
+"""Compile imported modules of this collection once, and keep their bytecode in __pycache__.
 
-ansible-core loads collections without that, and each task of a playbook has a process of its own, in which compiling
-took longer than all that a quick task does here.
+ansible-core loads collections without __pycache__, and each task of a playbook has its own process, where compiling
+took longer than all the rest of a quick task here.
 """
 
 from __future__ import annotations

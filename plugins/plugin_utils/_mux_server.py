@@ -1,11 +1,11 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keep a channel open between tasks: the process of which mux_client.py is the clients' side, and how it is started.
+"""Keep a channel open between tasks: the mux process, and its start. mux_client.py is the clients' side.
 
-It runs in an interpreter of its own, so it imports nothing but the standard library, and has no memory of Ansible's. It
-belongs to no session; it ends when nobody has used the channel for a time, when the channel's other side has gone, or
-when it is told to.
+The mux runs in its own interpreter, so it imports only the standard library, and holds none of Ansible's memory. It has
+a session of its own. It ends when no client has used the channel for a time, when the channel's other side has gone,
+or when it is told to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
     from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel
@@ -34,7 +34,7 @@ _LONGEST_PATH = 107  # bytes; struct sockaddr_un has no room for more
 def share(address: Address, channel: Channel, seconds: float) -> Channel:
     """Start a mux that keeps ``channel`` open for ``seconds`` after its last client; return it as one to share.
 
-    The turn is the caller's. Where there can be none, the channel is returned as it is.
+    The caller holds the turn. If no mux can be started, the channel is returned as it is.
     """
     from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import SharedChannel, mux_path
 
@@ -44,7 +44,7 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
         return channel
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except OSError:  # not on every system
+    except OSError:  # not supported on every system
         return channel
     with theirs:
         given = (stream, lock, theirs.fileno())
@@ -59,11 +59,11 @@ def share(address: Address, channel: Channel, seconds: float) -> Channel:
 
 
 def _start(arguments: list[str], given: tuple[int, ...]) -> None:
-    """Start a mux, which has the descriptors that are ``given``."""
-    import subprocess  # by who starts a mux, not by a mux
+    """Start a mux that inherits the descriptors ``given``."""
+    import subprocess  # needed to start a mux, not in a mux
 
     class Staying(subprocess.Popen[bytes]):
-        """A process that outlives this one. Popen would have Python warn of it."""
+        """A process that outlives this one, without the warning that Popen gives."""
 
         def __del__(self) -> None:
             pass
@@ -80,7 +80,7 @@ def _start(arguments: list[str], given: tuple[int, ...]) -> None:
 
 
 class Client:
-    """Somebody who uses the channel. ``name`` is what others are told who wait."""
+    """A client of the channel. Waiting clients are told its ``name``."""
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
@@ -91,12 +91,12 @@ class Client:
             self.name += f", {comm.read().strip()}"
 
     def tell(self, packet: bytes) -> None:
-        with suppress(OSError):  # who has gone is noticed where packets are taken
+        with suppress(OSError):  # listen() notices a client that has gone
             self.control.send(packet)
 
 
 class MuxServer:
-    """The channel and its clients, one of whom may have the turn."""
+    """The channel and its clients, one of which may hold the turn."""
 
     def __init__(self, path: str, seconds: float, stream: int, lock: int, first: socket.socket) -> None:
         self.seconds = seconds
@@ -107,7 +107,7 @@ class MuxServer:
         self.step = b""
         self.notes: dict[bytes, bytes] = {}
         self.ending = False
-        # Only one can have the lock, so what is there is of one that was killed.
+        # Only one mux can have the lock, so a file at this path is left by one that was killed.
         with suppress(FileNotFoundError):
             os.unlink(path)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -116,11 +116,11 @@ class MuxServer:
         self.poller = select.poll()
         self.poller.register(self.listener, select.POLLIN)
         self.poller.register(first, select.POLLIN)
-        # Nothing is read here; that the other side has gone is told all the same.
+        # Nothing is read here, but the other side's end is reported all the same.
         self.poller.register(stream, select.POLLRDHUP)
 
     def serve(self) -> None:
-        """Serve until there is nobody and nothing to serve."""
+        """Serve until the channel is idle for long, has ended, or a client ends the mux."""
         quiet = time.monotonic()
         while not self.ending or self.turn:
             events = self.poller.poll(self.patience(quiet))
@@ -138,7 +138,7 @@ class MuxServer:
             self.pass_on()
 
     def patience(self, quiet: float) -> float | None:
-        """Return after how many milliseconds something is to be done, if all is quiet since then; None: never."""
+        """Return the milliseconds until the mux may end, if it has been idle since ``quiet``; None: never."""
         return None if self.clients else max(0.0, quiet + self.seconds - time.monotonic()) * 1000 + 1
 
     def welcome(self, control: socket.socket) -> None:
@@ -152,7 +152,7 @@ class MuxServer:
             socket.send_fds(control, [b"\n"], self.descriptors)
 
     def listen(self, client: Client) -> None:
-        """Take a packet from a client, or its leave."""
+        """Read a packet from a client, or notice that it has gone."""
         try:
             packet = client.control.recv(_PACKET)
         except OSError:
@@ -188,7 +188,7 @@ class MuxServer:
         client.tell(b"noted " + self.notes.get(name, b""))
 
     def part(self, client: Client, _text: bytes) -> None:
-        """Be done with a client that has gone, or says what no client says."""
+        """Drop a client that has gone, or has sent an unknown packet."""
         self.poller.unregister(client.control)
         del self.clients[client.control.fileno()]
         client.control.close()
@@ -198,18 +198,18 @@ class MuxServer:
             self.turn, self.step = None, b""
 
     def pass_on(self) -> None:
-        """Give the turn to who has waited longest."""
+        """Give the turn to the client that has waited longest."""
         if not self.turn and self.waiting and not self.ending:
             self.turn = self.waiting.popleft()
             self.turn.tell(b"step " + self.step)
 
 
 def main(path: str, seconds: str, stream: str, lock: str, first: str) -> None:
-    """Keep a channel, by the descriptors of its stream, its lock, and its first client, who has the turn."""
+    """Keep a channel, by the descriptors of its stream, its lock, and its first client, which holds the turn."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
-    # Who looks for the holder of a channel finds a name that says what this is.
+    # Show a meaningful name to users that look for the holder of a channel.
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write(_NAME)
     text = f"pid {os.getpid()}, {_NAME}".encode()

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The socket of an agent on another machine, by OpenSSH's forwarding of UNIX sockets: that machine needs only sshd.
+"""Reach an agent's socket on another machine by OpenSSH's forwarding of UNIX sockets: that machine needs only sshd.
 
-ssh goes to the background as soon as it listens here. It ends by itself when nothing is connected through it any more:
-it only waits for a command on the other machine that sleeps.
+ssh goes to the background as soon as it listens here. It ends by itself when nothing is connected through it any more,
+because it only waits for a sleeping command on the other machine.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import FORW
 
 __all__ = ("connect", "forwarded")
 
-# How long ssh stays without a channel.
+# How long ssh stays without a channel, in seconds.
 _LINGER_SECONDS = 10
-_MOST_WORDS = 4096  # bytes of what ssh says that are looked at, from the end
+_MOST_WORDS = 4096  # bytes of ssh's messages that are read, from the end
 _OPTIONS = (
-    "-oBatchMode=yes",  # nobody is there to answer
+    "-oBatchMode=yes",  # there is no user to answer
     "-oExitOnForwardFailure=yes",
-    "-oStreamLocalBindUnlink=yes",  # what is there is of an ssh that was killed
+    "-oStreamLocalBindUnlink=yes",  # left by an ssh that was killed
     "-oStreamLocalBindMask=0177",
     "-oControlMaster=no",
     "-oControlPath=none",
-    "-oServerAliveInterval=15",  # a hypervisor that is gone is noticed
+    "-oServerAliveInterval=15",  # notice a hypervisor that has gone
 )
 
 
 def forwarded(address: Address, hypervisor: str) -> Address:
-    """Return the address of the UNIX socket ``address`` on the machine ``hypervisor``, a destination of ssh's.
+    """Return the address of the UNIX socket ``address`` on the machine ``hypervisor``, an ssh destination.
 
     :raise AddressError: if it is another kind of address, or not a destination.
     """
@@ -52,9 +52,9 @@ def forwarded(address: Address, hypervisor: str) -> Address:
 
 
 def connect(address: Address, deadline: Deadline) -> socket.socket:
-    """Return a socket that leads to ``address``, through an ssh that is there or one that is started.
+    """Return a socket that leads to ``address``, through an ssh that runs already or is started.
 
-    :raise ConnectError: with ssh's own words.
+    :raise ConnectError: with ssh's own message.
     """
     path = private_path(address.identity, FORWARD)
     there = _connected(path)
@@ -80,7 +80,7 @@ def _connected(path: str) -> socket.socket | None:
 def _start(address: Address, path: str, deadline: Deadline) -> None:
     forward = f"{path}:{address.path}"
     command = ["ssh", "-f", *_OPTIONS, "-L", forward, "--", address.host, f"sleep {_LINGER_SECONDS}"]
-    # A file, not a pipe: the ssh that stays has it open, too.
+    # A file, not a pipe, because the ssh that stays keeps it open.
     with tempfile.TemporaryFile() as errors:
         try:
             done = subprocess.run(

@@ -1,12 +1,13 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start the runner of agent.py in a guest in which nothing of ours is yet.
+"""Start the runner (runner.sh) in a guest that has nothing of this collection yet.
 
-Where the agent may run programs, it starts one. Else all there is are files: so something that runs as root anyhow is
-given a line that it will run. That line makes a directory that only root can enter, and waits for the runner's program
-to be there. Nobody else can change any of it at any moment: a line is appended to a file that exists and keeps its mode
-(what guest-file-open creates has mode 0666), and the program is written into that directory. The line removes itself.
+Where the agent may run programs, it starts the runner. Otherwise it can only write files: so a program that runs as
+root anyway is given a line to run. That line makes a directory that only root can enter, and waits for the runner's
+program to be there. No other user can change any of it at any moment: the line is appended to a file that exists and
+keeps its mode (guest-file-open creates files with mode 0666), and the program is written into that directory. The line
+removes itself.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ Log = Callable[[str], None]
 _MARK = "qemu-guest-runner"
 # bash may miss a signal that comes just before it reads (5 of 300 times, within 6 ms of a request).
 _STOP = "--property=KillMode=process --property=TimeoutStopSec=5"
-# Programs have what a login has: no signal ignored, and no limit on processes of their own.
+# Programs start as in a login: no signal ignored, and no limit of their own on processes.
 _STATE = "--property=IgnoreSIGPIPE=no --property=TasksMax=infinity"
 _UNIT = f"--quiet --no-block --collect {_STOP} {_STATE} --description={_MARK}"
 
-# {new} is a path in HOME, of this start alone: the program is {new}.sh.
+# {new} is a path in HOME for this start only: the program is {new}.sh.
 _RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
 
 # With guest-exec, the program arrives on standard input. A unit of its own outlives a restart of the agent.
@@ -59,21 +60,21 @@ own=$(command -v setsid)
 exit 0
 """
 
-# What udev or cron runs. It has neither $, % nor quotes, which mean something to one of them. {clean} removes the line.
-# {new} tells that it is there and waits, for 30 seconds, {new}.go that the program is complete.
+# The line for udev or cron. It has neither $, % nor quotes, which are special to one of them. {clean} removes the line.
+# {new} says that it runs and waits, for 30 seconds; {new}.go says that the program is complete.
 _LINE = (
     f"umask 077; mkdir -p {HOME}; chmod 0700 {HOME}; {{clean}}; : >{{new}}; "
     f"for i in {' '.join(map(str, range(30)))}; do test -e {{new}}.go && break; sleep 1; done; "
     f"test -e {{new}}.go && exec {_RUN}; rm -f {{new}} {{new}}.sh"
 )
 
-# Rules that every distribution with udev has, by age of the directory's name. One of the directory's own changes, so
-# that udev reads its rules again, whatever its version looks at.
+# Rules that every distribution with udev has, by age of the directory's name. The directory is changed too, so that
+# each version of udev reads its rules again, whether it looks at files or directories.
 _RULES = ("/usr/lib/udev/rules.d/50-udev-default.rules", "/lib/udev/rules.d/50-udev-default.rules")
 _NEW_RULES = f"/etc/udev/rules.d/99-{_MARK}.rules"
 _UEVENT = "/sys/class/mem/null/uevent"
 _UDEVD = "/run/udev/control"
-_SYSTEMD = "/run/systemd/system"  # is there where it is the guest's init, not where it is merely installed
+_SYSTEMD = "/run/systemd/system"  # exists if systemd is the guest's init, not if it is merely installed
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _CRONTAB = "/etc/crontab"
 _CROND = "/run/crond.pid"
@@ -89,7 +90,7 @@ _READY_SECONDS = 20.0
 def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
     """Start a runner in the guest: with guest-exec where that is allowed, else by the first of ``routes`` that works.
 
-    :raise CommandUnavailable: for guest-exec, if none does; its hint tells what became of each.
+    :raise CommandUnavailable: for guest-exec, if none does; its hint says how each failed.
     :raise NoRunnerError: if the agent may run programs, but that starts none.
     """
     by_exec = GuestExec(agent).is_available()
@@ -124,7 +125,7 @@ def _until(condition: Callable[[], bool], seconds: float, complaint: str) -> Non
 
 
 def _new() -> str:
-    """Return what the names of the files of one start begin with."""
+    """Return the common prefix of the files of one start."""
     return f"{HOME}/{secrets.token_hex(8)}"
 
 
@@ -157,7 +158,7 @@ def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
     touched = f"{path.rpartition('/')[0]}/{_MARK}"
     new = _new()
     line = _LINE.format(new=new, clean=f"{clean or _removal(path)}; rm -f {touched}")
-    # systemd-run, because udev ends what its rules leave running.
+    # systemd-run, because udev kills processes that its rules leave running.
     rule = f"""RUN+="{_SYSTEMD_RUN} {_UNIT} /bin/sh -c '{line}'"\n"""
     triggered = 0.0
 
@@ -169,7 +170,7 @@ def _by_rules(agent: Agent, path: str, clean: str = "") -> None:
                 uevent.write(b"change")
         return exists(agent, new)
 
-    # The agent cannot remove what it creates.
+    # The agent cannot remove files that it creates.
     left = f"udev did not act on it; remove {touched if path != _NEW_RULES else f'{touched} and {path}'} in the guest"
     with _Line(agent, path, f'ACTION=="change", SUBSYSTEM=="mem", KERNEL=="null", {rule}'):
         GuestFile(agent, touched, "w").close()
@@ -184,7 +185,7 @@ def _insist(agent: Agent, *paths: str) -> None:
 
 
 def _content(agent: Agent, path: str) -> bytes:
-    """Return what a small file begins with."""
+    """Return the first bytes of a small file."""
     with GuestFile(agent, path) as file:
         return file.read(100)
 
@@ -207,9 +208,9 @@ def _removal(path: str) -> str:
 
 
 class _Line:
-    """A line at the end of a file; what it starts removes it. If the block fails, it is blotted out from here.
+    """A line at the end of a file, which removes itself when it runs. If the block fails, it is overwritten from here.
 
-    The file is never truncated, not for a moment: whatever ends this process or the agent, all that it had is there.
+    The file is never truncated, not for a moment: if this process or the agent is killed, the file's content stays.
     """
 
     def __init__(self, agent: Agent, path: str, line: str) -> None:
@@ -228,12 +229,12 @@ class _Line:
     def __exit__(self, kind: object, *exc_info: object) -> None:
         if kind is None:
             return
-        # The error that got us here is the one to tell.
+        # The error of the block is the one to report.
         with suppress(QgaError), GuestFile(self._agent, self._path, "r+") as file:
             position = b"".join(iter(file.read, b"")).rfind(self._line)
             if position >= 0:
                 file.seek(position)
-                # What removes a line that worked removes this too.
+                # The next line that works removes this one too.
                 file.write(f"# {_MARK}: this line may be removed".ljust(len(self._line) - 1).encode() + b"\n")
 
 
@@ -251,5 +252,5 @@ _ROUTES: dict[str, Callable[[Agent], None]] = {
     "udev-new": _by_new_udev_rules,
 }
 ROUTES = ("udev", "cron", "udev-new")
-"""The ways without guest-exec. With C(udev-new), a guest's user can change for a moment what root will run."""
+"""The routes without guest-exec. With C(udev-new), a guest's user can change for a moment what root will run."""
 DEFAULT_ROUTES = ("udev", "cron")

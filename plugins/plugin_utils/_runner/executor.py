@@ -1,13 +1,13 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Programs in the guest through guest-file-* alone: a resident runner takes requests from files and leaves results.
+"""Run programs in the guest through guest-file-* alone: a resident runner takes requests from files and leaves results.
 
 ``Runner`` is an Executor for agents that allow nothing else. Output is never cut, and a program survives a restart of
 the agent.
 
 The runner is a small POSIX shell program in the guest, with a spool (spool.py) in /run, which is memory.
-How a runner gets there is the business of bootstrap.py.
+bootstrap.py starts it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Sp
 __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
 
 HOME = "/run/qemu-guest-runner"
-"""The directory of root's alone in which all of the runner is."""
+"""The directory of all of the runner's files; only root can enter it."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,16 +61,16 @@ def program() -> str:
 
 
 SPOOL = f"{HOME}/1"
-"""The runner's spool. The number is that of the protocol, so that one which was installed some time ago is of use."""
+"""The runner's spool. The number is the protocol's version, so that an installed runner remains of use."""
 
 IDLE_SECONDS = 600
 """How long a runner that was started on demand stays without work: at least this, at most twice this."""
 
-# A request that nobody has taken after this many seconds is rung for again, and whether the runner lives is looked at.
+# A request that is not taken after this many seconds is rung for again, and the runner is checked to live.
 _LOOK_SECONDS = 1.0
-# How long a program's process number is waited for, from when somebody wants it.
+# How long to wait for a program's process number, from when it is asked for.
 _PID_SECONDS = 10.0
-# Attempts to hand a request over: a runner may end of idleness just then.
+# Attempts to hand a request over: an idle runner may end just then.
 _ATTEMPTS = 3
 _FILE = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
 _NOT_KNOWN = "the runner in the guest does not know the program (was the guest reverted to a snapshot, or rebooted?)"
@@ -83,7 +83,7 @@ Start = Callable[[Agent], None]
 
 
 class Runner(Executor):
-    """Programs by a runner in the guest, whatever the agent allows besides files.
+    """Runs programs by a runner in the guest, whatever the agent allows besides files.
 
     ``start`` is called to get a runner when there is none. A program that cannot be started has the exit status 127 or
     126, as in a shell, and a signal that ended one shows as 128 + N.
@@ -94,15 +94,15 @@ class Runner(Executor):
         self._start_one = start
         self._spool = Spool(agent, SPOOL)
         self._no_runner: CommandUnavailable | NoRunnerError | None = None
-        # What was handed over and not seen taken yet, and when each program was looked after last.
+        # Requests that were handed over and not seen taken yet, and when each program was checked last.
         self._untaken: dict[int, bytes] = {}
         self._looked: dict[int, float] = {}
-        # Whether nobody will ask after what is started now, and programs of which that is so.
+        # Whether results of programs started now are not asked for, and the programs of which that is so.
         self._forgetting = False
         self._forgotten: set[int] = set()
 
     def is_available(self) -> bool:
-        """Return whether there is a runner, or one can be started by guest-exec; else one is started now."""
+        """Return whether there is a runner or guest-exec to start one; without either, start a runner now."""
         return self.agent.supports(*_FILE) and (GuestExec(self.agent).is_available() or self._has_runner())
 
     @property
@@ -140,9 +140,9 @@ class Runner(Executor):
             raise
 
     def process_id(self, pid: int) -> int:
-        """Return the process number of the program that guest-exec called ``pid``, once it was started.
+        """Return the process number of the program with the request number ``pid``, once it was started.
 
-        It is 0 if the runner does not write it within _PID_SECONDS: there is no room for it.
+        It is 0 if the runner does not write it within _PID_SECONDS, for lack of room.
 
         :raise OutcomeUnknownError: if the runner has ended.
         """
@@ -159,10 +159,10 @@ class Runner(Executor):
 
     @contextmanager
     def forgetting(self) -> Iterator[None]:
-        """Have the runner leave nothing of what is started meanwhile, once it has ended: nobody asks after it.
+        """Let the runner remove all files of programs started in this context once they end: no result is asked for.
 
-        Where that is a shell, it is started without a new program, and has no session of its own. A runner that was
-        installed some time ago forgets a program of which nobody asks after some minutes.
+        A shell is started without a new program then, and has no session of its own. An older, installed runner
+        forgets a program after some minutes without a question.
         """
         self._forgetting = True
         try:
@@ -204,9 +204,9 @@ class Runner(Executor):
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _rung(self, number: int) -> bool:
-        """Ring for a request; return False if nobody is there.
+        """Ring for a request; return False if there is no runner.
 
-        Where it is not known whether it was rung for, it may be at work already. Who waits for it rings again.
+        If it is unknown whether the ring arrived, the program may run already. A caller that waits rings again.
         """
         try:
             return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
@@ -223,7 +223,7 @@ class Runner(Executor):
         except (OutcomeUnknownError, TransferError):
             raise
         except QgaError as exc:
-            # Whatever it is, it is not said of the question: the program was handed over.
+            # Whatever failed, the error is about the program, not the question: it was handed over.
             raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from None
         if not ended:
             raise HandleLostError(f"the runner was given no program {pid}", command="guest-exec-status")
@@ -232,14 +232,14 @@ class Runner(Executor):
         return ExecResult(rc, None, out, err)
 
     def _forget(self, number: int) -> None:
-        # What cannot be removed now, the runner removes some minutes later. The result is here.
+        # The result has arrived; the runner removes remaining files some minutes later.
         with suppress(QgaError):
             self._spool.forget(number)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
 
     def _look_after(self, number: int) -> None:
-        """Now and then make sure that a result can still come.
+        """Check now and then that a result can still come.
 
         :raise OutcomeUnknownError: if none can.
         """
@@ -254,14 +254,14 @@ class Runner(Executor):
     def _why_none(self, number: int) -> str:
         """Return why a request will have no result; nothing as long as it may have one.
 
-        It is asked for this very request, however often it was seen: a guest can be as it was before that was there.
+        Check this very request each time: the guest may have been reverted to a state before it.
         """
         if not self._spool.has(f"{number}.taken"):
             if number not in self._untaken or not self._spool.has(f"{number}.in"):
-                # In this order: it may have been taken since.
+                # Look for .taken again: the request may have been taken since.
                 known = number in self._untaken and self._spool.has(f"{number}.taken")
                 return "" if known else _NOT_KNOWN
-            # Rung for again, but not written again: it may be taken at this very moment.
+            # Ring again, but do not write again: it may be taken at this very moment.
             if not self._rung(number):
                 self._hand_over(number)
             return ""
@@ -272,7 +272,7 @@ class Runner(Executor):
 
 
 class GuestExecOrRunner(Executor):
-    """Programs by guest-exec where the agent allows that, else by ``runner``."""
+    """Runs programs by guest-exec where the agent allows that, else by ``runner``."""
 
     def __init__(self, runner: Runner) -> None:
         super().__init__(runner.agent)
@@ -321,7 +321,7 @@ class GuestExecOrRunner(Executor):
 def _command_line(path: str, arguments: Sequence[str], env: Sequence[str] | None, *, here: bool) -> str:
     """Return the shell command that runs a program.
 
-    With ``here``, the shell that runs that command does what another would be started for. To start a program takes an
+    With ``here``, the shell that runs that command does the work of another one, because starting a program takes an
     emulated guest 60 ms.
     """
     words = " ".join(map(shlex.quote, [path, *arguments]))

@@ -1,15 +1,14 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A spool: a directory in the guest, of root's alone, through which a resident program takes requests and answers.
+"""A spool: a directory in the guest, root's only, through which a resident program takes requests and answers.
 
-A request is a file NUMBER.in, written whole before its number is written to a FIFO, the ring, at which the program
-sleeps. Opening the ring for writing tells at once whether somebody is there: with nobody at the other end it fails. A
-result is a file NUMBER.rc: a line with exit status, where standard output and standard error are (C(o), C(e): in
-NUMBER.out and NUMBER.err; C(=N): N bytes behind the line; C(-): there is none), and a dot if nothing was lost. The line
-C(-NUMBER) on the ring has all of that removed.
+A request is a file NUMBER.in, written whole before its number is written to a FIFO, the ring, which the program reads.
+Opening the ring for writing fails at once if no program reads it. A result is a file NUMBER.rc: a line with exit
+status, where standard output and standard error are (C(o), C(e): in NUMBER.out and NUMBER.err; C(=N): N bytes after the
+line; C(-): there is none), and a dot if nothing was lost. The line C(-NUMBER) on the ring has all of these removed.
 
-A program that takes it finds short requests on the ring itself: C(=NUMBER REQUEST), the latter by zlib and in base64.
+A program that supports it finds short requests on the ring itself: C(=NUMBER REQUEST), packed by zlib and in base64.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 __all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "new_number")
 
 LONGEST_RING = 4000
-"""Bytes: what is written to a FIFO at once, whole and with nothing of others between (POSIX has 4096 on Linux)."""
+"""Bytes that are written to a FIFO atomically (PIPE_BUF is 4096 on Linux)."""
 
 LARGEST_NOTE = 64 << 10
 """Bytes of a small file: how a program ended, its process number, why something failed."""
 
-# What tells that nobody reads the ring: there is none, it has no reader, or none any more.
+# Errors that mean that no program reads the ring: there is none, it has no reader, or none any more.
 NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
 
 
 def new_number() -> int:
-    """Return the number of a request: nobody else's, and larger than any process's."""
+    """Return a random number for a request, larger than any process number."""
     return random.SystemRandom().randrange(10**15, 10**16)
 
 
@@ -56,12 +55,12 @@ class Spool:
     def bell(self) -> GuestFile:
         """Return the ring, open for writing.
 
-        :raise GuestFileError: with an errno of `NOBODY` if nobody is there.
+        :raise GuestFileError: with an errno of `NOBODY` if no program reads it.
         """
         return GuestFile(self._agent, f"{self.path}/ring", "w")
 
     def ring(self, line: str) -> bool:
-        """Write a line to the ring, at most LONGEST_RING bytes; return whether somebody is there to read it."""
+        """Write a line to the ring, at most LONGEST_RING bytes; return whether a program reads it."""
         try:
             with self.bell() as bell:
                 bell.write(f"{line}\n".encode("ascii"))
@@ -72,13 +71,13 @@ class Spool:
         return True
 
     def is_served(self) -> bool:
-        """Return whether somebody reads the ring."""
+        """Return whether a program reads the ring."""
         try:
             self.bell().close()
         except GuestFileError as exc:
             if exc.errno in NOBODY:
                 return False
-            if exc.errno != errno.ENOSPC:  # the agent has opened it, and has no room to note that down
+            if exc.errno != errno.ENOSPC:  # the agent has opened it, but has no room to record that
                 raise
         return True
 
@@ -86,7 +85,7 @@ class Spool:
         """Write a file; return whether there is a spool to write to."""
         try:
             return self._write(name, data)
-        except HandleLostError:  # the agent was restarted; nobody reads the file before it is rung for
+        except HandleLostError:  # the agent was restarted; the file is not read before it is rung for
             return self._write(name, data)
 
     def _write(self, name: str, data: bytes) -> bool:
@@ -100,7 +99,7 @@ class Spool:
         return True
 
     def read(self, name: str, limit: int = LARGEST_NOTE) -> bytes | None:
-        """Return a file's content, None if there is none. It is not compared: it is small, or its writer has ended.
+        """Return a file's content, None if there is no file. It is not verified: it is small, or its writer has ended.
 
         :raise TransferError: if it is longer than ``limit`` bytes.
         """
@@ -113,12 +112,12 @@ class Spool:
             raise
 
     def ended(self, number: int) -> bytes:
-        """Return what tells how a request ended, its first line whole; empty as long as it has not."""
+        """Return the result file of a request, with its first line whole; empty as long as the request runs."""
         content = patiently(self._agent, lambda: self.read(f"{number}.rc")) or b""
         return content if b"\n" in content else b""
 
     def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:
-        """Return exit status, standard output and standard error of a request that ended so; see ``forget``.
+        """Return exit status, standard output and standard error from a request's result file; see ``forget``.
 
         :raise TransferError: if output was lost.
         """
@@ -136,7 +135,7 @@ class Spool:
         return int(match.group(1)), streams[0], streams[1]
 
     def forget(self, number: int) -> None:
-        """Have all that there is of a request removed."""
+        """Have all files of a request removed."""
         self.ring(f"-{number}")
 
     def _output(self, name: str) -> bytes:

@@ -1,9 +1,9 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The modules of guest/, as they are brought to a guest.
+"""The modules of guest/, packed to be sent to a guest.
 
-They are read, not imported: a connection is made anew for each task, and most find them in the guest already.
+They are read, not imported: each task makes a new connection, and most find the modules in the guest already.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def sources() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def digest() -> str:
-    """Return what tells one version of the modules from others, in 16 letters."""
+    """Return a digest of this version of the modules, in 16 letters."""
     return hashlib.sha256("\0".join(itertools.chain(*sources().items())).encode("utf-8")).hexdigest()[:16]
 
 
 def code() -> bytes:
-    """Return the modules as code for interpreters that compile as this one does."""
+    """Return the modules' code, for interpreters that compile as this one does."""
     return bytecode.packed({name: loader.compiled(name, source) for name, source in sources().items()})
 
 
 def start_input(given: Mapping[str, str]) -> tuple[int, bytes]:
-    """Return what start.py's interpreter reads, and how many bytes of that are the program; the rest is compressed.
+    """Return the size of the program in the input of start.py's interpreter, and that input; the rest is compressed.
 
-    For what is ``given`` to it, see ``start`` there.
+    For ``given``, see ``start`` there.
     """
     program = sources()["loader"].encode("utf-8")
     packed = zlib.compress(json.dumps({"sources": sources(), **given}).encode("ascii"))

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run modules in warm interpreters, and shell commands beside them: the controller's side of _warm/guest/server.py.
 
-A module that ansible-core pipes to Python is a short program around an archive of its libraries. Of that, what the
-guest has not got is sent once, by digests of what is in it (payload.py). Whatever is in doubt is left to the plain
-path, by returning None.
+A module that ansible-core pipes to Python is a short program around an archive of its libraries. Parts of the archive
+that the guest lacks are sent once, by their digests (payload.py). In doubt, a method returns None and leaves the
+command to the plain path.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ T = TypeVar("T")
 Log = Callable[[str], None]
 
 
-# The line with the archive, in what ansible-core 2.16 to 2.21 send.
+# The line with the archive, in payloads of ansible-core 2.16 to 2.21.
 _ARCHIVE = re.compile(rb"^ *(?:ZIPDATA = |zip_data=)'([A-Za-z0-9+/=]+)',?$", re.MULTILINE)
 # The interpreter at the end of a command line, whatever become puts around it.
 _PYTHON = re.compile(r"(?<![\w/.-])(/[\w./+-]*python[\w.]*)['\"\s]*$")
-# What may remove or change a user. That fails as long as the user has processes, and an interpreter is one.
+# Commands that may remove or change a user, which fails while the user has processes, such as an interpreter.
 _USERS = re.compile(rb"'ansible\.modules\.user'|AnsiballZ_user\.py|\b(?:userdel|deluser|usermod)\b")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 
-# Options of sudo, su and the like that have a login shell read what nobody knows.
+# Options of sudo, su and the like that make a login shell read unknown files.
 _LOGIN = re.compile(r"-|--login|-[A-Za-z]*[il][A-Za-z]*")
 
-# Where the server does not come to serve, the number of this start is in a file, and why, if that is worth keeping:
-# then this command line is not tried again until a reboot. Else it was killed, or there was no room or interpreter.
-# What `exec` has opened above 2 is inherited by no program in some shells (mksh), unless it gets another number there.
+# If the server does not start, a file has the number of this start, and the reason, if that is lasting: then this
+# command line is not tried again until a reboot. Otherwise it was killed, or there was no room or interpreter.
+# In some shells (mksh), a descriptor above 2 that `exec` has opened is inherited only under another number.
 _START = """
 exec 6<&0
 {{
@@ -71,8 +71,7 @@ exec 6<&0
     rm -f {beside}.*
 }} </dev/null >/dev/null 2>&1 &
 """
-# The command line of an interpreter takes its program from standard input; what is read here by the shell, it reads
-# byte by byte.
+# The interpreter takes its program from standard input. A shell that reads here reads byte by byte.
 _BY_ITSELF = """eval {command} <<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
 {program}
 QEMU_GUEST"""
@@ -84,30 +83,30 @@ _PROGRAM = (
 )
 _NO_ROOM = 75
 
-# Bytes of output that do not stay in the guest's memory until they are swept away.
+# Larger output, in bytes, is removed from the guest's memory at once, not by its sweep.
 _FORGOTTEN_AT_ONCE = 64 << 10
-# How long a server that starts is waited for.
+# How long to wait for a server to start.
 _START_SECONDS = 10.0
 _FIRST_LOOK = 0.05
-# What tells a guest that is emulated from others: how long the requests take that start a server. Emulated ones took 37
-# to 74 ms, others 5 to 24 ms, the longer ones on slow machines.
+# The requests that start a server take longer than this in an emulated guest: 37 to 74 ms there, 5 to 24 ms in others,
+# the longer ones on slow machines.
 _QUICK_START_SECONDS = 0.03
-_LOOKS = 4  # for a server, before one for why there is none
+_LOOKS = 4  # for a server, before each look for a reason why there is none
 # Pauses while an interpreter starts and imports, some seconds at most.
 _WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _FIRST_LOOK, pauses(0.01)), *[_FIRST_LOOK] * 60)
-# How often a server may ask for what it has not got of an archive: the recipe, its parts, what it has lost meanwhile.
+# How often a server may ask for missing pieces of an archive: the recipe, its parts, parts lost meanwhile.
 _ATTEMPTS = 4
 
-# No module is quicker than that: to ask before would only delay it.
+# No module is quicker than this: asking sooner would only delay it.
 _QUICKEST = (0.015,)
 
 _NO_COMMAND = Command(b"")
-# Longer ones do not fit into a variable.
+# Longer commands do not fit into a variable.
 _LONGEST_COMMAND = 100_000
 
 
 def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
-    """Have a method that comes before a task return None where the guest's /run is full."""
+    """Make a method that runs before a task return None if the guest's /run is full."""
 
     @functools.wraps(method)
     def tried(*arguments: P.args, **keywords: P.kwargs) -> T | None:
@@ -124,7 +123,7 @@ def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
 class WarmPython:
     """Warm interpreters in a guest, beside its ``runner``.
 
-    ``log`` takes what happens, ``tell`` what users should know.
+    ``log`` takes messages on progress, ``tell`` those for users.
     """
 
     def __init__(self, runner: Runner, log: Log, tell: Log | None = None) -> None:
@@ -148,10 +147,10 @@ class WarmPython:
         return begun() if begun else None
 
     def begin_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
-        """Start a shell command, whatever it is; see ``Shell`` in _guest/executor.py."""
+        """Start any shell command; see ``Shell`` in _guest/executor.py."""
         if len(command.text) > _LONGEST_COMMAND or b"\0" in command.text:
             return None
-        # Never what a server is started for: it may be there to install Python.
+        # Never start a server for a shell command, which may be there to install Python.
         call = self._asked(_request("", "", command.text, stdin, command), new_number())
         return functools.partial(self._shell_ended, call) if call else None
 
@@ -177,18 +176,18 @@ class WarmPython:
 
     @_with_room
     def _bring(self, archive: Archive, missing: Container[str], python: str, number: int) -> bool:
-        """Write what is missing of an archive; return whether that could be done."""
-        # Whole under its name or not: the server looks whether its checksum is right.
+        """Write the missing parts of an archive; return whether that could be done."""
+        # A file that is not whole is no harm: the server verifies its checksum.
         return self._spool.write(f"{number}.archive", archive.brought(missing, code=_is_ours(python)))
 
     def end(self) -> None:
-        """End all warm interpreters, if there are any, when they have nothing to do."""
+        """End all warm interpreters, if any, as soon as they are idle."""
         self._spool.ring("quit")
 
     def _handled(self, request: bytes, number: int, first: Iterable[float] = ()) -> ExecResult | str:
-        """Return the result of a request, or the word that tells why it has none; it was not run then.
+        """Return the result of a request, or the word that says why it was not run.
 
-        C(none) is the word if there is no server; see _warm/guest/server.py for others. ``first``: see Call.answer.
+        The word is C(none) if there is no server; see _warm/guest/server.py for others. ``first``: see Call.answer.
         """
         call = self._asked(request, number)
         return self._ended(call, first) if call else "none"
@@ -200,7 +199,7 @@ class WarmPython:
         return call if call.ask(request) else None
 
     def _ended(self, call: Call, first: Iterable[float] = ()) -> ExecResult | str:
-        """Return the result of the request that was given to the server, see ``_handled``."""
+        """Return the result of a request that the server was given, see ``_handled``."""
         content = call.answer(first)
         if content.startswith(NOT_RUN):
             return content.decode("ascii", "replace").strip()
@@ -213,7 +212,7 @@ class WarmPython:
 
     @_with_room
     def _start(self, request: bytes, python: str, archive: Archive, number: int) -> bool:
-        """Start a server that gets an interpreter ready for a request; return whether there is one now."""
+        """Start a server with an interpreter for a request; return whether there is a server now."""
         runners = Spool(self._runner.agent, HOME)
         failed = f"{Path(_spool()).name}.{_header(request)['key'][:16]}.failed"
         why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
@@ -227,7 +226,7 @@ class WarmPython:
         with self._runner.forgetting():
             start_shell(self._runner, *_starter(_spool(), request, python, number, failed))
         is_slow = time.monotonic() - began > _QUICK_START_SECONDS
-        # Nothing else is to be done meanwhile. A guest that is as quick as this machine compiles by itself as soon.
+        # Use the wait for the start to compile. A guest as quick as this machine compiles as soon by itself.
         code = is_slow and _is_ours(python)
         brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
         runners.write(f"{beside}.archive", brought)
@@ -235,7 +234,7 @@ class WarmPython:
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
             if self._spool.is_served():
                 return True
-            # The agent writes each file that it opens to the guest's log.
+            # Look seldom: the agent writes each file that it opens to the guest's log.
             if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):
                 break
             if time.monotonic() - began > _START_SECONDS:
@@ -244,20 +243,20 @@ class WarmPython:
 
 
 def _spool() -> str:
-    """Return the path of the server's spool. Another version of what runs there has one of its own."""
+    """Return the path of the server's spool. Each version of the server has its own."""
     return f"{HOME}/warm-{bundle.digest()}"
 
 
 def _is_ours(python: str) -> bool:
-    """Return whether an interpreter may well compile as this one does, by its path. Otherwise it compiles itself."""
+    """Return whether an interpreter probably compiles as this one does, by its path. Otherwise it compiles itself."""
     version = re.search(r"python(3\.\d+)$", python)
     return not version or version.group(1) == f"3.{sys.version_info.minor}"
 
 
 def _copies(python: str, command: str) -> list[str]:
-    """Return the programs that a command line of the interpreter ``python`` starts as a copy of this would.
+    """Return the programs for which a fork can replace this command line of the interpreter ``python``.
 
-    Nobody knows what more there is to some of them than an interpreter, and its environment.
+    That needs a command line which is known to be an interpreter and its environment, and nothing more.
     """
     try:
         *environment, program, _without_site = shlex.split(command)
@@ -270,7 +269,7 @@ def _copies(python: str, command: str) -> list[str]:
 
 
 def _is_login(command: str) -> bool:
-    """Return whether a command line has a login shell read what it likes before it starts an interpreter."""
+    """Return whether a command line makes a login shell read its files before it starts an interpreter."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -281,15 +280,15 @@ def _is_login(command: str) -> bool:
 
 
 def _header(request: bytes) -> dict[str, Any]:
-    """Return what a request says of itself."""
+    """Return the header of a request."""
     return dict(json.loads(request.partition(b"\n")[0]))
 
 
 def _starter(spool: str, request: bytes, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server in ``spool`` for a request, and its standard input.
 
-    It has files whose names begin with that of the spool and the ``number``, and removes all of them at the end. If the
-    server does not come to serve, it writes the file ``failed``.
+    The names of its files begin with that of the spool and the ``number``; it removes all of them at the end. If the
+    server does not start, it writes the file ``failed``.
     """
     header, beside = _header(request), f"{spool}.{number}"
     size, stdin = bundle.start_input(

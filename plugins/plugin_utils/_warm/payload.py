@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The archive of a module and its libraries, as ansible-core packs it, in pieces: a guest gets those that it lacks."""
+"""The archive of a module and its libraries, as ansible-core packs it, in parts: a guest gets those that it lacks."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.compiler im
 
 __all__ = ("REMEMBERED", "Archive", "read_archive")
 
-# Bytes of a file's header before its name, and where in there the lengths of name and extra field are.
+# Bytes of a file's header before its name, and the offset in it of the lengths of name and extra field.
 _HEADER = 30
 _LENGTHS = struct.Struct("<HH")
 _AT = 26
-# What the archive is in a traceback: ARCHIVE in _warm/guest/payload.py.
+# The archive's name in a traceback: ARCHIVE in _warm/guest/payload.py.
 _NAME = "_payload.zip"
 REMEMBERED = 12
-"""Letters of a part's checksum by which a client remembers that it is in the guest."""
+"""Letters of a part's checksum by which a client tells whether it is in the guest."""
 
 Source = tuple[str, tuple[bytes, str]]
-"""A module's source: its digest, and what is in it with its path."""
+"""A module's source: its digest, and its text with its path."""
 
 
 class Archive(NamedTuple):
-    """An archive: ``digest`` of what is in it, its ``parts`` by their checksums, and how they make it (``recipe``).
+    """An archive: the ``digest`` of its content, its ``parts`` by checksum, and how these make it (``recipe``).
 
-    The same files packed at another time are the same to a module; ansible-core packs them anew in each run. A part is
-    what was compressed of a file. The recipe is a line with the checksum of the digest and of all that follows, one of
-    JSON with the checksum of each part and where it belongs in the last of what follows, one with what is in the
-    archive, and all that is between the parts. The ``sources`` are those of modules, by their parts.
+    The digest does not depend on the time of packing: ansible-core packs the same files anew in each run. A part is the
+    compressed data of one file. The recipe is a line with the checksum of the digest and of all that follows, one of
+    JSON with the checksum of each part and its offset in the bytes between the parts, one with the table of the
+    archive, and the bytes between the parts. The ``sources`` are those of modules, by their parts.
     """
 
     digest: str
@@ -49,8 +49,8 @@ class Archive(NamedTuple):
     sources: dict[str, Source]
 
     def brought(self, missing: Container[str], *, code: bool = False, programs: bytes = b"") -> bytes:
-        """Return the recipe, ``code`` of parts or nothing, that of ``programs``, and the parts that are ``missing`` in
-        the guest, as the server and what starts it read them: each after its size, in four bytes, and compressed.
+        """Return the file for the server and its start: the recipe, the ``code`` of parts, that of ``programs``, and
+        the parts ``missing`` in the guest. Each piece is compressed and follows its size, in four bytes.
         """
         parts = [part for checksum, part in self.parts.items() if checksum[:REMEMBERED] in missing]
         sources = dict(source for checksum, source in self.sources.items() if checksum[:REMEMBERED] in missing)
@@ -58,13 +58,13 @@ class Archive(NamedTuple):
         return b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
 
     def remembered(self) -> list[str]:
-        """Return what tells the parts from others."""
+        """Return the short checksums of the parts."""
         return [checksum[:REMEMBERED] for checksum in self.parts]
 
 
 @functools.lru_cache(maxsize=16)
 def read_archive(encoded: bytes) -> Archive | None:
-    """Return what is in an archive, given in base64; None if that is not as it should be."""
+    """Return an archive, given in base64; None if it is malformed."""
     try:
         packed = base64.b64decode(encoded, validate=True)
         digest, table, places = _contents(packed)
@@ -90,8 +90,8 @@ def read_archive(encoded: bytes) -> Archive | None:
 
 
 def _contents(packed: bytes) -> tuple[str, dict[str, tuple[str, bool]], list[tuple[int, int, Source | None]]]:
-    """Return the digest of what is in an archive; of its modules, digest and whether they are packages; and of each
-    file, where what was compressed of it begins, how long that is, and its source.
+    """Return an archive's digest; of its modules, digest and whether they are packages; and of each file, the offset
+    and size of its compressed data, and its source.
     """
     content, table, places = hashlib.sha256(), {}, []
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:

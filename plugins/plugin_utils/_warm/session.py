@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One request to the server of warm interpreters, and its answer (_warm/guest/server.py).
 
-A request has a number of its own, which nobody can guess, and all that is said of it has that number. A guest may be
-put back to a snapshot while somebody waits: so nothing is matched by its place in a file, and no handle of the agent
+A request has a number of its own that cannot be guessed, and every line about it has that number. A guest may be
+reverted to a snapshot while a task waits: so nothing is matched by its place in a file, and no handle of the agent
 is used for a second request.
 """
 
@@ -33,21 +33,21 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LO
 
 __all__ = ("NOT_RUN", "Call", "ended_meanwhile")
 
-# Answers, or what they begin with, that say why something was not run.
+# Answers, or their beginnings, that say why a request was not run.
 NOT_RUN = (b"archive", b"plain\n")
 # Bytes beside a request on the ring.
 _ROOM = 64
-# What is read at once: the agent makes room for as much each time that it is asked.
+# Bytes per read: the agent allocates as many each time.
 _ANSWER = 64 << 10
-# An answer has at most twice 64 KiB of output; what is longer is in files of its own.
+# An answer has at most twice 64 KiB of output; longer output is in files of its own.
 _LONGEST_ANSWER = 256 << 10
-# How often it is made sure that an answer can still come, and how long a server may take to take a request.
+# How often to check that an answer can still come, and how long a server may take to take a request.
 _LOOK_SECONDS = 1.0
 _TAKE_SECONDS = 5.0
 
 
 class Call:
-    """A request with this ``number``: ``ask`` hands it over, and ``answer`` waits for what is said of it."""
+    """A request with this ``number``: ``ask`` hands it over, and ``answer`` waits for its answer."""
 
     def __init__(self, agent: Agent, spool: Spool, number: int) -> None:
         self.number = number
@@ -55,7 +55,7 @@ class Call:
         self._spool = spool
         self._file: GuestFile | None = None
         self._text = b""
-        self._half: bytes | None = None  # an answer that was not there, all of it, when it was looked at last
+        self._half: bytes | None = None  # an answer that was incomplete at the last look
         self._since = 0.0
 
     def ask(self, request: bytes) -> bool:
@@ -66,7 +66,7 @@ class Call:
         packed = base64.b64encode(zlib.compress(request)).decode("ascii")
         line = f"={self.number} {packed}"
         try:
-            with self._spool.bell() as bell:  # which tells whether there is anybody
+            with self._spool.bell() as bell:  # which fails if there is no server
                 self._file = GuestFile(self._agent, self._path, "w+")
                 if len(line) + _ROOM > LONGEST_RING:
                     self._spool.write(f"{self.number}.in", request)
@@ -84,9 +84,9 @@ class Call:
         return True
 
     def answer(self, first: Iterable[float] = ()) -> bytes:
-        """Wait for the answer, with these pauses at ``first``, in seconds: each is before a question.
+        """Wait for the answer and return it. ``first`` has the first pauses before questions, in seconds.
 
-        :raise OutcomeUnknownError: if there will be none, or nobody can tell.
+        :raise OutcomeUnknownError: if there will be none, or that is unknown.
         """
         looked = self._since
         try:
@@ -100,21 +100,21 @@ class Call:
                     return answer
         except OutcomeUnknownError:
             raise
-        except QgaError as exc:  # of a question; the task may have run, or may run yet
+        except QgaError as exc:  # a question failed; the task may have run, or may run yet
             raise lost(exc, f"contact was lost while the task ran: {exc.message}") from None
         finally:
             self.close()
         raise unknown("there is no answer")  # not reached: pauses never end
 
     def forget(self) -> None:
-        """Have all that there is of it in the guest removed."""
+        """Have all files of the request removed in the guest."""
         self._spool.forget(self.number)
 
     def close(self) -> None:
         """Close the file with the answer."""
         file, self._file = self._file, None
         if file:
-            with suppress(QgaError):  # the guest is not what it was; nothing of the task depends on it
+            with suppress(QgaError):  # the guest was restarted or reverted; the task does not depend on this
                 file.close()
 
     @property
@@ -122,7 +122,7 @@ class Call:
         return f"{self._spool.path}/{self.number}.rc"
 
     def _read(self) -> bytes | None:
-        """Return the answer; None as long as that is not there, all of it."""
+        """Return the answer; None as long as it is incomplete."""
         if not self._file:
             return None
         try:
@@ -136,11 +136,11 @@ class Call:
         return self._found(self._text)
 
     def _let_go(self) -> None:
-        """Do nothing more with the handle, not even close it: after a snapshot it is another's, who has it in use."""
+        """Drop the handle without closing it: after a snapshot, another client may be using it."""
         self._file, self._text = None, b""
 
     def _look(self) -> bytes | None:
-        """Look at the file anew, by its name, and make sure that an answer can still come.
+        """Open the file anew, by its name, and check that an answer can still come.
 
         :raise OutcomeUnknownError: if none can.
         """
@@ -149,10 +149,10 @@ class Call:
         answer = self._found(text or b"")
         if answer is not None:
             return answer
-        # A file that was removed can be read as long as it is open.
+        # A removed file can be read as long as it is open.
         known = text if text is not None else self._text if self._file else None
         if not there and known is not None and not self._says(known, b"begun"):
-            return b"plain\n"  # whoever would have run it has ended
+            return b"plain\n"  # the server has ended before it ran the request
         if not there:
             raise unknown("what serves the interpreters in the guest ended while the task ran (was it rebooted?)")
         if text is None:
@@ -167,11 +167,11 @@ class Call:
         return None
 
     def _all(self) -> bytes | None:
-        """Return all that was said, by the file's name; None if there is no such file."""
+        """Return the whole content of the file, by its name; None if there is no such file."""
         try:
             return self._spool.read(f"{self.number}.rc", _LONGEST_ANSWER)
         except GuestFileError as exc:
-            if exc.errno == errno.ENOSPC and self._file:  # the agent opens no other file without room in /run
+            if exc.errno == errno.ENOSPC and self._file:  # without room in /run, the agent opens no other file
                 return self._text
             raise
 
@@ -179,7 +179,7 @@ class Call:
         return re.search(rb"^%d %b$" % (self.number, word), text or b"", re.MULTILINE) is not None
 
     def _found(self, text: bytes) -> bytes | None:
-        """Return the answer in what was said, if all of it is there.
+        """Return the answer in the file's content, if all of it is there.
 
         :raise OutcomeUnknownError: if it is larger than any can be.
         """
@@ -194,6 +194,6 @@ class Call:
 
 
 def ended_meanwhile(words: bytes) -> OutcomeUnknownError:
-    """Return the error that says that a task's interpreter ended, with the interpreter's last ``words``."""
+    """Return the error for a task whose interpreter ended, with the interpreter's last ``words``."""
     why = words.decode("utf-8", "replace") or "was the guest rebooted?"
     return unknown(f"the interpreter in the guest ended while the task ran ({why})")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For both ends: code on its way, with what tells that this interpreter would have compiled it from that of others."""
+"""For both ends: bytecode to be sent, marked with the kind of interpreter that compiles it so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import zlib
 from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util takes long to import
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -24,6 +24,6 @@ def packed(codes: dict[str, Any]) -> bytes:
 
 
 def unpacked(content: bytes) -> dict[str, Any]:
-    """Return what was packed, if that is of this interpreter's kind."""
+    """Return the packed code, or nothing if it is not of this interpreter's kind."""
     codes: dict[str, Any] = marshal.loads(zlib.decompress(content[len(KIND) :])) if content.startswith(KIND) else {}
     return codes

@@ -1,9 +1,9 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: shell commands, by an interpreter (zygote.py) that has the environment of a login already.
+"""For the guest: run shell commands in an interpreter (zygote.py) that has the environment of a login already.
 
-A child becomes a shell, or does what the shell would do, where it is one of the few commands that ansible-core and this
+A child becomes a shell, or does the shell's work itself for one of the few commands that ansible-core and this
 collection need around modules.
 """
 
@@ -23,7 +23,7 @@ from .wire import NOT_RUN, Request
 from .zstd import Compressor, zstd, zstd_decompress
 from .zygote import LastWord, Work, main
 
-try:  # what hashlib would take, without what importing that takes
+try:  # hashlib's own choice, without the time to import hashlib
     from _sha2 import sha256  # type: ignore[import-not-found]
 except ImportError:
     try:
@@ -31,19 +31,19 @@ except ImportError:
     except ImportError:
         from hashlib import sha256
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
     from .fresh import Fingerprint
 
-# Paths that are themselves to a shell.
+# Paths that a shell takes as they are.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
 BLOCK = 512 << 10  # bytes that are read at once
 WINDOW = 64 << 20  # bytes that are mapped at once
 SET_DUMPABLE = 4  # for prctl()
-# As login_shell.py starts a command: not in its arguments, which all can see, and in the place of the shell's own.
+# As login_shell.py starts a command: not in its arguments, which any user can see, and in the place of the shell's own.
 SHELL = """c=$QEMU_GUEST_COMMAND; unset QEMU_GUEST QEMU_GUEST_COMMAND
 eval "unset c; $c"
 """
@@ -60,9 +60,9 @@ class Commands(Work):
         return request.program[request.before :]
 
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
-        """Run a shell command, which comes before its input. Its environment is that of a login."""
+        """Run a shell command, which comes before its input, in the environment of a login."""
         command = request.program[: request.before]
-        with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will say what is wrong
+        with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will report the error
             output = called(request, self.input_of(request)) if request.call else done_here(command)
             if output is not None:
                 os.write(1, output)
@@ -82,13 +82,13 @@ class Commands(Work):
 
 
 def called(request: Request, content: bytes) -> bytes | None:
-    """Make the call that stands for a shell command, and return what that would print; None if it takes a shell.
+    """Make the call that replaces a shell command; return what that would print, None if it takes a shell.
 
     ``content`` is the command's input.
 
-    :raise OSError: if that cannot be done, after nothing that a shell would not do again.
+    :raise OSError: if the call fails, after nothing that a shell would not do again.
     :raise ImportError: if there is no Zstandard.
-    :raise ValueError: if that fails.
+    :raise ValueError: if Zstandard fails.
     """
     name, arguments = str(request.call[0]), request.call[1:]
     given = [os.fsencode(value) if isinstance(value, str) else value for value in arguments]
@@ -96,9 +96,9 @@ def called(request: Request, content: bytes) -> bytes | None:
 
 
 def done_here(command: bytes) -> bytes | None:
-    """Do what a shell would do for ansible-core, and return what it would print; None if it takes a shell.
+    """Run one of ansible-core's commands; return what a shell would print, None if it takes a shell.
 
-    :raise OSError: if that cannot be done, after nothing that a shell would not do again.
+    :raise OSError: if the command fails, after nothing that a shell would not do again.
     :raise KeyError: if there is no such user.
     """
     for pattern, action in KNOWN:
@@ -108,7 +108,7 @@ def done_here(command: bytes) -> bytes | None:
     return None
 
 
-# What ansible-core, 2.16 to 2.21, has a shell do before and after it copies something.
+# Commands of ansible-core 2.16 to 2.21 before and after it copies a file.
 
 
 def home_of(user: bytes | None) -> bytes | None:
@@ -139,17 +139,17 @@ def remove(path: bytes) -> bytes:
     return b""
 
 
-# What module_utils/_guest has done with a small file, and with parts of a large one: see CALLS.
+# Operations of module_utils/_guest on a small file, and on parts of a large one: see CALLS.
 
 
 def entered(path: bytes) -> int | None:
-    """Open a directory; None if a link leads there, and a shell has to look whose it is."""
+    """Open a directory; return None if a link leads there, whose owner a shell has to check."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     return directory if os.readlink(b"/proc/self/fd/%d" % directory) == path else None
 
 
 def is_safe(directory: int) -> bool:
-    """Return whether root alone can exchange what is there, and the way to it."""
+    """Return whether only root can replace files in the directory, and the directories above it."""
     while True:
         about = os.fstat(directory)
         if about.st_uid or (about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX):
@@ -161,7 +161,7 @@ def is_safe(directory: int) -> bool:
 
 
 def as_it_is(name: bytes, directory: int) -> tuple[int, int, int]:
-    """Return mode, owner and group of a file; for a link, which is replaced, those of a new one."""
+    """Return mode, owner and group of a file; for a link, which is replaced, those of a new file."""
     try:
         about = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -209,21 +209,21 @@ def put(path: bytes, name: bytes, new: bytes, checksum: bytes, flags: int, conte
         os.fchmod(descriptor, mode)
         os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
-        if flags & os.O_CREAT:  # else a shell is to find it
+        if flags & os.O_CREAT:  # otherwise a shell needs it
             os.unlink(new, dir_fd=directory)
         raise
     return found
 
 
 def private(path: bytes | str, flags: int) -> int:
-    """Open a file, which is nobody else's if it is new."""
+    """Open a file; a new one is accessible to its owner only."""
     return os.open(path, flags, 0o600)
 
 
 def regular(path: bytes | str, flags: int) -> int:
-    """Open a file that has an end: a FIFO may have been put in its place, where others wait for somebody to write.
+    """Open a regular file: a FIFO may have been put in its place, and reading that may block forever.
 
-    :raise OSError: if it is something else.
+    :raise OSError: if it is not a regular file.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -233,7 +233,7 @@ def regular(path: bytes | str, flags: int) -> int:
 
 
 def printed(checksum: str) -> bytes:
-    """Return what a program prints that summed up its input."""
+    """Return a checksum as a program prints it for its standard input."""
     return checksum.encode("ascii") + b"  -\n"
 
 
@@ -242,7 +242,7 @@ def sum_of_file(path: bytes) -> bytes | None:
 
 
 def sha256_of_file(path: bytes, size: int) -> bytes | None:
-    """Sum up a file; with a size that is not -1, what it begins with."""
+    """Return the checksum of a file; with a size that is not -1, that of its first bytes."""
     if not (os.path.isfile(path) and os.path.getsize(path)):
         return None
     summed = sha256()
@@ -252,10 +252,10 @@ def sha256_of_file(path: bytes, size: int) -> bytes | None:
 
 
 def sum_of(path: bytes, start: int, size: int) -> bytes:
-    """Sum up what is in a file, from there on, ``size`` bytes at most.
+    """Return the checksum of a file from ``start`` on, ``size`` bytes at most.
 
-    Reading it would take as long again in an emulated guest, so it is mapped. If it shrinks meanwhile, that ends this
-    process, and what this one leaves behind then is no core.
+    Reading it would take as long again in an emulated guest, so it is mapped. If it shrinks meanwhile, that kills this
+    process, which must not dump core then.
     """
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
@@ -275,7 +275,7 @@ def sum_of(path: bytes, start: int, size: int) -> bytes:
 
 
 def blocks(path: bytes, start: int, size: int) -> Iterator[memoryview]:
-    """Yield what is in a file, from there on, ``size`` bytes at most; each until the next is asked for."""
+    """Yield a file's content from ``start`` on, ``size`` bytes at most; each block is valid until the next one."""
     room = memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0, opener=regular) as file:
         file.seek(start)
@@ -295,11 +295,9 @@ def make_room(spool: bytes) -> bytes:
 
 
 def unpack(packer: bytes, packed: bytes, append: int, path: bytes, size: int) -> bytes:
-    """Write the content of a file, ``size`` bytes, to another, or add it.
+    """Write the content of a packed file, ``size`` bytes, to ``path``, or append it.
 
-    If that cannot be done, a shell is to find the other as it was.
-
-    :raise OSError: then.
+    :raise OSError: if that fails; a shell finds ``path`` as it was then.
     """
     with open(packed, "rb") as source:
         content = source.read()
@@ -324,7 +322,7 @@ def pack(path: bytes, start: int, size: int, level: int, new: bytes, old: bytes)
         return None
     room = os.statvfs(os.path.dirname(new))
     if size > room.f_bavail * room.f_frsize // 2:
-        return b""  # nothing is packed, and the content travels as it is
+        return b""  # no compression: the content travels as it is
     compressor = Compressor(level)
     with suppress(FileNotFoundError):
         os.unlink(old)
@@ -362,7 +360,7 @@ CALLS: dict[str, Callable[..., bytes | None]] = {
     )
 }
 WITH_INPUT = ("placed",)
-# What ansible-core writes has no other form than its text.
+# ansible-core's commands can be recognised by their text only.
 KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple(
     (re.compile(pattern), action)
     for pattern, action in (
@@ -379,5 +377,5 @@ KNOWN: tuple[tuple[re.Pattern[bytes], Callable[..., bytes | None]], ...] = tuple
 
 
 def serve(fingerprint: Fingerprint | None = None, recipe: bytes = b"", code: bytes = b"") -> NoReturn:
-    """Serve in a new interpreter; an archive is nothing to shell commands."""
+    """Serve in a new interpreter; shell commands have no use for an archive."""
     main(Commands(), fingerprint)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-CLOCK_SECONDS = 0.1  # by which the time of files may be behind
-# What a login and become read before they start an interpreter. Of a directory, all that is in it.
+CLOCK_SECONDS = 0.1  # by which the timestamps of files may lag
+# Files that a login and become read before they start an interpreter; of a directory, all files.
 WATCHED = [
     "/etc/environment",
     "/etc/default/locale",
@@ -35,13 +35,13 @@ WATCHED = [
     "/etc/login.defs",
     "/etc/ld.so.preload",
 ]
-MOST_FILES = 200  # of a directory that are looked at
-# What is added to these, mostly, concerns no process that is there.
+MOST_FILES = 200  # checked per directory
+# Most additions to these do not concern running processes.
 TABLES = ("/etc/passwd", "/etc/group")
 
 
 def signature_of(paths: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return something that differs when one of the files has changed."""
+    """Return a value that differs when one of the files has changed."""
     seen: list[tuple[Any, ...]] = []
     for path in all_of(paths):
         try:
@@ -53,17 +53,17 @@ def signature_of(paths: Sequence[str]) -> list[tuple[Any, ...]]:
 
 
 def all_of(paths: Sequence[str]) -> list[str]:
-    """Return these paths, and behind each that of a directory those of what is in it."""
+    """Return these paths, each directory followed by the paths of its entries."""
     found = []
     for path in paths:
         found.append(path)
-        with suppress(OSError):  # it is no directory
+        with suppress(OSError):  # not a directory
             found += [f"{path}/{name}" for name in sorted(os.listdir(path))[:MOST_FILES]]
     return found
 
 
 def changed_since(when: float, paths: Sequence[str]) -> bool:
-    """Return whether one of the files may have been changed since a time."""
+    """Return whether one of the files may have changed since ``when``."""
     for path in all_of(paths):
         with suppress(OSError):
             if os.stat(path).st_ctime > when - CLOCK_SECONDS:
@@ -72,18 +72,18 @@ def changed_since(when: float, paths: Sequence[str]) -> bool:
 
 
 class Surroundings:
-    """What a new login would look at, as it is now."""
+    """The present state of the files that a new login would read."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
-        while True:  # until nothing has changed between the two
+        while True:  # until nothing has changed between two looks
             self.seen = signature_of(paths)
             self.tables = {path: content(path) for path in paths if path in TABLES}
             if signature_of(paths) == self.seen:
                 break
 
     def same(self) -> bool:
-        """Return whether all is for a process that is there already as it would be for a new one."""
+        """Return whether a running process has read what a new one would read."""
         now = signature_of(self.paths)
         if len(now) != len(self.seen):
             return False
@@ -107,7 +107,7 @@ def content(path: str) -> bytes:
 
 
 def adds_others(before: bytes, now: bytes) -> bool:
-    """Return whether users, or groups that have no members, are all that was added to a table, and nothing changed."""
+    """Return whether a table only gained users, or groups without members, and nothing else changed."""
     added = now[len(before) :].splitlines()
     joins_nobody = all(line.endswith(b":") for line in added if line.count(b":") == 3)
     return now.startswith(before) and before.endswith(b"\n") and joins_nobody

@@ -1,12 +1,12 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: what makes a fork of a resident interpreter a fresh one (zygote.py).
+"""For the guest: make a fork of a resident interpreter equal to a new one (zygote.py).
 
-A resident interpreter is started without its site (python -S), so it has run no code of users or sites, and has only
-the interpreter, the standard library and what a payload brought. Everything else that Python reads when it starts is
-read in the fork, by ``renew``. What cannot be read again is in a ``Fingerprint``: where that has changed, the resident
-process is replaced.
+A resident interpreter is started without site (python -S), so it has run no code of users or sites, and holds only the
+interpreter, the standard library and modules of payloads. ``renew`` reads everything else that Python reads at start,
+in the fork. ``Fingerprint`` covers files that cannot be read again: when one has changed, the resident process is
+replaced.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import time
 from contextlib import suppress
 from importlib.machinery import PathFinder
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-# The C library reads them once. They may come and go.
+# The C library reads these once. They may appear and disappear.
 LOCALES = ("/usr/lib/locale", "/usr/lib/locale/locale-archive")
-# What OpenSSL reads when it is loaded.
+# OpenSSL reads these when it is loaded.
 CRYPTO = (
     "/etc/ssl/openssl.cnf",
     "/usr/local/ssl/openssl.cnf",
@@ -35,15 +35,15 @@ CRYPTO = (
     "/etc/pki/tls/openssl.d",
     "/etc/crypto-policies/back-ends/opensslcnf.config",
 )
-# With one of them, Python may import other modules than its own while it starts.
+# With one of these set, Python may import other modules than its own while it starts.
 UNSAFE = ("PYTHONPATH", "PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONWARNINGS")
-NO_SITE = 6  # its place in sys.flags, since Python 3.2
+NO_SITE = 6  # index of no_site in sys.flags, since Python 3.2
 
 
 def reset_signals() -> None:
-    """Have signals handled as in a Python that a login shell has just started."""
+    """Set signal handlers as in a Python that a login shell has just started."""
     for number in signal.valid_signals():
-        with suppress(OSError, ValueError):  # not these
+        with suppress(OSError, ValueError):  # some cannot be set
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,9 +52,9 @@ def reset_signals() -> None:
 
 
 def leave_directory() -> str:
-    """Go to the root directory, so that no other filesystem is kept busy; return the path of the one that was left.
+    """Change to the root directory, so that no other filesystem stays busy; return the path of the previous one.
 
-    It is empty if that was not left, because there is no way back: then children have it already.
+    Stay, and return an empty path, if there is no way back: children then inherit the directory.
     """
     try:
         directory = os.getcwd()
@@ -67,15 +67,15 @@ def leave_directory() -> str:
 
 
 class Fingerprint:
-    """The files that this process was started from, as they were then."""
+    """The files that this process was started from, and their state at that time."""
 
     def __init__(self) -> None:
         self.seen: dict[str, tuple[int, ...] | None] = {}
-        self.lost = False  # one was replaced before it was seen
+        self.lost = False  # a file was replaced before its signature was taken
         self.update()
 
     def update(self) -> None:
-        """Take in what was loaded since."""
+        """Add the files that were loaded since the last call."""
         mapped = set(mapped_files())
         beside = os.path.dirname(sys.executable)
         paths = {*mapped, *sys.path, *LOCALES, sys.executable, f"{beside}/pyvenv.cfg", f"{beside}/../pyvenv.cfg"}
@@ -86,17 +86,17 @@ class Fingerprint:
             self.seen[path] = signature(path)
 
     def changed(self) -> bool:
-        """Return whether a new process would be started from something else."""
+        """Return whether a new process would be started from other files."""
         return self.lost or any(signature(path) != seen for path, seen in self.seen.items())
 
     def is_at_home(self) -> bool:
-        """Return whether all of it is on the filesystems of / and /usr, which nobody unmounts."""
+        """Return whether all files are on the filesystems of / and /usr, which are never unmounted."""
         home = {os.stat("/").st_dev, os.stat("/usr").st_dev if os.path.isdir("/usr") else -1}
         return all(seen is None or seen[0] in home for seen in self.seen.values())
 
 
 def signature(path: str) -> tuple[int, ...] | None:
-    """Return what differs when a file was replaced or changed; None if there is none."""
+    """Return a value that differs when a file was replaced or changed; None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -109,12 +109,12 @@ def mapped_files() -> Iterator[str]:
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             path = line.rstrip("\n").partition("/")[2]
-            if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # memory that is shared
+            if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # shared memory
                 yield f"/{path}"
 
 
 class Flags(tuple):  # type: ignore[type-arg]
-    """What sys.flags is in a Python that was started with its site."""
+    """sys.flags as in a Python that was started with site."""
 
     no_site = 0
     real: Any = sys.flags
@@ -127,9 +127,9 @@ class Flags(tuple):  # type: ignore[type-arg]
 
 
 def renew(asked: Iterable[str]) -> list[str]:
-    """In a fork: read what a Python reads that was just started: site directories, .pth files, sitecustomize, zone.
+    """In a fork: read what a new Python reads at start: site directories, .pth files, sitecustomize, time zone.
 
-    Return which of the modules that were ``asked`` for in vain before can be imported now.
+    Return those modules, of the ones ``asked`` for in vain before, that can be imported now.
     """
     sys.flags = Flags([*Flags.real[:NO_SITE], 0, *Flags.real[NO_SITE + 1 :]])  # type: ignore[assignment]
     if hasattr(sys, "orig_argv"):
@@ -137,7 +137,7 @@ def renew(asked: Iterable[str]) -> list[str]:
     paths, finders = [*filter(None, sys.path)], [*sys.meta_path]
     sys.path[:] = paths
     site.main()
-    # They were not where this process has looked.
+    # The modules were not in the directories that this process has searched.
     places = [path for path in sys.path if path not in paths]
     others = [finder for finder in sys.meta_path if finder not in finders]
     found = [
@@ -145,7 +145,7 @@ def renew(asked: Iterable[str]) -> list[str]:
         for name in asked
         if PathFinder.find_spec(name, places) or any(has_module(finder, name) for finder in others)
     ]
-    sys.path.insert(0, "")  # of a program on standard input
+    sys.path.insert(0, "")  # as for a program on standard input
     read_zone()
     platform: Any = sys.modules.get("platform")
     for name in ("_uname_cache", "_os_release_cache"):
@@ -156,7 +156,7 @@ def renew(asked: Iterable[str]) -> list[str]:
 
 
 def read_zone() -> None:
-    """Have the C library read the time zone's file again. It does so if another zone was set meanwhile."""
+    """Make the C library read the time zone's file again, as it does after another zone was set."""
     zone = os.environ.get("TZ")
     os.environ["TZ"] = "UTC0"
     time.tzset()
@@ -170,5 +170,5 @@ def read_zone() -> None:
 def has_module(finder: Any, name: str) -> bool:
     try:
         return finder.find_spec(name, None) is not None
-    except (AttributeError, ImportError, ValueError):  # it is of an old kind, or cannot tell
+    except (AttributeError, ImportError, ValueError):  # the finder is of an old kind, or fails
         return False

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: finds modules by what is in them, and imports their libraries in advance (module_runner.py)."""
+"""For the guest: find modules by their content, and import their libraries in advance (module_runner.py)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from .bytecode import unpacked
 from .compiler import compiled
 from .payload import ARCHIVE, archive_name, place
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .compiler import Codes, Sources
     from .payload import Archive, Table
 
-# Only these are imported before a task needs them; of others, the compiled code is kept.
+# Only these are imported before a task needs them; of other modules, the compiled code is kept.
 LIBRARIES = "ansible.module_utils"
-# What is in there acts when it is imported.
+# Modules in there act when they are imported.
 LEFT_OUT = "._extensions"
-# Of nothing: what is empty is no part of an archive, so it never comes with one.
+# The digest of an empty file, which is never sent as a part of an archive.
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb924"
-MANY = 8  # modules, to compile them on two processors
+MANY = 8  # modules that are worth compiling on two processors
 
 
 class Importer:
     """Finds the modules of a payload by the digest of their source, if that was compiled before.
 
-    It comes first where Python looks for modules, and ``vain`` comes last.
+    It is first in sys.meta_path, and ``vain`` is last.
     """
 
     def __init__(self) -> None:
@@ -45,9 +45,9 @@ class Importer:
         self.importing: list[str] = []  # modules of the payload, each imported by the one before
         self.uses: dict[str, set[str]] = {}  # name: the names in its code
         self.code = {EMPTY: compile(b"", ARCHIVE, "exec")}  # digest: code
-        self.table: Table = {}  # name: (digest, whether it is a package), of the payload at hand
-        self.loaded: dict[str, str] = {}  # name: digest, of what is imported in this interpreter
-        self.wanted: set[str] = set()  # what payloads import of the standard library
+        self.table: Table = {}  # name: (digest, whether it is a package), of the current payload
+        self.loaded: dict[str, str] = {}  # name: digest, of modules imported in this interpreter
+        self.wanted: set[str] = set()  # modules of the standard library that payloads import
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         digest, package = self.table.get(name, ("", False))
@@ -84,7 +84,7 @@ class Importer:
         return self.table[name][1]
 
     def learn(self, archive: Archive) -> None:
-        """Take the code of what is new in the payload's archive, or compile it: much of it on two processors."""
+        """Take the code of new modules from the payload's archive, or compile them: many of them on two processors."""
         if not self.has_all_code():
             self.take(unpacked(archive.code))
         archive.code = b""
@@ -98,7 +98,7 @@ class Importer:
         if len(new) < MANY or len(os.sched_getaffinity(0)) < 2:
             self.take(compiled(new))
             return
-        # In an order in which halves are about as large.
+        # Sorted by size, so that the halves are about as large.
         items = sorted(new.items(), key=lambda item: len(item[1][0]))
         try:
             beside = start_beside(lambda: marshal.dumps(compiled(dict(items[::2]))))
@@ -113,32 +113,32 @@ class Importer:
             self.wanted.update(imports)
 
     def has_all_code(self) -> bool:
-        """Return whether all that is in the payload was compiled."""
+        """Return whether all modules of the payload are compiled."""
         return all(digest in self.code for digest, _package in self.table.values())
 
     def lacks(self, table: Table) -> bool:
-        """Return whether some of the libraries of a payload are not imported."""
+        """Return whether a library of the payload is not imported."""
         return any(is_library(name) and name not in self.loaded for name in table)
 
     def fits(self) -> bool:
-        """Return whether what is imported is what the payload brings."""
+        """Return whether the imported modules are those of the payload."""
         return all(self.table.get(name, ("", False))[0] in ("", digest) for name, digest in self.loaded.items())
 
     def import_libraries(self) -> None:
         """Import the libraries of the payload that are not imported yet.
 
-        A module outside of them is not imported, but what it will import of the standard library is: looking for that
-        in a child would have it read the payload's archive. Nothing but that library can be found here.
+        Other modules are not imported, but what they import of the standard library is: to look for that, a child would
+        read the payload's archive. Only the standard library can be found here.
         """
         for name in sorted(self.wanted):
-            with suppress(Exception):  # what is not there, the task will miss by itself
+            with suppress(Exception):  # the task will report a missing module itself
                 importlib.import_module(name)
         self.wanted.clear()
         for name, (digest, _package) in sorted(self.table.items()):
             if is_library(name) and digest in self.code and name not in sys.modules:
                 try:
                     importlib.import_module(name)
-                except Exception:  # what needs something that is not there: a task that wants it will say so
+                except Exception:  # a task that needs this library will report the error
                     self.forget(name)
 
     def forget(self, name: str) -> None:
@@ -149,18 +149,18 @@ class Importer:
             delattr(sys.modules[parent], last)
 
     def forget_others(self, found: Sequence[str]) -> None:
-        """In a child: keep what its payload brings and nothing else; nor what has asked for ``found`` in vain."""
+        """In a child: forget modules that are not its payload's, and those that have asked for ``found`` in vain."""
         everything = not self.fits()
         outdated = self.dependents(found)
         for name in sorted(self.loaded, reverse=True):
             if everything or name not in self.table or name in outdated:
                 self.forget(name)
-        if everything:  # what they have put there besides themselves
+        if everything:  # what these modules have added besides themselves
             for name in [name for name in sys.modules if name.startswith("ansible.")]:
                 del sys.modules[name]
 
     def dependents(self, found: Sequence[str]) -> set[str]:
-        """Return the modules that have asked for one of these in vain, and those that have imported such a module."""
+        """Return the modules that asked for one of ``found`` in vain, and those that imported such a module."""
         outdated = {name for wanted in found for name in self.vain.asked[wanted] if name in self.loaded}
         size = 0
         while len(outdated) > size:
@@ -171,11 +171,11 @@ class Importer:
 
 
 class Vain:
-    """Notes which modules the payload's libraries ask for in vain: a site directory may have them."""
+    """Records the modules that the payload's libraries ask for in vain: a site directory may have them."""
 
     def __init__(self, importer: Importer) -> None:
         self.importer = importer
-        self.asked: dict[str, set[str]] = {}  # top-level name: who asked
+        self.asked: dict[str, set[str]] = {}  # top-level name: modules that asked for it
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if path is None and self.importer.importing:
@@ -183,7 +183,7 @@ class Vain:
 
 
 def names_in(code: types.CodeType) -> set[str]:
-    """Return all names in the code, those of what it imports among them."""
+    """Return all names in the code, including those that it imports."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -196,7 +196,7 @@ def is_library(name: str) -> bool:
 
 
 def start_beside(work: Callable[[], bytes]) -> Callable[[], bytes]:
-    """Start a child that does the work, and return what waits for its result. That may be cut off."""
+    """Start a child that does ``work``; return a function that waits for its result, which may be cut off."""
     ours, theirs = os.pipe()
     if not os.fork():
         try:
@@ -214,7 +214,7 @@ def start_beside(work: Callable[[], bytes]) -> Callable[[], bytes]:
 
 
 class SearchPath:
-    """Where a package's modules are: in the payload's archive, which the payload puts first in sys.path."""
+    """A package's __path__: it leads to the payload's archive, which the payload puts first in sys.path."""
 
     def __init__(self, name: str, found: list[str]) -> None:
         self.inner = name.replace(".", "/")
@@ -232,9 +232,9 @@ class SearchPath:
 
 
 def placed(code: types.CodeType, path: str) -> types.CodeType:
-    """Return ``code`` as if it was compiled from ``path``: tracebacks name it."""
+    """Return ``code`` as if it was compiled from ``path``, which tracebacks show."""
     if code.co_filename == path:
         return code
     copy: types.CodeType = marshal.loads(marshal.dumps(code))  # another module may have the same source
-    _imp._fix_co_filename(copy, path)  # type: ignore[attr-defined]  # as importlib does with what it reads
+    _imp._fix_co_filename(copy, path)  # type: ignore[attr-defined]  # as importlib does with code that it reads
     return copy

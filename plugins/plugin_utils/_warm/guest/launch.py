@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: start interpreters, by their command lines or as copies of this process."""
+"""For the guest: start interpreters, by their command lines or as forks of this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 from .fresh import Fingerprint, reset_signals
 from .wire import input_pipe
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     Spawned = tuple[_socket.socket, int]
     """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe."""
     Program = tuple[str, ...]
-    """The modules of this package that an interpreter needs. It serves by the first one's function ``serve``."""
+    """The modules of this package that an interpreter needs. It calls ``serve`` of the first one."""
 
 MODULE_RUNNER = ("module_runner", "bytecode", "compiler", "fresh", "importer", "payload", "prefault", "wire", "zygote")
 SHELL_COMMANDS = ("file_ops", "fresh", "wire", "zstd", "zygote")
-LEAST_FREE = 96 << 20  # bytes: below, no further interpreter is started
-OURS = 3  # where descriptors begin that are no standard ones
+LEAST_FREE = 96 << 20  # bytes; with less, no further interpreter is started
+OURS = 3  # the first descriptor after the standard ones
 
 
 def free_memory() -> int:
@@ -42,8 +42,8 @@ def free_memory() -> int:
 class Launcher:
     """Starts interpreters. ``loader`` has the modules that they need.
 
-    ``copies`` are names of programs: a copy of this process runs them as an interpreter that was just started would.
-    What a shell does before a command line is in ``prologue``.
+    ``copies`` are names of programs: a fork of this process runs them as a newly started interpreter would.
+    ``prologue`` is the shell text that comes before a command line.
     """
 
     def __init__(self, loader: Loader, prologue: str, copies: Sequence[str]) -> None:
@@ -51,13 +51,13 @@ class Launcher:
         self.loader = loader
         self.prologue = prologue
         self.copies = copies
-        self.recipe = self.code = b""  # what is known of the first archive
+        self.recipe = self.code = b""  # of the first archive
         self.fingerprint = Fingerprint()
 
     def spawn(self, program: Program, command: str, path: str) -> Spawned:
         """Start an interpreter by a shell command; ``path`` is PATH before that.
 
-        It has nothing of this process but a socket and two pipes: it may be another user's.
+        It shares only a socket and two pipes with this process: it may belong to another user.
         """
         text = f"{command.count(chr(10)) + 1}\n{command}\n{self.loader.program(program, 'serve')}"
         stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
@@ -75,7 +75,7 @@ class Launcher:
         return ours, errors
 
     def copy(self, program: Program) -> Spawned | None:
-        """Start an interpreter as a copy of this process; return None if that is not to be done in this way."""
+        """Start an interpreter as a fork of this process; return None if a fork will not do."""
         if program[0] not in self.copies or self.fingerprint.changed():
             return None
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -90,9 +90,9 @@ class Launcher:
             try:
                 ours.close()
                 self.be(program, theirs, theirs_too)
-            except SystemExit:  # of a task: its process ends as any
+            except SystemExit:  # of a task, whose process exits as usual
                 raise
-            except BaseException:  # whatever it is: a copy does not go on as what serves
+            except BaseException:  # a fork must never go on as the server
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
         theirs.close()
@@ -100,11 +100,11 @@ class Launcher:
         return ours, errors
 
     def be(self, program: Program, output: _socket.socket, errors: int) -> NoReturn:
-        """Be an interpreter. Who has called this stays where it is: what that has open is closed here by number."""
+        """Become an interpreter. The callers do not return, so their descriptors are closed here by number."""
         nothing = os.open(os.devnull, os.O_RDONLY)
         be_apart(self.directory, self.umask, [nothing, output.fileno(), errors])
         output.close()
-        os.closerange(OURS, 1 << 10)  # soon: as long as the ring is open, clients believe that somebody serves
+        os.closerange(OURS, 1 << 10)  # soon: as long as the ring is open, clients believe that a server reads it
         reset_signals()
         name = f"{__package__}.{program[0]}"
         __import__(name)
@@ -113,7 +113,7 @@ class Launcher:
 
 
 def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
-    """Start what login_shell.py has in its program, with these as its standard descriptors."""
+    """Start the program of login_shell.py, with these as its standard descriptors."""
     if not os.fork():
         try:
             be_apart("/", 0o022, descriptors)
@@ -126,7 +126,7 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
 
 
 def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:
-    """In a new process: have a session of its own, and these as its standard descriptors."""
+    """In a new process: start a session, and set umask, directory and standard descriptors."""
     os.setsid()
     os.umask(umask)
     os.chdir(directory)

@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: the modules of this package, imported from memory.
+"""For the guest: import the modules of this package from memory.
 
-This one comes first, as text that an interpreter runs; whatever else is wanted there is imported then, under the name
-of PACKAGE. A module is compiled when it is imported, unless its code was brought.
+An interpreter runs this module first, as text; it then imports others under the name of PACKAGE. A module is compiled
+when it is imported, unless its code was sent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from _frozen_importlib import ModuleSpec  # importlib.machinery takes long to import
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     import types
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Loader:
         return self.sources[name.rpartition(".")[2]]
 
     def program(self, names: Sequence[str], function: str) -> str:
-        """Return a program for another interpreter: it calls a function of the first of these modules."""
+        """Return a program for another interpreter, which calls ``function`` of the first of these modules."""
         sources = {name: self.sources[name] for name in names}
         return f"{self.sources['loader']}\n\nbegin({sources!r}, {names[0]!r})[1].{function}()\n"
 
@@ -59,7 +59,7 @@ def compiled(name: str, source: str) -> types.CodeType:
 
 
 def begin(sources: dict[str, str], name: str) -> tuple[Loader, types.ModuleType]:
-    """Have the modules found from now on; return what does that, and the module of this name."""
+    """Make the modules importable; return their loader, and the module ``name``."""
     loader = Loader(sources)
     sys.meta_path.insert(0, loader)
     __import__(f"{PACKAGE}.{name}")

@@ -1,10 +1,9 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: modules, run by an interpreter (zygote.py) that has imported what Ansible's modules import.
+"""For the guest: run modules in an interpreter (zygote.py) that has imported the libraries of Ansible's modules.
 
-What is imported is recognised by content: a child in whose payload a library differs forgets all libraries and imports
-its own.
+Libraries are compared by content: a child whose payload has a different one forgets all libraries and imports its own.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from .prefault import Memory
 from .wire import Request
 from .zygote import LastWord, Work, main
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from .fresh import Fingerprint
 
-# What a module has Python do between fork() and exec().
+# The function that a module has Python call between fork() and exec().
 BETWEEN = "AnsibleModule.run_command.<locals>.preexec"
 
 
 class Modules(Work):
-    """Modules, their libraries, and what is compiled of them."""
+    """Modules, their libraries, and their compiled code."""
 
     def __init__(self) -> None:
         self.importer = Importer()
@@ -54,7 +53,7 @@ class Modules(Work):
         start_programs_at_once()  # in all children
 
     def find_here(self) -> None:
-        """Have Python find modules here first."""
+        """Put the importer first where Python looks for modules."""
         if self.importer not in sys.meta_path:
             sys.meta_path.insert(0, self.importer)
             sys.meta_path.append(self.importer.vain)
@@ -63,10 +62,10 @@ class Modules(Work):
         self.memory.begin()
 
     def expect(self, recipe: bytes, code: bytes) -> None:
-        """Import its libraries."""
+        """Import the libraries of the archive to come."""
         self.find_here()
-        gc.disable()  # as later
-        with suppress(Exception):  # then it is done when that comes
+        gc.disable()  # as Zygote.serve does
+        with suppress(Exception):  # then they are imported when the archive comes
             self.importer.table = table_of(zlib.decompress(recipe).split(b"\n", 3)[2])
             self.importer.take(unpacked(code))
             self.importer.import_libraries()
@@ -82,10 +81,10 @@ class Modules(Work):
             self.archives[request.archive] = Archive(table_of(table), text.decode("ascii"), code)
 
     def learns(self, request: Request) -> bool:
-        """Learn what a module needs, if a library is among that.
+        """Learn what a module needs, if that includes a new library.
 
-        Otherwise it is the module itself, which may never come again. A child that waits learns that quickly. The
-        second time it is worth while to learn it here, later.
+        Otherwise only the module itself is new, and may never come again. A spare child learns that quickly. The
+        second time, it is worth learning in this process, later.
         """
         if request.archive in self.learnt:
             return False
@@ -110,10 +109,10 @@ class Modules(Work):
             self.learn(self.archives[digest], program, before)
 
     def learn(self, archive: Archive, program: bytes, before: int) -> None:
-        """Import what a module needs, for it and all like it. In a child: compile what is new, of the module itself."""
+        """Import the libraries of a module, for it and others. In a child: compile the new code of the module."""
         importer = self.importer
         importer.table = archive.table
-        with suppress(Exception):  # whatever it is, the task will say so
+        with suppress(Exception):  # the task will report the error itself
             archive.learn()
             importer.learn(archive)
             if importer.fits():
@@ -121,7 +120,7 @@ class Modules(Work):
             payload = Payload(program, before, archive.text)
             if payload.mark.encode("ascii") not in payload.head and payload.head not in self.heads:
                 self.heads[payload.head] = payload.compiled_head()
-        gc.freeze()  # children share it as long as nobody looks through it
+        gc.freeze()  # children share these pages as long as no garbage collection scans them
 
     def look_after(self, process: int) -> float | None:
         return self.memory.look_after(process)
@@ -133,7 +132,7 @@ class Modules(Work):
         self.memory.get_ready()
 
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
-        """Run a module as the interpreter would have."""
+        """Run a module as the interpreter itself would."""
         archive = self.archives[request.archive]
         if request.archive not in self.learnt:
             self.learn(archive, request.program, request.before)
@@ -147,11 +146,11 @@ class Modules(Work):
 
 
 def start_programs_at_once() -> None:
-    """Have programs started without a copy of this process, where AnsibleModule.run_command asks for one for nothing.
+    """Start programs by vfork() where AnsibleModule.run_command prevents that for nothing.
 
-    It gives Python a function to call in between, which sets the umask, if there is one to set. For that, Python makes
-    a copy of the process, with each page that either writes to, where it would otherwise use vfork(): in an emulated
-    guest, a fifth of the time of a module that starts a program.
+    It gives Python a function to call before exec(), which sets the umask, if there is one to set. For that, Python
+    uses fork() in place of vfork(), and each page that either process writes to is copied: in an emulated guest, a
+    fifth of the time of a module that starts a program.
     """
     fork_exec: Any = _posixsubprocess.fork_exec
 
@@ -164,12 +163,12 @@ def start_programs_at_once() -> None:
 
 
 def does_nothing(function: object) -> bool:
-    """Return whether this is the function of run_command, in cores 2.16 to 2.21, without a umask to set."""
+    """Return whether this is run_command's function, in ansible-core 2.16 to 2.21, without a umask to set."""
     if not isinstance(function, types.FunctionType) or function.__qualname__ != BETWEEN:
         return False
     code = function.__code__
     kept = dict(zip(code.co_freevars, function.__closure__ or ()))
-    # What the first one does, it does in Python 2.
+    # _restore_signal_handlers acts in Python 2 only.
     known = code.co_names in (("os", "umask"), ("_restore_signal_handlers", "os", "umask"))
     return known and "umask" in kept and not kept["umask"].cell_contents
 
@@ -182,8 +181,8 @@ def exit_status(end: SystemExit) -> int:
 
 
 def show(error: BaseException) -> int:
-    """Show what ended the program, as the program wants it; return the exit status."""
-    frames = error.__traceback__.tb_next if error.__traceback__ else None  # without the one that runs the payload
+    """Report the exception that ended the program, by its sys.excepthook; return the exit status."""
+    frames = error.__traceback__.tb_next if error.__traceback__ else None  # without the frame that runs the payload
     error.__traceback__ = frames
     try:
         sys.excepthook(type(error), error, frames)
@@ -200,7 +199,7 @@ def show(error: BaseException) -> int:
 
 
 def run(payload: Payload, heads: dict[bytes, types.CodeType], last_word: LastWord) -> NoReturn:
-    """Run the payload as an interpreter does that reads it from standard input, and end."""
+    """Run the payload as an interpreter does that reads it from standard input, and exit."""
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
     sys.modules["__main__"] = main_module
@@ -210,7 +209,7 @@ def run(payload: Payload, heads: dict[bytes, types.CodeType], last_word: LastWor
             exec(part, main_module.__dict__)
     except SystemExit as end:
         code = exit_status(end)
-    except BaseException as error:  # whatever it is, it is shown as the interpreter shows it
+    except BaseException as error:  # reported as the interpreter reports it
         code = show(error)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -218,13 +217,13 @@ def run(payload: Payload, heads: dict[bytes, types.CodeType], last_word: LastWor
         sys.stdout.flush()
         sys.stderr.flush()
     except (OSError, ValueError):
-        sys.exit(code)  # the interpreter's own end has words for that
+        sys.exit(code)  # the interpreter reports that at its exit
     last_word.say(code & 0xFF)
     os._exit(code & 0xFF)
 
 
 def serve(fingerprint: Fingerprint | None = None, recipe: bytes = b"", code: bytes = b"") -> NoReturn:
-    """Serve in a new interpreter. In a copy, ``recipe`` and ``code`` are of the archive that comes first."""
+    """Serve in a new interpreter. In a fork, ``recipe`` and ``code`` are those of the first archive."""
     work = Modules()
     if fingerprint:
         work.expect(recipe, code)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: what ansible-core sends of a module, the archive and the program around it (module_runner.py)."""
+"""For the guest: a module as ansible-core sends it, an archive and the program around it (module_runner.py)."""
 
 from __future__ import annotations
 import __future__
@@ -16,7 +16,7 @@ import sys
 import types
 import zipfile
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     """By module's name: the digest of its source, and whether it is a package."""
 
 ARCHIVE = "_payload.zip"
-# The last statement of what ansible-core sends. From 2.19 on, all that differs from task to task is in there.
+# The last statement of a payload. From ansible-core 2.19 on, all that differs from task to task is in there.
 CALL = b"\nif __name__ == "
-# What it does first with its archive, in cores 2.16 to 2.21.
+# The first steps of a payload with its archive, in ansible-core 2.16 to 2.21.
 STEPS = (
     b"modlib.write(base64.b64decode(",
     b"z = zipfile.ZipFile(modlib_path, mode='a')\n",
@@ -36,7 +36,7 @@ FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_
 
 
 def table_of(text: bytes) -> Table:
-    """Return what a client has written of what is in an archive."""
+    """Return the table of an archive, as a client has written it."""
     return {name: tuple(known) for name, known in json.loads(text.decode("ascii")).items()}
 
 
@@ -51,15 +51,15 @@ def place(name: str, package: bool) -> str:
 
 
 class Archive:
-    """A payload's archive: the ``table`` of what is in it, its ``text``, in base64, and ``code`` of what is in it."""
+    """A payload's archive: the ``table`` of its modules, its ``text``, in base64, and the modules' ``code``."""
 
     proven: bool | None = None
 
     def __init__(self, table: Table, text: str, code: bytes = b"") -> None:
         self.table = table
         self.text = text
-        self.code = code  # what a client has compiled of it
-        self.content = b""  # what is known of it when it is learnt
+        self.code = code  # compiled by a client
+        self.content = b""  # decoded, once it is learnt
         self.offset = 0  # of its directory
         self.directory = b""
         self.count = 0
@@ -73,12 +73,12 @@ class Archive:
         end = content.rindex(b"PK\5\6")
         self.count, size, self.offset = struct.unpack_from("<HLL", content, end + 10)
         self.directory = content[self.offset : self.offset + size]
-        # Not so in one that is followed by more, or larger than what these numbers can tell.
+        # Not for an archive with trailing data, or one too large for these numbers.
         if self.offset + size == end and len(content) == end + 22 and self.does_as_zipfile(content):
             self.content = content
 
     def does_as_zipfile(self, content: bytes) -> bool:
-        """Return whether `appended` does what zipfile does in this Python; the first archive shows."""
+        """Return whether `appended` does what zipfile does in this Python, as tried on the first archive."""
         if Archive.proven is None:
             copy = io.BytesIO(content)
             by_zipfile, by_us = zipfile.ZipInfo(), zipfile.ZipInfo()
@@ -88,7 +88,7 @@ class Archive:
         return Archive.proven
 
     def appended(self, info: zipfile.ZipInfo, data: bytes) -> bytes:
-        """Return what comes from ``offset`` on when a file is added, without writing each line of the directory."""
+        """Return the bytes from ``offset`` on with a file added, without rewriting each line of the directory."""
         info.file_size = info.compress_size = len(data)
         info.CRC = binascii.crc32(data)
         info.external_attr = info.external_attr or 0o600 << 16
@@ -100,7 +100,7 @@ class Archive:
         return header + data + self.directory + line + end
 
     def expect(self) -> None:
-        """Have a module's program decode it, and add a file to it, in no time: each once, and as it does first."""
+        """Replace the first b64decode() and ZipFile() of a module's program by faster ones for this archive."""
         decode, open_it = base64.b64decode, zipfile.ZipFile
 
         def decoded(text: Any, *more: Any) -> bytes:
@@ -137,24 +137,24 @@ class Payload:
 
     def __init__(self, program: bytes, before: int, archive: str) -> None:
         self.archive = archive
-        # The compiler takes long for such a text, so it is put in afterwards.
+        # The compiler takes long for the archive's text, so that is put in afterwards.
         self.mark = os.urandom(16).hex()
         self.whole = program[:before] + self.mark.encode("ascii") + program[before:]
         self.head, call, rest = self.whole.rpartition(CALL)
-        # On the same lines, for tracebacks.
+        # Keep the line numbers, for tracebacks.
         self.call = b"\n" * self.head.count(b"\n") + call + rest
 
     def code(self, heads: dict[bytes, types.CodeType]) -> list[types.CodeType]:
-        """Return the code of all parts; what is in ``heads`` is compiled already."""
+        """Return the code of all parts; those in ``heads`` are compiled already."""
         known = heads.get(self.head)
         parts: list[types.CodeType]
         try:
             head = known or self.compiled_head()
             flags = head.co_flags & FUTURE
             parts = [head, compile(self.call, "<stdin>", "exec", flags=flags, dont_inherit=True)]
-        except SyntaxError:  # not a program that can be parted so
+        except SyntaxError:  # the program cannot be split like this
             parts = [compile(self.whole, "<stdin>", "exec", dont_inherit=True)]
-        # What is known had no mark.
+        # A known head has no mark.
         return [part if part is known else replaced(part, self.mark, self.archive) for part in parts]
 
     def compiled_head(self) -> types.CodeType:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: the pages of memory that tasks write to (module_runner.py)."""
+"""For the guest: copy the memory pages that tasks write to in advance (module_runner.py)."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ import os
 import re
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Range = tuple[int, int]
-    """Of addresses: start and end."""
+    """Start and end address."""
 
 
 class Memory:
-    """What tasks write to, as seen of the first ones: a spare child has its own copies of these pages ready.
+    """The pages that the first tasks have written to: a spare child makes its own copies of these in advance.
 
-    Else it would get them one by one, whenever the processor finds that a page is its parent's still. In an emulated
-    guest, that was half the time of a small task. What only one of them writes to is not worth a copy in all others: of
-    twelve different modules, each writes to 1300 pages, and all of them to 2300, but 940 are the same in each.
+    Otherwise it would copy them one by one, by a page fault at the first write. In an emulated guest, that was half the
+    time of a small task. A page that only one task writes to is not worth a copy in all others: of twelve different
+    modules, each writes to 1300 pages, and all of them to 2300, but 940 are the same in each.
     """
 
     POPULATE_WRITE = 23  # for madvise(), since Linux 5.14
     PAGE = os.sysconf("SC_PAGE_SIZE")
     WRITABLE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw-p ", re.MULTILINE)
-    # Of the last byte of what the kernel says of a page: it is there (bit 63), and no other process has the same (56).
+    # In the last byte of a page's entry in pagemap: it is present (bit 63), and no other process maps it (bit 56).
     OWN = bytes(byte & 0x81 == 0x81 for byte in range(256))
     LOOKS = 12
-    FIRST_LOOK = 0.02  # seconds; at the same child, each next one is after twice as many
+    FIRST_LOOK = 0.02  # seconds; each further look at the same child comes after twice as many
 
     def __init__(self) -> None:
         self.written: list[Range] = []
-        self.looks = 0  # that are left
+        self.looks = 0  # looks that are left
         self.process = 0  # the child that was looked at last
-        self.before: set[int] = set()  # those before
-        self.pause = 0.0  # before it is to be looked at again
-        # A byte for each page from a number on, that is 1 if a child has written to it, as one number for all.
-        self.own: dict[int, int] = {}  # of the child that was looked at last
-        self.once: dict[int, int] = {}  # of those before
-        self.twice: dict[int, int] = {}  # of two children
+        self.before: set[int] = set()  # the children before it
+        self.pause = 0.0  # seconds before the next look at it
+        # By first page: one integer with a byte per page from there on, 1 if a child has written to that page.
+        self.own: dict[int, int] = {}  # by the child that was looked at last
+        self.once: dict[int, int] = {}  # by a child before it
+        self.twice: dict[int, int] = {}  # by two children
 
     def begin(self) -> None:
-        """Begin to look, if that is of any use here."""
+        """Begin to look, if madvise() can populate pages here."""
         try:
             import ctypes
 
@@ -53,24 +53,24 @@ class Memory:
             self.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
         except (ImportError, OSError, AttributeError):
             return
-        if self.get(id(self) // self.PAGE * self.PAGE, self.PAGE) == 0:  # it works here
+        if self.get(id(self) // self.PAGE * self.PAGE, self.PAGE) == 0:  # it is supported here
             self.looks = self.LOOKS
 
     def get(self, start: int, size: int) -> int:
         return self.madvise(start, size, self.POPULATE_WRITE)
 
     def get_ready(self) -> None:
-        """In a child that waits: get what others have written to."""
+        """In a spare child: copy the pages that others have written to."""
         for start, end in self.written:
-            self.get(start, end - start)  # it does not matter if it fails
+            self.get(start, end - start)  # a failure does not matter
 
     def look_after(self, process: int) -> float | None:
-        if not self.looks or process in self.before:  # again, as one of two: it would be both of them
+        if not self.looks or process in self.before:  # a child seen before: it would count as two
             return None
         return self.pause if process == self.process else self.FIRST_LOOK
 
     def look(self, process: int) -> None:
-        """See what a child has written to by now."""
+        """Note which pages a child has written to by now."""
         self.looks -= 1
         if process == self.process:
             self.pause *= 2

@@ -3,24 +3,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For the guest: keep warm interpreters (zygote.py), one per command line, and hand requests to them.
 
-Like the runner it has a spool with a ring that only root can enter. A request has a number of its own,
-which nobody can guess; all that is said of it is in the file NUMBER.rc of the client that waits, and has that number:
+Like the runner, it has a spool with a ring, which only root can enter. A request has a number of its own that cannot be
+guessed. The server writes lines with that number to NUMBER.rc, a file of the waiting client:
 
-    NUMBER taken            it is known here, so there will be an answer as long as this lives
-    NUMBER begun            it is handed to an interpreter: should this end, it may have been run
-    NUMBER answer SIZE      and behind that line SIZE bytes, the answer
+    NUMBER taken            the server has the request, and will answer it as long as it lives
+    NUMBER begun            an interpreter has the request: if the server ends now, it may have been run
+    NUMBER answer SIZE      SIZE bytes, the answer, follow this line
 
-An answer is a result as the runner leaves it, and its output behind that; or a word: C(plain), the request was not run
-and is to be run the plain way; C(archive), the module's archive is missing here, but for the parts that are named
-behind that; C(full), there was no room for the result; C(lost), its interpreter ended, and on the next line may
-be why.
+An answer is a result as the runner leaves it, followed by its output; or a word: C(plain), the request was not run
+and is to be run the plain way; C(archive), the module's archive is missing here, except for the parts named after the
+word; C(full), there was no room for the result; C(lost), its interpreter ended, and the next line may say why.
 
-A request is a line of JSON and what an interpreter takes: the program around a module's archive, or a shell command and
-its input. Shell commands have an interpreter of their own that has imported nothing: it is forked in no time, and what
-it becomes then has the environment of a login already.
+A request is a line of JSON and the input of an interpreter: the program around a module's archive, or a shell command
+and its input. Shell commands have an interpreter of their own that has imported nothing: it forks in no time, and its
+children have the environment of a login already.
 
-The first task that is to have an interpreter waits for the start of this (see start.py), so it imports what it
-cannot do without: of all that a start of this takes from a slow guest, half was importing.
+The first task for an interpreter waits for the start of this server (see start.py), so it imports only what it cannot
+do without: on a slow guest, importing was half of its start.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from .worker import (
     Interpreter,
 )
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -59,38 +58,38 @@ IDLE_SECONDS = 600
 TICK_SECONDS = 60
 KEPT_SECONDS = 60  # how long an answer can be fetched
 MOST_INTERPRETERS = 6
-MOST_TRIES = 3  # with interpreters that are stale at once
-LEAST_SECONDS = 60  # an interpreter of which somebody has had use so lately is ended for no other
+MOST_TRIES = 3  # for a request whose interpreters are stale at once
+LEAST_SECONDS = 60  # an interpreter that was used so lately is not ended for another
 SUFFIXES = ("in", "archive", "out", "err", "rc")  # of a request's files
 COMMANDS = ""  # key of the interpreter for shell commands
 
 
 class Server:
-    """The spool ``home``, with its ``ring`` open, the interpreters, and what goes on between them."""
+    """The spool ``home``, with its ``ring`` open, the interpreters, and the requests between them."""
 
     def __init__(self, home: str, ring: int, launcher: Launcher) -> None:
         self.home = home
         self.ring = ring
         self.launcher = launcher
-        self.login: Surroundings | None = None  # of which the copied process is
+        self.login: Surroundings | None = None  # in which this process, which is forked, was started
         self.interpreters: dict[str, Interpreter] = {}
-        self.leaving: list[Interpreter] = []  # those that have no key any more: at work still, or ending
+        self.leaving: list[Interpreter] = []  # those without a key: still at work, or ending
         self.archives = Archives()
         self.rung = b""
         self.ending = False
         self.waiting: list[tuple[int, Asked]] = []  # for an interpreter that starts
         self.taken: dict[int, float] = {}  # requests, and when they were answered; 0: not yet
-        self.strangers: set[str] = set()  # files of which nothing is known here
+        self.strangers: set[str] = set()  # files of unknown requests
 
     def path(self, number: int, suffix: str) -> str:
         return f"{self.home}/{number}.{suffix}"
 
     def archive_beside(self, number: int) -> str:
-        """Return where a client has put an archive that it brought before there was a place for it here."""
+        """Return the path of an archive that a client wrote before the spool was there."""
         return f"{self.home}.{number}.archive"
 
     def adopt(self, header: str, first: Spawned, began: float) -> None:
-        """Take the interpreter that this was started for, unless what it would look at has changed since."""
+        """Take the interpreter that this server was started for, unless files that a login reads have changed since."""
         asked = Asked(header.encode("ascii"), b"")
         one = Interpreter(first, Surroundings(WATCHED), asked.marker, asked.path)
         login = Surroundings(WATCHED)
@@ -130,23 +129,23 @@ class Server:
             for task in one.tasks.values():
                 readers.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
         readable = select.select(list(readers), list(writers), [], self.patience(everyone))[0]
-        for send in writers.values():  # all of them: one that reads nothing is to be noticed
+        for send in writers.values():  # all of them, to notice one that reads nothing
             send()
         for source in readable:
             readers[source]()
         return bool(readable)
 
     def heed(self, one: Interpreter, action: Callable[[], None]) -> None:
-        """Do something with an interpreter. Whatever it has sent, it costs nobody but itself."""
+        """Run an action of an interpreter; if it fails, end that interpreter only."""
         if one.dead:
             return
         try:
             action()
-        except Exception:  # pylint: disable=broad-except  # it is another user's, who may send anything
+        except Exception:  # pylint: disable=broad-except  # another user's interpreter may send anything
             one.end()
 
     def patience(self, everyone: Sequence[Interpreter]) -> float:
-        """Return after how many seconds there is something to do, whoever comes."""
+        """Return after how many seconds there is something to do, even if nothing arrives."""
         if self.waiting or any(one.leaves or one.queue for one in everyone):
             return START_SECONDS / 10
         if any(one.ready and not one.stays for one in everyone):
@@ -154,16 +153,16 @@ class Server:
         return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
 
     def vanish(self) -> bool:
-        """Remove the spool, all at once, unless somebody has rung meanwhile; return whether it is gone.
+        """Remove the spool, all at once, unless a client has rung meanwhile; return whether it is gone.
 
-        Who has still to read an answer has its file open.
+        A client that has still to read an answer has its file open.
         """
         gone = f"{self.home}.gone.{os.getpid()}"
         os.rename(self.home, gone)
         if select.select([self.ring], [], [], 0)[0] and not os.path.exists(self.home):
             os.rename(gone, self.home)
             return False
-        os.close(self.ring)  # at once: who holds it open is told that nobody is there
+        os.close(self.ring)  # at once: a client that has it open sees that the server is gone
         for name in os.listdir(gone):
             os.unlink(f"{gone}/{name}")
         os.rmdir(gone)
@@ -192,7 +191,7 @@ class Server:
         self.forget_answered()
 
     def expect_commands(self, path: str) -> None:
-        """Have an interpreter for shell commands, which most plays come to: it is there when they do."""
+        """Start the interpreter for shell commands in advance: most plays come to need it."""
         if COMMANDS not in self.interpreters and not self.ending:
             with suppress(OSError):  # there is no room
                 self.start(COMMANDS, f"'{sys.executable}'", "", path)
@@ -203,7 +202,7 @@ class Server:
             self.leaving.append(self.interpreters.pop(key))
 
     def answer_ring(self) -> None:
-        """Do what was rung for."""
+        """Read the ring and act on each line."""
         self.rung += os.read(self.ring, 1 << 16)
         *lines, self.rung = self.rung.split(b"\n")
         for line in lines:
@@ -220,13 +219,13 @@ class Server:
             self.receive(int(number), packed)
 
     def receive(self, number: int, packed: bytes) -> None:
-        """Take a request, which is ``packed`` or in a file. It is taken once, however often it is rung for."""
+        """Take a request, which is ``packed`` or in a file. It is taken once, however often its client rings."""
         if number in self.taken:
             return
         try:
             whole = zlib.decompress(binascii.a2b_base64(packed)) if packed else self.read(number)
             if not self.say(number, b"taken"):
-                return  # nobody waits any more
+                return  # its client waits no more
         except OSError:  # there is nothing to read, or no room
             return
         self.taken[number] = 0.0
@@ -246,14 +245,14 @@ class Server:
                 os.unlink(path)
 
     def forget_answered(self) -> None:
-        """Remove answers that can have been fetched by now."""
+        """Remove answers that clients have had time to fetch."""
         now = time.monotonic()
         for number in [number for number, when in self.taken.items() if when and now - when > KEPT_SECONDS]:
             del self.taken[number]
             self.forget(number)
 
     def sweep(self) -> None:
-        """Remove files of clients that went away before they asked: those that were here last time, too."""
+        """Remove files of clients that went away before they asked: those seen by the last sweep, too."""
         names = {name for name in os.listdir(self.home) if name.partition(".")[0].isdecimal()}
         strangers = {name for name in names if int(name.partition(".")[0]) not in self.taken}
         for name in strangers & self.strangers:
@@ -262,7 +261,7 @@ class Server:
         self.strangers = strangers
 
     def take_again(self, number: int, asked: Asked) -> None:
-        """Take a request that an interpreter did not take, but not for ever."""
+        """Take a request again that a stale interpreter refused, MOST_TRIES times at most."""
         asked.tries += 1
         if asked.tries < MOST_TRIES:
             self.take(number, asked)
@@ -272,8 +271,8 @@ class Server:
     def take(self, number: int, asked: Asked) -> None:
         """Hand a request to its interpreter, or answer why not.
 
-        It waits itself for an interpreter that starts. And what may remove a user waits for those interpreters to end
-        that may be such a user's.
+        A request waits for an interpreter that starts. One that may remove a user waits for those interpreters to end
+        that may be that user's.
         """
         answer = b""
         try:
@@ -288,18 +287,18 @@ class Server:
                 self.say(number, b"begun")
                 one.hand_over(number, asked, f"{self.home}/{number}")
                 return
-        except OSError:  # there is no room for what it takes
+        except OSError:  # there is no room for it
             answer = b""
         self.answer(number, answer or b"plain\n")
 
     def others_leave(self, asked: Asked) -> bool:
-        """End what become has started, but for the request's own; return whether some of that is about to end."""
+        """End the interpreters of become, except the request's own; return whether one is about to end."""
         for key in [key for key, one in self.interpreters.items() if one.marker and key != asked.key]:
             self.leaving.append(self.interpreters.pop(key))
         return any(one.marker and not one.tasks and not one.dead for one in self.leaving)
 
     def interpreter(self, asked: Asked) -> Interpreter | None:
-        """Return the interpreter for a request, which may be one that starts; None if there is no room for one."""
+        """Return the interpreter for a request, which may still be starting; None if there is no room for one."""
         key = asked.key
         one = self.interpreters.get(key)
         if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
@@ -318,19 +317,19 @@ class Server:
             self.leaving.append(self.interpreters.pop(oldest))
         surroundings = Surroundings(WATCHED)
         spawned = None
-        if key == COMMANDS and self.login and self.login.same():  # else a copy is not what a login would be by now
+        if key == COMMANDS and self.login and self.login.same():  # otherwise a fork differs from a new login
             spawned = self.launcher.copy(SHELL_COMMANDS)
         program = SHELL_COMMANDS if key == COMMANDS else MODULE_RUNNER
         spawned = spawned or self.launcher.spawn(program, command, path)
         one = self.interpreters[key] = Interpreter(spawned, surroundings, marker, path)
         return one
 
-    # What it says
+    # Answers
 
     def say(self, number: int, word: bytes, content: bytes = b"") -> bool:
-        """Add a line, and what belongs to it, to what a client reads; return False if there is nothing to add it to.
+        """Append a line, and its ``content``, to the client's file; return False if there is no such file.
 
-        :raise OSError: if there is no room for it; what its client has is as it was.
+        :raise OSError: if there is no room for it; the file is as it was.
         """
         try:
             file = open(self.path(number, "rc"), "r+b", buffering=0)  # noqa: SIM115 - it is closed below
@@ -348,23 +347,23 @@ class Server:
         return True
 
     def answer(self, number: int, content: bytes) -> None:
-        """Give the answer to a request, if its client is there still."""
+        """Answer a request, if its client is still there."""
         try:
             self.say(number, b"answer %d" % len(content), content)
         except OSError:
-            with suppress(OSError):  # not even for that: the client hears nothing, and says that nobody knows
+            with suppress(OSError):  # no room for that: the client reports an unknown outcome
                 self.say(number, b"answer 5", b"full\n")
         self.taken[number] = time.monotonic()
 
 
 def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Spawned | None, began: float) -> None:
-    """Serve in the spool ``home``, which is the working directory, until nobody needs it any more.
+    """Serve in the spool ``home``, which is the working directory, until told to end or idle for long.
 
-    ``first`` is the interpreter that this was started for, since ``began`` (time), and ``header`` is of its request.
+    ``first`` is the interpreter that this was started for, at the time ``began``; ``header`` is of its request.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
-    sys.path[:] = filter(None, sys.path)  # not what is in the spool
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for
+    sys.path[:] = filter(None, sys.path)  # import nothing from the spool
     server = Server(home, ring, launcher)
     if first:
         server.adopt(header, first, began)

@@ -1,11 +1,11 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: make a spool, start an interpreter, and serve there (server.py).
+"""For the guest: make a spool, start an interpreter, and serve requests (server.py).
 
-Of all that a guest has to do until the first task runs, starting Python is most, so it is started once. If the command
-line of the interpreter that is wanted is nothing but one, this was started by that, and is copied then. The interpreter
-goes first: a task waits for that.
+Until the first task runs, a guest spends most of the time starting Python, so it is started once. If the wanted command
+line is nothing but an interpreter, it runs this program, and the wanted interpreter is a fork of that. The interpreter
+is started before the server: a task waits for it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .bytecode import unpacked
 from .launch import LEAST_FREE, MODULE_RUNNER, Launcher, free_memory
 from .wire import piece
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from .loader import Loader
 
 NO_ROOM = 75  # EX_TEMPFAIL: starting failed for now; try again later
-# How long what a client brings is waited for: it is about as long under way as Python takes to start.
+# How long to wait for the client's archive, which takes about as long to arrive as Python to start.
 LATE_SECONDS = 1.0
 PAUSE = 0.01
 
@@ -34,10 +34,10 @@ def start(loader: Loader, given: dict[str, str], home: str, beside: str, copies:
     """Make the spool ``home``, serve there, and remove it at the end.
 
     ``given`` has the header of the request that this was started for (``first``), its ``command`` and ``path``, and the
-    ``prologue`` of shells. Names of files for this begin with ``beside``. For ``copies``, see Launcher.
+    ``prologue`` of shells. The names of this start's files begin with ``beside``. For ``copies``, see Launcher.
     """
-    began = os.fstat(2).st_mtime  # when the shell made that file, to start this
-    with suppress(OSError):  # it has one already
+    began = os.fstat(2).st_mtime  # when the shell created that file, to start this
+    with suppress(OSError):  # it leads a session already
         os.setsid()
     itself, launcher = os.getpid(), Launcher(loader, given["prologue"], copies.split())
     try:
@@ -48,30 +48,30 @@ def start(loader: Loader, given: dict[str, str], home: str, beside: str, copies:
         loader.codes.update(unpacked(programs))
         first = None
         if free_memory() > LEAST_FREE:
-            # What is said at the start is to be said by each task.
+            # Each task has to repeat what the command line wrote at its start: a fork would not.
             said = os.fstat(2).st_size
             first = None if said else launcher.copy(MODULE_RUNNER)
             first = first or launcher.spawn(MODULE_RUNNER, given["command"], given["path"])
-        launcher.recipe = launcher.code = b""  # which nobody else needs
+        launcher.recipe = launcher.code = b""  # not needed any more
         ring = made(home)
         os.close(lock)
-        from .server import serve_spool  # now that the interpreter has begun
+        from .server import serve_spool  # imported after the interpreter has begun
 
-        os.unlink(f"{beside}.err")  # for who looks whether this has served
+        os.unlink(f"{beside}.err")  # tells the shell that this has served
         serve_spool(home, ring, launcher, given["first"] if first else "", first, began)
-    except OSError:  # whatever else it is
+    except OSError:  # whatever failed, it may work later
         sys.excepthook(*sys.exc_info())
         sys.exit(NO_ROOM)
     finally:
         for path in (home, home + ".new") if os.getpid() == itself else ():
-            if os.path.exists(path) and os.path.samefile(path, "."):  # not what another has put there
+            if os.path.exists(path) and os.path.samefile(path, "."):  # not another server's directory
                 remove(path)
 
 
 def begun(home: str) -> int:
-    """Make a directory for the spool, and enter it; return -1 if there is a server, or another starts.
+    """Make a directory for the spool, and enter it; return -1 if a server is there, or starting.
 
-    Else it is the descriptor of a lock, which who starts holds until the spool has its name, or it ends.
+    Otherwise return the descriptor of a lock, which this process holds until the spool has its name, or it ends.
     """
     lock = os.open(home + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -81,7 +81,7 @@ def begun(home: str) -> int:
     except BlockingIOError:
         os.close(lock)
         return -1
-    for left in (home, home + ".new"):  # of one that was killed
+    for left in (home, home + ".new"):  # by a server that was killed
         if os.path.exists(left):
             remove(left)
     os.mkdir(home + ".new")
@@ -90,7 +90,7 @@ def begun(home: str) -> int:
 
 
 def made(home: str) -> int:
-    """Give the spool its name, now that there is all that it needs; return its ring."""
+    """Complete the spool and give it its name; return its ring."""
     os.mkfifo("ring")
     with open("pid", "w") as file:
         file.write(f"{os.getpid()}\n")
@@ -100,7 +100,7 @@ def made(home: str) -> int:
 
 
 def serves(home: str) -> bool:
-    """Return whether somebody waits at the ring."""
+    """Return whether a server reads the ring."""
     try:
         os.close(os.open(home + "/ring", os.O_WRONLY | os.O_NONBLOCK))
     except OSError:
@@ -109,7 +109,7 @@ def serves(home: str) -> bool:
 
 
 def remove(directory: str) -> None:
-    """Remove a directory of files, all at once."""
+    """Remove a directory of files; a rename makes them vanish all at once."""
     gone = f"{directory}.gone.{os.getpid()}"
     os.rename(directory, gone)
     for name in os.listdir(gone):
@@ -118,7 +118,7 @@ def remove(directory: str) -> None:
 
 
 def brought(path: str) -> list[bytes]:
-    """Wait for what a client brings, and return what comes first of that: see ``brought`` in _warm/payload.py."""
+    """Wait for the client's archive, and return its first three pieces: see ``brought`` in _warm/payload.py."""
     end = time.monotonic() + LATE_SECONDS
     while time.monotonic() < end:
         with suppress(OSError), open(path, "rb") as file:

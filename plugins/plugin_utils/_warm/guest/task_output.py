@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: tasks at work, and what becomes of their output and their exit status (server.py)."""
+"""For the guest: tasks at work, their output and their exit status (server.py)."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import os
 
 from .wire import NOT_RUN
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import BinaryIO
 
     from .wire import Asked
 
-MOST_KEPT = 64 << 10  # bytes of output that are given out with the exit status
+MOST_KEPT = 64 << 10  # bytes of output that are returned with the exit status
 # In place of an exit status: the interpreter has ended.
 LOST = -1
 
 
 class Room:
-    """How many bytes the output of one task may take in the spool: half of what is free, which others need, too."""
+    """The bytes that one task's output may take in the spool: half of the free space, which others need, too."""
 
     def __init__(self, home: str) -> None:
         there = os.statvfs(home)
         self.left = there.f_bavail * there.f_frsize // 2
 
     def take(self, size: int) -> bool:
-        """Return whether there is room for so many bytes more."""
+        """Count ``size`` more bytes; return whether there is room for them."""
         self.left -= size
         return self.left >= 0
 
 
 class Output:
-    """What a task writes to one of its streams: kept here as long as it is short, else in the file ``path``."""
+    """A task's output to one stream: kept here as long as it is short, else in the file ``path``."""
 
     def __init__(self, path: str, letter: str, text: bytes, room: Room) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class Output:
         except OSError:
             self.lost = True
         if self.lost and self.file:
-            self.file.truncate(0)  # nobody reads a part, and others need the room
+            self.file.truncate(0)  # a part is never read, and others need the room
 
     def close(self) -> None:
         if self.file:
@@ -69,9 +69,9 @@ class Output:
 
 
 class Task:
-    """A task at work: where its output comes from and goes to. ``rc`` is None until its end was told.
+    """A task at work, and its output. ``rc`` is None until its end was reported.
 
-    ``asked`` is the request, whose answer is that of the client with this ``number``.
+    ``asked`` is the request, and ``number`` that of its client.
     """
 
     def __init__(self, number: int, asked: Asked, path: str, preamble: bytes, errors: bytes) -> None:
@@ -80,7 +80,7 @@ class Task:
         self.rc: int | None = None
         room = Room(os.path.dirname(path))
         self.outputs = (Output(f"{path}.out", "o", preamble, room), Output(f"{path}.err", "e", errors, room))
-        self.streams: dict[int, Output] = {}  # where it comes from: where it goes to
+        self.streams: dict[int, Output] = {}  # read end of a pipe: output
         self.theirs: list[int] = []
         for output in self.outputs:
             source, sink = os.pipe()
@@ -88,7 +88,7 @@ class Task:
             self.theirs.append(sink)
 
     def copy(self, source: int) -> None:
-        """Take what has come from one of the streams."""
+        """Read from one of the pipes."""
         data = os.read(source, 1 << 16)
         if data:
             self.streams[source].write(data)
@@ -101,7 +101,7 @@ class Task:
         return self.rc is not None and (not self.streams or not 0 <= self.rc < NOT_RUN)
 
     def drop(self) -> None:
-        """Close what is still open of a task, and forget what it wrote."""
+        """Close the pipes and files that are still open."""
         for descriptor in (*self.streams, *self.theirs):
             os.close(descriptor)
         self.streams, self.theirs = {}, []
@@ -109,7 +109,7 @@ class Task:
             output.close()
 
     def result(self) -> bytes:
-        """Return the answer; nothing if its interpreter has ended while it was at work."""
+        """Return the answer; nothing if the interpreter has ended while the task was at work."""
         if self.rc == NOT_RUN:
             return b"plain\n"
         if self.rc is None or self.rc == LOST:

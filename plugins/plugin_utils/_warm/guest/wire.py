@@ -1,12 +1,12 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: what the server and its interpreters send each other. Each interpreter has a stream socket of its own.
+"""For the guest: the protocol of the server and its interpreters. Each interpreter has a stream socket of its own.
 
 An interpreter may belong to another user than the server. So it is given bytes, and the write ends of two pipes for
-each request, and no other descriptor. What it sends back is READY once, and then records of fixed size.
+each request, and no other descriptor. It sends READY once, and then records of fixed size.
 
-A request is three sizes, of four bytes each, and what they are the sizes of: a header (JSON), the content of a module's
+A request is three sizes, of four bytes each, and three parts of these sizes: a header (JSON), the content of a module's
 archive if the interpreter lacks that, and the program. The pipes come with the first byte.
 """
 
@@ -19,19 +19,19 @@ import os
 import signal
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, BinaryIO
 
 READY = b"\0qemu.guest ready\n"
-"""Comes before the first record. The byte behind it is STAYS, or the interpreter is to end soon without work."""
+"""Comes before the first record. The byte after it is STAYS, or the interpreter is to end soon without work."""
 STAYS = 1
 
 RECORD = 6
-"""Bytes of a record: a request's number (4) and its status (2), which is an exit status or one of those below."""
+"""Bytes of a record: a request's number (4) and its status (2), which is an exit status or one of the values below."""
 NOT_RUN = 256  # there was no room for a child
-STALE = 257  # nothing was run, because what the interpreter was started from has changed
+STALE = 257  # nothing was run, because files that the interpreter was started from have changed
 LARGEST_STATUS = STALE
 
 _SIZE = 4
@@ -51,7 +51,7 @@ def records(data: bytes) -> list[tuple[int, int]]:
 
 
 class Asked:
-    """A request of a client's: its header, and the ``program`` behind that. ``content`` is that of its archive."""
+    """A client's request: its header, and the ``program`` after it. ``content`` is that of its archive."""
 
     def __init__(self, line: bytes, program: bytes) -> None:
         header = json.loads(line.decode("ascii"))
@@ -64,15 +64,15 @@ class Asked:
         self.path: str = header["path"]
         self.archive: str = header["archive"]
         self.before: int = header["before"]
-        self.call: list[str | int] = header["call"]  # that stands for the shell command, if one does
+        self.call: list[str | int] = header["call"]  # that replaces the shell command, if any
         self.in_time: bool = header["in_time"]  # whether the command may have to be ended
-        self.users: bool = header["users"]  # whether it may remove a user, who must not have processes then
+        self.users: bool = header["users"]  # whether it may remove a user, which fails while the user has processes
 
 
 def piece(file: BinaryIO) -> bytes | None:
-    """Return the next piece of a file that a client brings; None if it is not there, all of it.
+    """Return the next piece of a client's file; None if it is not complete.
 
-    Each is behind its size, in four bytes.
+    Each follows its size, in four bytes.
     """
     header = file.read(4)
     size = int.from_bytes(header, "little")
@@ -81,9 +81,9 @@ def piece(file: BinaryIO) -> bytes | None:
 
 
 class Request:
-    """What an interpreter is asked for: to run a module or a shell command.
+    """A request to an interpreter: to run a module or a shell command.
 
-    A module's ``archive`` is told by a digest, and ``content`` is what is in it, if that is new. In the ``program``
+    A module's ``archive`` is a digest, and ``content`` is that of the archive, if it is new. In the ``program``
     around it, its place is ``before`` bytes from the start. Without one, the first ``before`` bytes are a command
     and the rest is its input; ``call`` is a function of file_ops.py that does the same, and its arguments.
     ``streams`` are the write ends of the pipes for output and errors.
@@ -103,7 +103,7 @@ class Request:
         self.in_time: bool = said["in_time"]
 
     def frame(self) -> bytes:
-        """Return the request as it travels; the streams go with its first byte."""
+        """Return the bytes of the request; the streams go with the first one."""
         return frame(self.header, self.content, self.program)
 
     def close(self) -> None:
@@ -117,12 +117,12 @@ def frame(*pieces: bytes) -> bytes:
 
 
 def rights(streams: Sequence[int]) -> list[tuple[int, int, bytes]]:
-    """Return what has sendmsg() hand over descriptors."""
+    """Return the ancillary data by which sendmsg() sends descriptors."""
     return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", streams).tobytes())] if streams else []
 
 
 def receive(connection: _socket.socket) -> Request | None:
-    """Wait for the next request; None if there will be none."""
+    """Wait for the next request and return it; None if there will be none."""
     streams: array.array[int] = array.array("i")
     sizes = b""
     while len(sizes) < _SIZES:
@@ -156,7 +156,7 @@ def _received(connection: _socket.socket, size: int) -> bytes | None:
 
 
 def input_pipe(data: bytes) -> int:
-    """Return the read end of a pipe that ends behind ``data``: nobody can read it twice, or write to it."""
+    """Return the read end of a pipe that ends after ``data``: it cannot be read twice, or written to."""
     source, sink = os.pipe()
     try:
         if len(data) > _PIPE:
@@ -172,13 +172,13 @@ def input_pipe(data: bytes) -> int:
 
 
 def _feed(source: int, sink: int, data: bytes) -> None:
-    """Write to a pipe by a process that is no child of this one."""
+    """Write to a pipe from a process that is not a child of this one."""
     child = os.fork()
     if not child:
         try:
             if not os.fork():
                 os.dup2(sink, 0)
-                os.closerange(1, 1 << 12)  # else those who wait for the end of these would wait for this process
+                os.closerange(1, 1 << 12)  # otherwise readers of these would wait for this process to end
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 view: Any = memoryview(data)
                 while view:

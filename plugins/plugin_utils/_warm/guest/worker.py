@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: warm interpreters (zygote.py) as their server sees them, and the requests that it hands them.
+"""For the guest: the server's side of warm interpreters (zygote.py), and the requests that it hands them.
 
-An interpreter may be another user's, and under that user's control. So nothing that it sends is trusted: it is limited
-in size and checked, and what is out of shape ends that interpreter and nothing else.
+An interpreter may belong to another user, and be under that user's control. So nothing that it sends is trusted: size
+and content are checked, and malformed data ends that interpreter and nothing else.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from .wire import (
     rights,
 )
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any
 
     from .fingerprint import Surroundings
     from .launch import Spawned
 
-# How long a request waits for an interpreter, from its start: that takes about as long as the task would without.
+# How long a request waits for an interpreter, from its start, which takes about as long as the task without one.
 START_SECONDS = 10.0
-END_SECONDS = 5.0  # how long results are kept for those who wait, when it is told to end
-# How long an interpreter stays without work that others want to be gone: its user cannot be removed meanwhile.
+END_SECONDS = 5.0  # how long an interpreter may take to end when it is told to
+# How long an interpreter that does not stay may be idle: its user cannot be removed meanwhile.
 GUEST_SECONDS = 5.0
-# How long an interpreter may leave unread what it is sent.
+# How long an interpreter may leave its requests unread.
 STUCK_SECONDS = 10.0
-MOST_SAID = 64 << 10  # bytes that an interpreter may say at its start, on each of its streams
+MOST_SAID = 64 << 10  # bytes that an interpreter may write at its start, to each of its streams
 
 
 class Outgoing:
-    """A request on its way to an interpreter: what is still to be sent of it, and the descriptors that go with it."""
+    """A request on its way to an interpreter: its unsent bytes, and the descriptors that go with it."""
 
     def __init__(self, serial: int, data: bytes, streams: list[int]) -> None:
         self.serial = serial
@@ -63,46 +63,46 @@ class Outgoing:
 
 
 class Interpreter:
-    """A warm interpreter: from its start until it is dropped. Without ``marker`` it has not come by become.
+    """A warm interpreter, from its start until it is dropped. Without ``marker``, it was started without become.
 
-    ``path`` is PATH as it was before its command, and ``surroundings`` are from before that, too.
+    ``path`` is PATH before its command ran; ``surroundings`` were taken before that, too.
     """
 
     def __init__(self, spawned: Spawned, surroundings: Surroundings, marker: str, path: str) -> None:
         self.socket, self.errors = spawned
         self.socket.setblocking(False)
-        # What is sent out of turn comes in turn, with all that belongs to it.
+        # Out-of-band data arrives in line, with everything attached to it.
         self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_OOBINLINE, 1)
         os.set_blocking(self.errors, False)
         self.surroundings = surroundings
         self.ready = False
-        self.stays = False  # without work, too
+        self.stays = False  # even without work
         self.dead = False
-        self.failed = False  # it has never been ready, and is not to be tried again
-        # By a number of each one's own: of one that has told its status, the end of the process is heard of later.
+        self.failed = False  # it was never ready, and is not to be tried again
+        # By a serial number: a task's status arrives before the end of its process is noticed.
         self.tasks: dict[int, Task] = {}
         self.serials = itertools.count(1)
         self.queue: list[Outgoing] = []
         self.known: list[str] = []  # archives that it has
         self.marker = marker
         self.path = path
-        self.leaves = 0.0  # since when it is to end
+        self.leaves = 0.0  # when it was told to end
         self.began = self.used = self.moved = time.monotonic()
         self.heard = self.preamble = self.said = b""
 
     @property
     def starts(self) -> bool:
-        """Whether it is worth while to wait for it."""
+        """Whether it is still starting, and worth waiting for."""
         return not self.ready and not self.dead and time.monotonic() - self.began < START_SECONDS
 
     @property
     def is_overdue(self) -> bool:
-        """Whether it is to end, because nothing came for it and it is not one that stays."""
+        """Whether it is to end, because it is idle and does not stay without work."""
         idle = not self.tasks and time.monotonic() - self.used > GUEST_SECONDS
         return idle and self.ready and not self.stays
 
     def leave(self) -> bool:
-        """Have it end, if it is not at work; return whether it has, or has taken too long for that."""
+        """Tell it to end, if it has no tasks; return whether it has ended or taken too long."""
         if self.tasks:
             return False
         if not self.leaves:
@@ -112,14 +112,14 @@ class Interpreter:
         return self.dead or time.monotonic() - self.leaves > END_SECONDS
 
     def close(self) -> None:
-        """Let go of it, whatever it does."""
+        """Close the connection to it, whatever it does."""
         self.end()
         os.close(self.errors)
 
-    # What it says
+    # Receiving
 
     def listen(self) -> None:
-        """Take what the interpreter has sent. Where descriptors come with it, it is left where it is: see let_go."""
+        """Read what the interpreter has sent. Data with descriptors is left in the socket: see let_go."""
         try:
             data, _none, flags, _address = self.socket.recvmsg(1 << 12, 0, _socket.MSG_PEEK)
             data = b"" if flags & _socket.MSG_CTRUNC else self.socket.recv(len(data))
@@ -137,7 +137,7 @@ class Interpreter:
             self.take_records()
 
     def take_preamble(self) -> None:
-        """Look for the end of what its command line says before it is ready."""
+        """Look for the end of what its command line writes before it is ready."""
         before, mark, rest = self.heard.partition(READY)
         if len(before) > MOST_SAID:
             self.end()
@@ -145,7 +145,7 @@ class Interpreter:
             self.preamble, self.heard = before, rest[1:]
             self.stays = rest[0] == STAYS
             self.said += self.read_errors()
-            # What changed while it started may have been seen before or after.
+            # A file that changed during its start may have been read before or after the change.
             self.ready = self.surroundings.same()
             if not self.ready:
                 self.end()
@@ -160,18 +160,18 @@ class Interpreter:
             self.tasks[serial].rc = status
 
     def read_errors(self) -> bytes:
-        """Return what it has written to its error stream, as much of it as is kept."""
+        """Return what it has written to its error stream, MOST_SAID bytes at most."""
         try:
             return os.read(self.errors, MOST_SAID)
         except OSError:
             return b""
 
     def last_words(self) -> bytes:
-        """Return the last line of what it has said as it ended."""
+        """Return the last line that it wrote to its error stream."""
         return self.read_errors().strip().rpartition(b"\n")[2][:200]
 
     def end(self) -> None:
-        """Have nothing more to do with it: it has ended, or what it says makes no sense."""
+        """Mark it as dead and close its socket: it has ended, or has sent malformed data."""
         if self.dead:
             return
         self.dead = True
@@ -188,12 +188,12 @@ class Interpreter:
             one.close()
         self.queue = []
 
-    # What it is told
+    # Sending
 
     def hand_over(self, number: int, asked: Asked, path: str) -> None:
-        """Give it a request; the task's files begin with ``path``.
+        """Send it a request; the names of the task's files begin with ``path``.
 
-        :raise OSError: if there is no room for what that takes; nothing was given to it then.
+        :raise OSError: if there is no room for the task; nothing was sent then.
         """
         was, now = self.marker.encode("ascii"), asked.marker.encode("ascii")
         preamble, errors = (text.replace(was, now) if was else text for text in (self.preamble, self.said))
@@ -206,7 +206,7 @@ class Interpreter:
         self.send()
 
     def packed(self, serial: int, asked: Asked) -> bytes:
-        """Return a request as the interpreter reads it, with its archive if that is new there."""
+        """Return a request as the interpreter reads it, with its archive if the interpreter lacks that."""
         forget: list[str] = []
         content = b""
         if asked.archive and asked.archive not in self.known:
@@ -224,7 +224,7 @@ class Interpreter:
         return frame(json.dumps(header).encode("ascii"), content, asked.program)
 
     def send(self) -> None:
-        """Send as much of what is to be sent as it takes now."""
+        """Send as much of the queue as the interpreter takes now."""
         while self.queue:
             first = self.queue[0]
             try:
@@ -243,27 +243,27 @@ class Interpreter:
                 self.queue.pop(0)
 
     def retire_stale(self) -> list[Task]:
-        """Return the tasks that it did not take because it is stale; they are another's now."""
+        """Remove and return the tasks that it refused because it is stale; another interpreter gets them."""
         stale = [serial for serial, task in self.tasks.items() if task.rc == STALE]
         return [self.tasks.pop(serial) for serial in stale]
 
 
 def let_go(theirs: _socket.socket) -> None:
-    """Close a socket into which another user may have put descriptors, as the last one that has them.
+    """Close a socket that may hold descriptors sent by another user, with a child as its last owner.
 
-    To close these can take as long as that user likes (SO_LINGER), but in a process that ends it takes no time. So that
-    is what closes it last.
+    Closing these can take as long as that user likes (SO_LINGER), but takes no time in a process that exits. So a child
+    closes the socket last.
     """
     waits, goes = os.pipe()
     try:
         if not os.fork():
             try:
                 os.close(goes)
-                os.read(waits, 1)  # until this process has closed it
+                os.read(waits, 1)  # until the parent has closed the socket
             finally:
                 os._exit(0)
         theirs.close()
-    except OSError:  # there is no room for a process; it stays open
+    except OSError:  # there is no room for a process; the socket stays open
         theirs.detach()
     os.close(waits)
     os.close(goes)

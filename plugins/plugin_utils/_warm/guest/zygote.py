@@ -1,15 +1,15 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: an interpreter that forks for each request, what it forks for having been imported already.
+"""For the guest: an interpreter that forks a child for each request, with imports done in advance.
 
-It is started by the very command line that it stands in for, become included, but without its site (-S), and read from
-standard input like a module, with what it is for behind it: modules (module_runner.py) or shell commands
-(file_ops.py). Its standard output is a socket to server.py; of standard descriptors, that one survives sudo
-and su. See wire.py for what is said there, and fresh.py for what a child of it is.
+It is started by the same command line that it replaces, become included, but without site (-S). Like a module, its
+program is read from standard input, for one kind of work: modules (module_runner.py) or shell commands (file_ops.py).
+Its standard output is a socket to server.py: sudo and su keep that descriptor. See wire.py for the
+protocol, and fresh.py for the state of a child.
 
-There is always a child that waits for the next request: forking a process of this size takes a while. What modules need
-and commands do not is imported there: this is all that a guest's first command waits for.
+A spare child always waits for the next request, because forking a process of this size takes a while. This file imports
+nothing that only modules need: a guest's first command waits for it.
 """
 
 from __future__ import annotations
@@ -42,63 +42,63 @@ from .wire import (
     rights,
 )
 
-TYPE_CHECKING = False  # as type checkers know it, without the time that importing typing takes
+TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-# Children that can be at work at once, and bytes by which each tells its status.
+# Children that can be at work at once, and bytes of each one's exit status.
 MOST_CHILDREN = 1024
 SLOT = 2
 
 
 class Work:
-    """What an interpreter is for."""
+    """The work of an interpreter: modules or shell commands."""
 
-    lessons = 0  # what is still to be learnt of what came, as long as nobody asks for anything
+    lessons = 0  # number of lessons still to be taken while idle
 
     def expect(self, recipe: bytes, code: bytes) -> None:
-        """Get ready for an archive that will come, by its recipe and its code, if that is there already."""
+        """Get ready for an archive to come, from its recipe and its code, if these are there already."""
 
     def begin(self) -> None:
-        """Get ready for what comes first."""
+        """Get ready for the first request."""
 
     def prepare(self) -> None:
-        """Get ready for what comes later, when something has come: as long as nobody asks for anything."""
+        """Get ready for later requests: while idle, after the first one."""
 
     def note(self, request: Request) -> None:
-        """Keep what a request brings. A child that has waited does so too."""
+        """Keep what a request brings. A spare child does so too."""
 
     def learns(self, request: Request) -> bool:
-        """Learn of a request, before a child is forked for it, what all need; return whether that is new."""
+        """Learn from a request, before the fork, what all children need; return whether that is new."""
         return False
 
     def take_lesson(self) -> None:
-        """Learn what else others may need."""
+        """Learn, while idle, what later requests may need."""
 
     def wait(self) -> None:
-        """In a child that is to wait for a request: get ready for that."""
+        """In a spare child: get ready to wait for a request."""
 
     def look_after(self, process: int) -> float | None:
-        """Return after how many seconds without anything else to do a child at work is to be looked at, if at all."""
+        """Return after how many idle seconds to look at a child at work; None: never."""
         return None
 
     def look(self, process: int) -> None:
         """Look at a child at work."""
 
     def input_of(self, request: Request) -> bytes:
-        """Return what a child reads from its standard input."""
+        """Return the standard input of a child."""
         return b""
 
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
-        """In a child: do what it was forked for, with its standard descriptors, and end."""
+        """In a child: run the request, with its standard descriptors, and exit."""
         raise NotImplementedError
 
 
 class Board(mmap.mmap):
     """Memory that the parent shares with its children, where each has a slot for its exit status.
 
-    A descriptor would do as well, but a new process has none besides its standard ones.
+    A descriptor would do as well, but a new process has only its standard ones.
     """
 
     def write_status(self, slot: int, status: int) -> None:
@@ -114,7 +114,7 @@ class Board(mmap.mmap):
 
 
 class LastWord:
-    """How a task tells its exit status before its process ends, which takes a while."""
+    """Reports a task's exit status before its process ends, which takes a while."""
 
     def __init__(self, board: Board, slot: int) -> None:
         self.board = board
@@ -123,7 +123,7 @@ class LastWord:
 
     def say(self, code: int) -> None:
         self.board.write_status(self.slot, code)
-        with suppress(OSError):  # the task has closed them, or is another user by now: then its end will tell
+        with suppress(OSError):  # closed by the task, or it is another user by now: then the end of its process tells
             os.close(1)
             os.close(2)
             if os.getppid() == self.parent:
@@ -131,7 +131,7 @@ class LastWord:
 
 
 class Child:
-    """A child at work: the ``number`` of its request, None when its status was told; and its ``slot``."""
+    """A child at work: the ``number`` of its request, None once its status is reported; and its ``slot``."""
 
     def __init__(self, number: int | None, slot: int) -> None:
         self.number = number
@@ -146,25 +146,25 @@ class Zygote:
         self.work = work
         self.fingerprint = fingerprint
         self.directory = leave_directory()
-        self.children: dict[int, Child] = {}  # by their processes
+        self.children: dict[int, Child] = {}  # by process number
         self.board = Board(-1, MOST_CHILDREN * SLOT)
         self.free = list(range(MOST_CHILDREN))  # slots
         self.slot = 0  # of the child that was forked last; in a child, its own
-        self.spare: tuple[int, _socket.socket] | None = None  # a child that waits, and where it does
+        self.spare: tuple[int, _socket.socket] | None = None  # a child that waits, and the socket to it
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.beside = len(os.sched_getaffinity(0)) > 1  # whether a child is forked while another works
+        self.beside = len(os.sched_getaffinity(0)) > 1  # whether to fork a child while another works
         self.crowded = False  # there was no room for a child
-        self.asked = False  # for anything
+        self.asked = False  # whether a request has come
         self.prepared = False
 
     def serve(self) -> Request:
-        """Serve until the server has gone; return in a child only, with what it is to do."""
+        """Serve until the server has gone; return in a child only, with its request."""
         self.work.begin()
-        gc.disable()  # it takes time, and there is little to collect; not in children
+        gc.disable()  # it takes time, and finds little; children enable it
         self.fingerprint.update()
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        # What is another user's, or keeps a filesystem busy that may be unmounted, does not stay without work.
+        # An interpreter of another user, or on a filesystem that may be unmounted, does not stay without work.
         stays = os.geteuid() == 0 and bool(self.directory) and self.fingerprint.is_at_home()
         self.server.sendall(READY + bytes([STAYS if stays else 0]))
         while True:
@@ -186,14 +186,14 @@ class Zygote:
                 return mine
 
     def chore(self) -> tuple[float | None, Callable[[], Request | None]]:
-        """Return what is to be done when nobody asks for anything, and after how many seconds (None: never).
+        """Return after how many idle seconds something is to be done (None: never), and what.
 
-        A task that is at work, or comes, goes before what is done for later ones.
+        A task that is at work, or comes, goes before chores for later ones.
         """
         if self.asked and not self.crowded and (self.beside or not self.children):
             if not self.prepared:
                 return 0, self.prepare
-            if self.work.lessons:  # first: a spare child would not have it
+            if self.work.lessons:  # before the fork, so that the spare child has it
                 return 0, self.take_lesson
             if not self.spare:
                 return 0, self.fork_spare
@@ -212,7 +212,7 @@ class Zygote:
         self.fingerprint.update()
 
     def hand_over(self, request: Request) -> Request | None:
-        """Give a request to a child; in one that is forked for it, return it."""
+        """Give a request to a child; return it in a child that is forked for it."""
         if self.fingerprint.changed():
             self.tell(request.number, STALE)
             request.close()
@@ -221,7 +221,7 @@ class Zygote:
         self.work.note(request)
         if self.work.learns(request):
             self.fingerprint.update()
-            self.end_spare()  # which has not
+            self.end_spare()  # which has not learnt that
         pid = self.give_spare(request) or self.fork()
         if pid == 0:
             self.leave()
@@ -234,7 +234,7 @@ class Zygote:
         return None
 
     def fork(self) -> int | None:
-        """Fork a child and return its process, 0 in there; None if there is no room for one."""
+        """Fork a child; return its process number, 0 in the child, None if there is no room for one."""
         self.crowded = True
         if not self.free:
             return None
@@ -249,7 +249,7 @@ class Zygote:
         return pid
 
     def fork_spare(self) -> Request | None:
-        """Fork the child that takes the next request, and return that there."""
+        """Fork the child that takes the next request; return that request in the child."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         pid = self.fork()
         if pid != 0:
@@ -262,7 +262,7 @@ class Zygote:
         self.leave()
         ours.close()
         self.work.wait()
-        # Closed by its name: a socket that is forgotten later would close a number that is somebody else's by then.
+        # Closed explicitly: garbage collection would close a descriptor number that is in other use by then.
         with closing(theirs):
             request = receive(theirs)
         if not request:
@@ -271,28 +271,28 @@ class Zygote:
         return request
 
     def give_spare(self, request: Request) -> int:
-        """Give a request to the child that waits for one; return its process, 0 if there is none."""
+        """Give a request to the spare child; return its process number, 0 if there is none."""
         if not self.spare:
             return 0
         pid, its_socket = self.spare
         frame = request.frame()
         try:
             rest = frame[its_socket.sendmsg([frame], rights(request.streams)) :]
-            if rest:  # not nothing: that fails where it has all of it, and has closed its end
+            if rest:  # an empty send fails if the child has it all, and has closed its end
                 its_socket.sendall(rest)
-        except OSError:  # somebody has killed it, and it has not got all
+        except OSError:  # the child was killed before it had it all
             pid = 0
         self.end_spare()
         return pid
 
     def end_spare(self) -> None:
-        """Let the child go that waits; it ends unless it was given something."""
+        """Close the socket to the spare child, which ends unless it was given a request."""
         if self.spare:
             self.spare[1].close()
             self.spare = None
 
     def leave(self) -> None:
-        """In a child: be a process that has just been started."""
+        """In a child: become like a process that has just been started."""
         self.server.close()
         os.close(self.ended)
         os.close(self.wake)
@@ -301,11 +301,11 @@ class Zygote:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         if self.directory:
-            with suppress(OSError):  # it is gone: a login would be in the root directory, too
+            with suppress(OSError):  # the directory is gone: a login would be in the root directory, too
                 os.chdir(self.directory)
 
     def collect(self) -> None:
-        """Tell the server what children have told."""
+        """Report to the server the exit statuses that children have written."""
         for child in self.children.values():
             status = self.board.read_status(child.slot)
             if child.number is not None and status is not None:
@@ -313,7 +313,7 @@ class Zygote:
                 child.number = None
 
     def reap(self) -> None:
-        """Tell the server of children that have ended without a word."""
+        """Report to the server the children that have ended without writing a status."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -323,7 +323,7 @@ class Zygote:
                 return
             if pid not in self.children:
                 continue
-            self.collect()  # what it told just before its end
+            self.collect()  # a status written just before the end
             child = self.children.pop(pid)
             if child.number is not None:
                 self.tell(child.number, os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
@@ -335,11 +335,11 @@ class Zygote:
 
 
 def main(work: Work, fingerprint: Fingerprint | None = None) -> NoReturn:
-    """Serve, and in each child run what it was forked for."""
+    """Serve, and in each child run its request."""
     if not stat.S_ISSOCK(os.fstat(1).st_mode) or any(name in os.environ for name in UNSAFE):
         os._exit(1)
     reset_signals()
-    sys.path[:] = filter(None, sys.path)  # what is in the working directory is nobody's library here
+    sys.path[:] = filter(None, sys.path)  # import nothing from the working directory
     zygote = Zygote(_socket.socket(fileno=os.dup(1)), work, fingerprint or Fingerprint())
     request = zygote.serve()
     source = input_pipe(work.input_of(request))
