@@ -23,6 +23,8 @@ from lab import host, image
 from lab.agent import LooseAgent
 
 SOCKET = "/lab/agent.sock"
+# Channels are shared by all tasks of a user for a socket of a host: tests that run beside this have another host.
+HOST = f"hypervisor-{os.getpid()}"
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def path(agent: LooseAgent, tmp_path: Path) -> Iterator[str]:
     """A PATH on which ssh knows the hypervisor; what it has started ends."""
     proxy = shlex.join(host.as_root(agent.sshd))
     (tmp_path / "config").write_text(
-        f"Host hypervisor\nUser root\nIdentityFile {image.ssh_key()}\nProxyCommand {proxy}\n"
+        f"Host {HOST}\nUser root\nIdentityFile {image.ssh_key()}\nProxyCommand {proxy}\n"
         "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n",
         encoding="utf-8",
     )
@@ -53,7 +55,7 @@ def ansible(agent: LooseAgent, make_ansible: MakeAnsible) -> Ansible:
     return make_ansible({"guest": {**guest_variables(agent), **there()}})
 
 
-def there(address: str = SOCKET, hypervisor: str = "hypervisor") -> dict[str, str]:
+def there(address: str = SOCKET, hypervisor: str = HOST) -> dict[str, str]:
     return {"ansible_qga_address": address, "ansible_qga_hypervisor": hypervisor}
 
 
@@ -86,8 +88,7 @@ def test_no_such_socket(ansible: Ansible, path: str) -> None:
         "ansible.builtin.ping", "", "-e", "ansible_qga_address=/nope.sock", rc=4, environment={"PATH": path}
     )
     assert (
-        "guest agent at unix:/nope.sock on hypervisor: nothing was sent: the socket there cannot be reached"
-        in run.message
+        f"guest agent at unix:/nope.sock on {HOST}: nothing was sent: the socket there cannot be reached" in run.message
     )
     assert "AllowStreamLocalForwarding" in run.message
 
@@ -103,4 +104,4 @@ def test_what_is_no_path(ansible: Ansible, path: str) -> None:
     run = ansible.adhoc(
         "ansible.builtin.ping", "", "-e", "ansible_qga_address=libvirt:web", rc=None, environment={"PATH": path}
     )
-    assert run.rc and "libvirt:web cannot be reached through ssh to hypervisor" in run.message
+    assert run.rc and f"libvirt:web cannot be reached through ssh to {HOST}" in run.message

@@ -72,7 +72,9 @@ for file, who in writers.items():
 def user(agent: LooseAgent) -> Iterator[str]:
     look(agent, f"userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile; useradd -m -s /bin/sh {USER}")
     yield USER
-    look(agent, f"pkill -KILL -u {USER}; userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile /etc/sudoers.d/qga")
+    # The next user has the same number: what has it then is the next one's, to usermod.
+    gone = f"for n in $(seq 300); do pkill -KILL -u {USER} || break; sleep 0.1; done"
+    look(agent, f"{gone}; userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile /etc/sudoers.d/qga")
 
 
 @pytest.fixture
