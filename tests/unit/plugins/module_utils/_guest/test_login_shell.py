@@ -536,7 +536,7 @@ def test_long_output_that_does_not_fit_in_run(executor: GuestExec, guest: Guest,
     assert left_over(guest) == []
 
 
-@pytest.mark.parametrize(("redirected", "most"), [("", 3 << 20), (" >&2", 1 << 20)])
+@pytest.mark.parametrize(("redirected", "most"), [("", 4 << 20), (" >&2", 1 << 20)])
 def test_long_output_has_half_of_what_is_free(
     executor: GuestExec, guest: Guest, tmp_path: Path, redirected: str, most: int
 ) -> None:
