@@ -59,6 +59,8 @@ exec 6<&0
 {{
     exec 4>{beside}.err 5<{beside}.err
     {launch}
+    cd /
+    wait "$!"
     r=$?
     umask 077
     if [ -e {beside}.err ]; then
@@ -72,11 +74,11 @@ exec 6<&0
 }} </dev/null >/dev/null 2>&1 &
 """
 # The command line of an interpreter takes its program from standard input; what is read here by the shell, it reads
-# byte by byte.
-_BY_ITSELF = """eval {command} <<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
+# byte by byte. The shell waits for it elsewhere than where that is started, which may be a filesystem of its own.
+_BY_ITSELF = """eval {command}' <&7 7<&- &' 7<<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
 {program}
 QEMU_GUEST"""
-_BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&-"
+_BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&- &"
 _PROGRAM = (
     "import json, os, zlib; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
     "given = json.loads(zlib.decompress(s[{size}:]).decode()); loader, module = begin(given.pop('sources'), 'start'); "

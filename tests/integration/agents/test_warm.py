@@ -152,6 +152,13 @@ def test_place_of_what_stays_is_let_go(agent: LooseAgent, ansible: Ansible, plac
     until(lambda: look(agent, HELD.format(place)) == "", 20, "nobody holds it")
 
 
+def test_home_of_root_is_let_go(agent: LooseAgent, ansible: Ansible) -> None:
+    """By who waits for work, and by the shell that waits for the server: both stay, and it may be a filesystem."""
+    assert '"stdout": "/root\\n"' in play(ansible, *[WHO] * 3, {"ansible.builtin.raw": "pwd"}).output
+    until(lambda: look(agent, HELD.format("/root")) == "", 10, "nobody is there")
+    assert look(agent, "pgrep -f 'python3 -S'"), "they are there"
+
+
 def test_rule_that_is_changed_in_its_place_is_seen(agent: LooseAgent, ansible: Ansible, user: str) -> None:
     """The directory of sudo's rules is the same then."""
     rule = "Defaults:root umask=00{}7, umask_override\\n"
