@@ -146,7 +146,11 @@ def test_place_that_tasks_worked_in_is_not_kept(agent: LooseAgent, ansible: Ansi
 
 
 def test_place_of_what_stays_is_let_go(agent: LooseAgent, ansible: Ansible, place: str) -> None:
-    """Of the interpreter itself, or of the home of a user to whom a task becomes: some seconds later."""
+    """Of the interpreter itself, or of the home of a user to whom a task becomes: some seconds later.
+
+    What serves them is started by that interpreter here, so it is the same program.
+    """
+    look(agent, "pkill -9 -f '^/usr/bin/python3 -S' || :")
     own = {"vars": {"ansible_python_interpreter": f"{place}/python3"}}
     assert play(ansible, {**WHO, **own}, {**WHO, **own}, as_user(WHO), as_user(WHO), WHO).recap["vm"]["ok"] == 5
     until(lambda: look(agent, HELD.format(place)) == "", 20, "nobody holds it")

@@ -78,6 +78,7 @@ class Server:
         self.archives = Archives()
         self.rung = b""
         self.ending = False
+        self.stays = True  # without work, too
         self.waiting: list[tuple[int, Asked]] = []  # for an interpreter that starts
         self.taken: dict[int, float] = {}  # requests, and when they were answered; 0: not yet
         self.strangers: set[str] = set()  # files of which nothing is known here
@@ -113,7 +114,7 @@ class Server:
             if now - swept > IDLE_SECONDS:
                 swept = now
                 self.sweep()
-            over = self.ending or now - last > IDLE_SECONDS
+            over = self.ending or now - last > (IDLE_SECONDS if self.stays else GUEST_SECONDS)
             busy = self.waiting or any(one.tasks for one in everyone)
             if over and not busy and self.vanish():
                 return
@@ -149,7 +150,7 @@ class Server:
         """Return after how many seconds there is something to do, whoever comes."""
         if self.waiting or any(one.leaves or one.queue for one in everyone):
             return START_SECONDS / 10
-        if any(one.ready and not one.stays for one in everyone):
+        if not self.stays or any(one.ready and not one.stays for one in everyone):
             return GUEST_SECONDS / 5
         return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
 
@@ -366,6 +367,8 @@ def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Sp
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was started
     sys.path[:] = filter(None, sys.path)  # not what is in the spool
     server = Server(home, ring, launcher)
+    # What keeps a filesystem busy that may be unmounted does not.
+    server.stays = launcher.fingerprint.is_at_home()
     if first:
         server.adopt(header, first, began)
     server.serve()
