@@ -123,6 +123,7 @@ def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible
 
 
 HELD = "for p in /proc/[0-9]*; do readlink $p/cwd $p/exe $p/fd/*; cat $p/maps; done 2>/dev/null | grep -F {} || :"
+END = "pkill -9 -f '^/[a-z/]*/python3 -S' || :"
 # A directory as that of another filesystem: what keeps nothing of it does not keep it busy.
 PLACE = "/srv/place"
 
@@ -150,7 +151,7 @@ def test_place_of_what_stays_is_let_go(agent: LooseAgent, ansible: Ansible, plac
 
     What serves them is started by that interpreter here, so it is the same program.
     """
-    look(agent, "pkill -9 -f '^/usr/bin/python3 -S' || :")
+    look(agent, END)
     own = {"vars": {"ansible_python_interpreter": f"{place}/python3"}}
     assert play(ansible, {**WHO, **own}, {**WHO, **own}, as_user(WHO), as_user(WHO), WHO).recap["vm"]["ok"] == 5
     until(lambda: look(agent, HELD.format(place)) == "", 20, "nobody holds it")
@@ -158,6 +159,7 @@ def test_place_of_what_stays_is_let_go(agent: LooseAgent, ansible: Ansible, plac
 
 def test_home_of_root_is_let_go(agent: LooseAgent, ansible: Ansible) -> None:
     """By who waits for work, and by the shell that waits for the server: both stay, and it may be a filesystem."""
+    look(agent, END)
     assert '"stdout": "/root\\n"' in play(ansible, *[WHO] * 3, {"ansible.builtin.raw": "pwd"}).output
     until(lambda: look(agent, HELD.format("/root")) == "", 10, "nobody is there")
     assert look(agent, "pgrep -f 'python3 -S'"), "they are there"
