@@ -59,6 +59,8 @@ exec 6<&0
 {{
     exec 4>{beside}.err 5<{beside}.err
     {launch}
+    cd /
+    wait "$!"
     r=$?
     umask 077
     if [ -e {beside}.err ]; then
@@ -71,11 +73,12 @@ exec 6<&0
     rm -f {beside}.*
 }} </dev/null >/dev/null 2>&1 &
 """
-# The interpreter takes its program from standard input. A shell that reads here reads byte by byte.
-_BY_ITSELF = """eval {command} <<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
+# The interpreter takes its program from standard input. A shell that reads here reads byte by byte. The shell waits in
+# the root directory: the one that the interpreter is started in may be on a filesystem that is to be unmounted.
+_BY_ITSELF = """eval {command}' <&7 7<&- &' 7<<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
 {program}
 QEMU_GUEST"""
-_BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&-"
+_BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&- &"
 _PROGRAM = (
     "import json, os, zlib; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
     "given = json.loads(zlib.decompress(s[{size}:]).decode()); loader, module = begin(given.pop('sources'), 'start'); "

@@ -125,6 +125,7 @@ def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible
 
 
 HELD = "for p in /proc/[0-9]*; do readlink $p/cwd $p/exe $p/fd/*; cat $p/maps; done 2>/dev/null | grep -F {} || :"
+END = "pkill -9 -f '^/[a-z/]*/python3 -S' || :"
 # A directory as that of another filesystem: what keeps nothing of it does not keep it busy.
 PLACE = "/srv/place"
 
@@ -158,6 +159,14 @@ def test_place_of_what_stays_is_let_go(agent: LooseAgent, ansible: Ansible, plac
     begin = [reset, own] if first else [WHO, own]
     assert play(ansible, *begin, own, as_user(WHO), as_user(WHO), WHO).recap["vm"]["ok"] == 5 + (not first)
     until(lambda: look(agent, HELD.format(place)) == "", 20, "nobody holds it")
+
+
+def test_home_of_root_is_let_go(agent: LooseAgent, ansible: Ansible) -> None:
+    """By who waits for work, and by the shell that waits for the server: both stay, and it may be a filesystem."""
+    look(agent, END)
+    assert '"stdout": "/root\\n"' in play(ansible, *[WHO] * 3, {"ansible.builtin.raw": "pwd"}).output
+    until(lambda: look(agent, HELD.format("/root")) == "", 10, "nobody is there")
+    assert look(agent, "pgrep -f 'python3 -S'"), "they are there"
 
 
 def test_rule_that_is_changed_in_its_place_is_seen(agent: LooseAgent, ansible: Ansible, user: str) -> None:

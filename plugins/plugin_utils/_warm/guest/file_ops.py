@@ -91,7 +91,8 @@ def called(request: Request, content: bytes) -> bytes | None:
     :raise ValueError: if Zstandard fails.
     """
     name, arguments = str(request.call[0]), request.call[1:]
-    given = [os.fsencode(value) if isinstance(value, str) else value for value in arguments]
+    # As the command has them, whatever the locale here.
+    given = [value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value for value in arguments]
     return CALLS[name](*given, *([content] if name in WITH_INPUT else ()))
 
 

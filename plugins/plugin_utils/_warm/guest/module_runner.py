@@ -142,7 +142,15 @@ class Modules(Work):
         payload = Payload(request.program, request.before, archive.text)
         if archive.content and all(step in payload.head for step in STEPS):
             archive.expect()
+        hide()
         run(payload, self.heads, last_word)
+
+
+def hide() -> None:
+    """In a child: take what brought this package out of Python's way, where a site may have one of its name."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not globals()["__loader__"]]
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
 
 
 def start_programs_at_once() -> None:

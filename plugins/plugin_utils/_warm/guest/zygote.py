@@ -225,6 +225,7 @@ class Zygote:
         pid = self.give_spare(request) or self.fork()
         if pid == 0:
             self.leave()
+            self.return_to_directory()
             return request
         if pid is None:
             self.tell(request.number, NOT_RUN)
@@ -267,6 +268,7 @@ class Zygote:
             request = receive(theirs)
         if not request:
             os._exit(0)
+        self.return_to_directory()  # only now: who waits there keeps its filesystem busy
         self.work.note(request)
         return request
 
@@ -300,6 +302,9 @@ class Zygote:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
+
+    def return_to_directory(self) -> None:
+        """In a child that has work: go where the command line was started."""
         if self.directory:
             with suppress(OSError):  # the directory is gone: a login would be in the root directory, too
                 os.chdir(self.directory)

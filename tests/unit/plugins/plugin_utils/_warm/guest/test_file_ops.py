@@ -382,3 +382,12 @@ def test_parts_of_a_file_are_summed_up(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "file").write_bytes(content)
     printed = file_ops.sum_of(os.fsencode(tmp_path / "file"), start, size)
     assert printed == b"%08x  -\n" % zlib.crc32(content[start : start + size])
+
+
+def test_names_are_those_of_the_command_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell takes them as they are."""
+    there = tmp_path / "in"
+    there.mkdir()
+    monkeypatch.setattr(os, "fsencode", lambda name: str(name).encode("latin-1", "surrogateescape"))
+    assert called_here(place_command(f"{there}/\u00e4\udcff", sha256=INPUT_SUM), INPUT) == INPUT_SUM.encode()
+    assert os.listdir(bytes(there)) == ["\u00e4".encode() + b"\xff"]

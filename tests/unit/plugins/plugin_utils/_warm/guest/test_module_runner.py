@@ -12,6 +12,7 @@ import os
 import subprocess
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +63,17 @@ def test_modules_start_programs_so(warm: WarmPython) -> None:
     result = warm.run(COMMAND, module("import _posixsubprocess; print(_posixsubprocess.fork_exec.__qualname__)"))
     assert result is not None
     assert result.stdout == b"start_programs_at_once.<locals>.start\n"
+
+
+def test_site_may_have_a_package_of_the_same_name(warm: WarmPython, tmp_path: Path) -> None:
+    """Nor is it among the modules that were imported already."""
+    (tmp_path / "qemu_guest.py").write_text("import sys\nWHOSE = 'the site'\n")
+    warmed(warm)
+    there = "import sys; print([name for name in sys.modules if name.startswith('qemu_guest')]); "
+    work = f"{there}sys.path.append({str(tmp_path)!r}); import qemu_guest; print(qemu_guest.WHOSE)"
+    result = warm.run(COMMAND, module(work))
+    assert result is not None
+    assert result.stdout == b"[]\nthe site\n", result.stderr
 
 
 def preexec(umask: int | None) -> Callable[[], None]:
