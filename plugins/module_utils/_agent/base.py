@@ -193,13 +193,10 @@ class Agent(ABC):
 
     def refresh_info(self) -> AgentInfo:
         """Ask guest-info again and return its reply."""
-        value = self.execute("guest-info")
-        commands = protocol.expect(value.get("supported_commands"), list, "supported_commands")
-        table = {}
-        for entry in commands:
-            entry = protocol.expect(entry, dict, "a member of supported_commands")
-            table[protocol.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
-        info = AgentInfo(protocol.expect(value.get("version"), str, "version"), table)
+        try:
+            info = _agent_info(self.execute("guest-info"))
+        except ProtocolError as exc:
+            raise self._told(exc, "guest-info") from None
         if not info.looks_frozen:
             self._info = info
         return info
@@ -260,3 +257,15 @@ def _deadline(seconds: float) -> Deadline:
         error.executed = "no"
         raise error
     return Deadline(seconds)
+
+
+def _agent_info(value: dict[str, Any]) -> AgentInfo:
+    """Return what the reply to guest-info says.
+
+    :raise ProtocolError: if that is not what the schema says.
+    """
+    table = {}
+    for entry in protocol.expect(value.get("supported_commands"), list, "supported_commands"):
+        entry = protocol.expect(entry, dict, "a member of supported_commands")
+        table[protocol.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
+    return AgentInfo(protocol.expect(value.get("version"), str, "version"), table)

@@ -14,7 +14,7 @@ import math
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
 
 __all__ = ("COMMON", "Operation", "Params", "Plan", "run_operation")
@@ -114,6 +114,16 @@ def run_operation(
     """
     _check_seconds(operation, params)
     given = (executor or operation.executor(agent)) if operation.executor else agent
+    try:
+        return _run(operation, agent, given, params, check_mode=check_mode, diff=diff)
+    except ProtocolError as exc:  # of a value that was looked at when its command had ended
+        exc.address = exc.address or agent.name
+        raise
+
+
+def _run(
+    operation: Operation, agent: Agent, given: Any, params: Params, *, check_mode: bool, diff: bool
+) -> dict[str, Any]:
     plan = operation.plan(operation.read(given, params), params)
     result: dict[str, Any] = {"changed": plan.changes, **plan.result}
     warnings = list(plan.warnings)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ProtocolError, QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module import power
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
@@ -137,6 +137,7 @@ def test_garbage(
                 json.dumps(run_operation(operation, agent, options, diff=True), allow_nan=False)
             except QgaError as exc:
                 json.dumps([str(exc), exc.as_result()], allow_nan=False)
+                assert not isinstance(exc, ProtocolError) or str(exc).startswith(f"guest agent at {agent.name}: ")
                 raise
             except Exception as exc:
                 pytest.fail(f"{command} that returns {str(reply)[:200]} makes {module} fail by {exc!r}")

@@ -131,7 +131,7 @@ def test_what_is_a_key(key: str) -> None:
     ["garbage", "ssh-rsa", "AAAAB3NzaC1yc2E=", "ssh-rsa QUFB", 'from="10.0.0.0/8', "PuTTY-User-Key-File-2: ssh-rsa"],
 )
 def test_what_is_none(key: str) -> None:
-    with pytest.raises(OperationError, match=r"keys\[1\] is no public key") as caught:
+    with pytest.raises(OperationError, match=r"keys\[1\] is not a public key") as caught:
         plan([], A, key)
     assert key not in str(caught.value)
     plan([], A, key, state="absent")

@@ -1075,8 +1075,10 @@ def test_requirement_is_checked_without_running_anything(scripted: Start, connec
     ],
 )
 def test_info_that_is_not_what_the_schema_says(scripted: Start, connect: Connect, info: Any) -> None:
-    with pytest.raises(ProtocolError):
-        connect(scripted({"guest-info": info})).supports("guest-ping")
+    agent = connect(scripted({"guest-info": info}))
+    with pytest.raises(ProtocolError) as caught:
+        agent.supports("guest-ping")
+    assert str(caught.value).startswith(f"guest agent at {agent.name}: guest-info may have run: ")
 
 
 def test_command_is_enabled_only_if_the_agent_says_so() -> None:
