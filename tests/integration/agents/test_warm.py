@@ -70,10 +70,10 @@ for file, who in writers.items():
 
 @pytest.fixture
 def user(agent: LooseAgent) -> Iterator[str]:
-    look(agent, f"userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile; useradd -m -s /bin/sh {USER}")
-    yield USER
-    # The next user has the same number: what has it then is the next one's, to usermod.
+    # What an earlier user has left has the number of the next one, to usermod: interpreters stay for some seconds.
     gone = f"for n in $(seq 300); do pkill -KILL -u {USER} || break; sleep 0.1; done"
+    look(agent, f"userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile; useradd -m -s /bin/sh {USER}; {gone}")
+    yield USER
     look(agent, f"{gone}; userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile /etc/sudoers.d/qga")
 
 
