@@ -291,8 +291,8 @@ def unknown(message: str, *, hint: str = "") -> OutcomeUnknownError:
 def lost_output() -> TransferError:
     """Return the error for a program that wrote more output than the guest can keep until it is fetched."""
     return TransferError(
-        f"the program's output did not fit in the guest's /run, where a task may have half of what is free, and "
-        f"{LARGEST_OUTPUT >> 20} MiB of each stream; what is missing is lost.",
+        "the program's output did not fit in the guest's /run, where a task may have three quarters of what is free, "
+        f"and {LARGEST_OUTPUT >> 20} MiB of each stream; what is missing is lost.",
         hint="Have it write to a file on a disk of the guest, and fetch that.",
     )
 

@@ -163,7 +163,7 @@ rest() {
 """Shell functions: C(rest FILE LOST N) appends the rest of a stream to C(FILE); C(lose FILE LOST) drops all of it.
 
 The file is in memory, which other programs need too. So it may have N eighths of what is free there (standard output
-has 4, standard error 1), and at most LARGEST_OUTPUT. If that is not enough, all of it is dropped and the
+has 6, standard error 1), and at most LARGEST_OUTPUT. If that is not enough, all of it is dropped and the
 file C(LOST) is created; the program that writes goes on. Shells count a file's size in units of 512 bytes.
 """
 # Each stream passes through dd, which hands the agent _KEPT bytes; the rest goes to a file in /run that only root can
@@ -190,7 +190,7 @@ r=$({ { { (
     unset -f keep lose rest
     eval "unset c m t; $c"
 ); echo $? >&5; } 2>&1 >&6 | keep "$t.err" 1 >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 |
-    keep "$t.out" 4 >&3 3>&- 4>&- 5>&-; } 5>&1)
+    keep "$t.out" 6 >&3 3>&- 4>&- 5>&-; } 5>&1)
 exit "$r"
 """
 )

@@ -125,7 +125,7 @@ job() {
             *) cat <&4 4<&- 5>&- 6>&- | run "$1" ;;
             esac
         } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 1 4<&- 5>&-
-    } 5>&1 | keep "$d/$1.out" "$1" 4 4<&-
+    } 5>&1 | keep "$d/$1.out" "$1" 6 4<&-
     : >"$d/$1.in"
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"

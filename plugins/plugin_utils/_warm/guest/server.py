@@ -65,13 +65,9 @@ COMMANDS = ""  # key of the interpreter for shell commands
 
 
 class Server:
-    """The spool ``home``, with its ``ring`` open, the interpreters, and the requests between them.
+    """The spool ``home``, with its ``ring`` open, the interpreters, and the requests between them."""
 
-    It ends after ``idle_seconds`` without a request.
-    """
-
-    def __init__(self, home: str, ring: int, launcher: Launcher, idle_seconds: float = IDLE_SECONDS) -> None:
-        self.idle_seconds = idle_seconds
+    def __init__(self, home: str, ring: int, launcher: Launcher) -> None:
         self.home = home
         self.ring = ring
         self.launcher = launcher
@@ -116,7 +112,7 @@ class Server:
             if now - swept > IDLE_SECONDS:
                 swept = now
                 self.sweep()
-            over = self.ending or now - last > self.idle_seconds
+            over = self.ending or now - last > IDLE_SECONDS
             busy = self.waiting or any(one.tasks for one in everyone)
             if over and not busy and self.vanish():
                 return
@@ -154,7 +150,7 @@ class Server:
             return START_SECONDS / 10
         if any(one.ready and not one.stays for one in everyone):
             return GUEST_SECONDS / 5
-        return min(self.idle_seconds / 5, KEPT_SECONDS / 6 if self.taken else TICK_SECONDS)
+        return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
 
     def vanish(self) -> bool:
         """Remove the spool, all at once, unless a client has rung meanwhile; return whether it is gone.
@@ -368,9 +364,7 @@ def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Sp
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for
     sys.path[:] = filter(None, sys.path)  # import nothing from the spool
-    # A server whose own Python may be unmounted does not keep it from that for longer than its interpreters do.
-    idle_seconds = IDLE_SECONDS if launcher.fingerprint.is_at_home() else GUEST_SECONDS
-    server = Server(home, ring, launcher, idle_seconds)
+    server = Server(home, ring, launcher)
     if first:
         server.adopt(header, first, began)
     server.serve()
