@@ -9,6 +9,7 @@ took longer than all the rest of a quick task here.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,13 @@ class _Finder:
     ) -> ModuleSpec | None:
         if not path or not fullname.startswith(_PACKAGES):
             return None
-        return FileFinder(next(iter(path)), (SourceFileLoader, [".py"])).find_spec(fullname)
+        return _finder(next(iter(path))).find_spec(fullname)
+
+
+@functools.lru_cache(maxsize=16)
+def _finder(directory: str) -> FileFinder:
+    """Return what finds modules in a directory; it reads the directory once."""
+    return FileFinder(directory, (SourceFileLoader, [".py"]))
 
 
 @contextmanager
