@@ -70,11 +70,9 @@ for file, who in writers.items():
 
 @pytest.fixture
 def user(agent: LooseAgent) -> Iterator[str]:
-    # What an earlier user has left has the number of the next one, to usermod: interpreters stay for some seconds.
-    gone = f"for n in $(seq 300); do pkill -KILL -u {USER} || break; sleep 0.1; done"
-    look(agent, f"userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile; useradd -m -s /bin/sh {USER}; {gone}")
+    look(agent, f"userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile; useradd -m -s /bin/sh {USER}")
     yield USER
-    look(agent, f"{gone}; userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile /etc/sudoers.d/qga")
+    look(agent, f"pkill -KILL -u {USER}; userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile /etc/sudoers.d/qga")
 
 
 @pytest.fixture
@@ -134,9 +132,9 @@ PLACE = "/srv/place"
 def place(agent: LooseAgent, user: str) -> Iterator[str]:
     """Where an interpreter is, and a user at home."""
     look(agent, f"mkdir {PLACE} && cp $(readlink -f /usr/bin/python3) {PLACE}/python3")
-    # usermod does not touch whose number a process has: an interpreter of an earlier user may take seconds to end.
-    moved = f"for n in $(seq 100); do usermod -d {PLACE} {user} && break; sleep 0.2; done"
-    look(agent, f"{moved}; chown {user} {PLACE}")
+    # An earlier user had the same number, and interpreters take some seconds to end: usermod refuses until then.
+    until(lambda: agent.run(f"usermod -d {PLACE} {user}", check=False)[0] == 0, 20, "nobody has the user's number")
+    look(agent, f"chown {user} {PLACE}")
     yield PLACE
     look(agent, f"rm -r {PLACE}")
 
