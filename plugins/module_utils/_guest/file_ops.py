@@ -351,8 +351,4 @@ def alter(executor: Executor, path: str, attributes: Attributes, content: bytes 
     given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup}
     command = variables(path, t=_new_name(path), c=where, **given) + _ALTER
     stdin = content if isinstance(content, bytes) else b""
-    checked(run_shell(executor, _encoded(command), stdin, whole=False), f"change {path}")
-
-
-def _encoded(command: str) -> bytes:
-    return command.encode("utf-8", "surrogateescape")
+    checked(run_shell(executor, Command.of(command), stdin, whole=False), f"change {path}")

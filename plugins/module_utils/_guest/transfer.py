@@ -357,7 +357,7 @@ def _status(executor: Executor, path: str) -> bytes:
     if not executor.is_available():
         return b""
     command = f"stat -L -c '%d %i %s %y %z' -- {shlex.quote(path)}"
-    result = run_shell(executor, command.encode("utf-8", "surrogateescape"), whole=False)
+    result = run_shell(executor, Command.of(command), whole=False)
     return b"" if result.shell_rc else result.stdout
 
 

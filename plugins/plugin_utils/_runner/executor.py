@@ -52,14 +52,6 @@ __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "prog
 
 HOME = "/run/qemu-guest-runner"
 """The directory of all of the runner's files; only root can enter it."""
-
-
-@functools.lru_cache(maxsize=1)
-def program() -> str:
-    """Return the runner's program, for the guest."""
-    return (Path(__file__).parent / "runner.sh").read_text(encoding="ascii")
-
-
 SPOOL = f"{HOME}/1"
 """The runner's spool. The number is the protocol's version, so that an installed runner remains of use."""
 
@@ -80,6 +72,12 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 Start = Callable[[Agent], None]
 """Starts a runner through the agent given; returns when its ring can be opened, or raises."""
+
+
+@functools.lru_cache(maxsize=1)
+def program() -> str:
+    """Return the runner's program, for the guest."""
+    return (Path(__file__).parent / "runner.sh").read_text(encoding="ascii")
 
 
 class Runner(Executor):
