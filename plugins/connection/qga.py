@@ -327,7 +327,7 @@ class Connection(ConnectionBase):
             name = self._name
             timeout = self._seconds("agent_timeout", "ansible_qga_timeout", "more than 0", lambda value: value > 0)
             persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
-            log = functools.partial(_show, display.vvvvv, name)
+            log = functools.partial(_show, display.vvvvv, name) if display.verbosity >= 5 else None
             try:
                 address = self._address()
                 agent = open_agent(

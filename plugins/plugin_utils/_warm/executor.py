@@ -100,8 +100,12 @@ _WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _FIRST_LOOK, pause
 # How often a server may ask for missing pieces of an archive: the recipe, its parts, parts lost meanwhile.
 _ATTEMPTS = 4
 
-# No module is quicker than this: asking sooner would only delay it.
-_QUICKEST = (0.015,)
+# When to look for the answer of a module that has not run over this connection: asking sooner would only delay it.
+_QUICKEST = 0.01
+# Of the time that a module took the last time: how much sooner to look if that was too late, and how often then.
+_SOONER = 0.8
+_OFTEN = 0.15
+_SHORTEST = 0.002
 
 _NO_COMMAND = Command(b"")
 # Longer commands do not fit into a variable.
@@ -134,6 +138,7 @@ class WarmPython:
         self._log = log
         self._tell = tell or log
         self._spool = Spool(runner.agent, _spool())
+        self._first_looks: dict[str, float] = {}  # by archive: seconds after which to look for an answer
 
     def run(self, command: str, stdin: bytes) -> ExecResult | None:
         """Run a shell command, as run_shell() of _guest/login_shell.py does; None if it was not run.
@@ -163,7 +168,7 @@ class WarmPython:
 
     def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
         number = new_number()
-        answer = self._handled(request, number, _QUICKEST)
+        answer = self._run_again(request, number, archive)
         if answer == "none" and self._start(request, python, archive, number):
             answer = self._handled(request, number, _WHILE_STARTING)
         for _attempt in range(_ATTEMPTS):
@@ -176,6 +181,17 @@ class WarmPython:
                 break
             answer = self._handled(request, number)
         return None if isinstance(answer, str) else answer
+
+    def _run_again(self, request: bytes, number: int, archive: Archive) -> ExecResult | str:
+        """Do as ``_handled``. In a loop, look for the answer when that of the same module was still missing before."""
+        call = self._asked(request, number)
+        if not call:
+            return "none"
+        known = self._first_looks.get(archive.digest)
+        first = known or _QUICKEST
+        answer = self._ended(call, [first], pauses(max(first * _OFTEN, _SHORTEST)) if known else pauses())
+        self._first_looks[archive.digest] = call.vain or first * _SOONER
+        return answer
 
     @_with_room
     def _bring(self, archive: Archive, missing: Container[str], python: str, number: int) -> bool:
@@ -190,7 +206,8 @@ class WarmPython:
     def _handled(self, request: bytes, number: int, first: Iterable[float] = ()) -> ExecResult | str:
         """Return the result of a request, or the word that says why it was not run.
 
-        The word is C(none) if there is no server; see _warm/guest/server.py for others. ``first``: see Call.answer.
+        The word is C(none) if there is no server; see _warm/guest/server.py for others. ``first`` has the first pauses
+        before looks for the answer, in seconds.
         """
         call = self._asked(request, number)
         return self._ended(call, first) if call else "none"
@@ -201,9 +218,9 @@ class WarmPython:
         call = Call(self._runner.agent, self._spool, number)
         return call if call.ask(request) else None
 
-    def _ended(self, call: Call, first: Iterable[float] = ()) -> ExecResult | str:
-        """Return the result of a request that the server was given, see ``_handled``."""
-        content = call.answer(first)
+    def _ended(self, call: Call, first: Iterable[float] = (), later: Iterable[float] | None = None) -> ExecResult | str:
+        """Return the result of a request that the server was given, see ``_handled``. ``later``: the other pauses."""
+        content = call.answer(itertools.chain(first, pauses() if later is None else later))
         if content.startswith(NOT_RUN):
             return content.decode("ascii", "replace").strip()
         if content.startswith(b"lost\n"):

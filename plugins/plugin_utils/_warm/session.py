@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import itertools
 import re
 import time
 import zlib
@@ -26,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import lost, pauses, unknown
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import lost, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
@@ -47,7 +46,10 @@ _TAKE_SECONDS = 5.0
 
 
 class Call:
-    """A request with this ``number``: ``ask`` hands it over, and ``answer`` waits for its answer."""
+    """A request with this ``number``: ``ask`` hands it over, and ``answer`` waits for its answer.
+
+    ``vain`` is how many seconds after it was handed over the answer was last looked for in vain; 0: never.
+    """
 
     def __init__(self, agent: Agent, spool: Spool, number: int) -> None:
         self.number = number
@@ -56,7 +58,7 @@ class Call:
         self._file: GuestFile | None = None
         self._text = b""
         self._half: bytes | None = None  # an answer that was incomplete at the last look
-        self._since = 0.0
+        self._since = self.vain = 0.0
 
     def ask(self, request: bytes) -> bool:
         """Hand the request to the server; return False if there is none.
@@ -83,28 +85,30 @@ class Call:
         self._since = time.monotonic()
         return True
 
-    def answer(self, first: Iterable[float] = ()) -> bytes:
-        """Wait for the answer and return it. ``first`` has the first pauses before questions, in seconds.
+    def answer(self, waits: Iterable[float]) -> bytes:
+        """Wait for the answer and return it. ``waits`` has the pauses before looks for it, in seconds, without end.
 
         :raise OutcomeUnknownError: if there will be none, or that is unknown.
         """
         looked = self._since
         try:
-            for pause in itertools.chain(first, pauses()):
+            for pause in waits:
                 time.sleep(pause)
+                asked = time.monotonic()
                 answer = self._read()
                 if answer is None and time.monotonic() - looked > _LOOK_SECONDS:
                     looked = time.monotonic()
                     answer = self._look()
                 if answer is not None:
                     return answer
+                self.vain = asked - self._since
         except OutcomeUnknownError:
             raise
         except QgaError as exc:  # a question failed; the task may have run, or may run yet
             raise lost(exc, f"contact was lost while the task ran: {exc.message}") from None
         finally:
             self.close()
-        raise unknown("there is no answer")  # not reached: pauses never end
+        raise unknown("there is no answer")  # not reached: the pauses never end
 
     def forget(self) -> None:
         """Have all files of the request removed in the guest."""

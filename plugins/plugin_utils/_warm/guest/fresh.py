@@ -90,9 +90,9 @@ class Fingerprint:
         return self.lost or any(signature(path) != seen for path, seen in self.seen.items())
 
     def is_at_home(self) -> bool:
-        """Return whether all files are on the filesystems of / and /usr, which are never unmounted."""
-        home = {os.stat("/").st_dev, os.stat("/usr").st_dev if os.path.isdir("/usr") else -1}
-        return all(seen is None or seen[0] in home for seen in self.seen.values())
+        """Return whether no file is on a filesystem that may be unmounted."""
+        paths = [f"{os.path.realpath(path)}/" for path, seen in self.seen.items() if seen]
+        return not any(path.startswith(place) for place in mount_points() for path in paths)
 
 
 def signature(path: str) -> tuple[int, ...] | None:
@@ -102,6 +102,16 @@ def signature(path: str) -> tuple[int, ...] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def mount_points() -> Iterator[str]:
+    """Yield the places where filesystems are mounted, each with a slash, but for / and what is in /usr: those stay."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            # Some characters are escaped, as in Python's strings.
+            place = os.fsdecode(line.split(b" ", 5)[4].decode("unicode_escape").encode("latin-1"))
+            if place != "/" and not f"{place}/".startswith("/usr/"):
+                yield f"{place}/"
 
 
 def mapped_files() -> Iterator[str]:

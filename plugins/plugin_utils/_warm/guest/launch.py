@@ -29,6 +29,15 @@ MODULE_RUNNER = ("module_runner", "bytecode", "compiler", "fresh", "importer", "
 SHELL_COMMANDS = ("file_ops", "fresh", "wire", "zstd", "zygote")
 LEAST_FREE = 96 << 20  # bytes; with less, no further interpreter is started
 OURS = 3  # the first descriptor after the standard ones
+# The shell waits in the root directory: that of the command may be on a filesystem that is to be unmounted. A job in the
+# background gets no input unless by a redirection.
+IN_BACKGROUND = """exec 7<&0
+{{
+{command}
+}} <&7 7<&- &
+exec 7<&- </dev/null
+cd /
+wait "$!\""""
 
 
 def free_memory() -> int:
@@ -59,6 +68,7 @@ class Launcher:
 
         It shares only a socket and two pipes with this process: it may belong to another user.
         """
+        command = IN_BACKGROUND.format(command=command)
         text = f"{command.count(chr(10)) + 1}\n{command}\n{self.loader.program(program, 'serve')}"
         stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)

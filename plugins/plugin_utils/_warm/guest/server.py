@@ -65,12 +65,17 @@ COMMANDS = ""  # key of the interpreter for shell commands
 
 
 class Server:
-    """The spool ``home``, with its ``ring`` open, the interpreters, and the requests between them."""
+    """The spool ``home``, with its ``ring`` open, the interpreters, and the requests between them.
 
-    def __init__(self, home: str, ring: int, launcher: Launcher) -> None:
+    Unless it ``stays`` without work, it ends soon after the last task.
+    """
+
+    def __init__(self, home: str, ring: int, launcher: Launcher, stays: bool = True) -> None:
         self.home = home
         self.ring = ring
         self.launcher = launcher
+        self.stays = stays
+        self.was_asked = False
         self.login: Surroundings | None = None  # in which this process, which is forked, was started
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those without a key: still at work, or ending
@@ -101,6 +106,7 @@ class Server:
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
+        longest = IDLE_SECONDS if self.stays else GUEST_SECONDS
         last = swept = time.monotonic()
         while True:
             everyone = [*self.interpreters.values(), *self.leaving]
@@ -112,10 +118,23 @@ class Server:
             if now - swept > IDLE_SECONDS:
                 swept = now
                 self.sweep()
-            over = self.ending or now - last > IDLE_SECONDS
+            over = self.ending or now - last > longest
             busy = self.waiting or any(one.tasks for one in everyone)
-            if over and not busy and self.vanish():
+            if over and not busy and (self.stays or self.ending or not self.has_clients()) and self.vanish():
                 return
+
+    def has_clients(self) -> bool:
+        """Return whether a client seems to bring a request or to fetch output, which takes long on a slow line."""
+        if not self.was_asked:
+            return True  # this server was started for one
+        place, name = os.path.split(self.home)
+        files = [file for file in os.scandir(place) if file.name.startswith(f"{name}.") and ".archive" in file.name]
+        for file in os.scandir(self.home):
+            number, _dot, suffix = file.name.partition(".")
+            if number.isdecimal() and (int(number) not in self.taken or suffix in ("out", "err")):
+                files.append(file)
+        now = time.time()
+        return any(abs(now - file.stat().st_mtime) < IDLE_SECONDS for file in files)  # older ones: of killed clients
 
     def act(self, everyone: Sequence[Interpreter]) -> bool:
         """Wait until there is something to do, and do that; return whether it was for a client."""
@@ -148,7 +167,7 @@ class Server:
         """Return after how many seconds there is something to do, even if nothing arrives."""
         if self.waiting or any(one.leaves or one.queue for one in everyone):
             return START_SECONDS / 10
-        if any(one.ready and not one.stays for one in everyone):
+        if not self.stays or any(one.ready and not one.stays for one in everyone):
             return GUEST_SECONDS / 5
         return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
 
@@ -229,6 +248,7 @@ class Server:
         except OSError:  # there is nothing to read, or no room
             return
         self.taken[number] = 0.0
+        self.was_asked = True
         line, _newline, program = whole.partition(b"\n")
         self.take(number, Asked(line, program))
 
@@ -364,7 +384,8 @@ def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Sp
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for
     sys.path[:] = filter(None, sys.path)  # import nothing from the spool
-    server = Server(home, ring, launcher)
+    # Without work, it keeps no filesystem busy that may be unmounted, as that of a virtual environment.
+    server = Server(home, ring, launcher, launcher.fingerprint.is_at_home())
     if first:
         server.adopt(header, first, began)
     server.serve()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import re
@@ -283,7 +284,7 @@ def test_request_that_was_given_up_is_not_answered_to_the_next(
 ) -> None:
     warmed(warm)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "pauses", lambda: iter([0.05]))  # and no further
+        patch.setattr(executor, "pauses", lambda *_first: iter([0.05]))  # and no further
         assert_given_up(warm)
     time.sleep(0.7)
     result = warm.run(COMMAND, module("print('second')"))
@@ -584,7 +585,7 @@ def test_end_waits_for_the_task_of_another(agent: Runner, warm: WarmPython, gues
         time.sleep(0.01)
     warm.end()
     assert warm.run(COMMAND, module("")) is None, "it takes nothing on any more"
-    assert warm._spool.result(another.number, another.answer()) == (0, b"x\n", b"")
+    assert warm._spool.result(another.number, another.answer(itertools.repeat(0.01))) == (0, b"x\n", b"")
     until(lambda: not (guest.runner / SPOOL).exists())
 
 

@@ -104,6 +104,23 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     os.close(holder)
 
 
+@pytest.mark.parametrize(
+    ("file", "there"),
+    [("7.archive", True), ("7.rc", True), ("8.rc", False), ("8.out", True), ("../spool.7.archive", True)],
+)
+def test_client_that_brings_something_is_waited_for(server: _server.Server, home: Path, file: str, there: bool) -> None:
+    """By a server that ends soon without work: on a slow line, a request takes minutes."""
+    assert server.has_clients(), "the one that started it"
+    server.was_asked = True
+    server.taken[8] = time.monotonic()
+    assert not server.has_clients()
+    (home / file).touch()
+    assert server.has_clients() is there
+    past = time.time() - _server.IDLE_SECONDS
+    os.utime(home / file, (past, past))
+    assert not server.has_clients(), "it was killed"
+
+
 def test_interpreter_that_is_of_use_is_ended_for_no_other(
     server: _server.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
