@@ -24,7 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops, fingerprint, wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops, fingerprint, frames, wire, worker
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 
@@ -112,23 +112,9 @@ def server_pid(guest: Guest) -> int:
     return int((guest.runner / SPOOL / "pid").read_text())
 
 
-SAID: dict[str, Any] = {
-    "key": "k",
-    "command": "",
-    "marker": "",
-    "path": "",
-    "archive": "",
-    "before": 0,
-    "users": False,
-    "call": [],
-    "in_time": False,
-}
-HEADER = json.dumps(SAID).encode()
-
-
 def asked(**said: Any) -> wire.Asked:
     """Return a request as a server takes it."""
-    return wire.Asked(json.dumps({**SAID, **said}).encode(), b"program")
+    return wire.Asked(b"program", **{"key": "k", **said})
 
 
 def an_interpreter(*, ready: bool = True) -> tuple[worker.Interpreter, socket.socket]:
@@ -139,7 +125,7 @@ def an_interpreter(*, ready: bool = True) -> tuple[worker.Interpreter, socket.so
     surroundings = fingerprint.Surroundings([])
     one = worker.Interpreter((ours, errors), surroundings, "", "/bin")
     if ready:
-        zygote.sendall(wire.READY + bytes([wire.STAYS]))
+        zygote.sendall(frames.READY + bytes([frames.STAYS]))
         one.listen()
         assert one.ready
     return one, zygote
@@ -155,4 +141,4 @@ def called_here(command: Command, stdin: bytes = b"") -> bytes | None:
         return None
     header = {"number": 1, "archive": "", "before": 0, "forget": [], "in_time": False}
     call = [command.function, *command.arguments]
-    return file_ops.called(wire.Request(json.dumps({**header, "call": call}).encode(), b"", b""), stdin)
+    return file_ops.called(frames.Request(json.dumps({**header, "call": call}).encode(), b"", b""), stdin)

@@ -14,14 +14,13 @@ import errno
 import functools
 import hashlib
 import itertools
-import json
 import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, pauses
@@ -29,8 +28,17 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import (
+    BROUGHT,
+    LOST,
+    MISSING,
+    NO_ROOM,
+    PLAIN,
+    QUIT,
+    Asked,
+)
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.session import NOT_RUN, Call, ended_meanwhile
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.session import Call, ended_meanwhile
 
 __all__ = ("WarmPython",)
 
@@ -84,7 +92,6 @@ _PROGRAM = (
     "given = json.loads(zlib.decompress(s[{size}:]).decode()); loader, module = begin(given.pop('sources'), 'start'); "
     "module.start(loader, given, {spool!r}, {beside!r}, {copies!r})"
 )
-_NO_ROOM = 75
 
 # Larger output, in bytes, is removed from the guest's memory at once, not by its sweep.
 _FORGOTTEN_AT_ONCE = 64 << 10
@@ -149,8 +156,8 @@ class WarmPython:
         archive = read_archive(payload.group(1)) if python and payload else None
         if python and payload and archive and not _is_login(command):
             without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
-            request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
-            return self._run_module(request, archive, python.group(1))
+            asked = _asked(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
+            return self._run_module(asked, archive, python.group(1))
         begun = self.begin_shell(Command.of(command), stdin)
         return begun() if begun else None
 
@@ -159,32 +166,32 @@ class WarmPython:
         if len(command.text) > _LONGEST_COMMAND or b"\0" in command.text:
             return None
         # Never start a server for a shell command, which may be there to install Python.
-        call = self._asked(_request("", "", command.text, stdin, command), new_number())
+        call = self._ask(_asked("", "", command.text, stdin, command), new_number())
         return functools.partial(self._shell_ended, call) if call else None
 
     def _shell_ended(self, call: Call) -> ExecResult | None:
         result = self._ended(call)
         return result if isinstance(result, ExecResult) else None
 
-    def _run_module(self, request: bytes, archive: Archive, python: str) -> ExecResult | None:
+    def _run_module(self, asked: Asked, archive: Archive, python: str) -> ExecResult | None:
         number = new_number()
-        answer = self._run_again(request, number, archive)
-        if answer == "none" and self._start(request, python, archive, number):
-            answer = self._handled(request, number, _WHILE_STARTING)
+        answer = self._run_again(asked, number, archive)
+        if answer == "none" and self._start(asked, python, archive, number):
+            answer = self._handled(asked, number, _WHILE_STARTING)
         for _attempt in range(_ATTEMPTS):
-            if not isinstance(answer, str) or not answer.startswith("archive"):
+            if not isinstance(answer, str) or not answer.startswith(MISSING.decode()):
                 break
             number = new_number()
             there = answer.split()[1:]
             missing = [part for part in archive.remembered() if part not in there]
             if not self._bring(archive, missing, python, number):
                 break
-            answer = self._handled(request, number)
+            answer = self._handled(asked, number)
         return None if isinstance(answer, str) else answer
 
-    def _run_again(self, request: bytes, number: int, archive: Archive) -> ExecResult | str:
+    def _run_again(self, asked: Asked, number: int, archive: Archive) -> ExecResult | str:
         """Do as ``_handled``. In a loop, look for the answer when that of the same module was still missing before."""
-        call = self._asked(request, number)
+        call = self._ask(asked, number)
         if not call:
             return "none"
         known = self._first_looks.get(archive.digest)
@@ -197,44 +204,44 @@ class WarmPython:
     def _bring(self, archive: Archive, missing: Container[str], python: str, number: int) -> bool:
         """Write the missing parts of an archive; return whether that could be done."""
         # A file that is not whole is no harm: the server verifies its checksum.
-        return self._spool.write(f"{number}.archive", archive.brought(missing, code=_is_ours(python)))
+        return self._spool.write(f"{number}.{BROUGHT}", archive.brought(missing, code=_is_ours(python)))
 
     def end(self) -> None:
         """End all warm interpreters, if any, as soon as they are idle."""
-        self._spool.ring("quit")
+        self._spool.ring(QUIT.decode())
 
-    def _handled(self, request: bytes, number: int, first: Iterable[float] = ()) -> ExecResult | str:
+    def _handled(self, asked: Asked, number: int, first: Iterable[float] = ()) -> ExecResult | str:
         """Return the result of a request, or the word that says why it was not run.
 
-        The word is C(none) if there is no server; see _warm/guest/server.py for others. ``first`` has the first pauses
+        The word is C(none) if there is no server; see _warm/guest/wire.py for others. ``first`` has the first pauses
         before looks for the answer, in seconds.
         """
-        call = self._asked(request, number)
+        call = self._ask(asked, number)
         return self._ended(call, first) if call else "none"
 
     @_with_room
-    def _asked(self, request: bytes, number: int) -> Call | None:
+    def _ask(self, asked: Asked, number: int) -> Call | None:
         """Give a request to the server, if there is one."""
         call = Call(self._runner.agent, self._spool, number)
-        return call if call.ask(request) else None
+        return call if call.ask(asked) else None
 
     def _ended(self, call: Call, first: Iterable[float] = (), later: Iterable[float] | None = None) -> ExecResult | str:
         """Return the result of a request that the server was given, see ``_handled``. ``later``: the other pauses."""
         content = call.answer(itertools.chain(first, pauses() if later is None else later))
-        if content.startswith(NOT_RUN):
+        if content.startswith((MISSING, PLAIN)):
             return content.decode("ascii", "replace").strip()
-        if content.startswith(b"lost\n"):
-            raise ended_meanwhile(content[len(b"lost\n") :])
+        if content.startswith(LOST):
+            raise ended_meanwhile(content[len(LOST) :])
         rc, out, err = self._spool.result(call.number, content)
         if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
             call.forget()
         return ExecResult(rc, None, out, err)
 
     @_with_room
-    def _start(self, request: bytes, python: str, archive: Archive, number: int) -> bool:
+    def _start(self, asked: Asked, python: str, archive: Archive, number: int) -> bool:
         """Start a server with an interpreter for a request; return whether there is a server now."""
         runners = Spool(self._runner.agent, HOME)
-        failed = f"{Path(_spool()).name}.{_header(request)['key'][:16]}.failed"
+        failed = f"{Path(_spool()).name}.{asked.key[:16]}.failed"
         why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
         if why:
             last = why.rpartition(b"\n")[2].decode("utf-8", "replace")
@@ -244,12 +251,12 @@ class WarmPython:
         beside = f"{Path(_spool()).name}.{number}"
         began = time.monotonic()
         with self._runner.forgetting():
-            start_shell(self._runner, *_starter(_spool(), request, python, number, failed))
+            start_shell(self._runner, *_starter(_spool(), asked, python, number, failed))
         is_slow = time.monotonic() - began > _QUICK_START_SECONDS
         # Use the wait for the start to compile. A guest as quick as this machine compiles as soon by itself.
         code = is_slow and _is_ours(python)
         brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
-        runners.write(f"{beside}.archive", brought)
+        runners.write(f"{beside}.{BROUGHT}", brought)
         for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
             if self._spool.is_served():
@@ -299,27 +306,22 @@ def _is_login(command: str) -> bool:
     return any(map(_LOGIN.fullmatch, words)) or (" " in words[-1] and _is_login(words[-1]))
 
 
-def _header(request: bytes) -> dict[str, Any]:
-    """Return the header of a request."""
-    return dict(json.loads(request.partition(b"\n")[0]))
-
-
-def _starter(spool: str, request: bytes, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
+def _starter(spool: str, asked: Asked, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server in ``spool`` for a request, and its standard input.
 
     The names of its files begin with that of the spool and the ``number``; it removes all of them at the end. If the
     server does not start, it writes the file ``failed``.
     """
-    header, beside = _header(request), f"{spool}.{number}"
+    beside = f"{spool}.{number}"
     size, stdin = bundle.start_input(
         {
             "prologue": login_program(),
-            "command": header["command"],
-            "path": header["path"],
-            "first": request.partition(b"\n")[0].decode("ascii"),
+            "command": asked.command,
+            "path": asked.path,
+            "first": asked.header(),
         }
     )
-    copies = _copies(python, header["command"])
+    copies = _copies(python, asked.command)
     program = _PROGRAM.format(
         size=size,
         spool=spool,
@@ -327,27 +329,27 @@ def _starter(spool: str, request: bytes, python: str, number: int, failed: str) 
         copies=" ".join(copies or ["file_ops"]),
     )
     if copies:
-        launch = _BY_ITSELF.format(command=shlex.quote(header["command"]), program=program)
+        launch = _BY_ITSELF.format(command=shlex.quote(asked.command), program=program)
     else:
         launch = _BY_ANOTHER.format(python=shlex.quote(python), program=shlex.quote(program))
     failed = f"{HOME}/{failed}"
-    command = _START.format(launch=launch, no_room=_NO_ROOM, beside=beside, number=number, failed=failed)
+    command = _START.format(launch=launch, no_room=NO_ROOM, beside=beside, number=number, failed=failed)
     return command.encode("utf-8", "surrogateescape"), stdin
 
 
-def _request(python: str, archive: str, before: bytes, after: bytes, command: Command = _NO_COMMAND) -> bytes:
-    """Return a request, as server.Request reads it."""
+def _asked(python: str, archive: str, before: bytes, after: bytes, command: Command = _NO_COMMAND) -> Asked:
+    """Return a request: to run a module by the command line ``python``, or a shell command if that is empty."""
     marker = _MARKER.search(python)
     key = _MARKER.sub("BECOME-SUCCESS-", python)
-    header = {
-        "key": hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if python else "",
-        "command": python,
-        "marker": marker.group() if marker else "",
-        "path": PATH,
-        "archive": archive,
-        "before": len(before),
-        "call": [command.function, *command.arguments] if command.function else [],
-        "in_time": command.in_time,
-        "users": bool(_USERS.search(before) or _USERS.search(after)),
-    }
-    return json.dumps(header).encode("ascii") + b"\n" + before + after
+    return Asked(
+        before + after,
+        key=hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if python else "",
+        command=python,
+        marker=marker.group() if marker else "",
+        path=PATH,
+        archive=archive,
+        before=len(before),
+        call=[command.function, *command.arguments] if command.function else [],
+        in_time=command.in_time,
+        users=bool(_USERS.search(before) or _USERS.search(after)),
+    )

@@ -9,7 +9,6 @@ import base64
 import functools
 import hashlib
 import io
-import json
 import struct
 import zipfile
 import zlib
@@ -17,18 +16,15 @@ from collections.abc import Container
 from typing import NamedTuple
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.bytecode import packed
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.compiler import compiled
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.compiler import ARCHIVE, compiled
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import REMEMBERED, checksum, joined, recipe
 
-__all__ = ("REMEMBERED", "Archive", "read_archive")
+__all__ = ("Archive", "read_archive")
 
 # Bytes of a file's header before its name, and the offset in it of the lengths of name and extra field.
 _HEADER = 30
 _LENGTHS = struct.Struct("<HH")
 _AT = 26
-# The archive's name in a traceback: ARCHIVE in _warm/guest/payload.py.
-_NAME = "_payload.zip"
-REMEMBERED = 12
-"""Letters of a part's checksum by which a client tells whether it is in the guest."""
 
 Source = tuple[str, tuple[bytes, str]]
 """A module's source: its digest, and its text with its path."""
@@ -38,9 +34,7 @@ class Archive(NamedTuple):
     """An archive: the ``digest`` of its content, its ``parts`` by checksum, and how these make it (``recipe``).
 
     The digest does not depend on the time of packing: ansible-core packs the same files anew in each run. A part is the
-    compressed data of one file. The recipe is a line with the checksum of the digest and of all that follows, one of
-    JSON with the checksum of each part and its offset in the bytes between the parts, one with the table of the
-    archive, and the bytes between the parts. The ``sources`` are those of modules, by their parts.
+    compressed data of one file. The ``sources`` are those of modules, by their parts.
     """
 
     digest: str
@@ -49,17 +43,14 @@ class Archive(NamedTuple):
     sources: dict[str, Source]
 
     def brought(self, missing: Container[str], *, code: bool = False, programs: bytes = b"") -> bytes:
-        """Return the file for the server and its start: the recipe, the ``code`` of parts, that of ``programs``, and
-        the parts ``missing`` in the guest. Each piece is compressed and follows its size, in four bytes.
-        """
-        parts = [part for checksum, part in self.parts.items() if checksum[:REMEMBERED] in missing]
-        sources = dict(source for checksum, source in self.sources.items() if checksum[:REMEMBERED] in missing)
-        pieces = zlib.compress(self.recipe), packed(compiled(sources)) if code else b"", programs, *parts
-        return b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
+        """Return the file for the server and its start, with the parts ``missing`` in the guest, and their ``code``."""
+        parts = [part for name, part in self.parts.items() if name[:REMEMBERED] in missing]
+        sources = dict(source for name, source in self.sources.items() if name[:REMEMBERED] in missing)
+        return joined([self.recipe, packed(compiled(sources)) if code else b"", programs, *parts])
 
     def remembered(self) -> list[str]:
         """Return the short checksums of the parts."""
-        return [checksum[:REMEMBERED] for checksum in self.parts]
+        return [name[:REMEMBERED] for name in self.parts]
 
 
 @functools.lru_cache(maxsize=16)
@@ -78,15 +69,13 @@ def read_archive(encoded: bytes) -> Archive | None:
             length += start - end
             end = start + size
             part = packed[start:end]
-            checksum = hashlib.sha256(part).hexdigest()
-            parts[checksum] = part
+            name = checksum(part)
+            parts[name] = part
             if source:
-                sources[checksum] = source
-            listed.append((checksum, length))
+                sources[name] = source
+            listed.append((name, length))
     between.append(packed[end:])
-    lines = b"\n".join([*(json.dumps(line).encode("ascii") for line in (listed, table)), b"".join(between)])
-    checksum = hashlib.sha256(digest.encode("ascii") + lines).hexdigest()
-    return Archive(digest, checksum.encode("ascii") + b"\n" + lines, parts, sources)
+    return Archive(digest, recipe(digest, listed, table, b"".join(between)), parts, sources)
 
 
 def _contents(packed: bytes) -> tuple[str, dict[str, tuple[str, bool]], list[tuple[int, int, Source | None]]]:
@@ -103,6 +92,6 @@ def _contents(packed: bytes) -> tuple[str, dict[str, tuple[str, bool]], list[tup
                 package = name.endswith("/__init__.py")
                 table[name[: -len("/__init__.py" if package else ".py")].replace("/", ".")] = (digest, package)
             lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
-            source = (digest, (text, f"{_NAME}/{name}")) if name.endswith(".py") else None
+            source = (digest, (text, f"{ARCHIVE}/{name}")) if name.endswith(".py") else None
             places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size, source))
     return content.hexdigest(), table, places

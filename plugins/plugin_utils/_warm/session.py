@@ -10,11 +10,9 @@ is used for a second request.
 
 from __future__ import annotations
 
-import base64
 import errno
 import re
 import time
-import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -29,17 +27,22 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import (
+    ANSWER,
+    BEGUN,
+    LONGEST_ANSWER,
+    PLAIN,
+    TAKEN,
+    Asked,
+    ring_line,
+)
 
-__all__ = ("NOT_RUN", "Call", "ended_meanwhile")
+__all__ = ("Call", "ended_meanwhile")
 
-# Answers, or their beginnings, that say why a request was not run.
-NOT_RUN = (b"archive", b"plain\n")
 # Bytes beside a request on the ring.
 _ROOM = 64
 # Bytes per read: the agent allocates as many each time.
-_ANSWER = 64 << 10
-# An answer has at most twice 64 KiB of output; longer output is in files of its own.
-_LONGEST_ANSWER = 256 << 10
+_PER_READ = 64 << 10
 # How often to check that an answer can still come, and how long a server may take to take a request.
 _LOOK_SECONDS = 1.0
 _TAKE_SECONDS = 5.0
@@ -60,20 +63,20 @@ class Call:
         self._half: bytes | None = None  # an answer that was incomplete at the last look
         self._since = self.vain = 0.0
 
-    def ask(self, request: bytes) -> bool:
+    def ask(self, asked: Asked) -> bool:
         """Hand the request to the server; return False if there is none.
 
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
         """
-        packed = base64.b64encode(zlib.compress(request)).decode("ascii")
-        line = f"={self.number} {packed}"
+        request = asked.packed()
+        line = ring_line(self.number, request)
         try:
             with self._spool.bell() as bell:  # which fails if there is no server
                 self._file = GuestFile(self._agent, self._path, "w+")
                 if len(line) + _ROOM > LONGEST_RING:
                     self._spool.write(f"{self.number}.in", request)
-                    line = str(self.number)
-                bell.write(f"{line}\n".encode("ascii"))
+                    line = ring_line(self.number)
+                bell.write(line + b"\n")
         except GuestFileError as exc:
             self.close()
             if exc.errno not in NOBODY:
@@ -81,7 +84,7 @@ class Call:
             return False
         except HandleLostError:  # the agent was restarted: nothing was rung
             self.close()
-            return self.ask(request)
+            return self.ask(asked)
         self._since = time.monotonic()
         return True
 
@@ -130,7 +133,7 @@ class Call:
         if not self._file:
             return None
         try:
-            self._text += self._file.read(_ANSWER)
+            self._text += self._file.read(_PER_READ)
         except QgaError:  # the agent was restarted, or is silent for a while: see _look
             self._file = None
             return self._look()
@@ -155,16 +158,16 @@ class Call:
             return answer
         # A removed file can be read as long as it is open.
         known = text if text is not None else self._text if self._file else None
-        if not there and known is not None and not self._says(known, b"begun"):
-            return b"plain\n"  # the server has ended before it ran the request
+        if not there and known is not None and not self._says(known, BEGUN):
+            return PLAIN  # the server has ended before it ran the request
         if not there:
             raise unknown("what serves the interpreters in the guest ended while the task ran (was it rebooted?)")
         if text is None:
             self._let_go()
             raise unknown("the guest knows nothing of the task any more (was it put back to a snapshot, or rebooted?)")
-        if not self._says(text, b"taken") and time.monotonic() - self._since > _TAKE_SECONDS:
+        if not self._says(text, TAKEN) and time.monotonic() - self._since > _TAKE_SECONDS:
             raise unknown("the guest has not taken the task (was it put back to a snapshot, or does it hang?)")
-        if self._says(text, rb"answer \d+"):
+        if self._says(text, rb"%b \d+" % ANSWER):
             if text == self._half:  # a second later
                 raise unknown("the task's answer is damaged")
             self._half = text
@@ -173,7 +176,7 @@ class Call:
     def _all(self) -> bytes | None:
         """Return the whole content of the file, by its name; None if there is no such file."""
         try:
-            return self._spool.read(f"{self.number}.rc", _LONGEST_ANSWER)
+            return self._spool.read(f"{self.number}.rc", LONGEST_ANSWER)
         except GuestFileError as exc:
             if exc.errno == errno.ENOSPC and self._file:  # without room in /run, the agent opens no other file
                 return self._text
@@ -187,9 +190,9 @@ class Call:
 
         :raise OutcomeUnknownError: if it is larger than any can be.
         """
-        match = re.search(rb"^%d answer (\d{1,9})\n" % self.number, text, re.MULTILINE)
+        match = re.search(rb"^%d %b (\d{1,9})\n" % (self.number, ANSWER), text, re.MULTILINE)
         size = int(match.group(1)) if match else 0
-        if max(size, len(text)) > _LONGEST_ANSWER:
+        if max(size, len(text)) > LONGEST_ANSWER:
             raise unknown("the task's answer makes no sense")
         if not match:
             return None

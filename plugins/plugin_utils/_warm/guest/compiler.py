@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Codes = dict[str, tuple[types.CodeType, list[str]]]
     """By the source's digest: a module's code, and the modules other than Ansible's that it imports."""
 
+ARCHIVE = "_payload.zip"
+"""The name of a module's archive, in the paths of its modules and in the guest."""
 # Imports that are not indented run in any case.
 IMPORT = re.compile(rb"^(?:import|from) +(?!ansible\b|_)([\w.]+)", re.MULTILINE)
 

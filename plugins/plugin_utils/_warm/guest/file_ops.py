@@ -19,7 +19,7 @@ import sys
 import zlib
 from contextlib import suppress
 
-from .wire import NOT_RUN, Request
+from .frames import NOT_RUN, Request
 from .zstd import Compressor, zstd, zstd_decompress
 from .zygote import LastWord, Work, main
 

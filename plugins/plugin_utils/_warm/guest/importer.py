@@ -15,15 +15,16 @@ from contextlib import suppress
 from importlib.machinery import ModuleSpec
 
 from .bytecode import unpacked
-from .compiler import compiled
-from .payload import ARCHIVE, archive_name, place
+from .compiler import ARCHIVE, compiled
+from .payload import archive_name, place
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .compiler import Codes, Sources
-    from .payload import Archive, Table
+    from .payload import Archive
+    from .wire import Table
 
 # Only these are imported before a task needs them; of other modules, the compiled code is kept.
 LIBRARIES = "ansible.module_utils"

@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 
+from .frames import input_pipe
 from .fresh import Fingerprint, reset_signals
-from .wire import input_pipe
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -25,11 +25,21 @@ if TYPE_CHECKING:
     Program = tuple[str, ...]
     """The modules of this package that an interpreter needs. It calls ``serve`` of the first one."""
 
-MODULE_RUNNER = ("module_runner", "bytecode", "compiler", "fresh", "importer", "payload", "prefault", "wire", "zygote")
-SHELL_COMMANDS = ("file_ops", "fresh", "wire", "zstd", "zygote")
+MODULE_RUNNER = (
+    "module_runner",
+    "bytecode",
+    "compiler",
+    "frames",
+    "fresh",
+    "importer",
+    "payload",
+    "prefault",
+    "zygote",
+)
+SHELL_COMMANDS = ("file_ops", "frames", "fresh", "zstd", "zygote")
 LEAST_FREE = 96 << 20  # bytes; with less, no further interpreter is started
 OURS = 3  # the first descriptor after the standard ones
-# The shell waits in the root directory: that of the command may be on a filesystem that is to be unmounted. A job in the
+# The shell waits in the root directory: the command's may be on a filesystem that is to be unmounted. A job in the
 # background gets no input unless by a redirection.
 IN_BACKGROUND = """exec 7<&0
 {{

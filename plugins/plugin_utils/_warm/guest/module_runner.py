@@ -16,15 +16,14 @@ import subprocess
 import sys
 import threading
 import types
-import zlib
 from contextlib import suppress
 
 from .bytecode import unpacked
+from .frames import Request
 from .fresh import renew
 from .importer import Importer
 from .payload import STEPS, Archive, Payload, table_of
 from .prefault import Memory
-from .wire import Request
 from .zygote import LastWord, Work, main
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
@@ -66,7 +65,9 @@ class Modules(Work):
         self.find_here()
         gc.disable()  # as Zygote.serve does
         with suppress(Exception):  # then they are imported when the archive comes
-            self.importer.table = table_of(zlib.decompress(recipe).split(b"\n", 3)[2])
+            from .wire import read_recipe  # only the server has it, and its forks
+
+            self.importer.table = table_of(read_recipe(recipe)[2])
             self.importer.take(unpacked(code))
             self.importer.import_libraries()
         gc.freeze()

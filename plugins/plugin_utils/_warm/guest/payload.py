@@ -16,14 +16,14 @@ import sys
 import types
 import zipfile
 
+from .compiler import ARCHIVE
+
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any
 
-    Table = dict[str, tuple[str, bool]]
-    """By module's name: the digest of its source, and whether it is a package."""
+    from .wire import Table
 
-ARCHIVE = "_payload.zip"
 # The last statement of a payload. From ansible-core 2.19 on, all that differs from task to task is in there.
 CALL = b"\nif __name__ == "
 # The first steps of a payload with its archive, in ansible-core 2.16 to 2.21.

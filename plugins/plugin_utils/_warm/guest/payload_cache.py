@@ -9,21 +9,11 @@ import binascii
 import functools
 import json
 import os
-import zlib
 
-from .wire import piece
-
-try:  # hashlib's own choice, without the time to import hashlib
-    from _sha2 import sha256  # type: ignore[import-not-found]
-except ImportError:
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
-    except ImportError:
-        from hashlib import sha256
+from .wire import MISSING, REMEMBERED, checksum, is_recipe_of, piece, read_recipe
 
 MOST_ARCHIVES = 32
 MOST_PARTS = 8 << 20  # bytes
-REMEMBERED = 12  # letters of a part's checksum that clients are told
 
 
 class Archives:
@@ -45,24 +35,21 @@ class Archives:
         if not digest:
             return b"", b""
         if digest not in self.contents:
-            recipe, code = next(filter(any, map(self.brought, paths)), (b"", b""))
-            if not recipe:
+            recipe, code = next(filter(any, map(self.brought, paths)), ((), b""))
+            if not recipe or not is_recipe_of(digest, *recipe):  # nothing was brought, or for another archive
                 return b"", self.wanted()
-            checksum, _newline, lines = recipe.partition(b"\n")
-            if sha256(digest.encode("ascii") + lines).hexdigest().encode("ascii") != checksum:
-                return b"", self.wanted()  # it is another archive's
-            line, names, between = lines.split(b"\n", 2)
-            parts = json.loads(line.decode("ascii"))
+            _seal, places, table, between = recipe
+            parts = json.loads(places.decode("ascii"))
             if any(name not in self.parts for name, _place in parts):
                 return b"", self.wanted()
-            self.keep(digest, b"\n".join([names, self.made(parts, between), code]))
+            self.keep(digest, b"\n".join([table, self.made(parts, between), code]))
         return self.contents[digest], b""
 
     def wanted(self) -> bytes:
         """Return the answer that says that an archive is missing, and which parts are here."""
-        return " ".join(["archive", *(name[:REMEMBERED] for name in self.parts)]).encode("ascii") + b"\n"
+        return b" ".join([MISSING, *(name[:REMEMBERED].encode("ascii") for name in self.parts)]) + b"\n"
 
-    def brought(self, path: str) -> tuple[bytes, bytes]:
+    def brought(self, path: str) -> tuple[tuple[bytes, ...], bytes]:
         """Take a client's file: keep the parts, and return the recipe and the code of these parts.
 
         The recipe is empty without a whole file; the code is empty if an interpreter here is to compile it.
@@ -71,11 +58,11 @@ class Archives:
             with open(path, "rb") as file:
                 pieces: list[bytes] = list(iter(functools.partial(piece, file), None))
             os.unlink(path)
-            recipe, code, _programs, *parts = pieces
-            recipe = zlib.decompress(recipe)
-        except (FileNotFoundError, ValueError, zlib.error):  # missing, or not whole
-            return b"", b""
-        self.parts.update({sha256(part).hexdigest(): part for part in parts})
+            packed, code, _programs, *parts = pieces
+            recipe = read_recipe(packed)
+        except (FileNotFoundError, ValueError):  # missing, or not whole
+            return (), b""
+        self.parts.update({checksum(part): part for part in parts})
         return recipe, code
 
     def made(self, parts: list[tuple[str, int]], between: bytes) -> bytes:

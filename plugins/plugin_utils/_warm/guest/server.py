@@ -3,19 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For the guest: keep warm interpreters (zygote.py), one per command line, and hand requests to them.
 
-Like the runner, it has a spool with a ring, which only root can enter. A request has a number of its own that cannot be
-guessed. The server writes lines with that number to NUMBER.rc, a file of the waiting client:
+It has a spool, which only root can enter. For what clients write there and read, see wire.py.
 
-    NUMBER taken            the server has the request, and will answer it as long as it lives
-    NUMBER begun            an interpreter has the request: if the server ends now, it may have been run
-    NUMBER answer SIZE      SIZE bytes, the answer, follow this line
-
-An answer is a result as the runner leaves it, followed by its output; or a word: C(plain), the request was not run
-and is to be run the plain way; C(archive), the module's archive is missing here, except for the parts named after the
-word; C(full), there was no room for the result; C(lost), its interpreter ended, and the next line may say why.
-
-A request is a line of JSON and the input of an interpreter: the program around a module's archive, or a shell command
-and its input. Shell commands have an interpreter of their own that has imported nothing: it forks in no time, and its
+Shell commands have an interpreter of their own that has imported nothing: it forks in no time, and its
 children have the environment of a login already.
 
 The first task for an interpreter waits for the start of this server (see start.py), so it imports only what it cannot
@@ -24,14 +14,12 @@ do without: on a slow guest, importing was half of its start.
 
 from __future__ import annotations
 
-import binascii
 import functools
 import os
 import select
 import signal
 import sys
 import time
-import zlib
 from contextlib import suppress
 
 from .fingerprint import (
@@ -41,7 +29,7 @@ from .fingerprint import (
 )
 from .launch import LEAST_FREE, MODULE_RUNNER, SHELL_COMMANDS, free_memory
 from .payload_cache import Archives
-from .wire import Asked
+from .wire import ANSWER, BEGUN, BROUGHT, FULL, LOST, PLAIN, QUIT, TAKEN, Asked, read_ring_line
 from .worker import (
     GUEST_SECONDS,
     START_SECONDS,
@@ -60,7 +48,7 @@ KEPT_SECONDS = 60  # how long an answer can be fetched
 MOST_INTERPRETERS = 6
 MOST_TRIES = 3  # for a request whose interpreters are stale at once
 LEAST_SECONDS = 60  # an interpreter that was used so lately is not ended for another
-SUFFIXES = ("in", "archive", "out", "err", "rc")  # of a request's files
+SUFFIXES = ("in", BROUGHT, "out", "err", "rc")  # of a request's files
 COMMANDS = ""  # key of the interpreter for shell commands
 
 
@@ -91,11 +79,11 @@ class Server:
 
     def archive_beside(self, number: int) -> str:
         """Return the path of an archive that a client wrote before the spool was there."""
-        return f"{self.home}.{number}.archive"
+        return f"{self.home}.{number}.{BROUGHT}"
 
     def adopt(self, header: str, first: Spawned, began: float) -> None:
         """Take the interpreter that this server was started for, unless files that a login reads have changed since."""
-        asked = Asked(header.encode("ascii"), b"")
+        asked = Asked.unpacked(header.encode("ascii"))
         one = Interpreter(first, Surroundings(WATCHED), asked.marker, asked.path)
         login = Surroundings(WATCHED)
         if changed_since(began, WATCHED):
@@ -128,7 +116,7 @@ class Server:
         if not self.was_asked:
             return True  # this server was started for one
         place, name = os.path.split(self.home)
-        files = [file for file in os.scandir(place) if file.name.startswith(f"{name}.") and ".archive" in file.name]
+        files = [file for file in os.scandir(place) if file.name.startswith(f"{name}.") and BROUGHT in file.name]
         for file in os.scandir(self.home):
             number, _dot, suffix = file.name.partition(".")
             if number.isdecimal() and (int(number) not in self.taken or suffix in ("out", "err")):
@@ -199,7 +187,7 @@ class Server:
                 self.take_again(task.number, task.asked)
             for serial in [serial for serial, task in one.tasks.items() if task.ended]:
                 task = one.tasks.pop(serial)
-                self.answer(task.number, task.result() or b"lost\n" + one.last_words())
+                self.answer(task.number, task.result() or LOST + one.last_words())
                 task.drop()
                 self.expect_commands(one.path)
             if one.is_overdue:
@@ -225,32 +213,30 @@ class Server:
         self.rung += os.read(self.ring, 1 << 16)
         *lines, self.rung = self.rung.split(b"\n")
         for line in lines:
-            with suppress(ValueError, KeyError, zlib.error):  # half of a line, of a client that was killed
+            with suppress(ValueError, TypeError):  # half of a line, of a client that was killed
                 self.answer_line(line)
 
     def answer_line(self, line: bytes) -> None:
-        if line == b"quit":
+        if line == QUIT:
             self.ending = True
         elif line.startswith(b"-"):
             self.forget(int(line[1:]))
         elif line:
-            number, _space, packed = line.lstrip(b"=").partition(b" ")
-            self.receive(int(number), packed)
+            self.receive(*read_ring_line(line))
 
-    def receive(self, number: int, packed: bytes) -> None:
-        """Take a request, which is ``packed`` or in a file. It is taken once, however often its client rings."""
+    def receive(self, number: int, request: bytes) -> None:
+        """Take a request; if it is empty, it is in a file. It is taken once, however often its client rings."""
         if number in self.taken:
             return
         try:
-            whole = zlib.decompress(binascii.a2b_base64(packed)) if packed else self.read(number)
-            if not self.say(number, b"taken"):
+            request = request or self.read(number)
+            if not self.say(number, TAKEN):
                 return  # its client waits no more
         except OSError:  # there is nothing to read, or no room
             return
         self.taken[number] = 0.0
         self.was_asked = True
-        line, _newline, program = whole.partition(b"\n")
-        self.take(number, Asked(line, program))
+        self.take(number, Asked.unpacked(request))
 
     def read(self, number: int) -> bytes:
         path = self.path(number, "in")
@@ -286,7 +272,7 @@ class Server:
         if asked.tries < MOST_TRIES:
             self.take(number, asked)
         else:
-            self.answer(number, b"plain\n")
+            self.answer(number, PLAIN)
 
     def take(self, number: int, asked: Asked) -> None:
         """Hand a request to its interpreter, or answer why not.
@@ -296,7 +282,7 @@ class Server:
         """
         answer = b""
         try:
-            brought = self.path(number, "archive"), self.archive_beside(number)
+            brought = self.path(number, BROUGHT), self.archive_beside(number)
             asked.content, answer = self.archives.found(asked.archive, *brought)
             waits = not answer and asked.users and self.others_leave(asked)
             one = None if answer or waits or self.ending else self.interpreter(asked)
@@ -304,12 +290,12 @@ class Server:
                 self.waiting.append((number, asked))
                 return
             if one and one.ready and not one.dead:
-                self.say(number, b"begun")
+                self.say(number, BEGUN)
                 one.hand_over(number, asked, f"{self.home}/{number}")
                 return
         except OSError:  # there is no room for it
             answer = b""
-        self.answer(number, answer or b"plain\n")
+        self.answer(number, answer or PLAIN)
 
     def others_leave(self, asked: Asked) -> bool:
         """End the interpreters of become, except the request's own; return whether one is about to end."""
@@ -369,10 +355,10 @@ class Server:
     def answer(self, number: int, content: bytes) -> None:
         """Answer a request, if its client is still there."""
         try:
-            self.say(number, b"answer %d" % len(content), content)
+            self.say(number, b"%b %d" % (ANSWER, len(content)), content)
         except OSError:
             with suppress(OSError):  # no room for that: the client reports an unknown outcome
-                self.say(number, b"answer 5", b"full\n")
+                self.say(number, b"%b %d" % (ANSWER, len(FULL)), FULL)
         self.taken[number] = time.monotonic()
 
 

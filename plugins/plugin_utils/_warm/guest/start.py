@@ -18,13 +18,12 @@ from contextlib import suppress
 
 from .bytecode import unpacked
 from .launch import LEAST_FREE, MODULE_RUNNER, Launcher, free_memory
-from .wire import piece
+from .wire import BROUGHT, NO_ROOM, RING, piece
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from .loader import Loader
 
-NO_ROOM = 75  # EX_TEMPFAIL: starting failed for now; try again later
 # How long to wait for the client's archive, which takes about as long to arrive as Python to start.
 LATE_SECONDS = 1.0
 PAUSE = 0.01
@@ -44,7 +43,7 @@ def start(loader: Loader, given: dict[str, str], home: str, beside: str, copies:
         lock = begun(home)
         if lock < 0:
             return
-        launcher.recipe, launcher.code, programs = brought(f"{beside}.archive")
+        launcher.recipe, launcher.code, programs = brought(f"{beside}.{BROUGHT}")
         loader.codes.update(unpacked(programs))
         first = None
         if free_memory() > LEAST_FREE:
@@ -91,10 +90,10 @@ def begun(home: str) -> int:
 
 def made(home: str) -> int:
     """Complete the spool and give it its name; return its ring."""
-    os.mkfifo("ring")
+    os.mkfifo(RING)
     with open("pid", "w") as file:
         file.write(f"{os.getpid()}\n")
-    ring = os.open("ring", os.O_RDWR)
+    ring = os.open(RING, os.O_RDWR)
     os.rename(home + ".new", home)
     return ring
 
@@ -102,7 +101,7 @@ def made(home: str) -> int:
 def serves(home: str) -> bool:
     """Return whether a server reads the ring."""
     try:
-        os.close(os.open(home + "/ring", os.O_WRONLY | os.O_NONBLOCK))
+        os.close(os.open(f"{home}/{RING}", os.O_WRONLY | os.O_NONBLOCK))
     except OSError:
         return False
     return True
@@ -118,7 +117,7 @@ def remove(directory: str) -> None:
 
 
 def brought(path: str) -> list[bytes]:
-    """Wait for the client's archive, and return its first three pieces: see ``brought`` in _warm/payload.py."""
+    """Wait for the client's archive, and return its first three pieces."""
     end = time.monotonic() + LATE_SECONDS
     while time.monotonic() < end:
         with suppress(OSError), open(path, "rb") as file:

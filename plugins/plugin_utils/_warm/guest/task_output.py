@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from .wire import NOT_RUN
+from .frames import NOT_RUN
+from .wire import MOST_OUTPUT, PLAIN
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from .wire import Asked
 
-MOST_KEPT = 64 << 10  # bytes of output that are returned with the exit status
 # In place of an exit status: the interpreter has ended.
 LOST = -1
 
@@ -45,7 +45,7 @@ class Output:
         self.lost = False  # a part of it: there was no room
 
     def write(self, data: bytes) -> None:
-        if self.file is None and len(self.kept) + len(data) <= MOST_KEPT:
+        if self.file is None and len(self.kept) + len(data) <= MOST_OUTPUT:
             self.kept += data
             return
         if self.lost:
@@ -111,7 +111,7 @@ class Task:
     def result(self) -> bytes:
         """Return the answer; nothing if the interpreter has ended while the task was at work."""
         if self.rc == NOT_RUN:
-            return b"plain\n"
+            return PLAIN
         if self.rc is None or self.rc == LOST:
             return b""
         out, err = self.outputs

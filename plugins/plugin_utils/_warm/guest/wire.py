@@ -1,189 +1,178 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: the protocol of the server and its interpreters. Each interpreter has a stream socket of its own.
+"""For both ends: what the clients (_warm/executor.py, session.py) and the server of warm interpreters agree on.
 
-An interpreter may belong to another user than the server. So it is given bytes, and the write ends of two pipes for
-each request, and no other descriptor. It sends READY once, and then records of fixed size.
+The server has a spool as the runner has (_runner/spool.py). Its name has a digest of this directory, so both ends are
+always of the same version. A client makes the file NUMBER.rc, with a number that cannot be guessed, and writes a line
+to the spool's ring: C(=NUMBER REQUEST), or C(NUMBER), with the request in NUMBER.in. The server writes lines with that
+number to NUMBER.rc:
 
-A request is three sizes, of four bytes each, and three parts of these sizes: a header (JSON), the content of a module's
-archive if the interpreter lacks that, and the program. The pipes come with the first byte.
+    NUMBER taken            the server has the request, and will answer it as long as it lives
+    NUMBER begun            an interpreter has the request: if the server ends now, it may have been run
+    NUMBER answer SIZE      SIZE bytes, the answer, follow this line
+
+An answer is a result as the runner leaves it, followed by its output; or a word: C(plain), the request was not run
+and is to be run the plain way; C(archive), the module's archive is missing here, except for the parts named after the
+word; C(full), there was no room for the result; C(lost), its interpreter ended, and the next line may say why.
+
+A client brings the missing parts of an archive in a file of pieces: its recipe, code of its modules, code of the
+modules of this package if it starts the server, and the parts.
 """
 
 from __future__ import annotations
 
-import _socket
-import array
+import binascii
 import json
-import os
-import signal
-from contextlib import suppress
+import zlib
+
+try:  # hashlib's own choice, without the time to import hashlib
+    from _sha2 import sha256  # type: ignore[import-not-found]
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
+    except ImportError:
+        from hashlib import sha256
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, BinaryIO
+    from typing import BinaryIO
 
-READY = b"\0qemu.guest ready\n"
-"""Comes before the first record. The byte after it is STAYS, or the interpreter is to end soon without work."""
-STAYS = 1
+    Places = list[tuple[str, int]]
+    """Of each part of an archive: its checksum, and its offset in the bytes between the parts."""
+    Table = dict[str, tuple[str, bool]]
+    """By module's name: the digest of its source, and whether it is a package."""
 
-RECORD = 6
-"""Bytes of a record: a request's number (4) and its status (2), which is an exit status or one of the values below."""
-NOT_RUN = 256  # there was no room for a child
-STALE = 257  # nothing was run, because files that the interpreter was started from have changed
-LARGEST_STATUS = STALE
+NO_ROOM = 75
+"""Exit status of a server that could not start (EX_TEMPFAIL): starting failed for now; try again later."""
 
-_SIZE = 4
-_SIZES = 3 * _SIZE
-_PIPE = 1 << 16  # bytes that a pipe holds, on Linux
+RING = "ring"
+BROUGHT = "archive"
+"""Suffix of the file in which a client brings parts. Those of other files are the runner's."""
 
+TAKEN, BEGUN, ANSWER = b"taken", b"begun", b"answer"
+PLAIN, MISSING, FULL, LOST = b"plain\n", b"archive", b"full\n", b"lost\n"
+"""Answers that are no result, or their beginnings."""
 
-def record(number: int, status: int) -> bytes:
-    """Return the record that tells the ``status`` of a request."""
-    return number.to_bytes(4, "little") + status.to_bytes(2, "little")
+MOST_OUTPUT = 64 << 10
+"""Bytes of each stream that are in an answer. Longer output is in a file of its own."""
+LONGEST_ANSWER = 4 * MOST_OUTPUT
+REMEMBERED = 12
+"""Letters of a part's checksum by which it is named in answers."""
 
-
-def records(data: bytes) -> list[tuple[int, int]]:
-    """Return ``(number, status)`` of each whole record in ``data``."""
-    starts = range(0, len(data) - RECORD + 1, RECORD)
-    return [(int.from_bytes(data[n : n + 4], "little"), int.from_bytes(data[n + 4 : n + 6], "little")) for n in starts]
+QUIT = b"quit"
+"""The line on the ring that ends the server when no task is at work."""
 
 
 class Asked:
-    """A client's request: its header, and the ``program`` after it. ``content`` is that of its archive."""
+    """A client's request: to run a module, or a shell command if ``command`` is empty.
 
-    def __init__(self, line: bytes, program: bytes) -> None:
-        header = json.loads(line.decode("ascii"))
+    ``key`` names the interpreter that ``command`` starts, with PATH as ``path``; ``marker`` is the word by which become
+    shows success. A module's ``archive`` is a digest; ``program`` is the program around it, where its place is
+    ``before`` bytes from the start. Without one, the first ``before`` bytes are a shell command and the rest is its
+    input; ``call`` is a function of file_ops.py that does the same, and its arguments. ``in_time``: it may have to be
+    ended. ``users``: it may remove a user, which fails while the user has processes.
+    """
+
+    content = b""  # of its archive, which the server adds
+    tries = 0  # of the server, to have it run
+
+    def __init__(
+        self,
+        program: bytes,
+        key: str = "",
+        command: str = "",
+        marker: str = "",
+        path: str = "",
+        archive: str = "",
+        before: int = 0,
+        call: Sequence[str | int] = (),
+        in_time: bool = False,
+        users: bool = False,
+    ) -> None:
         self.program = program
-        self.content = b""
-        self.tries = 0
-        self.key: str = header["key"]
-        self.command: str = header["command"]  # of the interpreter; empty for a shell command
-        self.marker: str = header["marker"]
-        self.path: str = header["path"]
-        self.archive: str = header["archive"]
-        self.before: int = header["before"]
-        self.call: list[str | int] = header["call"]  # that replaces the shell command, if any
-        self.in_time: bool = header["in_time"]  # whether the command may have to be ended
-        self.users: bool = header["users"]  # whether it may remove a user, which fails while the user has processes
+        self.key = key
+        self.command = command
+        self.marker = marker
+        self.path = path
+        self.archive = archive
+        self.before = before
+        self.call = list(call)
+        self.in_time = in_time
+        self.users = users
+
+    def header(self) -> str:
+        """Return everything but the program, in one line."""
+        return json.dumps({name: value for name, value in vars(self).items() if name != "program"})
+
+    def packed(self) -> bytes:
+        return self.header().encode("ascii") + b"\n" + self.program
+
+    @staticmethod
+    def unpacked(content: bytes) -> Asked:
+        header, _newline, program = content.partition(b"\n")
+        return Asked(program, **json.loads(header.decode("ascii")))
+
+
+def ring_line(number: int, request: bytes = b"") -> bytes:
+    """Return the line on the ring for a request; without ``request``, that is in a file."""
+    packed = binascii.b2a_base64(zlib.compress(request), newline=False) if request else b""
+    return b"=%d %b" % (number, packed) if packed else b"%d" % number
+
+
+def read_ring_line(line: bytes) -> tuple[int, bytes]:
+    """Return the number and the request, which is empty if it is in a file.
+
+    :raise ValueError: if the line makes no sense.
+    """
+    number, _space, packed = line.lstrip(b"=").partition(b" ")
+    try:
+        return int(number), zlib.decompress(binascii.a2b_base64(packed)) if packed else b""
+    except zlib.error as exc:
+        raise ValueError(str(exc)) from None
+
+
+def joined(pieces: Sequence[bytes]) -> bytes:
+    """Return a file of pieces. Each follows its size, in four bytes."""
+    return b"".join([len(piece).to_bytes(4, "little") + piece for piece in pieces])
 
 
 def piece(file: BinaryIO) -> bytes | None:
-    """Return the next piece of a client's file; None if it is not complete.
-
-    Each follows its size, in four bytes.
-    """
+    """Return the next piece of a client's file; None if it is not complete."""
     header = file.read(4)
     size = int.from_bytes(header, "little")
     content = file.read(size)
     return content if len(header) == 4 and len(content) == size else None
 
 
-class Request:
-    """A request to an interpreter: to run a module or a shell command.
+def checksum(content: bytes) -> str:
+    """Return the SHA-256 of ``content``, by which parts are named."""
+    return str(sha256(content).hexdigest())
 
-    A module's ``archive`` is a digest, and ``content`` is that of the archive, if it is new. In the ``program``
-    around it, its place is ``before`` bytes from the start. Without one, the first ``before`` bytes are a command
-    and the rest is its input; ``call`` is a function of file_ops.py that does the same, and its arguments.
-    ``streams`` are the write ends of the pipes for output and errors.
+
+def recipe(digest: str, places: Places, table: Table, between: bytes) -> bytes:
+    """Return how parts make the archive of this digest."""
+    lines = b"\n".join([json.dumps(places).encode("ascii"), json.dumps(table).encode("ascii"), between])
+    return zlib.compress(_seal(digest, lines) + b"\n" + lines)
+
+
+def read_recipe(content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the contents of a recipe: its seal, the places and the table as JSON, and the bytes between the parts.
+
+    :raise ValueError: if it is not whole.
     """
-
-    def __init__(self, header: bytes, content: bytes, program: bytes, streams: Sequence[int] = ()) -> None:
-        said = json.loads(header.decode("ascii"))
-        self.header = header
-        self.content = content
-        self.program = program
-        self.streams = list(streams)
-        self.number: int = said["number"]
-        self.archive: str = said["archive"]
-        self.before: int = said["before"]
-        self.forget: list[str] = said["forget"]
-        self.call: list[str | int] = said["call"]
-        self.in_time: bool = said["in_time"]
-
-    def frame(self) -> bytes:
-        """Return the bytes of the request; the streams go with the first one."""
-        return frame(self.header, self.content, self.program)
-
-    def close(self) -> None:
-        for stream in self.streams:
-            os.close(stream)
-
-
-def frame(*pieces: bytes) -> bytes:
-    """Return the bytes of a request: header, content and program."""
-    return b"".join([len(piece).to_bytes(_SIZE, "little") for piece in pieces]) + b"".join(pieces)
-
-
-def rights(streams: Sequence[int]) -> list[tuple[int, int, bytes]]:
-    """Return the ancillary data by which sendmsg() sends descriptors."""
-    return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", streams).tobytes())] if streams else []
-
-
-def receive(connection: _socket.socket) -> Request | None:
-    """Wait for the next request and return it; None if there will be none."""
-    streams: array.array[int] = array.array("i")
-    sizes = b""
-    while len(sizes) < _SIZES:
-        data, ancillary, _flags, _address = connection.recvmsg(
-            _SIZES - len(sizes), _socket.CMSG_LEN(2 * streams.itemsize), _socket.MSG_CMSG_CLOEXEC
-        )
-        for level, kind, handed in ancillary:
-            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                streams.frombytes(handed[: len(handed) - len(handed) % streams.itemsize])
-        if not data:
-            return None
-        sizes += data
-    pieces = []
-    for start in range(0, _SIZES, _SIZE):
-        piece = _received(connection, int.from_bytes(sizes[start : start + _SIZE], "little"))
-        if piece is None:
-            return None
-        pieces.append(piece)
-    return Request(pieces[0], pieces[1], pieces[2], streams)
-
-
-def _received(connection: _socket.socket, size: int) -> bytes | None:
-    content = bytearray(size)
-    view: Any = memoryview(content)
-    while view:
-        got = connection.recv_into(view)
-        if not got:
-            return None
-        view = view[got:]
-    return bytes(content)
-
-
-def input_pipe(data: bytes) -> int:
-    """Return the read end of a pipe that ends after ``data``: it cannot be read twice, or written to."""
-    source, sink = os.pipe()
     try:
-        if len(data) > _PIPE:
-            _feed(source, sink, data)
-        else:
-            os.write(sink, data)
-    except OSError:  # there is no room for a process
-        os.close(source)
-        raise
-    finally:
-        os.close(sink)
-    return source
+        seal, places, table, between = zlib.decompress(content).split(b"\n", 3)
+    except zlib.error as exc:
+        raise ValueError(str(exc)) from None
+    return seal, places, table, between
 
 
-def _feed(source: int, sink: int, data: bytes) -> None:
-    """Write to a pipe from a process that is not a child of this one."""
-    child = os.fork()
-    if not child:
-        try:
-            if not os.fork():
-                os.dup2(sink, 0)
-                os.closerange(1, 1 << 12)  # otherwise readers of these would wait for this process to end
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                view: Any = memoryview(data)
-                while view:
-                    view = view[os.write(0, view) :]
-        finally:
-            os._exit(0)
-    with suppress(ChildProcessError):  # where the system reaps them
-        os.waitpid(child, 0)
+def is_recipe_of(digest: str, seal: bytes, *rest: bytes) -> bool:
+    """Return whether this is a recipe, as read_recipe() returns it, for the archive of this digest."""
+    return _seal(digest, b"\n".join(rest)) == seal
+
+
+def _seal(digest: str, lines: bytes) -> bytes:
+    return checksum(digest.encode("ascii") + lines).encode("ascii")

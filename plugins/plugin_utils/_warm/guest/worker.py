@@ -16,20 +16,9 @@ import os
 import time
 from contextlib import suppress
 
+from .frames import LARGEST_STATUS, NOT_RUN, READY, RECORD, STALE, STAYS, frame, records, rights
 from .payload_cache import MOST_ARCHIVES
 from .task_output import LOST, Task
-from .wire import (
-    LARGEST_STATUS,
-    NOT_RUN,
-    READY,
-    RECORD,
-    STALE,
-    STAYS,
-    Asked,
-    frame,
-    records,
-    rights,
-)
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -37,6 +26,7 @@ if TYPE_CHECKING:
 
     from .fingerprint import Surroundings
     from .launch import Spawned
+    from .wire import Asked
 
 # How long a request waits for an interpreter, from its start, which takes about as long as the task without one.
 START_SECONDS = 10.0

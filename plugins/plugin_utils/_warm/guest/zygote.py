@@ -5,7 +5,7 @@
 
 It is started by the same command line that it replaces, become included, but without site (-S). Like a module, its
 program is read from standard input, for one kind of work: modules (module_runner.py) or shell commands (file_ops.py).
-Its standard output is a socket to server.py: sudo and su keep that descriptor. See wire.py for the
+Its standard output is a socket to server.py: sudo and su keep that descriptor. See frames.py for the
 protocol, and fresh.py for the state of a child.
 
 A spare child always waits for the next request, because forking a process of this size takes a while. This file imports
@@ -24,13 +24,7 @@ import stat
 import sys
 from contextlib import closing, suppress
 
-from .fresh import (
-    UNSAFE,
-    Fingerprint,
-    leave_directory,
-    reset_signals,
-)
-from .wire import (
+from .frames import (
     NOT_RUN,
     READY,
     STALE,
@@ -40,6 +34,12 @@ from .wire import (
     receive,
     record,
     rights,
+)
+from .fresh import (
+    UNSAFE,
+    Fingerprint,
+    leave_directory,
+    reset_signals,
 )
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time

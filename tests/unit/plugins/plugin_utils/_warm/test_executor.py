@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import os
 import re
 import signal
@@ -260,7 +259,7 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
     said = []
 
     def say(number: bytes, most: int) -> bytes:
-        if most != session._ANSWER:
+        if most != session._PER_READ:
             return number + b" taken\n"
         said.append(most)
         return (number + b" taken\n") * (most // 24)
@@ -320,8 +319,7 @@ def test_who_is_removed_has_no_interpreter(agent: Runner, warm: WarmPython, plai
 )
 def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
     for before, after in ((text, b""), (b"", text)):
-        header = executor._request("", "", before, after).partition(b"\n")[0]
-        assert json.loads(header)["users"] is may
+        assert executor._asked("", "", before, after).users is may
 
 
 def test_archive_that_was_packed_anew_is_not_sent_again(
@@ -548,7 +546,7 @@ def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: Runner, warm: W
     shell_warmed(warm)
     pid = server_pid(guest)
     command = Call(agent.agent, warm._spool, new_number())
-    assert command.ask(executor._request("", "", b"sleep 1; echo fine", b""))
+    assert command.ask(executor._asked("", "", b"sleep 1; echo fine", b""))
     with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
         warm.run(COMMAND, module(END_IT + "time.sleep(1)"))
     assert warm._ended(command).stdout == b"fine\n"  # type: ignore[union-attr]
@@ -580,7 +578,7 @@ def test_end_waits_for_the_task_of_another(agent: Runner, warm: WarmPython, gues
     shell_warmed(warm)
     another = Call(agent.agent, warm._spool, new_number())
     command = f"touch {guest.tools}/on; sleep 0.7; echo x"
-    assert another.ask(executor._request("", "", command.encode(), b""))
+    assert another.ask(executor._asked("", "", command.encode(), b""))
     while not (guest.tools / "on").exists():
         time.sleep(0.01)
     warm.end()

@@ -92,7 +92,7 @@ def test_code_that_comes_with_an_archive(monkeypatch: pytest.MonkeyPatch, kind: 
     assert len(new - set(work.importer.code)) == 2
     # What does not compile is tried here, and what is empty is known.
     assert compiled_here == [2 if kind == bytecode.KIND else len(new) - 1]
-    place = f"{payload.ARCHIVE}/ansible/module_utils/library.py"
+    place = f"{compiler.ARCHIVE}/ansible/module_utils/library.py"
     assert work.importer.get_code("ansible.module_utils.library").co_filename == place
     assert place in [path for _digest, (_text, path) in there.sources.values()], "it need not be put in again"
 

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import resource
 import socket
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,9 +21,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Tr
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, frames, wire, worker
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import server as _server
-from ansible_collections.qemu.guest.tests.unit.warm import HEADER, an_interpreter, asked, full
+from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full
 
 
 @pytest.fixture
@@ -149,12 +147,12 @@ def test_request_that_there_is_no_room_for_is_not_run(
     server: _server.Server, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     """And one that was rung for twice is taken once."""
-    request = executor._request("", "", b"true", b"")
-    packed = base64.b64encode(zlib.compress(request))
+    request = executor._asked("", "", b"true", b"").packed()
     for number in (7, 8):
         (home / f"{number}.rc").touch()
     (home / "7.in").write_bytes(request)
-    os.write(server.ring, b"7\n=8 %b\n7\n=8 %b\n" % (packed, packed))
+    for line in [wire.ring_line(7), wire.ring_line(8, request)] * 2:
+        os.write(server.ring, line + b"\n")
     monkeypatch.setattr(server.launcher, "spawn", full)
     server.answer_ring()
     for number in (7, 8):
@@ -172,8 +170,7 @@ def test_line_on_the_ring_that_makes_no_sense_is_no_harm(server: _server.Server,
 
 
 def test_request_whose_client_has_gone_is_not_run(server: _server.Server) -> None:
-    packed = base64.b64encode(zlib.compress(executor._request("", "", b"true", b"")))
-    os.write(server.ring, b"=7 %b\n" % packed)
+    os.write(server.ring, wire.ring_line(7, executor._asked("", "", b"true", b"").packed()) + b"\n")
     server.answer_ring()
     assert not server.interpreters and not server.taken
 
@@ -208,10 +205,10 @@ def test_no_room_for_the_interpreter_of_commands_is_no_harm(
     one, zygote = an_interpreter()
     with closing(one), zygote:
         one.hand_over(7, asked(), str(home / "7"))
-        request = wire.receive(zygote)
+        request = frames.receive(zygote)
         assert request
         request.close()
-        zygote.sendall(wire.record(request.number, 0))
+        zygote.sendall(frames.record(request.number, 0))
         while b"answer" not in said(server, 7):
             server.act([one])
             server.settle([one])
@@ -228,7 +225,7 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, h
         for number, key in ((7, "junk"), (8, "fine")):
             (home / f"{number}.rc").touch()
             server.take(number, asked(key=key))
-        request = wire.receive(zygote)
+        request = frames.receive(zygote)
         assert request
         its_zygote.sendall(b"no record of mine\n" * 100)
         everyone = list(server.interpreters.values())
@@ -237,7 +234,7 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, h
         assert said(server, 7).startswith(b"7 begun\n7 answer ") and b"lost\n" in said(server, 7)
         os.write(request.streams[0], b"well\n")
         request.close()
-        zygote.sendall(wire.record(request.number, 0))
+        zygote.sendall(frames.record(request.number, 0))
         while b"answer" not in said(server, 8):
             server.act([fine])
             server.settle([fine])
@@ -255,9 +252,9 @@ def test_request_to_a_stale_interpreter_is_another_ones(
     (home / "7.rc").touch()
     with zygote, its_zygote:
         server.take(7, asked())
-        request = wire.receive(zygote)
+        request = frames.receive(zygote)
         assert request
-        zygote.sendall(wire.record(request.number, wire.STALE))
+        zygote.sendall(frames.record(request.number, frames.STALE))
         request.close()
         server.act([stale])
         server.settle([stale])
@@ -277,7 +274,9 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
     errors, theirs = os.pipe()
     os.close(theirs)
     with zygote:
-        server.adopt(HEADER.decode(), (ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1))
+        server.adopt(
+            asked().header(), (ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1)
+        )
         assert bool(server.interpreters) != changed
         server.settle([])
         assert bool(server.leaving) == changed

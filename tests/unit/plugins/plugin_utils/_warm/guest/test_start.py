@@ -97,10 +97,10 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
     tmp_path = Path(guest.place.name)
     for number in range(5):
         spool = tmp_path / f"warm{number}"
-        request = executor._request(f"{COMMAND} -S", "a" * 64, b"", b"")
+        asked = executor._asked(f"{COMMAND} -S", "a" * 64, b"", b"")
         starters = []
         for another in range(60):  # from before the first has begun until after its server has
-            command, data = executor._starter(str(spool), request, sys.executable, another, f"{spool.name}.failed")
+            command, data = executor._starter(str(spool), asked, sys.executable, another, f"{spool.name}.failed")
             (tmp_path / f"input{another}").write_bytes(data)
             with open(tmp_path / f"input{another}", "rb") as stdin:
                 starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
@@ -149,8 +149,8 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
     spool, seen = place / "warm", place / "seen"
     _payload, archive = with_archive(module("", SEEN))
     brought = archive.brought(archive.remembered(), code=True, programs=bundle.code())
-    request = executor._request(f"{COMMAND} -S", archive.digest, b"", b"")
-    command, data = executor._starter(str(spool), request, COMMAND, 1, "warm.failed")
+    asked = executor._asked(f"{COMMAND} -S", archive.digest, b"", b"")
+    command, data = executor._starter(str(spool), asked, COMMAND, 1, "warm.failed")
     (place / "input").write_bytes(data)
     with open(place / "input", "rb") as stdin:
         subprocess.run(["sh", "-c", command], stdin=stdin, env={**os.environ, "SEEN": str(seen)}, check=True)

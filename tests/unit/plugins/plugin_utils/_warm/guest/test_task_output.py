@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import task_output
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import task_output, wire
 from ansible_collections.qemu.guest.tests.unit.warm import asked
 
 
@@ -18,7 +18,7 @@ def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
     task = task_output.Task(1, asked(), f"{tmp_path}/1", b"", b"")
     for output in task.outputs:
         output.path = f"{tmp_path}/no such directory/1"
-        output.write(bytes(task_output.MOST_KEPT))
+        output.write(bytes(wire.MOST_OUTPUT))
     task.rc = 0
     task.outputs[1].write(b"one more")
     assert task.result().partition(b"\n")[0] == b"0 =65536 - lost"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import frames, worker
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.task_output import LOST
 from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked
 
@@ -28,14 +28,14 @@ def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> N
     with closing(one), zygote:
         for _task in range(2):
             one.hand_over(7, asked(), str(tmp_path / "7"))
-            request = wire.receive(zygote)
+            request = frames.receive(zygote)
             assert request
             request.close()
             numbers.append(request.number)
-        zygote.sendall(wire.record(numbers[0], 3))
+        zygote.sendall(frames.record(numbers[0], 3))
         one.listen()
         assert [task.rc for task in one.tasks.values()] == [3, None]
-        zygote.sendall(wire.record(numbers[1], 4))
+        zygote.sendall(frames.record(numbers[1], 4))
         one.listen()
         assert [task.rc for task in one.tasks.values()] == [3, 4]
 
@@ -55,8 +55,8 @@ def test_interpreter_that_has_ended_unheard_of_runs_nothing(tmp_path: Path) -> N
 
 def junk() -> Iterator[bytes]:
     """Yield what no interpreter sends."""
-    yield wire.record(4711, 0)  # of no request
-    yield wire.record(1, 0xFFFF)
+    yield frames.record(4711, 0)  # of no request
+    yield frames.record(1, 0xFFFF)
     yield b'{"number": 1, "rc": 0}\n' * 10
     yield bytes(1 << 16)
     chance = random.Random(1)
@@ -97,7 +97,7 @@ def test_descriptors_that_an_interpreter_sends_are_not_taken() -> None:
     one, zygote = an_interpreter()
     with closing(one), zygote, open(os.devnull, "rb") as file:
         before = len(os.listdir("/proc/self/fd"))
-        zygote.sendmsg([wire.record(1, 0)], wire.rights([file.fileno()]))
+        zygote.sendmsg([frames.record(1, 0)], frames.rights([file.fileno()]))
         one.listen()
         assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -122,7 +122,7 @@ def test_descriptors_that_take_long_to_close_keep_nobody(flags: int, heard: bool
     one.marker = "BECOME-SUCCESS-x"
     connection, other = lingering()
     with zygote, other:
-        zygote.sendmsg([b"x"], wire.rights([connection.fileno()]), flags)
+        zygote.sendmsg([b"x"], frames.rights([connection.fileno()]), flags)
         connection.close()
         began = time.monotonic()
         if heard:
@@ -154,7 +154,7 @@ def test_interpreter_that_does_not_stay_is_overdue(tmp_path: Path) -> None:
     """One of another user: nobody could remove that user otherwise."""
     one, zygote = an_interpreter(ready=False)
     with closing(one), zygote:
-        zygote.sendall(wire.READY + b"\0")
+        zygote.sendall(frames.READY + b"\0")
         one.listen()
         overdue = [one.is_overdue]
         one.used -= worker.GUEST_SECONDS + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import wire
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import frames
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zygote as _zygote
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import Fingerprint
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.worker import Interpreter
@@ -48,10 +48,10 @@ def test_what_is_to_be_learnt_goes_before_the_next_child(pair: Pair) -> None:
     assert zygote.chore() == (0, zygote.fork_spare)
 
 
-def handed_over(pair: Pair, tmp_path: Path) -> wire.Request:
+def handed_over(pair: Pair, tmp_path: Path) -> frames.Request:
     one, zygote = pair
     one.hand_over(7, asked(), str(tmp_path / "7"))
-    request = wire.receive(zygote.server)
+    request = frames.receive(zygote.server)
     assert request
     assert request.program == b"program"
     return request
