@@ -97,8 +97,8 @@ class Bench:
         prepare(self._scratch)
         # Random: nothing compresses that, neither this collection nor ssh, which Ansible tells to.
         self._content("random").write_bytes(os.urandom(FILE_SIZE))
-        self._content("text").write_bytes(_text(FILE_SIZE))
-        _load_plugins(environment(self._scratch))
+        self._content("text").write_bytes(text(FILE_SIZE))
+        load_plugins(environment(self._scratch))
 
     def round(self, number: int) -> None:
         """Measure everything once; who is first alternates."""
@@ -152,9 +152,9 @@ class Bench:
             for one in self._named(*STARTING)[:: -1 if number % 2 else 1]:
                 measured = functools.partial(self._run, one, tasks)
                 measured()
-                self._note(number, one, RUN.format(what), _seconds(measured))
+                self._note(number, one, RUN.format(what), seconds(measured))
                 self._run(one, [RESET])
-                self._note(number, one, RUN_ANEW.format(what), _seconds(measured))
+                self._note(number, one, RUN_ANEW.format(what), seconds(measured))
 
     @property
     def bare(self) -> dict[str, list[float]]:
@@ -192,13 +192,13 @@ class Bench:
 
     def _transfers(self, one: Contender, kind: str) -> tuple[float, float]:
         """Put a file and fetch it back by the connection plugin; return MB/s of both. The content is compared."""
-        connection = _connection(one.variables)
+        connection = connect(one.variables)
         source, back = self._content(kind), self._scratch / "back"
-        put = _seconds(lambda: connection.put_file(str(source), IN_GUEST))
+        put = seconds(lambda: connection.put_file(str(source), IN_GUEST))
         # Over the null connection nothing arrives in the guest.
         there = _sha256(source) if one.name == NULL else self._sum_and_remove(False)
         back.unlink(missing_ok=True)  # some filesystems write what was there to the disk before it is overwritten
-        fetch = _seconds(lambda: connection.fetch_file(IN_GUEST, str(back)))
+        fetch = seconds(lambda: connection.fetch_file(IN_GUEST, str(back)))
         connection.close()
         if one.name != NULL:
             self._sum_and_remove(True)
@@ -228,7 +228,7 @@ class Bench:
                     while file.read(chunk):
                         pass
 
-            rates = FILE_SIZE / MEGABYTE / _seconds(write), FILE_SIZE / MEGABYTE / _seconds(read)
+            rates = FILE_SIZE / MEGABYTE / seconds(write), FILE_SIZE / MEGABYTE / seconds(read)
         self._sum_and_remove(True)
         return rates
 
@@ -252,7 +252,7 @@ def _per_task(few: tuple[int, int, int], many: tuple[int, int, int]) -> Counts:
     return requests, out, back
 
 
-def _text(size: int) -> bytes:
+def text(size: int) -> bytes:
     """Return text that does not repeat: sources of Python's library, and of ansible-core where those are too few."""
     paths = sysconfig.get_paths()
     library, packages = Path(paths["stdlib"]), Path(paths["purelib"])
@@ -263,15 +263,15 @@ def _text(size: int) -> bytes:
     return text[:size]
 
 
-def _load_plugins(variables: Mapping[str, str]) -> None:
+def load_plugins(variables: Mapping[str, str], collections: Path = ROOT / ".dev" / "collections") -> None:
     """Make Ansible's plugins usable in this process. It reads its settings when it is imported, so not before."""
     os.environ.update(variables)
     from ansible.plugins.loader import init_plugin_loader
 
-    init_plugin_loader([str(ROOT / ".dev" / "collections")])
+    init_plugin_loader([str(collections)])
 
 
-def _connection(variables: Mapping[str, Any]) -> Any:
+def connect(variables: Mapping[str, Any]) -> Any:
     from ansible.playbook.play_context import PlayContext
     from ansible.plugins.loader import connection_loader
 
@@ -280,7 +280,7 @@ def _connection(variables: Mapping[str, Any]) -> Any:
     return connection
 
 
-def _seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[[], object]) -> float:
     started = time.monotonic()
     action()
     return time.monotonic() - started
