@@ -6,12 +6,16 @@
     tests/tools/with bench python -m lab.bench.machineries --rounds 5
 
 A machinery is taken out by changing one or two lines in a copy of the collection. A change that no longer applies is an
-error, not a measurement. The table is for docs/benchmarks.md.
+error, not a measurement. Beside the seconds, processor time is measured, which other work on the machine hurts less: of
+QEMU with --emulated, else of ansible-playbook. The table is for docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +32,9 @@ from lab.bench.guest import FILE_SIZE, IN_GUEST, connect, load_plugins, progress
 from lab.bench.plays import MIXED, PLAYS, loop, prepare
 from lab.host import LabError
 from lab.vm import Guest
+
+Taken = tuple[float, float]
+"""Seconds, and those of processor time."""
 
 LOOPED, MODULES, ANEW, PUT, FETCH = "loop", "modules", "modules, anew", "put", "fetch"
 TITLES = {
@@ -168,13 +175,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m lab.bench.machineries", description="What each machinery buys.")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default: 5)")
     parser.add_argument("--emulated", action="store_true", help="on a booted guest, not on an agent without one")
-    parser.add_argument("--only", default="", help="names that contain this, and all of them")
+    parser.add_argument("--only", default="", help="a regular expression for their names")
     parser.add_argument("--transfer", nargs=3, metavar=("TREE", "ADDRESS", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.transfer:
         print(*_transfer(*options.transfer))
         return 0
-    chosen = [one for number, one in enumerate(MACHINERIES) if options.only in one.name or not number]
+    chosen = [one for number, one in enumerate(MACHINERIES) if re.search(options.only, one.name) or not number]
     try:
         subject = Guest("bookworm") if options.emulated else LooseAgent("bookworm")
         with tempfile.TemporaryDirectory(prefix="bench-") as scratch, subject:
@@ -192,23 +199,25 @@ def _measure(chosen: list[Machinery], subject: Guest | LooseAgent, scratch: Path
     prepare(scratch)
     (scratch / "text").write_bytes(text(FILE_SIZE))
     trees = {one.name: _without(one, scratch / f"tree-{number}") for number, one in enumerate(chosen)}
-    figures: dict[tuple[str, str], list[float]] = defaultdict(list)
+    figures: dict[tuple[str, str], list[Taken]] = defaultdict(list)
     for number in range(rounds):
         for one in chosen[:: -1 if number % 2 else 1]:
-            for what, taken in _run_once(one, trees[one.name], str(subject.agent_socket), scratch).items():
+            for what, taken in _run_once(one, trees[one.name], subject, scratch).items():
                 figures[one.name, what].append(taken)
-                progress(f"round {number + 1}: {one.name}: {what}: {taken:.2f} s")
+                progress(f"round {number + 1}: {one.name}: {what}: {taken[0]:.2f} s, processor {taken[1]:.2f} s")
     return _table(chosen, figures)
 
 
-def _run_once(one: Machinery, tree: Path, address: str, scratch: Path) -> dict[str, float]:
+def _run_once(one: Machinery, tree: Path, subject: Guest | LooseAgent, scratch: Path) -> dict[str, Taken]:
     """Measure everything once, and leave nothing in the guest."""
-    whole = one is MACHINERIES[0]
+    whole, address = one is MACHINERIES[0], str(subject.agent_socket)
     variables = {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": address, **one.variables}
     environment = {"ANSIBLE_COLLECTIONS_PATH": str(tree)}
 
-    def play(tasks: list[Task]) -> float:
-        return seconds(lambda: run(scratch, {"guest": variables}, tasks, environment))
+    def play(tasks: list[Task]) -> Taken:
+        before = _processor(subject)
+        taken = seconds(lambda: run(scratch, {"guest": variables}, tasks, environment))
+        return taken, _processor(subject) - before
 
     taken = {}
     if one.measured == _PLAYED or whole:
@@ -227,9 +236,18 @@ def _run_once(one: Machinery, tree: Path, address: str, scratch: Path) -> dict[s
             str(scratch / "text"),
         ]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="ascii", check=True)
-        taken.update(zip(_COPIED, map(float, done.stdout.split()), strict=True))
+        taken.update({what: (float(value), 0.0) for what, value in zip(_COPIED, done.stdout.split(), strict=True)})
     play([RESET])
     return taken
+
+
+def _processor(subject: Guest | LooseAgent) -> float:
+    """Return the seconds of processor time that QEMU, or what this process has started, has used so far."""
+    if isinstance(subject, Guest):
+        fields = Path(f"/proc/{subject.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _transfer(tree: str, address: str, file: str) -> tuple[float, float]:
@@ -262,20 +280,24 @@ def _without(one: Machinery, directory: Path) -> Path:
     return directory
 
 
-def _table(chosen: list[Machinery], figures: Mapping[tuple[str, str], list[float]]) -> list[str]:
-    """Return the table: seconds with everything, and times as many without one."""
+def _table(chosen: list[Machinery], figures: Mapping[tuple[str, str], list[Taken]]) -> list[str]:
+    """Return the table: seconds with everything, and times as many without one; in parentheses, processor time."""
     whole = chosen[0].name
     lines = [f"| without | {' | '.join(TITLES.values())} |", "|---" * (len(TITLES) + 1) + "|"]
     for one in chosen:
-        cells = []
-        for what in TITLES:
-            values = figures.get((one.name, what), [])
-            ratios = [value / base for value, base in zip(values, figures[whole, what], strict=False)]
-            cells.append(
-                "" if not values else f"{median(values):.2f} s" if one.name == whole else f"{median(ratios):.2f}"
-            )
+        cells = [_cell(figures.get((one.name, what), []), figures[whole, what], one.name == whole) for what in TITLES]
         lines.append(f"| {'nothing' if one.name == whole else one.name} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(values: list[Taken], bases: list[Taken], absolute: bool) -> str:
+    if not values:
+        return ""
+    ones = [(1.0, 1.0)] * len(values) if absolute else bases
+    pairs = zip(values, ones, strict=False)
+    taken, used = zip(*((value[0] / base[0], value[1] / (base[1] or 1)) for value, base in pairs), strict=True)
+    unit = " s" if absolute else ""
+    return f"{median(taken):.2f}{unit}" + (f" ({median(used):.2f})" if any(used) else "")
 
 
 if __name__ == "__main__":

@@ -439,7 +439,7 @@ class Connection(ConnectionBase):
         start = functools.partial(start_runner, routes=self.get_option("bootstrap"), log=log)
         self._runner = Runner(agent, start)
         # With guest-exec, operations learn the signal that ended a program.
-        used = GuestExecOrRunner(Runner(agent, start)) if method == "auto" else Runner(agent, start)
+        used = GuestExecOrRunner(self._runner) if method == "auto" else self._runner
         if self.get_option("warm_python"):
             tell = functools.partial(display.v, host=self._name)
             self._warm = WarmPython(self._runner, log, tell)
