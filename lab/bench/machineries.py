@@ -105,18 +105,6 @@ MACHINERIES = (
         ((f"{_WARM}/guest/zygote.py", "            if not self.spare:\n", "            if False:\n"),),
     ),
     Machinery(
-        "pages copied in advance",
-        ((f"{_WARM}/guest/prefault.py", "            self.looks = self.LOOKS", "            self.looks = 0"),),
-    ),
-    Machinery(
-        "programs started by vfork()",
-        ((f"{_WARM}/guest/module_runner.py", "        start_programs_at_once()  #", "        pass  #"),),
-    ),
-    Machinery(
-        "archive appended to without zipfile",
-        ((f"{_WARM}/guest/module_runner.py", "        if archive.content and all(", "        if False and all("),),
-    ),
-    Machinery(
         "Zstandard",
         ((f"{_GUEST}/compression.py", "        return bool(zstd())", "        return False"),),
         measured=_COPIED,

@@ -33,7 +33,6 @@ MODULE_RUNNER = (
     "fresh",
     "importer",
     "payload",
-    "prefault",
     "zygote",
 )
 SHELL_COMMANDS = ("file_ops", "frames", "fresh", "zstd", "zygote")

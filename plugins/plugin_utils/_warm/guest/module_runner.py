@@ -8,11 +8,9 @@ Libraries are compared by content: a child whose payload has a different one for
 
 from __future__ import annotations
 
-import _posixsubprocess
 import atexit
 import gc
 import os
-import subprocess
 import sys
 import threading
 import types
@@ -22,18 +20,14 @@ from .bytecode import unpacked
 from .frames import Request
 from .fresh import renew
 from .importer import Importer
-from .payload import STEPS, Archive, Payload, table_of
-from .prefault import Memory
+from .payload import Archive, Payload, table_of
 from .zygote import LastWord, Work, main
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from .fresh import Fingerprint
-
-# The function that a module has Python call between fork() and exec().
-BETWEEN = "AnsibleModule.run_command.<locals>.preexec"
 
 
 class Modules(Work):
@@ -45,20 +39,15 @@ class Modules(Work):
         self.learnt: set[str] = set()  # archives
         self.heads: dict[bytes, types.CodeType] = {}
         self.todo: list[tuple[str, bytes, int]] = []
-        self.memory = Memory()
 
     def begin(self) -> None:
         self.find_here()
-        start_programs_at_once()  # in all children
 
     def find_here(self) -> None:
         """Put the importer first where Python looks for modules."""
         if self.importer not in sys.meta_path:
             sys.meta_path.insert(0, self.importer)
             sys.meta_path.append(self.importer.vain)
-
-    def prepare(self) -> None:
-        self.memory.begin()
 
     def expect(self, recipe: bytes, code: bytes) -> None:
         """Import the libraries of the archive to come."""
@@ -114,7 +103,6 @@ class Modules(Work):
         importer = self.importer
         importer.table = archive.table
         with suppress(Exception):  # the task will report the error itself
-            archive.learn()
             importer.learn(archive)
             if importer.fits():
                 importer.import_libraries()
@@ -122,15 +110,6 @@ class Modules(Work):
             if payload.mark.encode("ascii") not in payload.head and payload.head not in self.heads:
                 self.heads[payload.head] = payload.compiled_head()
         gc.freeze()  # children share these pages as long as no garbage collection scans them
-
-    def look_after(self, process: int) -> float | None:
-        return self.memory.look_after(process)
-
-    def look(self, process: int) -> None:
-        self.memory.look(process)
-
-    def wait(self) -> None:
-        self.memory.get_ready()
 
     def run(self, request: Request, last_word: LastWord) -> NoReturn:
         """Run a module as the interpreter itself would."""
@@ -141,8 +120,6 @@ class Modules(Work):
         self.importer.table = archive.table
         self.importer.forget_others(found)
         payload = Payload(request.program, request.before, archive.text)
-        if archive.content and all(step in payload.head for step in STEPS):
-            archive.expect()
         hide()
         run(payload, self.heads, last_word)
 
@@ -152,34 +129,6 @@ def hide() -> None:
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not globals()["__loader__"]]
     for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
         del sys.modules[name]
-
-
-def start_programs_at_once() -> None:
-    """Start programs by vfork() where AnsibleModule.run_command prevents that for nothing.
-
-    It gives Python a function to call before exec(), which sets the umask, if there is one to set. For that, Python
-    uses fork() in place of vfork(), and each page that either process writes to is copied: in an emulated guest, a
-    fifth of the time of a module that starts a program.
-    """
-    fork_exec: Any = _posixsubprocess.fork_exec
-
-    def start(*arguments: Any) -> Any:
-        return fork_exec(*[None if does_nothing(one) else one for one in arguments])
-
-    _posixsubprocess.fork_exec = start
-    if hasattr(subprocess, "_fork_exec"):  # Python 3.11
-        subprocess._fork_exec = start
-
-
-def does_nothing(function: object) -> bool:
-    """Return whether this is run_command's function, in ansible-core 2.16 to 2.21, without a umask to set."""
-    if not isinstance(function, types.FunctionType) or function.__qualname__ != BETWEEN:
-        return False
-    code = function.__code__
-    kept = dict(zip(code.co_freevars, function.__closure__ or ()))
-    # _restore_signal_handlers acts in Python 2 only.
-    known = code.co_names in (("os", "umask"), ("_restore_signal_handlers", "os", "umask"))
-    return known and "umask" in kept and not kept["umask"].cell_contents
 
 
 def exit_status(end: SystemExit) -> int:

@@ -76,16 +76,6 @@ class Work:
     def take_lesson(self) -> None:
         """Learn, while idle, what later requests may need."""
 
-    def wait(self) -> None:
-        """In a spare child: get ready to wait for a request."""
-
-    def look_after(self, process: int) -> float | None:
-        """Return after how many idle seconds to look at a child at work; None: never."""
-        return None
-
-    def look(self, process: int) -> None:
-        """Look at a child at work."""
-
     def input_of(self, request: Request) -> bytes:
         """Return the standard input of a child."""
         return b""
@@ -197,9 +187,6 @@ class Zygote:
                 return 0, self.take_lesson
             if not self.spare:
                 return 0, self.fork_spare
-        if self.children:
-            child = max(self.children)
-            return self.work.look_after(child), lambda: self.work.look(child)
         return None, lambda: None
 
     def prepare(self) -> None:
@@ -262,7 +249,6 @@ class Zygote:
             return None
         self.leave()
         ours.close()
-        self.work.wait()
         # Closed explicitly: garbage collection would close a descriptor number that is in other use by then.
         with closing(theirs):
             request = receive(theirs)

@@ -5,64 +5,16 @@
 
 from __future__ import annotations
 
-import _posixsubprocess
 import base64
 import io
-import os
-import subprocess
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import module_runner, payload
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, WRAPPER, module, warmed
-
-
-@pytest.mark.parametrize(("umask", "nothing"), [(None, True), (0, True), (0o77, False)])
-def test_function_that_sets_no_umask_is_known(
-    umask: int | None, nothing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The function is that of the core at hand."""
-    given = []
-    popen = subprocess.Popen
-
-    def start(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
-        given.append(kwargs["preexec_fn"])
-        return popen(*args, **kwargs)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    module = AnsibleModule.__new__(AnsibleModule)
-    module.run_command_environ_update, module._debug, module.no_log_values = {}, False, set()
-    rc, out, _err = module.run_command(["sh", "-c", "umask"], umask=umask)
-    assert (rc, out) == (0, "0077\n" if umask else f"{current_umask():04o}\n")
-    assert [module_runner.does_nothing(function) for function in given] == [nothing]
-
-
-def test_programs_are_started_without_what_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[object] = []
-    for where, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
-        monkeypatch.setattr(where, name, lambda *arguments: given.extend(arguments[-2:]), raising=False)
-    module_runner.start_programs_at_once()
-    monkeypatch.setattr(module_runner, "BETWEEN", preexec(None).__qualname__)
-    start: Any = _posixsubprocess.fork_exec
-    for umask in (0, 0o77):
-        function = preexec(umask)
-        start(function, True)
-        assert given == [function if umask else None, True]
-        given.clear()
-
-
-def test_modules_start_programs_so(warm: WarmPython) -> None:
-    warmed(warm)
-    result = warm.run(COMMAND, module("import _posixsubprocess; print(_posixsubprocess.fork_exec.__qualname__)"))
-    assert result is not None
-    assert result.stdout == b"start_programs_at_once.<locals>.start\n"
 
 
 def test_site_may_have_a_package_of_the_same_name(warm: WarmPython, tmp_path: Path) -> None:
@@ -74,20 +26,6 @@ def test_site_may_have_a_package_of_the_same_name(warm: WarmPython, tmp_path: Pa
     result = warm.run(COMMAND, module(work))
     assert result is not None
     assert result.stdout == b"[]\nthe site\n", result.stderr
-
-
-def preexec(umask: int | None) -> Callable[[], None]:
-    def between() -> None:
-        if umask:
-            os.umask(umask)
-
-    return between
-
-
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> None:
