@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils import basic
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import module_runner, payload
@@ -37,9 +37,9 @@ def test_function_that_sets_no_umask_is_known(
         return popen(*args, **kwargs)
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    module = AnsibleModule.__new__(AnsibleModule)
-    module.run_command_environ_update, module._debug, module.no_log_values = {}, False, set()
-    rc, out, _err = module.run_command(["sh", "-c", "umask"], umask=umask)
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", b'{"ANSIBLE_MODULE_ARGS": {}}')
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)  # of core 2.19 and later
+    rc, out, _err = basic.AnsibleModule({}).run_command(["sh", "-c", "umask"], umask=umask)
     assert (rc, out) == (0, "0077\n" if umask else f"{current_umask():04o}\n")
     assert [module_runner.does_nothing(function) for function in given] == [nothing]
 
@@ -49,7 +49,6 @@ def test_programs_are_started_without_what_does_nothing(monkeypatch: pytest.Monk
     for where, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
         monkeypatch.setattr(where, name, lambda *arguments: given.extend(arguments[-2:]), raising=False)
     module_runner.start_programs_at_once()
-    monkeypatch.setattr(module_runner, "BETWEEN", preexec(None).__qualname__)
     start: Any = _posixsubprocess.fork_exec
     for umask in (0, 0o77):
         function = preexec(umask)
@@ -77,10 +76,13 @@ def test_site_may_have_a_package_of_the_same_name(warm: WarmPython, tmp_path: Pa
 
 
 def preexec(umask: int | None) -> Callable[[], None]:
+    """Return a function like that of run_command."""
+
     def between() -> None:
         if umask:
             os.umask(umask)
 
+    between.__qualname__ = module_runner.BETWEEN
     return between
 
 
