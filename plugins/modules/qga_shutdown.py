@@ -126,11 +126,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     QmpLostError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._module import power
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.power import (
+    USUAL,
     Boot,
     Presence,
+    Timing,
     boot_of,
     monitor,
     qemu_tells,
@@ -183,40 +184,40 @@ def plan(current: Current, params: Params) -> Plan:
     return Plan(before=before, after=after, todo=(current.boot, params), result=result)
 
 
-def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+def apply(agent: Agent, plan: Plan, timing: Timing = USUAL) -> Mapping[str, Any]:
     before, params = plan.todo
+    presence = Presence(agent, timing)
     # Connected before the command, so that no QEMU event is missed.
     with monitor(params["qmp_address"]) as qmp:
         started = time.monotonic()
         deadline = Deadline(params["timeout"])
-        failure = _send(agent, params["mode"])
+        failure = _send(agent, params["mode"], Presence(agent, timing))
         if params["mode"] == "reboot":
-            result: dict[str, Any] = _Reboot(agent, qmp, before, params["wait_for_agent"]).follow(deadline)
+            result: dict[str, Any] = _Reboot(agent, qmp, before, params["wait_for_agent"], presence).follow(deadline)
         else:
-            result = {"confirmed_by": _goes_down(agent, qmp, params["mode"], deadline)}
+            result = {"confirmed_by": _goes_down(presence, qmp, params["mode"], deadline)}
     result["elapsed"] = round(time.monotonic() - started, 3)
     if failure:
         result["warnings"] = [*result.get("warnings", ()), f"The guest did it, though its agent said: {failure}"]
     return result
 
 
-def _send(agent: Agent, mode: str) -> str:
+def _send(agent: Agent, mode: str, presence: Presence) -> str:
     """Send the command; return the agent's message if it reported a failure although its guest went down."""
     try:
         agent.execute("guest-shutdown", {"mode": mode})
     except CommandUnavailable:
         raise
     except CommandError as exc:
-        if not Presence(agent).goes():
+        if not presence.goes():
             raise
         return exc.message.strip()
     return ""
 
 
-def _goes_down(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:
-    presence = Presence(agent)
+def _goes_down(presence: Presence, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:
     while not deadline.expired:
-        moment = _moment(deadline)
+        moment = presence.moment(deadline)
         if qmp:
             confirmed_by = qemu_tells(qmp, ("SHUTDOWN",), "shutdown", moment)
             if confirmed_by:
@@ -232,17 +233,17 @@ def _goes_down(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> 
 class _Reboot:
     """Follows a reboot until it is confirmed and, if wanted, until the agent is back."""
 
-    def __init__(self, agent: Agent, qmp: Qmp | None, before: Boot, wait_for_agent: bool) -> None:
+    def __init__(self, agent: Agent, qmp: Qmp | None, before: Boot, wait_for_agent: bool, presence: Presence) -> None:
         self._agent = agent
         self._qmp = qmp
         self._before = before
         self._wait_for_agent = wait_for_agent
-        self._presence = Presence(agent)
+        self._presence = presence
         self._confirmed_by = ""
 
     def follow(self, deadline: Deadline) -> dict[str, Any]:
         while not deadline.expired:
-            self._listen(_moment(deadline))
+            self._listen(self._presence.moment(deadline))
             if self._confirmed_by and not self._wait_for_agent:
                 return {"confirmed_by": self._confirmed_by}
             if self._presence.look(deadline):
@@ -292,10 +293,6 @@ class _Reboot:
         if self._presence.was_away and not self._qmp and not now.comparable(self._before):
             return {**result, "confirmed_by": "agent", "warnings": [_UNPROVEN]}
         return {}
-
-
-def _moment(deadline: Deadline) -> Deadline:
-    return Deadline(min(power.PAUSE, deadline.left()))
 
 
 def _unconfirmed(mode: str, deadline: Deadline, presence: Presence) -> OperationError:

@@ -120,9 +120,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
     OperationError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._module import power
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._module.power import Presence, monitor, qemu_tells
+from ansible_collections.qemu.guest.plugins.module_utils._module.power import (
+    USUAL,
+    Presence,
+    Timing,
+    monitor,
+    qemu_tells,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
@@ -197,31 +202,40 @@ def plan(current: Current, params: Params) -> Plan:
     )
 
 
-def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
+def apply(
+    agent: Agent,
+    plan: Plan,
+    timing: Timing = USUAL,
+    seconds_to_fail: Mapping[str, float] = _SECONDS_TO_FAIL,
+) -> Mapping[str, Any]:
     params = plan.todo
+    presence = Presence(agent, timing)
     # Connected before the command, so that no QEMU event is missed.
     with monitor(params["qmp_address"]) as qmp:
         started = time.monotonic()
         deadline = Deadline(params["timeout"])
         if qmp and params["state"] == "awake":
-            confirmed_by = _wake(agent, qmp, deadline)
+            confirmed_by = _wake(presence, qmp, deadline)
         else:
-            confirmed_by = _suspend(agent, qmp, params["mode"], deadline)
+            _send(agent, params["mode"], min(seconds_to_fail[params["mode"]], deadline.seconds))
+            confirmed_by = _falls_asleep(presence, qmp, params["mode"], deadline)
         elapsed = round(time.monotonic() - started, 3)
     return {"status": plan.after["status"], "confirmed_by": confirmed_by, "elapsed": elapsed}
 
 
-def _suspend(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:
+def _send(agent: Agent, mode: str, seconds: float) -> None:
     try:
-        agent.execute(_COMMANDS[mode], timeout=min(_SECONDS_TO_FAIL[mode], deadline.seconds))
+        agent.execute(_COMMANDS[mode], timeout=seconds)
     except CommandUnavailable:
         raise
     except CommandError as exc:
         exc.hint = exc.hint or _HINTS[mode]
         raise
-    presence = Presence(agent)
+
+
+def _falls_asleep(presence: Presence, qmp: Qmp | None, mode: str, deadline: Deadline) -> str:
     while not deadline.expired:
-        moment = Deadline(min(power.PAUSE, deadline.left()))
+        moment = presence.moment(deadline)
         if qmp:
             confirmed_by = qemu_tells(qmp, _EVENTS[mode], _STATUS[mode], moment)
             if confirmed_by:
@@ -237,12 +251,11 @@ def _suspend(agent: Agent, qmp: Qmp | None, mode: str, deadline: Deadline) -> st
     )
 
 
-def _wake(agent: Agent, qmp: Qmp, deadline: Deadline) -> str:
+def _wake(presence: Presence, qmp: Qmp, deadline: Deadline) -> str:
     qmp.execute("system_wakeup")
-    presence = Presence(agent)
     confirmed_by = ""
     while not deadline.expired:
-        moment = Deadline(min(power.PAUSE, deadline.left()))
+        moment = presence.moment(deadline)
         confirmed_by = confirmed_by or qemu_tells(qmp, ("WAKEUP",), "running", moment)
         if confirmed_by and presence.look(deadline):
             return confirmed_by

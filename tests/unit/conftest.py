@@ -22,8 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import executor, fetch_packed, files, patience
-from ansible_collections.qemu.guest.plugins.module_utils._module import power
-from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping, qga_suspend
+from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.machine import Machine
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
@@ -81,11 +80,7 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
 
 @pytest.fixture
-def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
-    """Start machines that are shut down and suspended, in a hurry. They end with the test."""
-    monkeypatch.setattr(base, "_SECONDS_TO_FAIL", 0.2)
-    monkeypatch.setattr(qga_suspend, "_SECONDS_TO_FAIL", dict.fromkeys(("ram", "disk", "hybrid"), 0.2))
-    for name, seconds in {"PAUSE": 0.05, "LOOK": 0.2, "SILENT": 1.0, "GONE": 0.1, "FAILED": 1.0}.items():
-        monkeypatch.setattr(power, name, seconds)
+def machines(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
+    """Start machines that are shut down and suspended. They end with the test."""
     with ExitStack() as stack:
         yield lambda **how: stack.enter_context(Machine(tmp_path, **how))

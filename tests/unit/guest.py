@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -86,11 +87,11 @@ class Guest:
     """Answers for a ``Scripted`` agent.
 
     ``shell`` stands in for /bin/sh, and programs in the directory ``tools`` come before those of PATH. ``started`` are
-    the requests to start a program. What stands at ``spool`` here is what stands at SPOOL in the guest. ``directory``
-    is the agent's own, where relative paths lead.
+    the requests to start a program. What stands at ``spool`` here is what stands at SPOOL in the guest, and programs
+    find in ``etc`` what the guest has in /etc. ``directory`` is the agent's own, where relative paths lead.
     """
 
-    def __init__(self, directory: Path, shell: Sequence[str] = ("/bin/sh",)) -> None:
+    def __init__(self, directory: Path, shell: Sequence[str] = ("/bin/sh",), etc: str = "/etc") -> None:
         self.tools = directory / "tools"
         self.tools.mkdir()
         self.directory = directory / "directory of the agent"
@@ -100,6 +101,7 @@ class Guest:
         self.place = tempfile.TemporaryDirectory(prefix="runner-", ignore_cleanup_errors=True)
         self.runner = Path(self.place.name) / "runner"
         self.shell = list(shell)
+        self.etc = etc
         self.files: dict[int, int] = {}
         self.capture = CAPTURE
         self.started: list[Mapping[str, Any]] = []
@@ -189,7 +191,7 @@ class Guest:
     def start(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         self.started.append(arguments)
         program = self.shell if arguments["path"] == "/bin/sh" else [arguments["path"]]
-        env = dict(self._here(entry).split("=", 1) for entry in arguments["env"]) if "env" in arguments else None
+        env = dict(self._of_login(entry).split("=", 1) for entry in arguments["env"]) if "env" in arguments else None
         if env and "PATH" in env:
             env["PATH"] = f"{self.tools}:{env['PATH']}"
         stdin = base64.b64decode(arguments.get("input-data", "")).replace(SPOOL.encode(), self.spool.encode())
@@ -199,6 +201,9 @@ class Guest:
 
     def _here(self, text: str) -> str:
         return text.replace(SPOOL, self.spool).replace(RUNNER, str(self.runner))
+
+    def _of_login(self, text: str) -> str:
+        return re.sub(r"(?<![\w.])/etc/", lambda _etc: f"{self.etc}/", self._here(text))
 
     def status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         pid = arguments["pid"]

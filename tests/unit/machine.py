@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.qemu.guest.plugins.module_utils._module.power import Timing
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Request, Scripted, Session, Step
 from ansible_collections.qemu.guest.tests.unit.scripted_qmp import ScriptedQmp
 
-# How long the machine needs for what it is told.
+# How long the machine needs for what it is told, and how long it is waited for.
 SECONDS = 0.1
+HURRY = Timing(pause=0.05, answer=0.2, silent=1.0, gone=0.1, failed=1.0)
+TO_FAIL = 0.2
 
 FILES = ("guest-file-open", "guest-file-read", "guest-file-close")
 

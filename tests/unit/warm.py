@@ -117,13 +117,13 @@ def asked(**said: Any) -> wire.Asked:
     return wire.Asked(b"program", **{"key": "k", **said})
 
 
-def an_interpreter(*, ready: bool = True) -> tuple[worker.Interpreter, socket.socket]:
+def an_interpreter(*, ready: bool = True, **how: Any) -> tuple[worker.Interpreter, socket.socket]:
     """Return one that is at work at nothing, and the zygote's end of its socket."""
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     errors, theirs = os.pipe()
     os.close(theirs)
     surroundings = fingerprint.Surroundings([])
-    one = worker.Interpreter((ours, errors), surroundings, "", "/bin")
+    one = worker.Interpreter((ours, errors), surroundings, "", "/bin", **how)
     if ready:
         zygote.sendall(frames.READY + bytes([frames.STAYS]))
         one.listen()

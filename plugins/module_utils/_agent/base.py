@@ -31,6 +31,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable impo
 __all__ = (
     "DEFAULT_FROZEN_TIMEOUT",
     "DEFAULT_TIMEOUT",
+    "SECONDS_TO_FAIL",
     "Agent",
     "Log",
 )
@@ -41,9 +42,9 @@ DEFAULT_TIMEOUT = 20.0
 DEFAULT_FROZEN_TIMEOUT = 300.0
 """Seconds to wait for a frozen guest during an operation; see _guest/patience.py."""
 
-# Seconds to wait for an error of a command that answers only when it fails, unless the caller sets a timeout (a bad
-# mode is refused at once; a shutdown helper that cannot be run is reported when it has ended).
-_SECONDS_TO_FAIL = 5.0
+SECONDS_TO_FAIL = 5.0
+"""Seconds to wait for an error of a command that answers only when it fails, unless the caller sets a timeout. A bad
+mode is refused at once; a shutdown helper that cannot be run is reported when it has ended."""
 
 _DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
 
@@ -59,15 +60,22 @@ class Agent(ABC):
 
     ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
     ``frozen_timeout`` is how many seconds to wait for a frozen guest during an operation, and ``warn`` tells the user
-    about that.
+    about that. A command that answers only when it fails has ``seconds_to_fail``.
     """
 
     largest_payload = 48 * 1000 * 1000
     """Bytes of content that one request can carry. The agent's parser takes 64 MiB, with base64 and JSON around it."""
 
-    def __init__(self, name: str, timeout: float = DEFAULT_TIMEOUT, log: Log | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        timeout: float = DEFAULT_TIMEOUT,
+        log: Log | None = None,
+        seconds_to_fail: float = SECONDS_TO_FAIL,
+    ) -> None:
         self.name = name
         self.timeout = timeout
+        self.seconds_to_fail = seconds_to_fail
         self.frozen_timeout = DEFAULT_FROZEN_TIMEOUT
         self.warn: Log = log or _tell_nobody
         self.pace = Pace()
@@ -150,7 +158,7 @@ class Agent(ABC):
     def patience(self, command: str) -> float:
         """Return the default timeout of ``command`` in seconds."""
         known = schema.command(command)
-        seconds = max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, _SECONDS_TO_FAIL)
+        seconds = max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, self.seconds_to_fail)
         return min(seconds, self._explaining.left()) if self._explaining else seconds
 
     def _request_reading_twice(

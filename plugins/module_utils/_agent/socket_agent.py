@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, schema
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent, Log
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, SECONDS_TO_FAIL, Agent, Log
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, Connect, SyncState, open_channel
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -43,6 +43,7 @@ _IDLE_SECONDS = 0.5
 
 # Seconds of silence before the first probe, which shows whether a reply can still come; doubled after each probe.
 _SILENT_SECONDS = 3.0
+
 Share = Callable[[Address, Channel], Channel]
 """Offers the channel to this user's other processes on this machine, and returns it as a shared channel."""
 
@@ -60,7 +61,11 @@ class _Probe:
 
 
 class SocketAgent(Agent):
-    """An agent at the other end of a byte channel."""
+    """An agent at the other end of a byte channel.
+
+    A channel that was idle for ``idle_seconds`` is synced before a request. After ``silent_seconds`` without a reply, a
+    probe shows whether one can still come.
+    """
 
     def __init__(
         self,
@@ -69,9 +74,15 @@ class SocketAgent(Agent):
         log: Log | None = None,
         share: Share | None = None,
         connect: Connect | None = None,
+        *,
+        idle_seconds: float = _IDLE_SECONDS,
+        silent_seconds: float = _SILENT_SECONDS,
+        seconds_to_fail: float = SECONDS_TO_FAIL,
     ) -> None:
-        super().__init__(str(address), timeout, log)
+        super().__init__(str(address), timeout, log, seconds_to_fail)
         self._connect = connect
+        self._idle_seconds = idle_seconds
+        self._silent_seconds = silent_seconds
         self._address = address
         self._channel: Channel | None = None
         self._parser = protocol.ReplyParser()
@@ -144,7 +155,7 @@ class SocketAgent(Agent):
         """Yield lines until one is late: the expected reply may be among many others."""
         while True:
             if probe:
-                _break_silence(channel, deadline, probe)
+                self._break_silence(channel, deadline, probe)
             for line in self._parser.feed(channel.recv(deadline)):
                 yield line
                 if deadline.expired:
@@ -174,7 +185,7 @@ class SocketAgent(Agent):
 
     def _synced(self, channel: Channel, deadline: Deadline) -> SyncState:
         state = channel.acquire(deadline)
-        if state.since and time.monotonic() - state.since < _IDLE_SECONDS:
+        if state.since and time.monotonic() - state.since < self._idle_seconds:
             return state
         return self._sync(channel, state, deadline)
 
@@ -213,7 +224,7 @@ class SocketAgent(Agent):
 
     def _replies_amid_noise(self, channel: Channel, deadline: Deadline, probe: _Probe) -> Iterator[dict[str, Any]]:
         while True:
-            _break_silence(channel, deadline, probe)
+            self._break_silence(channel, deadline, probe)
             # Line by line, so that the end of another client's giant reply does not hide the lines after it.
             for piece in io.BytesIO(channel.recv(deadline)):
                 # Such a giant line, or the second half of a line whose first half another client has read.
@@ -222,6 +233,20 @@ class SocketAgent(Agent):
                         yield protocol.decode_reply(line)
                 if deadline.expired:
                     raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
+
+    def _break_silence(self, channel: Channel, deadline: Deadline, probe: _Probe) -> None:
+        """Wait until there is data to read, and repeat the probe now and then, because it may get lost too.
+
+        :raise OutcomeUnknownError: if it cannot be sent.
+        """
+        pause = self._silent_seconds
+        while channel.is_silent(Deadline(min(pause, deadline.left()))) and not deadline.expired:
+            try:
+                channel.send(probe.data, deadline)
+            except ConnectError as exc:  # the request itself has been sent
+                raise OutcomeUnknownError(exc.message) from None
+            probe.was_sent = True
+            pause *= 2
 
     def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
         """Close the channel and return why a sync was not answered: a ConnectError, because a sync changes nothing."""
@@ -249,21 +274,6 @@ class SocketAgent(Agent):
 
     def _next_id(self, state: SyncState) -> str:
         return f"{self._id_prefix}-{next(self._ids)}" if state.takes_id else ""
-
-
-def _break_silence(channel: Channel, deadline: Deadline, probe: _Probe) -> None:
-    """Wait until there is data to read, and repeat the probe now and then, because it may get lost too.
-
-    :raise OutcomeUnknownError: if it cannot be sent.
-    """
-    pause = _SILENT_SECONDS
-    while channel.is_silent(Deadline(min(pause, deadline.left()))) and not deadline.expired:
-        try:
-            channel.send(probe.data, deadline)
-        except ConnectError as exc:  # the request itself has been sent
-            raise OutcomeUnknownError(exc.message) from None
-        probe.was_sent = True
-        pause *= 2
 
 
 def _is_about_sentinel(reply: Mapping[str, Any]) -> bool:

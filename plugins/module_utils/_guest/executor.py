@@ -219,7 +219,14 @@ class Executor(ABC):
 
 
 class GuestExec(Executor):
-    """Programs through guest-exec. Their arguments end up in the guest's syslog."""
+    """Programs through guest-exec. Their arguments end up in the guest's syslog.
+
+    The agent keeps ``capture_limit`` bytes of each output stream.
+    """
+
+    def __init__(self, agent: Agent, capture_limit: int = CAPTURE_LIMIT) -> None:
+        super().__init__(agent)
+        self._capture_limit = capture_limit
 
     def is_available(self) -> bool:
         return self.agent.supports(*_NEEDED)
@@ -256,7 +263,8 @@ class GuestExec(Executor):
 
     def status(self, pid: int) -> ExecResult | None:
         reply = self.agent.execute(_STATUS, {"pid": pid})
-        return _result(reply) if protocol.expect(reply.get("exited"), bool, "exited") else None
+        ended = protocol.expect(reply.get("exited"), bool, "exited")
+        return _result(reply, self._capture_limit) if ended else None
 
 
 def _is_final(exc: QgaError) -> bool:
@@ -305,7 +313,7 @@ def pauses(first: float = _FIRST_POLL) -> Iterator[float]:
         pause = min(pause * _LONGER, _LONGEST_POLL)
 
 
-def _result(reply: dict[str, Any]) -> ExecResult:
+def _result(reply: dict[str, Any], capture_limit: int) -> ExecResult:
     rc, signal = reply.get("exitcode"), reply.get("signal")
     stdout, stderr = (_output(reply, name) for name in ("out-data", "err-data"))
     return ExecResult(
@@ -313,8 +321,8 @@ def _result(reply: dict[str, Any]) -> ExecResult:
         signal=None if signal is None else protocol.expect(signal, int, "signal"),
         stdout=stdout,
         stderr=stderr,
-        stdout_truncated=_truncated(reply, "out-truncated", stdout),
-        stderr_truncated=_truncated(reply, "err-truncated", stderr),
+        stdout_truncated=_truncated(reply, "out-truncated", stdout, capture_limit),
+        stderr_truncated=_truncated(reply, "err-truncated", stderr, capture_limit),
     )
 
 
@@ -325,7 +333,7 @@ def _output(reply: dict[str, Any], name: str) -> bytes:
         raise TransferError(f"the agent sent invalid base64 as {name}") from exc
 
 
-def _truncated(reply: dict[str, Any], name: str, data: bytes) -> bool:
+def _truncated(reply: dict[str, Any], name: str, data: bytes, capture_limit: int) -> bool:
     # Agents before 7.2.20 say "truncated: false" when they truncate, and nothing otherwise; newer ones always say it,
     # and right. So only "true" is trusted, and a full buffer always counts as truncated.
-    return reply.get(name) is True or len(data) >= CAPTURE_LIMIT
+    return reply.get(name) is True or len(data) >= capture_limit

@@ -26,23 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
 
-__all__ = ("Boot", "Presence", "boot_of", "monitor", "qemu_tells")
-
-PAUSE = 1.0
-"""Seconds between polls of a guest whose state should change."""
-
-LOOK = 5.0
-"""Seconds that an agent has to answer a poll. In a busy guest it may need some."""
-
-SILENT = 15.0
-"""Seconds without an answer after which an agent counts as gone."""
-
-GONE = 2.0
-"""The same if its socket is gone or has no listener, which may also be an agent that restarts."""
-
-FAILED = 15.0
-"""Seconds in which a guest may still go down after its agent reported a failure. The agent runs a program that asks
-systemd to shut down, and that program reports a failure when systemd's answer is lost in the shutdown."""
+__all__ = ("USUAL", "Boot", "Presence", "Timing", "boot_of", "monitor", "qemu_tells")
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # An uptime that is shorter than expected by this many seconds belongs to another boot.
@@ -73,45 +57,70 @@ def qemu_tells(qmp: Qmp, events: Collection[str], status: str, deadline: Deadlin
     return "event" if event else "status" if now == status else ""
 
 
+class Timing(NamedTuple):
+    """Seconds that the confirmation of a guest's new state may take.
+
+    ``pause``: between polls. ``answer``: that an agent has to answer a poll; in a busy guest it may need some.
+    ``silent``: without an answer, after which an agent counts as gone. ``gone``: the same if its socket is gone or has
+    no listener, which may also be an agent that restarts. ``failed``: in which a guest may still go down after its
+    agent reported a failure. The agent runs a program that asks systemd to shut down, and that program reports a
+    failure when systemd's answer is lost in the shutdown.
+    """
+
+    pause: float = 1.0
+    answer: float = 5.0
+    silent: float = 15.0
+    gone: float = 2.0
+    failed: float = 15.0
+
+
+USUAL = Timing()
+
+
 class Presence:
     """Whether an agent answers, over several polls. Polls are syncs and pings: harmless whenever they run.
 
     ``gone``: it has not answered for so long that it counts as gone. ``was_away``: some poll had no answer.
     """
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, timing: Timing = USUAL) -> None:
         self._agent = agent
+        self._timing = timing
         self._away_since: float | None = None
         self.gone = False
         self.was_away = False
 
     def look(self, deadline: Deadline) -> bool:
-        """Return whether the agent answers, after LOOK seconds at most."""
+        """Return whether the agent answers to one poll."""
         started = time.monotonic()
         try:
-            self._agent.execute("guest-ping", timeout=max(0.1, min(LOOK, deadline.left())))
+            self._agent.execute("guest-ping", timeout=max(0.1, min(self._timing.answer, deadline.left())))
         except ChannelBusyError:
             return False  # unknown whether it would answer
         except CommandError:
             pass  # a refusal is an answer
         except (AgentSilentError, OutcomeUnknownError, ProtocolError):
-            return self._no_answer(started, SILENT)
+            return self._no_answer(started, self._timing.silent)
         except ConnectError:
-            return self._no_answer(started, GONE)
+            return self._no_answer(started, self._timing.gone)
         self._away_since, self.gone = None, False
         return True
 
+    def moment(self, deadline: Deadline) -> Deadline:
+        """Return when the next poll is due: by ``deadline`` at the latest."""
+        return Deadline(min(self._timing.pause, deadline.left()))
+
     def goes(self) -> bool:
-        """Return whether the agent, which answered a moment ago, stops answering within FAILED seconds."""
-        deadline = Deadline(FAILED)
+        """Return whether the agent, which answered a moment ago, stops answering soon."""
+        deadline = Deadline(self._timing.failed)
         while not self.was_away and not deadline.expired:
-            self.look(Deadline(LOOK))
-            time.sleep(min(PAUSE, deadline.left()))
+            self.look(Deadline(self._timing.answer))
+            time.sleep(self.moment(deadline).left())
         return self.was_away
 
     def in_words(self) -> str:
         """Poll once more, and return the agent's state in words, for the error after a vain wait."""
-        if self.look(Deadline(LOOK)):
+        if self.look(Deadline(self._timing.answer)):
             return "its agent was away for a while, and answers now" if self.was_away else "its agent still answers"
         return "its agent does not answer"
 

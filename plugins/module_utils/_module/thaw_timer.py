@@ -52,14 +52,15 @@ class Timer(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "token"}
 
 
-def arm(agent: Agent, seconds: float) -> Timer:
+def arm(agent: Agent, seconds: float, *, tick: float = _TICK, retry_seconds: float = RETRY_SECONDS) -> Timer:
     """Start a timer that thaws ``agent``'s guest after ``seconds``, replacing an armed one.
 
-    It is armed when this returns: its process runs, and the file names it.
+    It is armed when this returns: its process runs, and the file names it. It looks at the file, and later retries,
+    every ``tick`` seconds, until ``retry_seconds`` after its deadline.
 
     :raise OperationError: if it cannot be armed. Nothing has changed then.
     """
-    work = _Work(agent.again(), private_path(agent.identity, "thaw"), _now() + seconds)
+    work = _Work(agent.again(), private_path(agent.identity, "thaw"), _now() + seconds, tick, retry_seconds)
     timer = Timer(os.urandom(8).hex(), 0, seconds, _words(time.time() + seconds))
     try:
         answer = _fork(work, timer)
@@ -139,6 +140,8 @@ class _Work(NamedTuple):
     agent: Agent
     path: str
     deadline: float
+    tick: float
+    retry_seconds: float
 
 
 def _leave_home(work: _Work, timer: Timer, writer: int) -> NoReturn:
@@ -203,10 +206,10 @@ def _watch(work: _Work, timer: Timer) -> None:
         if not _counts(work, timer):
             return
         # In short steps, because sleep does not count the time for which the host is suspended.
-        time.sleep(max(0.0, min(_TICK, work.deadline - _now())))
+        time.sleep(max(0.0, min(work.tick, work.deadline - _now())))
     trouble = ""
     sent = thawed = False
-    while _now() < work.deadline + RETRY_SECONDS:
+    while _now() < work.deadline + work.retry_seconds:
         try:
             with work.agent as agent:
                 frozen = agent.execute("guest-fsfreeze-status") == "frozen"
@@ -222,7 +225,7 @@ def _watch(work: _Work, timer: Timer) -> None:
             if str(exc) != trouble:
                 trouble = str(exc)
                 syslog.syslog(syslog.LOG_WARNING, f"it cannot thaw the guest yet: {trouble}")
-        time.sleep(_TICK)
+        time.sleep(work.tick)
     else:
         syslog.syslog(syslog.LOG_ERR, f"{work.agent.name}: gave up; the guest may still be frozen")
         return

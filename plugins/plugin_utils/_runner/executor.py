@@ -58,7 +58,6 @@ SPOOL = f"{HOME}/1"
 IDLE_SECONDS = 600
 """How long a runner that was started on demand stays without work: at least this, at most twice this."""
 
-# A request that is not taken after this many seconds is rung for again, and the runner is checked to live.
 _LOOK_SECONDS = 1.0
 # How long to wait for a program's process number, from when it is asked for.
 _PID_SECONDS = 10.0
@@ -84,12 +83,14 @@ class Runner(Executor):
     """Runs programs by a runner in the guest, whatever the agent allows besides files.
 
     ``start`` is called to get a runner when there is none. A program that cannot be started has the exit status 127 or
-    126, as in a shell, and a signal that ended one shows as 128 + N.
+    126, as in a shell, and a signal that ended one shows as 128 + N. Every ``look_seconds``, a request that is not
+    taken is rung for again, and the runner is checked to live.
     """
 
-    def __init__(self, agent: Agent, start: Start) -> None:
+    def __init__(self, agent: Agent, start: Start, look_seconds: float = _LOOK_SECONDS) -> None:
         super().__init__(agent)
         self._start_one = start
+        self._look_seconds = look_seconds
         self._spool = Spool(agent, SPOOL)
         self._no_runner: CommandUnavailable | NoRunnerError | None = None
         # Requests that were handed over and not seen taken yet, and when each program was checked last.
@@ -242,7 +243,7 @@ class Runner(Executor):
         :raise OutcomeUnknownError: if none can.
         """
         looked = self._looked.setdefault(number, time.monotonic())
-        if time.monotonic() - looked < _LOOK_SECONDS:
+        if time.monotonic() - looked < self._look_seconds:
             return
         reason = patiently(self.agent, lambda: self._why_none(number))
         if reason:

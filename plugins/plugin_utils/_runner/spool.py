@@ -46,11 +46,12 @@ def new_number() -> int:
 
 
 class Spool:
-    """The spool at ``path``, through ``agent``."""
+    """The spool at ``path``, through ``agent``. Programs keep ``largest_output`` bytes of each output stream there."""
 
-    def __init__(self, agent: Agent, path: str) -> None:
+    def __init__(self, agent: Agent, path: str, largest_output: int = LARGEST_OUTPUT) -> None:
         self._agent = agent
         self.path = path
+        self._largest_output = largest_output
 
     def bell(self) -> GuestFile:
         """Return the ring, open for writing.
@@ -140,7 +141,7 @@ class Spool:
 
     def _output(self, name: str) -> bytes:
         try:
-            output = patiently(self._agent, lambda: self.read(name, LARGEST_OUTPUT))
+            output = patiently(self._agent, lambda: self.read(name, self._largest_output))
         except TransferError:
             raise lost_output() from None
         if output is None:

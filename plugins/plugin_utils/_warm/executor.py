@@ -137,13 +137,24 @@ def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
 class WarmPython:
     """Warm interpreters in a guest, beside its ``runner``.
 
-    ``log`` takes messages on progress, ``tell`` those for users.
+    ``log`` takes messages on progress, ``tell`` those for users. A server is waited for ``start_seconds``. If the
+    requests that start it take no longer than ``quick_seconds``, the guest is quick, and compiles by itself.
     """
 
-    def __init__(self, runner: Runner, log: Log, tell: Log | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        log: Log,
+        tell: Log | None = None,
+        *,
+        start_seconds: float = _START_SECONDS,
+        quick_seconds: float = _QUICK_START_SECONDS,
+    ) -> None:
         self._runner = runner
         self._log = log
         self._tell = tell or log
+        self._start_seconds = start_seconds
+        self._quick_seconds = quick_seconds
         self._spool = Spool(runner.agent, _spool())
         self._first_looks: dict[str, float] = {}  # by archive: seconds after which to look for an answer
 
@@ -252,7 +263,7 @@ class WarmPython:
         began = time.monotonic()
         with self._runner.forgetting():
             start_shell(self._runner, *_starter(_spool(), asked, python, number, failed))
-        is_slow = time.monotonic() - began > _QUICK_START_SECONDS
+        is_slow = time.monotonic() - began > self._quick_seconds
         # Use the wait for the start to compile. A guest as quick as this machine compiles as soon by itself.
         code = is_slow and _is_ours(python)
         brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
@@ -264,7 +275,7 @@ class WarmPython:
             # Look seldom: the agent writes each file that it opens to the guest's log.
             if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):
                 break
-            if time.monotonic() - began > _START_SECONDS:
+            if time.monotonic() - began > self._start_seconds:
                 break
         return False
 

@@ -252,8 +252,8 @@ def sha256_of_file(path: bytes, size: int) -> bytes | None:
     return printed(summed.hexdigest())
 
 
-def sum_of(path: bytes, start: int, size: int) -> bytes:
-    """Return the checksum of a file from ``start`` on, ``size`` bytes at most.
+def sum_of(path: bytes, start: int, size: int, window: int = WINDOW) -> bytes:
+    """Return the checksum of a file from ``start`` on, ``size`` bytes at most, of which ``window`` are mapped at once.
 
     Reading it would take as long again in an emulated guest, so it is mapped. If it shrinks meanwhile, that kills this
     process, which must not dump core then.
@@ -267,9 +267,9 @@ def sum_of(path: bytes, start: int, size: int) -> bytes:
         end = min(os.fstat(file.fileno()).st_size, start + size)
         while start < end:
             before = start % mmap.ALLOCATIONGRANULARITY
-            length = min(end - start, WINDOW)
-            window = mmap.mmap(file.fileno(), before + length, access=mmap.ACCESS_READ, offset=start - before)
-            with window, memoryview(window) as content, content[before:] as block:
+            length = min(end - start, window)
+            mapped = mmap.mmap(file.fileno(), before + length, access=mmap.ACCESS_READ, offset=start - before)
+            with mapped, memoryview(mapped) as content, content[before:] as block:
                 checksum = zlib.crc32(block, checksum)
             start += length
     return printed(f"{checksum:08x}")

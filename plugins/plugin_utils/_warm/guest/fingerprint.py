@@ -72,13 +72,13 @@ def changed_since(when: float, paths: Sequence[str]) -> bool:
 
 
 class Surroundings:
-    """The present state of the files that a new login would read."""
+    """The present state of the files that a new login would read; see TABLES for ``tables``."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], tables: Sequence[str] = TABLES) -> None:
         self.paths = paths
         while True:  # until nothing has changed between two looks
             self.seen = signature_of(paths)
-            self.tables = {path: content(path) for path in paths if path in TABLES}
+            self.tables = {path: content(path) for path in paths if path in tables}
             if signature_of(paths) == self.seen:
                 break
 
@@ -90,8 +90,8 @@ class Surroundings:
         for before, after in zip(self.seen, now):
             path = after[0]
             if before != after:
-                there = content(path) if path in TABLES else b""
-                if path not in TABLES or not adds_others(self.tables[path], there):
+                there = content(path) if path in self.tables else b""
+                if path not in self.tables or not adds_others(self.tables[path], there):
                     return False
                 self.tables[path] = there
         self.seen = now

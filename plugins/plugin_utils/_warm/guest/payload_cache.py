@@ -22,7 +22,8 @@ class Archives:
     They are in this process's memory; each interpreter is sent a copy of the archives that it needs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_archives: int = MOST_ARCHIVES, most_parts: int = MOST_PARTS) -> None:
+        self.most_archives, self.most_parts = most_archives, most_parts
         self.contents: dict[str, bytes] = {}  # by the digest of their content
         self.parts: dict[str, bytes] = {}  # by their checksum
 
@@ -79,8 +80,8 @@ class Archives:
     def keep(self, digest: str, content: bytes) -> None:
         """Keep an archive, and drop the oldest beyond the limits."""
         self.contents[digest] = content
-        while len(self.contents) > MOST_ARCHIVES:
+        while len(self.contents) > self.most_archives:
             self.contents.pop(next(iter(self.contents)))
         size = sum(map(len, self.parts.values()))
-        while size > MOST_PARTS:
+        while size > self.most_parts:
             size -= len(self.parts.pop(next(iter(self.parts))))

@@ -55,14 +55,18 @@ COMMANDS = ""  # key of the interpreter for shell commands
 class Server:
     """The spool ``home``, with its ``ring`` open, the interpreters, and the requests between them.
 
-    Unless it ``stays`` without work, it ends soon after the last task.
+    Unless it ``stays`` without work, it ends soon after the last task. When a file of ``watched`` has changed,
+    interpreters are started anew.
     """
 
-    def __init__(self, home: str, ring: int, launcher: Launcher, stays: bool = True) -> None:
+    def __init__(
+        self, home: str, ring: int, launcher: Launcher, stays: bool = True, watched: Sequence[str] = WATCHED
+    ) -> None:
         self.home = home
         self.ring = ring
         self.launcher = launcher
         self.stays = stays
+        self.watched = watched
         self.was_asked = False
         self.login: Surroundings | None = None  # in which this process, which is forked, was started
         self.interpreters: dict[str, Interpreter] = {}
@@ -84,9 +88,9 @@ class Server:
     def adopt(self, header: str, first: Spawned, began: float) -> None:
         """Take the interpreter that this server was started for, unless files that a login reads have changed since."""
         asked = Asked.unpacked(header.encode("ascii"))
-        one = Interpreter(first, Surroundings(WATCHED), asked.marker, asked.path)
-        login = Surroundings(WATCHED)
-        if changed_since(began, WATCHED):
+        one = Interpreter(first, Surroundings(self.watched), asked.marker, asked.path)
+        login = Surroundings(self.watched)
+        if changed_since(began, self.watched):
             self.leaving.append(one)
         else:
             self.interpreters[asked.key] = one
@@ -321,7 +325,7 @@ class Server:
             if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
                 return None
             self.leaving.append(self.interpreters.pop(oldest))
-        surroundings = Surroundings(WATCHED)
+        surroundings = Surroundings(self.watched)
         spawned = None
         if key == COMMANDS and self.login and self.login.same():  # otherwise a fork differs from a new login
             spawned = self.launcher.copy(SHELL_COMMANDS)

@@ -33,7 +33,6 @@ START_SECONDS = 10.0
 END_SECONDS = 5.0  # how long an interpreter may take to end when it is told to
 # How long an interpreter that does not stay may be idle: its user cannot be removed meanwhile.
 GUEST_SECONDS = 5.0
-# How long an interpreter may leave its requests unread.
 STUCK_SECONDS = 10.0
 MOST_SAID = 64 << 10  # bytes that an interpreter may write at its start, to each of its streams
 
@@ -55,10 +54,18 @@ class Outgoing:
 class Interpreter:
     """A warm interpreter, from its start until it is dropped. Without ``marker``, it was started without become.
 
-    ``path`` is PATH before its command ran; ``surroundings`` were taken before that, too.
+    ``path`` is PATH before its command ran; ``surroundings`` were taken before that, too. It may leave its requests
+    unread for ``stuck_seconds``.
     """
 
-    def __init__(self, spawned: Spawned, surroundings: Surroundings, marker: str, path: str) -> None:
+    def __init__(
+        self,
+        spawned: Spawned,
+        surroundings: Surroundings,
+        marker: str,
+        path: str,
+        stuck_seconds: float = STUCK_SECONDS,
+    ) -> None:
         self.socket, self.errors = spawned
         self.socket.setblocking(False)
         # Out-of-band data arrives in line, with everything attached to it.
@@ -76,6 +83,7 @@ class Interpreter:
         self.known: list[str] = []  # archives that it has
         self.marker = marker
         self.path = path
+        self.stuck_seconds = stuck_seconds
         self.leaves = 0.0  # when it was told to end
         self.began = self.used = self.moved = time.monotonic()
         self.heard = self.preamble = self.said = b""
@@ -220,7 +228,7 @@ class Interpreter:
             try:
                 sent = self.socket.sendmsg([first.data], rights(first.streams))
             except BlockingIOError:
-                if time.monotonic() - self.moved > STUCK_SECONDS:
+                if time.monotonic() - self.moved > self.stuck_seconds:
                     self.end()
                 return
             except OSError:

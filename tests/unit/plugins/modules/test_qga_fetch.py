@@ -18,15 +18,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import files
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_fetch import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails
 
-DATA = bytes(range(256))
+DATA = os.urandom(CHUNK + CHUNK // 4)
 
 
 def sha256(data: bytes) -> str:
@@ -60,8 +60,7 @@ def server(request: pytest.FixtureRequest, scripted: Callable[..., Scripted], gu
 
 
 @pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> SocketAgent:
-    monkeypatch.setattr(files, "CHUNK", 100)
+def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
     return connect(server)
 
 
@@ -99,7 +98,7 @@ def test_fetch(agent: SocketAgent, source: Path, here: Path) -> None:
     assert run(agent, source, dest, check_mode=True)["changed"] is True
     assert list(here.iterdir()) == []
     result = run(agent, source, dest)
-    assert result == {"changed": True, "src": str(source), "dest": str(dest), "sha256": sha256(DATA), "size": 256}
+    assert result == {"changed": True, "src": str(source), "dest": str(dest), "sha256": sha256(DATA), "size": len(DATA)}
     assert dest.read_bytes() == DATA
     assert dest.stat().st_mode & 0o777 == 0o600
     again = run(agent, source, dest)
@@ -168,7 +167,7 @@ def test_file_that_changes_meanwhile(
 
     def changes(arguments: Any) -> Any:
         reply = guest.read(arguments)
-        source.write_bytes(os.urandom(256))
+        source.write_bytes(os.urandom(len(DATA)))
         return reply
 
     server.answers["guest-file-read"] = changes
@@ -177,11 +176,11 @@ def test_file_that_changes_meanwhile(
     assert list(here.iterdir()) == []
 
 
-@pytest.mark.parametrize("max_size", [255, 256])
+@pytest.mark.parametrize("max_size", [len(DATA) - 1, len(DATA)])
 def test_file_that_is_larger_than_it_may_be(agent: SocketAgent, source: Path, here: Path, max_size: int) -> None:
-    if max_size == 256:
-        assert run(agent, source, here / "copy", max_size=max_size)["size"] == 256
+    if max_size == len(DATA):
+        assert run(agent, source, here / "copy", max_size=max_size)["size"] == len(DATA)
         return
-    with pytest.raises(TransferError, match=r"more than 255 bytes: .*Raise it by max_size"):
+    with pytest.raises(TransferError, match=rf"more than {max_size} bytes: .*Raise it by max_size"):
         run(agent, source, here / "copy", max_size=max_size)
     assert list(here.iterdir()) == []

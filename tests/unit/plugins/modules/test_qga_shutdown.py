@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import time
 from collections.abc import Callable
@@ -21,15 +22,21 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.power import Boot
-from ansible_collections.qemu.guest.plugins.modules.qga_shutdown import OPERATION, Current, plan
+from ansible_collections.qemu.guest.plugins.modules.qga_shutdown import OPERATION, Current, apply, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
-from ansible_collections.qemu.guest.tests.unit.machine import FILES, Machine
+from ansible_collections.qemu.guest.tests.unit.machine import FILES, HURRY, TO_FAIL, Machine
 from ansible_collections.qemu.guest.tests.unit.scripted import fails
 
 Machines = Callable[..., Machine]
 Connect = Callable[..., SocketAgent]
 
+IN_A_HURRY = OPERATION._replace(apply=functools.partial(apply, timing=HURRY))
 ID = "f7dcfde2-f6bb-4a45-8205-5f342231e913"
+
+
+@pytest.fixture
+def connect(connect: Connect) -> Connect:
+    return functools.partial(connect, seconds_to_fail=TO_FAIL)
 
 
 def defaults(**given: Any) -> dict[str, Any]:
@@ -38,7 +45,7 @@ def defaults(**given: Any) -> dict[str, Any]:
 
 def run(agent: SocketAgent, machine: Machine, qmp: bool = True, how: Any = None, **given: Any) -> dict[str, Any]:
     params = defaults(qmp_address=str(machine.qmp.path) if qmp else None, **{"timeout": 20, **given})
-    result = run_operation(OPERATION, agent, params, **(how or {}))
+    result = run_operation(IN_A_HURRY, agent, params, **(how or {}))
     assert set(result) - {"changed", "diff"} <= returned("qga_shutdown")
     return result
 

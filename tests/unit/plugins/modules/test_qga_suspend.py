@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
-from ansible_collections.qemu.guest.plugins.modules.qga_suspend import OPERATION, Current, plan
+from ansible_collections.qemu.guest.plugins.modules.qga_suspend import OPERATION, Current, apply, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
-from ansible_collections.qemu.guest.tests.unit.machine import Machine
+from ansible_collections.qemu.guest.tests.unit.machine import HURRY, TO_FAIL, Machine
 from ansible_collections.qemu.guest.tests.unit.scripted import fails
 from ansible_collections.qemu.guest.tests.unit.scripted_qmp import Refusal
 
@@ -29,6 +30,9 @@ Machines = Callable[..., Machine]
 Connect = Callable[..., SocketAgent]
 
 MODES = ("ram", "disk", "hybrid")
+IN_A_HURRY = OPERATION._replace(
+    apply=functools.partial(apply, timing=HURRY, seconds_to_fail=dict.fromkeys(MODES, TO_FAIL))
+)
 
 
 def defaults(**given: Any) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def defaults(**given: Any) -> dict[str, Any]:
 
 def run(agent: SocketAgent, machine: Machine, qmp: bool = True, how: Any = None, **given: Any) -> dict[str, Any]:
     params = defaults(qmp_address=str(machine.qmp.path) if qmp else None, **{"timeout": 20, **given})
-    result = run_operation(OPERATION, agent, params, **(how or {}))
+    result = run_operation(IN_A_HURRY, agent, params, **(how or {}))
     assert set(result) - {"changed", "diff"} <= returned("qga_suspend")
     return result
 

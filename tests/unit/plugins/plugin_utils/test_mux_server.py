@@ -352,8 +352,9 @@ def test_where_no_process_can_be_started(server: Scripted, connect: Connect, mon
 def test_where_the_socket_would_have_too_long_a_path(
     server: Scripted, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lock, "_private_directory", lambda: str(tmp_path))
-    monkeypatch.setattr(_mux_server, "_LONGEST_PATH", 50)
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(lock, "_private_directory", lambda: str(long))
     agent = connect(server, share=functools.partial(share, seconds=SECONDS))
     agent.execute("guest-ping")
     agent.execute("guest-ping")

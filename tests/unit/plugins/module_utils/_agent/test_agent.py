@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, socket_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
@@ -349,15 +349,13 @@ def test_command_that_may_well_take_longer(scripted: Start, connect: Connect, us
         agent.execute("guest-set-user-password", {})
 
 
-@pytest.fixture
-def _no_sync_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests in real time, on machines that are slow at times."""
-    monkeypatch.setattr(socket_agent, "_IDLE_SECONDS", 3600)
+def never_idle(server: Scripted) -> SocketAgent:
+    """Return an agent for tests in real time, on machines that are slow at times."""
+    return SocketAgent(Address("unix", path=str(server.path)), 30, idle_seconds=3600)
 
 
-@pytest.mark.usefixtures("_no_sync_when_idle")
 def test_deadlines_in_real_time(tmp_path: Path) -> None:
-    with Scripted(tmp_path / "agent.sock", FILE) as server, open_agent(str(server.path), 30) as agent:
+    with Scripted(tmp_path / "agent.sock", FILE) as server, never_idle(server) as agent:
         agent.execute("guest-ping")
         server.then(OPEN, lambda session, request: None)
         server.then(SYNC, lambda session, request: None)
@@ -481,9 +479,8 @@ def test_command_without_answer_that_was_never_sent(scripted: Start, connect: Co
         connect(server).execute("guest-shutdown")
 
 
-@pytest.mark.usefixtures("_no_sync_when_idle")
 def test_command_without_answer_is_waited_for_a_few_seconds_only(tmp_path: Path) -> None:
-    with Scripted(tmp_path / "agent.sock") as server, open_agent(str(server.path), 30) as agent:
+    with Scripted(tmp_path / "agent.sock") as server, never_idle(server) as agent:
         agent.execute("guest-ping")
         server.then("guest-suspend-ram", lambda session, request: None)
         started = time.monotonic()
@@ -582,10 +579,9 @@ def test_closed_agent_opens_the_channel_with_its_next_command(scripted: Start, c
     assert len(server.received) == 2
 
 
-@pytest.mark.usefixtures("_no_sync_when_idle")
 def test_guest_that_takes_no_more_data(tmp_path: Path) -> None:
     """What is cut off in the middle of the request is never run; the next client is not disturbed by it."""
-    with Scripted(tmp_path / "agent.sock", FILE) as server, open_agent(str(server.path), 30) as agent:
+    with Scripted(tmp_path / "agent.sock", FILE) as server, never_idle(server) as agent:
         server.then("guest-ping", turns_deaf)
         agent.execute("guest-ping")
         with pytest.raises(ConnectError, match="took no data") as caught:
@@ -599,10 +595,8 @@ def test_guest_that_takes_no_more_data(tmp_path: Path) -> None:
 # A guest that went back to a snapshot has lost what it was asked. Its agent says nothing, and all else works.
 
 
-@pytest.fixture
-def _soon_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent that is silent is asked very soon whether it is there."""
-    monkeypatch.setattr(socket_agent, "_SILENT_SECONDS", 0.05)
+# Seconds after which an agent that is silent is asked whether it is there.
+SOON = 0.05
 
 
 def loses(session: Session, request: Any) -> None:
@@ -616,11 +610,10 @@ def is_slow(session: Session, request: Any) -> None:
     session.server.half = session._take(more)
 
 
-@pytest.mark.usefixtures("_soon_asked")
 @pytest.mark.parametrize("lost_probes", [0, 2])
 def test_request_that_was_lost_is_told_soon(scripted: Start, connect: Connect, lost_probes: int) -> None:
     server = scripted(FILE)
-    agent = connect(server)
+    agent = connect(server, silent_seconds=SOON)
     agent.execute("guest-ping")
     server.then(OPEN, loses)
     server.then(SYNC, *[loses] * lost_probes)
@@ -631,15 +624,13 @@ def test_request_that_was_lost_is_told_soon(scripted: Start, connect: Connect, l
     assert server.work == ["guest-ping", OPEN, OPEN, OPEN]
 
 
-@pytest.mark.usefixtures("_soon_asked")
 def test_question_that_was_lost_is_asked_again(scripted: Start, connect: Connect) -> None:
     server = scripted()
     server.then("guest-ping", loses)
-    assert connect(server).execute("guest-ping") == {}
+    assert connect(server, silent_seconds=SOON).execute("guest-ping") == {}
     assert server.work == ["guest-ping"] * 2
 
 
-@pytest.mark.usefixtures("_soon_asked")
 @pytest.mark.parametrize("blocked", [(), (SYNC,)])
 @pytest.mark.parametrize("takes_id", [True, False])
 @pytest.mark.parametrize("echoes_id", [True, False])
@@ -650,28 +641,28 @@ def test_sync_that_was_lost_is_sent_again(
     server = scripted(FILE, echoes_id=echoes_id, takes_id=takes_id, blocked=disabled)
     server.then(SYNC, loses, answers, loses)
     server.then(OLD_SYNC, loses)
-    agent = connect(server)
+    agent = connect(server, silent_seconds=SOON)
     assert [agent.execute(OPEN, {"path": str(number)}) for number in range(3)] == [0, 1, 2]
     assert server.work == [OPEN] * 3
 
 
-@pytest.mark.usefixtures("_soon_asked")
 def test_slow_answer_is_taken(scripted: Start, connect: Connect) -> None:
     server = scripted(FILE)
     server.then(OPEN, is_slow, is_slow)
-    agent = connect(server)
+    agent = connect(server, silent_seconds=SOON)
     assert [agent.execute(OPEN, {"path": str(number)}) for number in range(4)] == [0, 1, 2, 3]
     assert server.work == [OPEN] * 4
     assert len(server.received) == 1, "on the same channel"
 
 
-@pytest.mark.usefixtures("_soon_asked")
 @pytest.mark.parametrize(("command", "echoes_id"), [(OPEN, False), ("guest-shutdown", True)])
-def test_nothing_is_sent_into_silence_where_no_answer_would_tell(tmp_path: Path, command: str, echoes_id: bool) -> None:
+def test_nothing_is_sent_into_silence_where_no_answer_would_tell(
+    tmp_path: Path, connect: Connect, command: str, echoes_id: bool
+) -> None:
     """An agent that does not echo ids, and a command that answers only if it fails."""
     with Scripted(tmp_path / "agent.sock", FILE, echoes_id=echoes_id) as server:
         server.then(command, loses)
-        with open_agent(str(server.path), 0.5) as agent, suppress(OutcomeUnknownError):
+        with connect(server, 0.5, silent_seconds=SOON) as agent, suppress(OutcomeUnknownError):
             agent.execute(command, {"path": "1"} if command == OPEN else {})
         assert server.commands == [SYNC, command]
 

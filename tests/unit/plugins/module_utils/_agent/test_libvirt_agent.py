@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils import _agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent import libvirt_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT
@@ -195,7 +197,6 @@ def daemon(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Libvirt:
     fake = Libvirt(clock)
     monkeypatch.setattr(libvirt_agent, "libvirt", fake)
     monkeypatch.setattr(libvirt_agent, "libvirt_qemu", fake)
-    monkeypatch.setattr(libvirt_agent, "_GRACE", 0.2)
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
     return fake
 
@@ -226,12 +227,13 @@ def test_other_addresses_need_no_libvirt(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt_agent, "libvirt", None)
-    monkeypatch.setattr(libvirt_agent, "_WHY_MISSING", "No module named 'libvirt'")
+    monkeypatch.setattr(_agent, "libvirt_agent", libvirt_agent)  # to have it back afterwards
+    monkeypatch.delitem(sys.modules, libvirt_agent.__name__)
+    monkeypatch.setitem(sys.modules, "libvirt", None)
     with pytest.raises(AddressError) as caught:
         agent_for()
     assert "libvirt-python" in str(caught.value) and "libvirt:web" in str(caught.value)
-    assert "No module named 'libvirt'" in str(caught.value) and "python3-libvirt" in str(caught.value)
+    assert "import of libvirt halted" in str(caught.value) and "python3-libvirt" in str(caught.value)
 
 
 def test_nothing_is_opened_before_the_first_command(daemon: Libvirt) -> None:

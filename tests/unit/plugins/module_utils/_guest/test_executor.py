@@ -19,7 +19,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import executor as _executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
     CAPTURE_LIMIT,
     ExecResult,
@@ -367,20 +366,18 @@ def test_result(executor: GuestExec, server: Scripted, status: dict[str, Any], r
     ],
 )
 def test_truncation(
-    executor: GuestExec,
     server: Scripted,
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Callable[..., SocketAgent],
     stream: str,
     flag: bool | None,
     size: int,
     truncated: bool,
 ) -> None:
-    monkeypatch.setattr(_executor, "CAPTURE_LIMIT", 8)
     status: dict[str, Any] = {"exited": True, "exitcode": 0, f"{stream}-data": b64(bytes(size))}
     if flag is not None:
         status[f"{stream}-truncated"] = flag
     server.answers[STATUS] = status
-    result = executor.wait(7, 0)
+    result = GuestExec(connect(server), capture_limit=8).wait(7, 0)
     assert result is not None
     assert (result.stdout_truncated, result.stderr_truncated) == (
         truncated and stream == "out",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import errno
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import files
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     CHUNK,
     Copied,
@@ -61,18 +61,13 @@ def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
     return connect(server)
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(files, "CHUNK", 10)
-    monkeypatch.setattr(files, "_FIRST", 5)
-    return 10
-
-
 def data_reply(data: bytes, **members: Any) -> Step:
     return returns({"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": False, **members})
 
 
 EVERY_BYTE = bytes(range(256)) * 3
+CHUNKS = os.urandom(2 * CHUNK + CHUNK // 2)
+LENGTHS = (CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, len(CHUNKS))
 
 # Into the guest
 
@@ -87,14 +82,13 @@ def test_copy_in(agent: SocketAgent, guest: Guest, tmp_path: Path, data: bytes) 
     assert guest.files == {}
 
 
-@pytest.mark.parametrize("length", [9, 10, 11, 20, 25])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("length", LENGTHS)
 def test_copy_in_by_chunks(agent: SocketAgent, server: Scripted, tmp_path: Path, length: int) -> None:
-    data = EVERY_BYTE[:length]
+    data = CHUNKS[:length]
     copied = copy_in(agent, io.BytesIO(data), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == data
-    assert copied == Copied(length, length <= 10), "what was more than a chunk is yet to be compared"
-    assert server.work.count("guest-file-write") == -(-length // 10)
+    assert copied == Copied(length, length <= CHUNK), "what was more than a chunk is yet to be compared"
+    assert server.work.count("guest-file-write") == -(-length // CHUNK)
     assert server.work[-1] == "guest-file-close"
     assert "guest-file-flush" in server.work
 
@@ -168,12 +162,11 @@ def test_other_content_than_was_written(agent: SocketAgent, server: Scripted, gu
     assert guest.files == {}
 
 
-def test_other_position_than_was_written(
-    agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path, small_chunks: int
-) -> None:
-    server.then("guest-file-seek", returns({"position": 24, "eof": False}))
-    with pytest.raises(TransferError, match=r"25 bytes were sent .* 24 are there"):
-        copy_in(agent, io.BytesIO(b"x" * 25), str(tmp_path / "file"))
+def test_other_position_than_was_written(agent: SocketAgent, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    size = len(CHUNKS)
+    server.then("guest-file-seek", returns({"position": size - 1, "eof": False}))
+    with pytest.raises(TransferError, match=rf"{size} bytes were sent .* {size - 1} are there"):
+        copy_in(agent, io.BytesIO(CHUNKS), str(tmp_path / "file"))
     assert guest.files == {}
 
 
@@ -273,15 +266,14 @@ def test_copy_out(agent: SocketAgent, guest: Guest, tmp_path: Path, data: bytes)
     assert guest.files == {}
 
 
-@pytest.mark.parametrize("length", [9, 10, 11, 20, 25])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("length", LENGTHS)
 def test_copy_out_by_chunks(agent: SocketAgent, tmp_path: Path, length: int) -> None:
-    data = EVERY_BYTE[:length]
+    data = CHUNKS[:length]
     (tmp_path / "file").write_bytes(data)
     sink = io.BytesIO()
     copied = copy_out(agent, str(tmp_path / "file"), sink.write)
     assert sink.getvalue() == data
-    assert copied == Copied(length, length <= 10)
+    assert copied == Copied(length, length <= CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -312,30 +304,28 @@ def test_file_that_changes_between_two_looks_is_not_checked(
     assert not copy_out(agent, str(tmp_path / "file"), len).checked
 
 
-@pytest.mark.usefixtures("small_chunks")
 def test_copy_out_of_what_has_no_size(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
     """As in /proc, or where a FIFO is."""
-    (tmp_path / "file").write_bytes(EVERY_BYTE)
+    (tmp_path / "file").write_bytes(CHUNKS)
     server.then("guest-file-seek", fails("failed to seek file: Illegal seek"))
     sink = io.BytesIO()
-    assert copy_out(agent, str(tmp_path / "file"), sink.write).size == len(EVERY_BYTE)
-    assert sink.getvalue() == EVERY_BYTE
+    assert copy_out(agent, str(tmp_path / "file"), sink.write).size == len(CHUNKS)
+    assert sink.getvalue() == CHUNKS
 
 
-@pytest.mark.parametrize("cared_for", [0, 6, 24, 25])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("cared_for", [0, CHUNK // 4 + 1, len(CHUNKS) - 1, len(CHUNKS)])
 def test_what_somebody_else_takes_care_of_is_not_read(agent: SocketAgent, tmp_path: Path, cared_for: int) -> None:
-    (tmp_path / "file").write_bytes(EVERY_BYTE[:25])
+    (tmp_path / "file").write_bytes(CHUNKS)
     sink, asked = io.BytesIO(), []
 
     def instead(first: Encoded, seconds: float, size: int) -> int:
         asked.append((first.decoded(), size))
-        return sink.write(EVERY_BYTE[:cared_for])
+        return sink.write(CHUNKS[:cared_for])
 
     copied = copy_out(agent, str(tmp_path / "file"), sink.write, instead=instead)
-    assert asked == [(EVERY_BYTE[:5], 25)]
-    assert sink.getvalue() == EVERY_BYTE[:25]
-    assert copied == Copied(25, False)
+    assert asked == [(CHUNKS[: CHUNK // 4], len(CHUNKS))]
+    assert sink.getvalue() == CHUNKS
+    assert copied == Copied(len(CHUNKS), False)
 
 
 def test_sink_that_breaks(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:

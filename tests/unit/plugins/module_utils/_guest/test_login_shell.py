@@ -50,8 +50,8 @@ SHELLS = {name: [name, *options] for name, options in _COMMANDS.items() if shuti
 
 
 @pytest.fixture(params=SHELLS)
-def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guest]:
-    guest = Guest(tmp_path, SHELLS[request.param])
+def guest(request: pytest.FixtureRequest, tmp_path: Path, files_of_the_guest: Path) -> Iterator[Guest]:
+    guest = Guest(tmp_path, SHELLS[request.param], str(files_of_the_guest))
     if request.param == "busybox":
         # Its own tools too.
         for name in ("cat", "dd", "head", "id", "rm", "sha256sum"):
@@ -63,12 +63,11 @@ def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guest]:
 only_sh = pytest.mark.parametrize("guest", ["sh"], indirect=True)
 
 
-@pytest.fixture(autouse=True)
-def files_of_the_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def files_of_the_guest(tmp_path: Path) -> Path:
     """The guest's /etc, where the prologue looks for an environment."""
     etc = tmp_path / "etc"
     (etc / "default").mkdir(parents=True)
-    monkeypatch.setattr(login_shell, "_PROLOGUE", login_shell._PROLOGUE.replace("/etc/", f"{etc}/"))
     return etc
 
 

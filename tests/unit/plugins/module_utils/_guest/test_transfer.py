@@ -27,7 +27,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import (
-    checksum,
     compression,
     fetch_packed,
     files,
@@ -643,10 +642,11 @@ def test_fetch_of_what_has_become_a_fifo(
 @pytest.mark.parametrize("programs", [True], indirect=True)
 @pytest.mark.parametrize("kind", [fetch, digest])
 def test_program_that_never_ends_is_ended(
-    executor: GuestExec, guest: Guest, tmp_path: Path, kind: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    executor: GuestExec, guest: Guest, tmp_path: Path, kind: Callable[..., object], clock: Clock
 ) -> None:
     """A FIFO that was put there between a look and the opening has the same effect."""
-    monkeypatch.setattr(checksum, "_UNKNOWN", 1 << 20)
+    hours = iter([20_000.0])  # for as long, a file of unknown size is waited for
+    clock.on_sleep = lambda: clock.advance(next(hours, 0.0))
     path = tmp_path / "file"
     path.write_bytes(os.urandom(1000))
     os.mkfifo(tmp_path / "never")

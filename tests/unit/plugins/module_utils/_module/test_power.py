@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module.power import Boot, Presence, boot_of
-from ansible_collections.qemu.guest.tests.unit.machine import Machine
+from ansible_collections.qemu.guest.tests.unit.machine import HURRY, Machine
 from ansible_collections.qemu.guest.tests.unit.scripted import Step, fails, returns, sends
 
 Machines = Callable[..., Machine]
@@ -62,7 +62,7 @@ def test_a_refusal_is_an_answer_and_nonsense_is_none(
     machines: Machines, connect: Connect, answer: Step, answers: bool
 ) -> None:
     machine = machines()
-    presence = Presence(connect(machine))
+    presence = Presence(connect(machine), HURRY)
     machine.then("guest-ping", answer)
     assert presence.look(Deadline(10)) is answers
     assert presence.was_away is not answers

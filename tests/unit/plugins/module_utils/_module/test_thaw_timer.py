@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import functools
 import json
 import os
 import select
@@ -31,13 +32,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module import thaw_timer
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer, arm, disarm
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer, disarm
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, fails
 
 STATUS, THAW = "guest-fsfreeze-status", "guest-fsfreeze-thaw"
 SOON = 0.2
 # More than enough: what is waited for comes in a moment.
 PATIENCE = 15.0
+arm = functools.partial(thaw_timer.arm, tick=0.1)
 
 # Tests are threads too, and a fork of threads is what Python warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -96,7 +98,6 @@ def timers(locks: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return answer
 
     monkeypatch.setattr(thaw_timer, "_fork", note)
-    monkeypatch.setattr(thaw_timer, "_TICK", 0.1)
     yield pids
     for pid in pids:
         if is_timer(pid):
@@ -373,9 +374,8 @@ def test_hook_that_fails_when_it_thaws(agent: SocketAgent, server: Scripted, fro
     assert timer and timer.fired, "it did thaw"
 
 
-def test_it_gives_up(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thaw_timer, "RETRY_SECONDS", 1.0)
-    assert ends(arm(agent, SOON))
+def test_it_gives_up(agent: SocketAgent) -> None:
+    assert ends(arm(agent, SOON, retry_seconds=1.0))
 
 
 def test_what_it_logs(

@@ -78,8 +78,11 @@ def in_spool(guest: Guest) -> set[str]:
 
 @pytest.fixture
 def executor(guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> Runner:
-    below = connect(scripted(guest.answers()))
-    return Runner(below, functools.partial(start_runner, routes=(), log=lambda line: None))
+    return runner_by(connect(scripted(guest.answers())))
+
+
+def runner_by(agent: Agent, **how: Any) -> Runner:
+    return Runner(agent, functools.partial(start_runner, routes=(), log=lambda line: None), **how)
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -371,11 +374,14 @@ def test_small_file_that_has_no_end(executor: Runner, guest: Guest, monkeypatch:
 
 
 @only_sh
-def test_output_that_has_no_end(executor: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_spool, "LARGEST_OUTPUT", 10_000_000)
-    assert len(run_shell(executor, b"head -c 10000000 /dev/zero").stdout) == 10_000_000
+def test_output_that_has_no_end(executor: Runner, guest: Guest) -> None:
+    spool = _spool.Spool(executor.agent, _executor.SPOOL, largest_output=10_000_000)
+    pids = [executor.start("/bin/sh", ["-c", f"head -c {size} /dev/zero"]) for size in (10_000_000, 10_000_001)]
+    eventually(lambda: all(map(spool.ended, pids)), "no results")
+    within, beyond = ((pid, spool.ended(pid)) for pid in pids)
+    assert len(spool.result(*within)[1]) == 10_000_000
     with pytest.raises(TransferError, match="did not fit in the guest's /run"):
-        run_shell(executor, b"head -c 10000001 /dev/zero")
+        spool.result(*beyond)
 
 
 @only_sh
@@ -450,7 +456,7 @@ def test_runner_of_a_full_run_is_known_by_its_ring(
     executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
     """The agent finds no room when it has opened the ring: so somebody reads it."""
-    monkeypatch.setattr(_executor, "_LOOK_SECONDS", 0.1)
+    executor = runner_by(executor.agent, look_seconds=0.1)
     pid = executor.start("/bin/sh", ["-c", f"until [ -e {guest.tools}/end ]; do sleep 0.05; done; echo output"])
     process = executor.process_id(pid)
     with monkeypatch.context() as full:

@@ -30,7 +30,12 @@ def agent(guest: Guest, clock: Clock, scripted: Callable[..., Scripted], connect
 
 
 @pytest.fixture
-def warm(agent: Runner) -> Iterator[WarmPython]:
-    made = WarmPython(agent, lambda line: None)
-    yield made
-    made.end()
+def warm_with(agent: Runner) -> Iterator[Callable[..., WarmPython]]:
+    """Make warm Pythons with their own patience. Their interpreters end with the test."""
+    yield lambda **how: WarmPython(agent, lambda line: None, **how)
+    WarmPython(agent, lambda line: None).end()
+
+
+@pytest.fixture
+def warm(warm_with: Callable[..., WarmPython]) -> WarmPython:
+    return warm_with()

@@ -100,21 +100,29 @@ def test_same_as_plain(agent: Runner, warm: WarmPython, program: str) -> None:
         assert without_paths(result.stderr) == said
 
 
-FAILS = {**LIBRARIES, "ansible/module_utils/fails.py": "import json\n\n\ndef fail():\n    return json.nothing + 1\n"}
+FAILS = {
+    **LIBRARIES,
+    "ansible/module_utils/fails.py": "import json\nimport sys\n\n\ndef fail():\n"
+    "    assert not sys.flags.optimize, 'compiled for another kind of interpreter'\n    return json.nothing + 1\n",
+}
 
 
 @pytest.mark.parametrize("other", ["", "quick", "name", "kind"])
 def test_what_the_controller_has_compiled(
-    agent: Runner, warm: WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+    agent: Runner,
+    warm_with: Callable[..., WarmPython],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    other: str,
 ) -> None:
     """Of the same kind or not, a traceback names the same lines, of files in an archive whose place is its own."""
-    monkeypatch.setattr(executor, "_QUICK_START_SECONDS", 60 if other == "quick" else -1)
+    warm = warm_with(quick_seconds=60 if other == "quick" else -1)
     command = COMMAND
     if other == "name":
         command = str(tmp_path / "python3.1")
         os.symlink(sys.executable, command)
     elif other == "kind":
-        monkeypatch.setattr(bytecode, "KIND", bytecode.KIND[::-1])
+        command = f"PYTHONOPTIMIZE=1 {COMMAND}"
     codes: list[int] = []
 
     def packed(code: compiler.Codes) -> bytes:
@@ -124,7 +132,7 @@ def test_what_the_controller_has_compiled(
     monkeypatch.setattr(_payload, "packed", packed)
     for program in ("from ansible.module_utils import fails\nfails.fail()", "def f():\n    library.nothing\nf()"):
         payload = module(program, FAILS)
-        result, expected = warm.run(command, payload), plain(agent, payload)
+        result, expected = warm.run(command, payload), plain(agent, payload, command)
         assert result
         assert b"AttributeError: " in result.stderr
         assert without_archive(result.stderr) == without_archive(expected.stderr)

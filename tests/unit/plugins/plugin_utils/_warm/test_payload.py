@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import payload_cache
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload_cache import Archives
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
 
@@ -98,11 +97,8 @@ def test_what_comes_first_is_not_asked_for(archives: Archives, path: Path, parts
     assert brought(archives, path, archive)[1] == ([missing] if missing else [])
 
 
-def test_parts_that_were_let_go_are_asked_for_again(
-    archives: Archives, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(payload_cache, "MOST_PARTS", 60)
-    monkeypatch.setattr(payload_cache, "MOST_ARCHIVES", 1)
+def test_parts_that_were_let_go_are_asked_for_again(path: Path) -> None:
+    archives = Archives(most_archives=1, most_parts=60)
     brought(archives, path, read(packed(FILES)))
     assert sum(map(len, archives.parts.values())) <= 60
     content, asked = brought(archives, path, read(packed(OTHER)))

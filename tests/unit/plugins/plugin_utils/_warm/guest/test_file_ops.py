@@ -375,12 +375,11 @@ def test_file_that_shrinks_while_it_is_summed_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "size"), [(0, 300_000), (1, 1), (4096, 10), (65_537, 100_000), (299_999, 5), (300_000, 5)]
 )
-def test_parts_of_a_file_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, size: int) -> None:
+def test_parts_of_a_file_are_summed_up(tmp_path: Path, start: int, size: int) -> None:
     """In windows, which begin where a page does."""
-    monkeypatch.setattr(file_ops, "WINDOW", 70_000)
     content = os.urandom(300_000)
     (tmp_path / "file").write_bytes(content)
-    printed = file_ops.sum_of(os.fsencode(tmp_path / "file"), start, size)
+    printed = file_ops.sum_of(os.fsencode(tmp_path / "file"), start, size, window=70_000)
     assert printed == b"%08x  -\n" % zlib.crc32(content[start : start + size])
 
 

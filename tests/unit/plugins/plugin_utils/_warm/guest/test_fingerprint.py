@@ -51,17 +51,16 @@ TABLE = "root:x:0:\none:x:1:one,two\n"
         ("", False),
     ],
 )
-def test_who_is_added_concerns_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str, same: bool) -> None:
+def test_who_is_added_concerns_nobody(tmp_path: Path, now: str, same: bool) -> None:
     """But who becomes the member of a group that is there, or of a new one, may be somebody who has an interpreter."""
     path = tmp_path / "group"
-    monkeypatch.setattr(fingerprint, "TABLES", (str(path),))
 
     def replace(content: str) -> None:
         (tmp_path / "new").write_text(content)
         (tmp_path / "new").rename(path)
 
     replace(TABLE)
-    there = fingerprint.Surroundings([str(path)])
+    there = fingerprint.Surroundings([str(path)], tables=[str(path)])
     replace(now)
     assert there.same() == same
     if same:

@@ -28,13 +28,13 @@ from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[_server.Server]:
-    """A server with its spool, that is not running."""
+    """A server with its spool, that is not running. It watches two files of the test's own, none of which is there."""
     home = tmp_path / "spool"
     home.mkdir()
     os.mkfifo(home / "ring")
     ring = os.open(home / "ring", os.O_RDWR)
     launcher: Any = SimpleNamespace(copy=lambda program: None, spawn=full)
-    made = _server.Server(str(home), ring, launcher)
+    made = _server.Server(str(home), ring, launcher, watched=[str(tmp_path / "none"), str(tmp_path / "watched")])
     yield made
     for one in (*made.interpreters.values(), *made.leaving):
         if isinstance(one, worker.Interpreter):
@@ -64,14 +64,10 @@ def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _server.S
             assert len(server.waiting) == 1
 
 
-def test_interpreter_that_reads_nothing_is_given_up(
-    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interpreter_that_reads_nothing_is_given_up(server: _server.Server, home: Path) -> None:
     """However long: there is nothing that would tell of it."""
-    one, zygote = an_interpreter()
+    one, zygote = an_interpreter(stuck_seconds=0.1)
     server.interpreters["k"] = one
-    monkeypatch.setattr(worker, "STUCK_SECONDS", 0.1)
-    monkeypatch.setattr(_server, "START_SECONDS", 0.5)
     (home / "7.rc").touch()
     request = asked()
     request.program = bytes(10_000_000)
@@ -265,11 +261,10 @@ def test_request_to_a_stale_interpreter_is_another_ones(
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
-    server: _server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+    server: _server.Server, tmp_path: Path, changed: bool
 ) -> None:
     """Nobody had looked at that before."""
     (tmp_path / "watched").touch()
-    monkeypatch.setattr(_server, "WATCHED", [str(tmp_path / "none"), str(tmp_path / "watched")])
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     errors, theirs = os.pipe()
     os.close(theirs)

@@ -8,21 +8,24 @@ from __future__ import annotations
 import fcntl
 import functools
 import gc
+import json
 import os
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import login_program
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle, executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode, launch, loader
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import launch, loader
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -40,9 +43,9 @@ from ansible_collections.qemu.guest.tests.unit.warm import (
 
 
 def test_server_that_cannot_is_not_tried_again(
-    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    agent: Runner, warm_with: Callable[..., WarmPython], guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "_START_SECONDS", 60)  # it is not waited for
+    warm = warm_with(start_seconds=60)  # it is not waited for
     began = time.monotonic()
     with monkeypatch.context() as broken:
         broken.setitem(bundle.sources(), "server", "import no_such_module")
@@ -58,10 +61,10 @@ def test_server_that_cannot_is_not_tried_again(
 
 @pytest.mark.parametrize("end", ["raise OSError(28, 'no room')", "import os, signal; os.kill(os.getpid(), 9)"])
 def test_server_without_room_is_tried_again(
-    agent: Runner, warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch, end: str
+    agent: Runner, warm_with: Callable[..., WarmPython], guest: Guest, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """So is one that was killed as it started. The task is run at once, though, the plain way."""
-    monkeypatch.setattr(executor, "_START_SECONDS", 60)
+    warm = warm_with(start_seconds=60)
     began = time.monotonic()
     with monkeypatch.context() as broken:
         broken.setitem(bundle.sources(), "server", end)
@@ -73,9 +76,9 @@ def test_server_without_room_is_tried_again(
 
 
 def test_server_that_does_not_come_is_not_waited_for_long(
-    warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    warm_with: Callable[..., WarmPython], guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "_START_SECONDS", 0.3)
+    warm = warm_with(start_seconds=0.3)
     monkeypatch.setitem(bundle.sources(), "loader", "import time; time.sleep(2)")
     began = time.monotonic()
     assert warm.run(COMMAND, module("")) is None
@@ -164,9 +167,9 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
 
 @pytest.mark.parametrize("late", ["nothing", "cut off", "of another kind"])
 def test_start_does_not_depend_on_what_a_client_brings(
-    agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, late: str
+    agent: Runner, warm_with: Callable[..., WarmPython], monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
-    monkeypatch.setattr(executor, "_QUICK_START_SECONDS", -1)
+    warm = warm_with(quick_seconds=-1)
     write = Spool.write
 
     def written(spool: Spool, name: str, data: bytes) -> bool:
@@ -178,21 +181,13 @@ def test_start_does_not_depend_on_what_a_client_brings(
         return write(spool, name, data)
 
     monkeypatch.setattr(Spool, "write", written)
-    if late == "of another kind":
-        monkeypatch.setattr(bytecode, "KIND", bytecode.KIND[::-1])
-    result = warm.run(COMMAND, module("print(library.VALUE)"))
+    command = f"PYTHONOPTIMIZE=1 {COMMAND}" if late == "of another kind" else COMMAND
+    result = warm.run(command, module("print(library.VALUE)"))
     assert result and result.stdout == b"first\n"
 
 
-@pytest.fixture
-def copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have interpreters tell whether they are copies of what starts them."""
-    begin = "        reset_signals()\n        name = "
-    source = bundle.sources()["launch"]
-    assert begin in source
-    monkeypatch.setitem(
-        bundle.sources(), "launch", source.replace(begin, "        os.environ['COPY'] = 'yes'\n" + begin)
-    )
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.parametrize(
@@ -205,31 +200,56 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["alone", "with an environment", "with something before it", "that says something"],
 )
-@pytest.mark.usefixtures("copies")
 def test_first_interpreter_is_a_copy(agent: Runner, warm: WarmPython, guest: Guest, command: str, copied: bool) -> None:
     """Unless what it says at its start is to be said by each task, or it may be another's."""
     program = module(
-        "import os; print(os.environ.pop('COPY', 'no'), sorted(os.environ), os.getcwd(), os.umask(0));"
-        "print(sorted(os.listdir('/proc/self/fd')))"
+        "import os; print(sorted(os.environ), os.getcwd(), os.umask(0));print(sorted(os.listdir('/proc/self/fd')))"
     )
     result, expected = warm.run(command, program), plain(agent, program, command)
     assert result
-    assert (result.rc, result.stderr) == (expected.rc, expected.stderr)
-    assert result.stdout == (expected.stdout.replace(b"no", b"yes", 1) if copied else expected.stdout)
+    assert (result.rc, result.stdout, result.stderr) == (expected.rc, expected.stdout, expected.stderr)
+    started = warm.run(command, module("import os; print(os.getppid())"))
+    assert started
+    # The server starts any other interpreter by a shell.
+    assert (parent_of(int(started.stdout)) == server_pid(guest)) is copied
     assert {path.name for path in guest.runner.glob("warm*")} == {SPOOL, f"{SPOOL}.lock"}
 
 
-def test_first_interpreter_without_memory(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is none."""
-    source = bundle.sources()["launch"].replace("LEAST_FREE = 96 << 20", "LEAST_FREE = 1 << 60")
-    assert source != bundle.sources()["launch"]
-    monkeypatch.setitem(bundle.sources(), "launch", source)
-    assert warm.run(COMMAND, module("")) is None
-    assert not list(guest.runner.glob("*.err"))
+STARTS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import launch, loader
+launch.free_memory = lambda: int(sys.argv[2])
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import start
+given, home = json.loads(sys.argv[3]), sys.argv[4]
+start.start(loader.Loader(bundle.sources()), given, home, f"{home}.1", "module_runner")
+"""
+
+
+@pytest.mark.parametrize(("free", "runs"), [(0, False), (1 << 40, True)], ids=["full", "free"])
+def test_no_interpreter_is_started_without_memory(warm: WarmPython, guest: Guest, free: int, runs: bool) -> None:
+    """Neither the first one nor any other."""
+    program = module("print('ran')")
+    asked = executor._asked(f"{COMMAND} -S", with_archive(program)[1].digest, b"", b"")
+    given = {"prologue": login_program(), "command": asked.command, "path": asked.path, "first": asked.header()}
+    home = guest.runner / SPOOL
+    guest.runner.mkdir()
+    errors = Path(f"{home}.1.err")
+    arguments = [COMMAND, "-c", STARTS, str(Path(launch.__file__).parents[7]), str(free), json.dumps(given), str(home)]
+    with errors.open("wb") as stderr, subprocess.Popen(arguments, stderr=stderr) as process:
+        try:
+            until(home.exists)
+            result = warm.run(COMMAND, program)
+            assert (result.stdout if result else None) == (b"ran\n" if runs else None)
+            assert server_pid(guest) == process.pid, "it serves"
+            assert not errors.exists()
+        finally:
+            process.terminate()
 
 
 def test_starter_that_was_killed_is_not_in_the_way(
-    warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    warm: WarmPython, warm_with: Callable[..., WarmPython], guest: Guest
 ) -> None:
     """Whatever the guest's clock says; one that is at work is."""
     place = guest.runner / f"{SPOOL}.new"
@@ -237,9 +257,7 @@ def test_starter_that_was_killed_is_not_in_the_way(
     (place / "pid").write_text("half")
     with open(guest.runner / f"{SPOOL}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        monkeypatch.setattr(executor, "_START_SECONDS", 0.5)
-        assert warm.run(COMMAND, module("")) is None
-        monkeypatch.undo()
+        assert warm_with(start_seconds=0.5).run(COMMAND, module("")) is None
     assert warm.run(COMMAND, module(""))
 
 
