@@ -23,6 +23,13 @@ unset OLDPWD
 # The number may be another process's meanwhile: the runner is root's, and reads this very ring.
 lives() { [ -O "/proc/$p" ] && [ "/proc/$p/fd/3" -ef "$d/ring" ]; }
 gone() { rm -rf "$d.gone.$$"; }
+end() {
+    { read -r p <"$d/pid"; } 2>/dev/null
+    [ "$p" != $$ ] || rm -rf "$d"
+    kill $a 2>/dev/null
+    exit 0
+}
+a='' # the process that rings when it is time to look around
 if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
     [ "$over" ] || exit 0
     # What the other has started goes on, and what is rung for meanwhile waits in the ring.
@@ -32,6 +39,7 @@ if { read -r p <"$d/pid"; } 2>/dev/null && lives; then
 else
     [ ! -e "$d" ] || mv "$d" "$d.gone.$$" && gone || exit 1
     n=$d.new.$$
+    trap end TERM # before anybody finds the spool
     mkdir -p "$n" && mkfifo "$n/ring" && echo $$ >"$n/pid" && exec 3<>"$n/ring" && mv "$n" "$d" || exit 1
 fi
 # What brought this here, and what starts that were interrupted have left: their names have 16 letters.
@@ -166,8 +174,8 @@ forget() {
         if [ -f "${f%rc}old" ]; then rm -f "${f%rc}"*; else : >"${f%rc}old"; fi
     done
 }
-trap '{ read -r p <"$d/pid"; } 2>/dev/null; [ "$p" != $$ ] || rm -rf "$d"; kill $a; exit 0' TERM
-a='' used='' mark=''
+trap end TERM
+used='' mark=''
 exec 2>/dev/null # shells tell of each that was killed
 alarm
 while IFS= read -r l <&3; do
