@@ -523,6 +523,18 @@ def test_server_that_is_killed_while_a_task_waits_for_it(
         assert warm.run(command, module("")) is None
 
 
+def test_quick_item_of_a_loop_after_a_slow_one_is_not_waited_for(warm: WarmPython, tmp_path: Path) -> None:
+    """They have the same module, and how long that takes is in its arguments."""
+    warmed(warm)
+    slow = tmp_path / "slow"
+    program = module(f"import os, time; time.sleep(3 if os.path.exists({str(slow)!r}) else 0)")
+    for there, longest in ((False, 3), (True, 6), (False, 1.5), (False, 1.5)):
+        slow.touch() if there else slow.unlink(missing_ok=True)
+        began = time.monotonic()
+        assert warm.run(COMMAND, program)
+        assert time.monotonic() - began < longest
+
+
 def test_task_waits_in_vain_for_an_interpreter_that_fails(agent: Runner, warm: WarmPython) -> None:
     warmed(warm)
     command = f"sleep 0.7; exit 1; {COMMAND}"

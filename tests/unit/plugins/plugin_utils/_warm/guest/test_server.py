@@ -108,7 +108,6 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
 )
 def test_client_that_brings_something_is_waited_for(server: _server.Server, home: Path, file: str, there: bool) -> None:
     """By a server that ends soon without work: on a slow line, a request takes minutes."""
-    assert server.has_clients(), "the one that started it"
     server.was_asked = True
     server.taken[8] = time.monotonic()
     assert not server.has_clients()
@@ -117,6 +116,25 @@ def test_client_that_brings_something_is_waited_for(server: _server.Server, home
     past = time.time() - _server.IDLE_SECONDS
     os.utime(home / file, (past, past))
     assert not server.has_clients(), "it was killed"
+
+
+def test_client_that_started_a_server_is_not_waited_for_without_end(server: _server.Server) -> None:
+    """It may have been killed before it asked."""
+    assert server.has_clients()
+    server.began -= _server.IDLE_SECONDS
+    assert not server.has_clients()
+
+
+def test_file_that_vanishes_while_clients_are_looked_for(
+    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell that a start began with removes its files."""
+    server.was_asked = True
+    (home / "7.rc").touch()
+    (there,) = (file for file in os.scandir(home) if file.name == "7.rc")
+    (home / "7.rc").unlink()
+    monkeypatch.setattr(os, "scandir", lambda _path: [there])
+    assert not server.has_clients()
 
 
 def test_interpreter_that_is_of_use_is_ended_for_no_other(
