@@ -523,6 +523,23 @@ def test_server_that_is_killed_while_a_task_waits_for_it(
         assert warm.run(command, module("")) is None
 
 
+CALLBACKS = """
+kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+held = [kind(lambda value, number=number: value + number) for number in range(1000)]
+print(sum(function(0) for function in held))
+"""
+
+
+def test_many_callbacks_of_a_library_that_was_imported_in_advance(warm: WarmPython) -> None:
+    """For these, libffi maps its own file again, by a descriptor that it opened at the import."""
+    libraries = {**LIBRARIES, "ansible/module_utils/library.py": "import ctypes\n"}
+    program = module(f"import ctypes{CALLBACKS}", {**libraries, "ansible/module_utils/other.py": ""})
+    warmed(warm, program=program)
+    for _time in range(3):
+        result = warm.run(COMMAND, program)
+        assert result and result.stdout == b"499500\n"
+
+
 def test_quick_item_of_a_loop_after_a_slow_one_is_not_waited_for(warm: WarmPython, tmp_path: Path) -> None:
     """They have the same module, and how long that takes is in its arguments."""
     warmed(warm)
