@@ -123,7 +123,7 @@ def an_interpreter(*, ready: bool = True) -> tuple[worker.Interpreter, socket.so
     errors, theirs = os.pipe()
     os.close(theirs)
     surroundings = fingerprint.Surroundings([])
-    one = worker.Interpreter((ours, errors), surroundings, "", "/bin")
+    one = worker.Interpreter((ours, errors, os.getpid()), surroundings, "", "/bin")
     if ready:
         zygote.sendall(frames.READY + bytes([frames.STAYS]))
         one.listen()

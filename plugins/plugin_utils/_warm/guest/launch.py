@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from .loader import Loader
 
-    Spawned = tuple[_socket.socket, int]
-    """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe."""
+    Spawned = tuple[_socket.socket, int, int]
+    """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe; and the
+    number of the process that was started."""
     Program = tuple[str, ...]
     """The modules of this package that an interpreter needs. It calls ``serve`` of the first one."""
 
@@ -84,7 +85,7 @@ class Launcher:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         errors, theirs_too = os.pipe()
         try:
-            start_shell({"PATH": path, "QEMU_GUEST": self.prologue}, [stdin, theirs.fileno(), theirs_too])
+            process = start_shell({"PATH": path, "QEMU_GUEST": self.prologue}, [stdin, theirs.fileno(), theirs_too])
         except OSError:
             os.close(errors)
             raise
@@ -92,7 +93,7 @@ class Launcher:
             theirs.close()
             os.close(theirs_too)
             os.close(stdin)
-        return ours, errors
+        return ours, errors, process
 
     def copy(self, program: Program) -> Spawned | None:
         """Start an interpreter as a fork of this process; return None if a fork will not do."""
@@ -117,7 +118,7 @@ class Launcher:
                 os._exit(1)
         theirs.close()
         os.close(theirs_too)
-        return ours, errors
+        return ours, errors, process
 
     def be(self, program: Program, output: _socket.socket, errors: int) -> NoReturn:
         """Become an interpreter. The callers do not return, so their descriptors are closed here by number."""
@@ -132,9 +133,10 @@ class Launcher:
         raise AssertionError("it serves until it ends")
 
 
-def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
-    """Start the program of login_shell.py, with these as its standard descriptors."""
-    if not os.fork():
+def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> int:
+    """Start the program of login_shell.py, with these as its standard descriptors; return its process number."""
+    process = os.fork()
+    if not process:
         try:
             be_apart("/", 0o022, descriptors)
             reset_signals()
@@ -143,6 +145,7 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
             os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
         finally:
             os._exit(127)
+    return process
 
 
 def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:

@@ -301,7 +301,7 @@ class Server:
         """End the interpreters of become, except the request's own; return whether one is about to end."""
         for key in [key for key, one in self.interpreters.items() if one.marker and key != asked.key]:
             self.leaving.append(self.interpreters.pop(key))
-        return any(one.marker and not one.tasks and not one.dead for one in self.leaving)
+        return any(one.marker and one.ends_soon for one in self.leaving)
 
     def interpreter(self, asked: Asked) -> Interpreter | None:
         """Return the interpreter for a request, which may still be starting; None if there is no room for one."""
