@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import re
 import signal
 import sys
 
@@ -43,12 +44,19 @@ OURS = 3  # the first descriptor after the standard ones
 # The shell waits in the root directory: the command's may be on a filesystem that is to be unmounted. A job in the
 # background gets no input unless by a redirection.
 IN_BACKGROUND = """exec 7<&0
-{{
-{command}
-}} <&7 7<&- &
+{command} <&7 7<&- &
 exec 7<&- </dev/null
 cd /
 wait "$!\""""
+# One program, by the characters outside of quotes. For a list of commands, most shells keep a shell of its own, in that
+# directory.
+ONE_PROGRAM = r"""(?:[\w ./=,:@%+-]|'[^']*'|"[^"\\$`]*")+"""
+
+
+def in_background(command: str) -> str:
+    """Return the shell text that runs a command line in the background and waits for it elsewhere."""
+    is_one = re.fullmatch(ONE_PROGRAM, command)
+    return IN_BACKGROUND.format(command=command if is_one else f"{{\n{command}\n}}")
 
 
 def free_memory() -> int:
@@ -79,7 +87,7 @@ class Launcher:
 
         It shares only a socket and two pipes with this process: it may belong to another user.
         """
-        command = IN_BACKGROUND.format(command=command)
+        command = in_background(command)
         text = f"{command.count(chr(10)) + 1}\n{command}\n{self.loader.program(program, 'serve')}"
         stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)

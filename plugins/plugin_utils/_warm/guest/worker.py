@@ -95,7 +95,7 @@ class Interpreter:
 
     @property
     def ends_soon(self) -> bool:
-        """Whether it has been told to end and is about to. Its user can stop it: then that takes as long as they like."""
+        """Whether it will end soon once it is told to. If its user has stopped it, that takes as long as they like."""
         return not self.tasks and not self.dead and not is_stopped(self.process)
 
     def leave(self) -> bool:
