@@ -441,7 +441,7 @@ class Connection(ConnectionBase):
         # With guest-exec, operations learn the signal that ended a program.
         used = GuestExecOrRunner(self._runner) if method == "auto" else self._runner
         if self.get_option("warm_python"):
-            tell = functools.partial(display.v, host=self._name)
+            tell = functools.partial(_show, display.v, self._name)
             self._warm = WarmPython(self._runner, log, tell)
             used.shell = self._begin_warm_shell
         return used

@@ -123,7 +123,7 @@ def an_interpreter(*, ready: bool = True, **how: Any) -> tuple[worker.Interprete
     errors, theirs = os.pipe()
     os.close(theirs)
     surroundings = fingerprint.Surroundings([])
-    one = worker.Interpreter((ours, errors), surroundings, "", "/bin", **how)
+    one = worker.Interpreter((ours, errors, os.getpid()), surroundings, "", "/bin", **how)
     if ready:
         zygote.sendall(frames.READY + bytes([frames.STAYS]))
         one.listen()

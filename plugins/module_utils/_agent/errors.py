@@ -267,6 +267,8 @@ _TABLE: tuple[tuple[str, type[CommandError]], ...] = (
     (_NO_STATE, GuestFileError),
 )
 
+_FORGETS = "Was the agent restarted, or the guest put back to a snapshot? It forgets its open files and programs then."
+
 
 def command_error(command: str, error_class: str, desc: str) -> CommandError:
     """Return the exception for an error reply ``{"class": error_class, "desc": desc}`` to ``command``."""
@@ -277,5 +279,5 @@ def command_error(command: str, error_class: str, desc: str) -> CommandError:
             cause = desc.rpartition(": ")[2].strip()
             hint = "Is the guest's /run full?" if cause == _NO_STATE else ""
             return GuestFileError(desc, command=command, hint=hint, error_class=error_class, errno=_CAUSES.get(cause))
-        return kind(desc, command=command, error_class=error_class)
+        return kind(desc, command=command, error_class=error_class, hint=_FORGETS)
     return CommandError(desc, command=command, error_class=error_class)

@@ -113,6 +113,8 @@ _QUICKEST = 0.01
 _SOONER = 0.8
 _OFTEN = 0.15
 _SHORTEST = 0.002
+# A loop's next item may take no time at all: then this is how much later its end is noticed.
+_LATEST = 0.25
 
 _NO_COMMAND = Command(b"")
 # Longer commands do not fit into a variable.
@@ -206,8 +208,9 @@ class WarmPython:
         if not call:
             return "none"
         known = self._first_looks.get(archive.digest)
-        first = known or _QUICKEST
-        answer = self._ended(call, [first], pauses(max(first * _OFTEN, _SHORTEST)) if known else pauses())
+        first = min(known or _QUICKEST, _LATEST)
+        later = pauses(min(max(known * _OFTEN, _SHORTEST), _LATEST)) if known else pauses()
+        answer = self._ended(call, [first], later)
         self._first_looks[archive.digest] = call.vain or first * _SOONER
         return answer
 

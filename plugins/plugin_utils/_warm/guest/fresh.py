@@ -21,7 +21,7 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
     from typing import Any
 
 # The C library reads these once. They may appear and disappear.
@@ -72,6 +72,7 @@ class Fingerprint:
     def __init__(self) -> None:
         self.seen: dict[str, tuple[int, ...] | None] = {}
         self.lost = False  # a file was replaced before its signature was taken
+        self.descriptors: list[int] = []  # that libraries work with
         self.update()
 
     def update(self) -> None:
@@ -84,6 +85,7 @@ class Fingerprint:
         self.lost = self.lost or any(path.endswith(" (deleted)") for path in mapped)
         for path in paths.difference(self.seen):
             self.seen[path] = signature(path)
+        self.descriptors = descriptors_of(mapped)
 
     def changed(self) -> bool:
         """Return whether a new process would be started from other files."""
@@ -121,6 +123,28 @@ def mapped_files() -> Iterator[str]:
             path = line.rstrip("\n").partition("/")[2]
             if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # shared memory
                 yield f"/{path}"
+
+
+def descriptors_of(paths: Container[str]) -> list[int]:
+    """Return this process's descriptors of these files, in order.
+
+    A library that has its own file open may map more of it later, as libffi does for the callbacks of ctypes.
+    """
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            if os.readlink(f"/proc/self/fd/{name}") in paths:
+                found.append(int(name))
+    return sorted(found)
+
+
+def close_others(kept: Iterable[int]) -> None:
+    """Close all descriptors but the standard ones and those ``kept``, which are in order."""
+    start = 3
+    for descriptor in kept:
+        os.closerange(start, descriptor)
+        start = max(start, descriptor + 1)
+    os.closerange(start, 1 << 10)
 
 
 class Flags(tuple):  # type: ignore[type-arg]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import re
 import signal
 import sys
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
     from .loader import Loader
 
-    Spawned = tuple[_socket.socket, int]
-    """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe."""
+    Spawned = tuple[_socket.socket, int, int]
+    """The other ends of an interpreter's standard output, a stream socket, and of its standard error, a pipe; and the
+    number of the process that was started."""
     Program = tuple[str, ...]
     """The modules of this package that an interpreter needs. It calls ``serve`` of the first one."""
 
@@ -41,12 +43,19 @@ OURS = 3  # the first descriptor after the standard ones
 # The shell waits in the root directory: the command's may be on a filesystem that is to be unmounted. A job in the
 # background gets no input unless by a redirection.
 IN_BACKGROUND = """exec 7<&0
-{{
-{command}
-}} <&7 7<&- &
+{command} <&7 7<&- &
 exec 7<&- </dev/null
 cd /
 wait "$!\""""
+# One program, by the characters outside of quotes. For a list of commands, most shells keep a shell of its own, in that
+# directory.
+ONE_PROGRAM = r"""(?:[\w ./=,:@%+-]|'[^']*'|"[^"\\$`]*")+"""
+
+
+def in_background(command: str) -> str:
+    """Return the shell text that runs a command line in the background and waits for it elsewhere."""
+    is_one = re.fullmatch(ONE_PROGRAM, command)
+    return IN_BACKGROUND.format(command=command if is_one else f"{{\n{command}\n}}")
 
 
 def free_memory() -> int:
@@ -77,13 +86,13 @@ class Launcher:
 
         It shares only a socket and two pipes with this process: it may belong to another user.
         """
-        command = IN_BACKGROUND.format(command=command)
+        command = in_background(command)
         text = f"{command.count(chr(10)) + 1}\n{command}\n{self.loader.program(program, 'serve')}"
         stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         errors, theirs_too = os.pipe()
         try:
-            start_shell({"PATH": path, "QEMU_GUEST": self.prologue}, [stdin, theirs.fileno(), theirs_too])
+            process = start_shell({"PATH": path, "QEMU_GUEST": self.prologue}, [stdin, theirs.fileno(), theirs_too])
         except OSError:
             os.close(errors)
             raise
@@ -91,7 +100,7 @@ class Launcher:
             theirs.close()
             os.close(theirs_too)
             os.close(stdin)
-        return ours, errors
+        return ours, errors, process
 
     def copy(self, program: Program) -> Spawned | None:
         """Start an interpreter as a fork of this process; return None if a fork will not do."""
@@ -116,7 +125,7 @@ class Launcher:
                 os._exit(1)
         theirs.close()
         os.close(theirs_too)
-        return ours, errors
+        return ours, errors, process
 
     def be(self, program: Program, output: _socket.socket, errors: int) -> NoReturn:
         """Become an interpreter. The callers do not return, so their descriptors are closed here by number."""
@@ -131,9 +140,10 @@ class Launcher:
         raise AssertionError("it serves until it ends")
 
 
-def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None:
-    """Start the program of login_shell.py, with these as its standard descriptors."""
-    if not os.fork():
+def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> int:
+    """Start the program of login_shell.py, with these as its standard descriptors; return its process number."""
+    process = os.fork()
+    if not process:
         try:
             be_apart("/", 0o022, descriptors)
             reset_signals()
@@ -142,6 +152,7 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> None
             os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], environment)
         finally:
             os._exit(127)
+    return process
 
 
 def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:

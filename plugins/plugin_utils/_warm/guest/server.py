@@ -68,6 +68,7 @@ class Server:
         self.stays = stays
         self.watched = watched
         self.was_asked = False
+        self.began = time.monotonic()
         self.login: Surroundings | None = None  # in which this process, which is forked, was started
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those without a key: still at work, or ending
@@ -117,16 +118,15 @@ class Server:
 
     def has_clients(self) -> bool:
         """Return whether a client seems to bring a request or to fetch output, which takes long on a slow line."""
-        if not self.was_asked:
-            return True  # this server was started for one
+        if not self.was_asked:  # this server was started for one, which may have been killed
+            return time.monotonic() - self.began < IDLE_SECONDS
         place, name = os.path.split(self.home)
         files = [file for file in os.scandir(place) if file.name.startswith(f"{name}.") and BROUGHT in file.name]
         for file in os.scandir(self.home):
             number, _dot, suffix = file.name.partition(".")
             if number.isdecimal() and (int(number) not in self.taken or suffix in ("out", "err")):
                 files.append(file)
-        now = time.time()
-        return any(abs(now - file.stat().st_mtime) < IDLE_SECONDS for file in files)  # older ones: of killed clients
+        return any(map(is_recent, files))  # others are of killed clients
 
     def act(self, everyone: Sequence[Interpreter]) -> bool:
         """Wait until there is something to do, and do that; return whether it was for a client."""
@@ -305,7 +305,7 @@ class Server:
         """End the interpreters of become, except the request's own; return whether one is about to end."""
         for key in [key for key, one in self.interpreters.items() if one.marker and key != asked.key]:
             self.leaving.append(self.interpreters.pop(key))
-        return any(one.marker and not one.tasks and not one.dead for one in self.leaving)
+        return any(one.marker and one.ends_soon for one in self.leaving)
 
     def interpreter(self, asked: Asked) -> Interpreter | None:
         """Return the interpreter for a request, which may still be starting; None if there is no room for one."""
@@ -364,6 +364,14 @@ class Server:
             with suppress(OSError):  # no room for that: the client reports an unknown outcome
                 self.say(number, b"%b %d" % (ANSWER, len(FULL)), FULL)
         self.taken[number] = time.monotonic()
+
+
+def is_recent(file: os.DirEntry[str]) -> bool:
+    """Return whether a file was written to lately, if it is there."""
+    try:
+        return abs(time.time() - file.stat().st_mtime) < IDLE_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Spawned | None, began: float) -> None:

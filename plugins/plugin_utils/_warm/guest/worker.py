@@ -34,6 +34,8 @@ END_SECONDS = 5.0  # how long an interpreter may take to end when it is told to
 # How long an interpreter that does not stay may be idle: its user cannot be removed meanwhile.
 GUEST_SECONDS = 5.0
 STUCK_SECONDS = 10.0
+# How many of an interpreter's processes are looked at: its shells, what becomes another user, itself, its children.
+MOST_PROCESSES = 16
 MOST_SAID = 64 << 10  # bytes that an interpreter may write at its start, to each of its streams
 
 
@@ -66,7 +68,7 @@ class Interpreter:
         path: str,
         stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
-        self.socket, self.errors = spawned
+        self.socket, self.errors, self.process = spawned
         self.socket.setblocking(False)
         # Out-of-band data arrives in line, with everything attached to it.
         self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_OOBINLINE, 1)
@@ -98,6 +100,11 @@ class Interpreter:
         """Whether it is to end, because it is idle and does not stay without work."""
         idle = not self.tasks and time.monotonic() - self.used > GUEST_SECONDS
         return idle and self.ready and not self.stays
+
+    @property
+    def ends_soon(self) -> bool:
+        """Whether it will end soon once it is told to. If its user has stopped it, that takes as long as they like."""
+        return not self.tasks and not self.dead and not is_stopped(self.process)
 
     def leave(self) -> bool:
         """Tell it to end, if it has no tasks; return whether it has ended or taken too long."""
@@ -244,6 +251,20 @@ class Interpreter:
         """Remove and return the tasks that it refused because it is stale; another interpreter gets them."""
         stale = [serial for serial, task in self.tasks.items() if task.rc == STALE]
         return [self.tasks.pop(serial) for serial in stale]
+
+
+def is_stopped(process: int) -> bool:
+    """Return whether a process, or one that it has started, is stopped by a signal."""
+    look, seen = [process], 0
+    while look and seen < MOST_PROCESSES:
+        pid, seen = look.pop(0), seen + 1
+        with suppress(OSError):  # it has ended
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                if file.read().rpartition(b") ")[2][:1] in b"Tt":
+                    return True
+            with open(f"/proc/{pid}/task/{pid}/children") as file:
+                look += map(int, file.read().split())
+    return False
 
 
 def let_go(theirs: _socket.socket) -> None:

@@ -38,6 +38,7 @@ from .frames import (
 from .fresh import (
     UNSAFE,
     Fingerprint,
+    close_others,
     leave_directory,
     reset_signals,
 )
@@ -336,5 +337,5 @@ def main(work: Work, fingerprint: Fingerprint | None = None) -> NoReturn:
     source = input_pipe(work.input_of(request))
     for number, descriptor in enumerate([source, *request.streams]):
         os.dup2(descriptor, number)
-    os.closerange(3, 1 << 10)
+    close_others(zygote.fingerprint.descriptors)
     work.run(request, LastWord(zygote.board, zygote.slot))

@@ -334,6 +334,16 @@ def test_nothing_secret_is_shown_at_any_verbosity(
     assert not [request for request in guest.started if "hush" in str(request["arg"])]
 
 
+def test_why_warm_python_did_not_start_is_one_visible_line(
+    connection: Connect, server: Scripted, lines: list[str]
+) -> None:
+    """The guest says why."""
+    made = connection(address=str(server.path), exec_method="runner", warm_python=True)
+    assert made.executor
+    made._warm._tell("it says: \x1b[2J\nok: [vm1]")
+    assert any(r"it says: \x1b[2J ok: [vm1]" in line for line in lines)
+
+
 def test_documentation_names_the_variables_of_the_options() -> None:
     options = yaml.safe_load(qga.DOCUMENTATION)["options"]
     for option, name in {**{name: name for name in ("address", "exec_method")}, "agent_timeout": "timeout"}.items():

@@ -56,7 +56,9 @@ def test_trouble_with_a_file(desc: str, number: int | None) -> None:
     ["handle '999999' has not been found", "Invalid parameter 'pid'", "PID ld does not exist", "PID 12 does not exist"],
 )
 def test_agent_that_has_forgotten(desc: str) -> None:
-    assert isinstance(command_error("guest-x", "GenericError", desc), HandleLostError)
+    error = command_error("guest-x", "GenericError", desc)
+    assert isinstance(error, HandleLostError)
+    assert "Was the agent restarted" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -531,6 +531,35 @@ def test_server_that_is_killed_while_a_task_waits_for_it(
         assert warm.run(command, module("")) is None
 
 
+CALLBACKS = """
+kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+held = [kind(lambda value, number=number: value + number) for number in range(1000)]
+print(sum(function(0) for function in held))
+"""
+
+
+def test_many_callbacks_of_a_library_that_was_imported_in_advance(warm: WarmPython) -> None:
+    """For these, libffi maps its own file again, by a descriptor that it opened at the import."""
+    libraries = {**LIBRARIES, "ansible/module_utils/library.py": "import ctypes\n"}
+    program = module(f"import ctypes{CALLBACKS}", {**libraries, "ansible/module_utils/other.py": ""})
+    warmed(warm, program=program)
+    for _time in range(3):
+        result = warm.run(COMMAND, program)
+        assert result and result.stdout == b"499500\n"
+
+
+def test_quick_item_of_a_loop_after_a_slow_one_is_not_waited_for(warm: WarmPython, tmp_path: Path) -> None:
+    """They have the same module, and how long that takes is in its arguments."""
+    warmed(warm)
+    slow = tmp_path / "slow"
+    program = module(f"import os, time; time.sleep(3 if os.path.exists({str(slow)!r}) else 0)")
+    for there, longest in ((False, 3), (True, 6), (False, 1.5), (False, 1.5)):
+        slow.touch() if there else slow.unlink(missing_ok=True)
+        began = time.monotonic()
+        assert warm.run(COMMAND, program)
+        assert time.monotonic() - began < longest
+
+
 def test_task_waits_in_vain_for_an_interpreter_that_fails(agent: Runner, warm: WarmPython) -> None:
     warmed(warm)
     command = f"sleep 0.7; exit 1; {COMMAND}"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, frames, wire, worker
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import server as _server
-from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full
+from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full, until
 
 
 @pytest.fixture
@@ -104,7 +106,6 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
 )
 def test_client_that_brings_something_is_waited_for(server: _server.Server, home: Path, file: str, there: bool) -> None:
     """By a server that ends soon without work: on a slow line, a request takes minutes."""
-    assert server.has_clients(), "the one that started it"
     server.was_asked = True
     server.taken[8] = time.monotonic()
     assert not server.has_clients()
@@ -113,6 +114,41 @@ def test_client_that_brings_something_is_waited_for(server: _server.Server, home
     past = time.time() - _server.IDLE_SECONDS
     os.utime(home / file, (past, past))
     assert not server.has_clients(), "it was killed"
+
+
+def test_client_that_started_a_server_is_not_waited_for_without_end(server: _server.Server) -> None:
+    """It may have been killed before it asked."""
+    assert server.has_clients()
+    server.began -= _server.IDLE_SECONDS
+    assert not server.has_clients()
+
+
+def test_file_that_vanishes_while_clients_are_looked_for(
+    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell that a start began with removes its files."""
+    server.was_asked = True
+    (home / "7.rc").touch()
+    (there,) = (file for file in os.scandir(home) if file.name == "7.rc")
+    (home / "7.rc").unlink()
+    monkeypatch.setattr(os, "scandir", lambda _path: [there])
+    assert not server.has_clients()
+
+
+def test_interpreter_that_its_user_has_stopped_is_not_waited_for(server: _server.Server) -> None:
+    """Nor is what it was started by, which may stop with it."""
+    one, zygote = an_interpreter()
+    one.marker = "BECOME-SUCCESS-x"
+    server.interpreters["another"] = one
+    with zygote, subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout
+        sleeps, one.process = int(shell.stdout.readline()), shell.pid
+        assert server.others_leave(asked()), "it is about to end"
+        os.kill(sleeps, signal.SIGSTOP)
+        until(lambda: not server.others_leave(asked()))
+        os.kill(sleeps, signal.SIGKILL)
+    assert server.others_leave(asked()), "nothing is known of it"
+    one.marker = ""
 
 
 def test_interpreter_that_is_of_use_is_ended_for_no_other(
@@ -244,7 +280,7 @@ def test_request_to_a_stale_interpreter_is_another_ones(
     stale, zygote = an_interpreter()
     new, its_zygote = an_interpreter(ready=False)
     server.interpreters["k"] = stale
-    monkeypatch.setattr(server.launcher, "spawn", lambda *arguments: (new.socket, os.dup(new.errors)))
+    monkeypatch.setattr(server.launcher, "spawn", lambda *arguments: (new.socket, os.dup(new.errors), 0))
     (home / "7.rc").touch()
     with zygote, its_zygote:
         server.take(7, asked())
@@ -270,7 +306,7 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
     os.close(theirs)
     with zygote:
         server.adopt(
-            asked().header(), (ours, errors), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1)
+            asked().header(), (ours, errors, 0), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1)
         )
         assert bool(server.interpreters) != changed
         server.settle([])

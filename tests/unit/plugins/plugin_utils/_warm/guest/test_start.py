@@ -10,6 +10,10 @@ import functools
 import gc
 import json
 import os
+import re
+import shlex
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -274,6 +278,56 @@ def test_nothing_stays_open_without_room_for_a_process(monkeypatch: pytest.Monke
         with pytest.raises(OSError, match="no room"):
             start()
         assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("command", "one"),
+    [
+        ("A='b c;d' B= /usr/bin/python3 -S", True),
+        ("""sudo -H -S -p "[sudo], a password:" -u x /bin/sh -c 'echo BECOME-SUCCESS-x ; python3 -S'""", True),
+        ("""su  x -c '/bin/sh -c '"'"'echo y ; python3 -S'"'"''""", True),
+        ("cd /srv; python3", False),
+        ("A=1 && python3", False),
+        ('A="$(cat x)" python3', False),
+        ("python3 # it", False),
+        ("python3\ntrue", False),
+    ],
+)
+def test_command_line_of_one_program_is_known(command: str, one: bool) -> None:
+    """Any other has a shell of its own: its parts work in the background, with the same input."""
+    assert bool(re.fullmatch(launch.ONE_PROGRAM, command)) is one
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "mksh", "busybox sh", "yash"])
+@pytest.mark.parametrize("command", ["A='b' {} -S", "A=b; {} -S"], ids=["one", "list"])
+def test_interpreter_is_started_by_every_shell(shell: str, command: str, tmp_path: Path) -> None:
+    """It reads its input, and no shell waits in its directory if it is one program."""
+    if not shutil.which(shell.split()[0]):
+        pytest.skip(f"there is no {shell}")
+    own = tmp_path / "own"
+    own.mkdir()
+    waits = "import os, time; print('here', flush=True); time.sleep(60)\n"
+    text = launch.in_background(command.format(shlex.quote(sys.executable)))
+    with subprocess.Popen(
+        [*shell.split(), "-c", text], cwd=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as started:
+        assert started.stdin and started.stdout
+        started.stdin.write(waits.encode())
+        started.stdin.close()
+        try:
+            assert started.stdout.readline() == b"here\n"
+            processes = [path for path in Path("/proc").glob("[0-9]*/stat") if _session(path) == started.pid]
+            there = [path.parent for path in processes if (path.parent / "cwd").resolve() == own]
+            assert len(processes) >= 2
+            assert command.startswith("A=b;") or shell == "yash" or len(there) == 1
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+
+
+def _session(path: Path) -> int:
+    with suppress(OSError):
+        return int(path.read_text().rpartition(") ")[2].split()[3])
+    return 0
 
 
 def test_interpreter_that_is_missing_turns_nothing_else_off(
