@@ -34,21 +34,15 @@ def agents() -> Iterator[dict[str, LooseAgent]]:
         yield {release: stack.enter_context(LooseAgent(release)) for release in image.RELEASES}
 
 
-@pytest.fixture(scope="session", params=list(image.RELEASES))
-def release(request: pytest.FixtureRequest) -> str:
-    """The name of each release."""
-    return str(request.param)
+OLDEST, *OTHERS, NEWEST = image.RELEASES
 
 
-ENDS = ("bullseye", "sid")
-"""The oldest and the newest."""
-
-# Where what is tested is not the agent but what runs in the guest.
-oldest_and_newest = pytest.mark.parametrize(
-    "release",
-    [release if release in ENDS else pytest.param(release, marks=pytest.mark.whole) for release in image.RELEASES],
-    indirect=True,
+@pytest.fixture(
+    scope="session", params=[OLDEST, *(pytest.param(other, marks=pytest.mark.whole) for other in OTHERS), NEWEST]
 )
+def release(request: pytest.FixtureRequest) -> str:
+    """The names of the oldest and the newest release; for the whole, those between them as well."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -14,13 +14,10 @@ import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.qemu.guest.tests.integration.agents.conftest import oldest_and_newest
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, guest_variables
 from lab import ssh
 from lab.agent import LooseAgent
-
-pytestmark = oldest_and_newest
 
 STATES: dict[str, dict[str, Any]] = {
     "runner": {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False},

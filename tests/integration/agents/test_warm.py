@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.tests.integration.agents.conftest import oldest_and_newest
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, guest_variables, look, until
 from lab import host
 from lab.agent import LooseAgent
 
-pytestmark = oldest_and_newest
 USER = "qgaone"
 SITE = f"su {USER} -c 'python3 -m site --user-site'"
 # What a user may have each Python of theirs do: damage whatever it has, or can open, that can be written.
