@@ -24,6 +24,8 @@ import pytest
 from lab import accel, console, host, image
 from lab.__main__ import main
 from lab.agent import DANGEROUS, LooseAgent
+from lab.bench.contenders import ROOT
+from lab.bench.machineries import MACHINERIES, Machinery
 from lab.host import LabError
 from lab.vm import Guest
 
@@ -268,6 +270,12 @@ def test_messages_for_who_cannot_be_root(monkeypatch: pytest.MonkeyPatch) -> Non
         host.as_root(["debootstrap"])
     with pytest.raises(LabError, match=r"sudo apt-get install --no-install-recommends qemu-system-x86 seabios$"):
         host.need("qemu-system-x86_64")
+
+
+@pytest.mark.parametrize("one", MACHINERIES, ids=lambda one: one.name)
+def test_machinery_can_still_be_taken_out_by_the_bench(one: Machinery) -> None:
+    for file, old, new in one.changes:
+        assert old in (ROOT / file).read_text(encoding="utf-8") and old != new
 
 
 def test_command_line(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

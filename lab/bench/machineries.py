@@ -77,7 +77,7 @@ MACHINERIES = (
         "archive of a module in parts",
         (
             (
-                f"{_WARM}/executor.py",
+                f"{_WARM}/client.py",
                 "for part in archive.remembered() if part not in there]",
                 "for part in archive.remembered()]",
             ),
@@ -86,15 +86,15 @@ MACHINERIES = (
     Machinery(
         "code compiled by the controller",
         (
-            (f"{_WARM}/executor.py", "code=_is_ours(python))", "code=False)"),
-            (f"{_WARM}/executor.py", "code = is_slow and _is_ours(python)", "code = False"),
+            (f"{_WARM}/client.py", "code=_is_ours(python))", "code=False)"),
+            (f"{_WARM}/client.py", "code = is_slow and _is_ours(python)", "code = False"),
         ),
     ),
     Machinery(
         "interpreter forked from what becomes the server",
         (
             (
-                f"{_WARM}/executor.py",
+                f"{_WARM}/client.py",
                 "        *environment, program, _without_site = shlex.split(command)",
                 "        return []",
             ),
@@ -143,11 +143,11 @@ MACHINERIES = (
         "CRC-32 in place of SHA-256",
         (
             (
-                f"{_WARM}/guest/file_ops.py",
+                f"{_WARM}/guest/shell_runner.py",
                 "checksum = zlib.crc32(block, checksum)",
                 "checksum = (checksum or sha256()); checksum.update(block)",
             ),
-            (f"{_WARM}/guest/file_ops.py", 'printed(f"{checksum:08x}")', "printed(checksum.hexdigest())"),
+            (f"{_WARM}/guest/shell_runner.py", 'printed(f"{checksum:08x}")', "printed(checksum.hexdigest())"),
             (
                 f"{_GUEST}/checksum.py",
                 "return there == sha256_of(content)",

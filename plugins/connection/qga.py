@@ -286,7 +286,7 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
     from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import GuestExecOrRunner, Runner
     from ansible_collections.qemu.guest.plugins.plugin_utils._ssh_forward import connect, forwarded
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 
 display = Display()
 

@@ -22,14 +22,20 @@ from typing import Any
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops, fingerprint, frames, wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import (
+    fingerprint,
+    frames,
+    interpreter,
+    shell_runner,
+    wire,
+)
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 
 COMMAND = sys.executable
-SPOOL = Path(executor._spool()).name
+SPOOL = Path(client._spool()).name
 # What is there as long as the server is.
 STAYS = {"ring", "pid"}
 LIBRARIES = {
@@ -101,7 +107,7 @@ def shell_warmed(warm: WarmPython) -> None:
 
 def with_archive(program: bytes) -> tuple[re.Match[bytes], Archive]:
     """Return where a module's program has its archive, and that."""
-    payload = executor._ARCHIVE.search(program)
+    payload = client._ARCHIVE.search(program)
     assert payload
     archive = read_archive(payload.group(1))
     assert archive
@@ -112,18 +118,18 @@ def server_pid(guest: Guest) -> int:
     return int((guest.runner / SPOOL / "pid").read_text())
 
 
-def asked(**said: Any) -> wire.Asked:
+def asked(**said: Any) -> wire.ClientRequest:
     """Return a request as a server takes it."""
-    return wire.Asked(b"program", **{"key": "k", **said})
+    return wire.ClientRequest(b"program", **{"key": "k", **said})
 
 
-def an_interpreter(*, ready: bool = True, **how: Any) -> tuple[worker.Interpreter, socket.socket]:
+def an_interpreter(*, ready: bool = True, **how: Any) -> tuple[interpreter.Interpreter, socket.socket]:
     """Return one that is at work at nothing, and the zygote's end of its socket."""
     ours, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     errors, theirs = os.pipe()
     os.close(theirs)
-    surroundings = fingerprint.Surroundings([])
-    one = worker.Interpreter((ours, errors, os.getpid()), surroundings, "", "/bin", **how)
+    login_files = fingerprint.LoginFiles([])
+    one = interpreter.Interpreter((ours, errors, os.getpid()), login_files, "", "/bin", **how)
     if ready:
         zygote.sendall(frames.READY + bytes([frames.STAYS]))
         one.listen()
@@ -141,4 +147,6 @@ def called_here(command: Command, stdin: bytes = b"") -> bytes | None:
         return None
     header = {"number": 1, "archive": "", "before": 0, "forget": [], "in_time": False}
     call = [command.function, *command.arguments]
-    return file_ops.called(frames.Request(json.dumps({**header, "call": call}).encode(), b"", b""), stdin)
+    return shell_runner.called(
+        frames.InterpreterRequest(json.dumps({**header, "call": call}).encode(), b"", b""), stdin
+    )

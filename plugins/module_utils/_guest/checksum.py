@@ -4,7 +4,7 @@
 """Checksums that the guest computes of its own files.
 
 Users are shown SHA-256. The two ends of a copy are compared by the checksum that the guest computes fastest: CRC-32
-where _warm/guest/file_ops.py computes it (a fifth of BLAKE2b's time), else BLAKE2b (a third of SHA-256's time), else
+where _warm/guest/shell_runner.py computes it (a fifth of BLAKE2b's time), else BLAKE2b (a third of SHA-256's), else
 SHA-256 in a guest that has no b2sum (coreutils before 8.26, busybox).
 """
 

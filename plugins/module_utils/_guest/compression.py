@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Compression of transfers: at this end in Python, in the guest by a shell command.
 
-_warm/guest/file_ops.py does the guest's part without a shell.
+_warm/guest/shell_runner.py does the guest's part without a shell.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class ExecResult(NamedTuple):
 class Command(NamedTuple):
     """A shell command, and the equivalent call for an executor that needs no shell for it.
 
-    ``function`` is one of CALLS in _warm/guest/file_ops.py, which gets ``arguments``; without one it takes a shell.
+    ``function`` is one of CALLS in _warm/guest/shell_runner.py, which gets ``arguments``; without one it takes a shell.
     ``in_time``: the command may have to be killed, which is impossible for a shell that an interpreter has become.
     """
 

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Zstandard through libzstd, which most systems have because their package managers need it.
 
-Python itself has Zstandard only since 3.14. Used here, and in the guest by _warm/guest/file_ops.py.
+Python itself has Zstandard only since 3.14. Used here, and in the guest by _warm/guest/shell_runner.py.
 """
 
 from __future__ import annotations

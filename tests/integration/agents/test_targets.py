@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.tests.integration.agents.conftest import ENDS
+from ansible_collections.qemu.guest.tests.integration.agents.conftest import NEWEST, OLDEST
 from ansible_collections.qemu.guest.tests.integration.commands import targets_of_modules
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import run_target
@@ -38,6 +38,6 @@ def scratch(tmp_path: Path) -> Path:
 def test_module(target: str, way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, scratch: Path) -> None:
     place, warm = WAYS[way]
     # On the hypervisor, the same operations run in a process of their own each.
-    subjects = {name: agent for name, agent in agents.items() if way == "guest" or name in ENDS}
+    subjects = {name: agent for name, agent in agents.items() if way == "guest" or name in (OLDEST, NEWEST)}
     variables = {"scratch": str(scratch), "disabled_command": DANGEROUS[-1], "ansible_qga_warm_python": warm}
     run_target(make_ansible, target, place, subjects, **variables)

@@ -1,18 +1,34 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the guest: detect changes to files that a process reads at start (passwd, PAM, locale)."""
+"""For the guest: detect what makes an interpreter stale.
+
+``LoginFiles`` are files that a login and become read before they start an interpreter (passwd, PAM). ``Fingerprint``
+covers the files that an interpreter itself was started from (its executable, libraries, locales).
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Iterator, Sequence
     from typing import Any
 
+# The C library reads these once. They may appear and disappear.
+LOCALES = ("/usr/lib/locale", "/usr/lib/locale/locale-archive")
+# OpenSSL reads these when it is loaded.
+CRYPTO = (
+    "/etc/ssl/openssl.cnf",
+    "/usr/local/ssl/openssl.cnf",
+    "/usr/lib/ssl/openssl.cnf",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/pki/tls/openssl.d",
+    "/etc/crypto-policies/back-ends/opensslcnf.config",
+)
 CLOCK_SECONDS = 0.1  # by which the timestamps of files may lag
 # Files that a login and become read before they start an interpreter; of a directory, all files.
 WATCHED = [
@@ -71,7 +87,7 @@ def changed_since(when: float, paths: Sequence[str]) -> bool:
     return False
 
 
-class Surroundings:
+class LoginFiles:
     """The present state of the files that a new login would read; see TABLES for ``tables``."""
 
     def __init__(self, paths: Sequence[str], tables: Sequence[str] = TABLES) -> None:
@@ -111,3 +127,75 @@ def adds_others(before: bytes, now: bytes) -> bool:
     added = now[len(before) :].splitlines()
     joins_nobody = all(line.endswith(b":") for line in added if line.count(b":") == 3)
     return now.startswith(before) and before.endswith(b"\n") and joins_nobody
+
+
+class Fingerprint:
+    """The files that this process was started from, and their state at that time."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[int, ...] | None] = {}
+        self.lost = False  # a file was replaced before its signature was taken
+        self.descriptors: list[int] = []  # that libraries work with
+        self.update()
+
+    def update(self) -> None:
+        """Add the files that were loaded since the last call."""
+        mapped = set(mapped_files())
+        beside = os.path.dirname(sys.executable)
+        paths = {*mapped, *sys.path, *LOCALES, sys.executable, f"{beside}/pyvenv.cfg", f"{beside}/../pyvenv.cfg"}
+        if any("libcrypto" in path for path in mapped):
+            paths.update(CRYPTO, filter(None, [os.environ.get("OPENSSL_CONF")]))
+        self.lost = self.lost or any(path.endswith(" (deleted)") for path in mapped)
+        for path in paths.difference(self.seen):
+            self.seen[path] = signature(path)
+        self.descriptors = descriptors_of(mapped)
+
+    def changed(self) -> bool:
+        """Return whether a new process would be started from other files."""
+        return self.lost or any(signature(path) != seen for path, seen in self.seen.items())
+
+    def is_at_home(self) -> bool:
+        """Return whether no file is on a filesystem that may be unmounted."""
+        paths = [f"{os.path.realpath(path)}/" for path, seen in self.seen.items() if seen]
+        return not any(path.startswith(place) for place in mount_points() for path in paths)
+
+
+def signature(path: str) -> tuple[int, ...] | None:
+    """Return a value that differs when a file was replaced or changed; None if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def mount_points() -> Iterator[str]:
+    """Yield the places where filesystems are mounted, each with a slash, but for / and what is in /usr: those stay."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            # Some characters are escaped, as in Python's strings.
+            place = os.fsdecode(line.split(b" ", 5)[4].decode("unicode_escape").encode("latin-1"))
+            if place != "/" and not f"{place}/".startswith("/usr/"):
+                yield f"{place}/"
+
+
+def mapped_files() -> Iterator[str]:
+    """Yield the paths of the files that this process has mapped: its executable and the libraries."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            path = line.rstrip("\n").partition("/")[2]
+            if path and not path.startswith(("dev/", "memfd:", "SYSV")):  # shared memory
+                yield f"/{path}"
+
+
+def descriptors_of(paths: Container[str]) -> list[int]:
+    """Return this process's descriptors of these files, in order.
+
+    A library that has its own file open may map more of it later, as libffi does for the callbacks of ctypes.
+    """
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            if os.readlink(f"/proc/self/fd/{name}") in paths:
+                found.append(int(name))
+    return sorted(found)

@@ -50,12 +50,12 @@ def records(data: bytes) -> list[tuple[int, int]]:
     return [(int.from_bytes(data[n : n + 4], "little"), int.from_bytes(data[n + 4 : n + 6], "little")) for n in starts]
 
 
-class Request:
+class InterpreterRequest:
     """A request to an interpreter: to run a module or a shell command.
 
     A module's ``archive`` is a digest, and ``content`` is that of the archive, if it is new. In the ``program``
     around it, its place is ``before`` bytes from the start. Without one, the first ``before`` bytes are a command
-    and the rest is its input; ``call`` is a function of file_ops.py that does the same, and its arguments.
+    and the rest is its input; ``call`` is a function of shell_runner.py that does the same, and its arguments.
     ``streams`` are the write ends of the pipes for output and errors.
     """
 
@@ -91,7 +91,7 @@ def rights(streams: Sequence[int]) -> list[tuple[int, int, bytes]]:
     return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", streams).tobytes())] if streams else []
 
 
-def receive(connection: _socket.socket) -> Request | None:
+def receive(connection: _socket.socket) -> InterpreterRequest | None:
     """Wait for the next request and return it; None if there will be none."""
     streams: array.array[int] = array.array("i")
     sizes = b""
@@ -111,7 +111,7 @@ def receive(connection: _socket.socket) -> Request | None:
         if piece is None:
             return None
         pieces.append(piece)
-    return Request(pieces[0], pieces[1], pieces[2], streams)
+    return InterpreterRequest(pieces[0], pieces[1], pieces[2], streams)
 
 
 def _received(connection: _socket.socket, size: int) -> bytes | None:

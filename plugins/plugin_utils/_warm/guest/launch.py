@@ -11,8 +11,9 @@ import re
 import signal
 import sys
 
+from .fingerprint import Fingerprint
 from .frames import input_pipe
-from .fresh import Fingerprint, reset_signals
+from .fresh import reset_signals
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -31,24 +32,24 @@ MODULE_RUNNER = (
     "module_runner",
     "bytecode",
     "compiler",
+    "fingerprint",
     "frames",
     "fresh",
     "importer",
     "payload",
     "zygote",
 )
-SHELL_COMMANDS = ("file_ops", "frames", "fresh", "zstd", "zygote")
+SHELL_COMMANDS = ("shell_runner", "fingerprint", "frames", "fresh", "zstd", "zygote")
 LEAST_FREE = 96 << 20  # bytes; with less, no further interpreter is started
-OURS = 3  # the first descriptor after the standard ones
-# The shell waits in the root directory: the command's may be on a filesystem that is to be unmounted. A job in the
-# background gets no input unless by a redirection.
-IN_BACKGROUND = """exec 7<&0
+FIRST_NONSTANDARD = 3  # the first descriptor after the standard ones
+# The shell waits in the root directory: the command's may be on a filesystem that is to be unmounted. A shell gives
+# background jobs /dev/null as input, so descriptor 7 carries it.
+IN_BACKGROUND = '''exec 7<&0
 {command} <&7 7<&- &
 exec 7<&- </dev/null
 cd /
-wait "$!\""""
-# One program, by the characters outside of quotes. For a list of commands, most shells keep a shell of its own, in that
-# directory.
+wait "$!"'''
+# Matches one program. Anything else goes in braces, for which most shells keep a shell in the command's directory.
 ONE_PROGRAM = r"""(?:[\w ./=,:@%+-]|'[^']*'|"[^"\\$`]*")+"""
 
 
@@ -69,70 +70,73 @@ def free_memory() -> int:
 class Launcher:
     """Starts interpreters. ``loader`` has the modules that they need.
 
-    ``copies`` are names of programs: a fork of this process runs them as a newly started interpreter would.
+    ``forkable`` are names of programs: a fork of this process runs them as a newly started interpreter would.
     ``prologue`` is the shell text that comes before a command line.
     """
 
-    def __init__(self, loader: Loader, prologue: str, copies: Sequence[str]) -> None:
+    def __init__(self, loader: Loader, prologue: str, forkable: Sequence[str]) -> None:
         self.directory, self.umask = os.getcwd(), os.umask(0o077)
         self.loader = loader
         self.prologue = prologue
-        self.copies = copies
+        self.forkable = forkable
         self.recipe = self.code = b""  # of the first archive
         self.fingerprint = Fingerprint()
 
     def spawn(self, program: Program, command: str, path: str) -> Spawned:
         """Start an interpreter by a shell command; ``path`` is PATH before that.
 
-        It shares only a socket and two pipes with this process: it may belong to another user.
+        It shares only a socket and two pipes with this process: it may belong to another user. Its shell runs the
+        program of login_shell.py, which reads a number of lines and the command line; the rest is the interpreter's
+        program.
         """
         command = in_background(command)
         text = f"{command.count(chr(10)) + 1}\n{command}\n{self.loader.program(program, 'serve')}"
         stdin = input_pipe(text.encode("utf-8", "surrogateescape"))
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        errors, theirs_too = os.pipe()
+        errors, error_sink = os.pipe()
         try:
-            process = start_shell({"PATH": path, "QEMU_GUEST": self.prologue}, [stdin, theirs.fileno(), theirs_too])
+            process = start_shell({"PATH": path, "QEMU_GUEST": self.prologue}, [stdin, theirs.fileno(), error_sink])
         except OSError:
             os.close(errors)
             raise
         finally:
             theirs.close()
-            os.close(theirs_too)
+            os.close(error_sink)
             os.close(stdin)
         return ours, errors, process
 
-    def copy(self, program: Program) -> Spawned | None:
+    def fork(self, program: Program) -> Spawned | None:
         """Start an interpreter as a fork of this process; return None if a fork will not do."""
-        if program[0] not in self.copies or self.fingerprint.changed():
+        if program[0] not in self.forkable or self.fingerprint.changed():
             return None
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        errors, theirs_too = os.pipe()
+        errors, error_sink = os.pipe()
         try:
             process = os.fork()
         except OSError:
-            for end in (errors, theirs_too):
+            for end in (errors, error_sink):
                 os.close(end)
             raise
         if not process:
             try:
                 ours.close()
-                self.be(program, theirs, theirs_too)
+                self.run_as_interpreter(program, theirs, error_sink)
             except SystemExit:  # of a task, whose process exits as usual
                 raise
             except BaseException:  # a fork must never go on as the server
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
         theirs.close()
-        os.close(theirs_too)
+        os.close(error_sink)
         return ours, errors, process
 
-    def be(self, program: Program, output: _socket.socket, errors: int) -> NoReturn:
-        """Become an interpreter. The callers do not return, so their descriptors are closed here by number."""
+    def run_as_interpreter(self, program: Program, output: _socket.socket, errors: int) -> NoReturn:
+        """Become an interpreter. This never returns, so no caller closes its descriptors: they are closed by number."""
         nothing = os.open(os.devnull, os.O_RDONLY)
-        be_apart(self.directory, self.umask, [nothing, output.fileno(), errors])
+        detach(self.directory, self.umask, [nothing, output.fileno(), errors])
         output.close()
-        os.closerange(OURS, 1 << 10)  # soon: as long as the ring is open, clients believe that a server reads it
+        # Soon: as long as the ring is open, clients believe that a server reads it.
+        os.closerange(FIRST_NONSTANDARD, 1 << 10)
         reset_signals()
         name = f"{__package__}.{program[0]}"
         __import__(name)
@@ -145,7 +149,7 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> int:
     process = os.fork()
     if not process:
         try:
-            be_apart("/", 0o022, descriptors)
+            detach("/", 0o022, descriptors)
             reset_signals()
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python
                 signal.signal(ignored, signal.SIG_DFL)
@@ -155,7 +159,7 @@ def start_shell(environment: dict[str, str], descriptors: Sequence[int]) -> int:
     return process
 
 
-def be_apart(directory: str, umask: int, descriptors: Sequence[int]) -> None:
+def detach(directory: str, umask: int, descriptors: Sequence[int]) -> None:
     """In a new process: start a session, and set umask, directory and standard descriptors."""
     os.setsid()
     os.umask(umask)

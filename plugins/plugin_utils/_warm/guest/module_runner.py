@@ -17,7 +17,7 @@ import types
 from contextlib import suppress
 
 from .bytecode import unpacked
-from .frames import Request
+from .frames import InterpreterRequest
 from .fresh import renew
 from .importer import Importer
 from .payload import Archive, Payload, table_of
@@ -27,7 +27,7 @@ TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from .fresh import Fingerprint
+    from .fingerprint import Fingerprint
 
 
 class Modules(Work):
@@ -61,7 +61,7 @@ class Modules(Work):
             self.importer.import_libraries()
         gc.freeze()
 
-    def note(self, request: Request) -> None:
+    def note(self, request: InterpreterRequest) -> None:
         """Keep the archive that a request brings."""
         for digest in request.forget:
             self.archives.pop(digest, None)
@@ -70,7 +70,7 @@ class Modules(Work):
             table, text, code = request.content.split(b"\n", 2)
             self.archives[request.archive] = Archive(table_of(table), text.decode("ascii"), code)
 
-    def learns(self, request: Request) -> bool:
+    def learn_before_fork(self, request: InterpreterRequest) -> bool:
         """Learn what a module needs, if that includes a new library.
 
         Otherwise only the module itself is new, and may never come again. A spare child learns that quickly. The
@@ -111,7 +111,7 @@ class Modules(Work):
                 self.heads[payload.head] = payload.compiled_head()
         gc.freeze()  # children share these pages as long as no garbage collection scans them
 
-    def run(self, request: Request, last_word: LastWord) -> NoReturn:
+    def run(self, request: InterpreterRequest, last_word: LastWord) -> NoReturn:
         """Run a module as the interpreter itself would."""
         archive = self.archives[request.archive]
         if request.archive not in self.learnt:

@@ -24,17 +24,17 @@ from contextlib import suppress
 
 from .fingerprint import (
     WATCHED,
-    Surroundings,
+    LoginFiles,
     changed_since,
+)
+from .interpreter import (
+    START_SECONDS,
+    UNKEPT_IDLE_SECONDS,
+    Interpreter,
 )
 from .launch import LEAST_FREE, MODULE_RUNNER, SHELL_COMMANDS, free_memory
 from .payload_cache import Archives
-from .wire import ANSWER, BEGUN, BROUGHT, FULL, LOST, PLAIN, QUIT, TAKEN, Asked, read_ring_line
-from .worker import (
-    GUEST_SECONDS,
-    START_SECONDS,
-    Interpreter,
-)
+from .wire import ANSWER, BEGUN, FULL, LOST, PARTS_SUFFIX, PLAIN, QUIT, TAKEN, ClientRequest, read_ring_line
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ KEPT_SECONDS = 60  # how long an answer can be fetched
 MOST_INTERPRETERS = 6
 MOST_TRIES = 3  # for a request whose interpreters are stale at once
 LEAST_SECONDS = 60  # an interpreter that was used so lately is not ended for another
-SUFFIXES = ("in", BROUGHT, "out", "err", "rc")  # of a request's files
+SUFFIXES = ("in", PARTS_SUFFIX, "out", "err", "rc")  # of a request's files
 COMMANDS = ""  # key of the interpreter for shell commands
 
 
@@ -69,14 +69,16 @@ class Server:
         self.watched = watched
         self.was_asked = False
         self.began = time.monotonic()
-        self.login: Surroundings | None = None  # in which this process, which is forked, was started
+        self.login: LoginFiles | None = (
+            None  # when this started: a fork stands in for a login only while they are the same
+        )
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those without a key: still at work, or ending
         self.archives = Archives()
         self.rung = b""
         self.ending = False
-        self.waiting: list[tuple[int, Asked]] = []  # for an interpreter that starts
-        self.taken: dict[int, float] = {}  # requests, and when they were answered; 0: not yet
+        self.waiting: list[tuple[int, ClientRequest]] = []  # for an interpreter that starts
+        self.answered_at: dict[int, float] = {}  # requests, and when they were answered; 0: not yet
         self.strangers: set[str] = set()  # files of unknown requests
 
     def path(self, number: int, suffix: str) -> str:
@@ -84,13 +86,13 @@ class Server:
 
     def archive_beside(self, number: int) -> str:
         """Return the path of an archive that a client wrote before the spool was there."""
-        return f"{self.home}.{number}.{BROUGHT}"
+        return f"{self.home}.{number}.{PARTS_SUFFIX}"
 
     def adopt(self, header: str, first: Spawned, began: float) -> None:
         """Take the interpreter that this server was started for, unless files that a login reads have changed since."""
-        asked = Asked.unpacked(header.encode("ascii"))
-        one = Interpreter(first, Surroundings(self.watched), asked.marker, asked.path)
-        login = Surroundings(self.watched)
+        asked = ClientRequest.unpacked(header.encode("ascii"))
+        one = Interpreter(first, LoginFiles(self.watched), asked.marker, asked.path)
+        login = LoginFiles(self.watched)
         if changed_since(began, self.watched):
             self.leaving.append(one)
         else:
@@ -99,11 +101,11 @@ class Server:
 
     def serve(self) -> None:
         """Serve until told to end, or idle for long."""
-        longest = IDLE_SECONDS if self.stays else GUEST_SECONDS
+        longest = IDLE_SECONDS if self.stays else UNKEPT_IDLE_SECONDS
         last = swept = time.monotonic()
         while True:
             everyone = [*self.interpreters.values(), *self.leaving]
-            acted = self.act(everyone)
+            acted = self.poll(everyone)
             self.settle(everyone)
             now = time.monotonic()
             if acted:
@@ -121,22 +123,22 @@ class Server:
         if not self.was_asked:  # this server was started for one, which may have been killed
             return time.monotonic() - self.began < IDLE_SECONDS
         place, name = os.path.split(self.home)
-        files = [file for file in os.scandir(place) if file.name.startswith(f"{name}.") and BROUGHT in file.name]
+        files = [file for file in os.scandir(place) if file.name.startswith(f"{name}.") and PARTS_SUFFIX in file.name]
         for file in os.scandir(self.home):
             number, _dot, suffix = file.name.partition(".")
-            if number.isdecimal() and (int(number) not in self.taken or suffix in ("out", "err")):
+            if number.isdecimal() and (int(number) not in self.answered_at or suffix in ("out", "err")):
                 files.append(file)
         return any(map(is_recent, files))  # others are of killed clients
 
-    def act(self, everyone: Sequence[Interpreter]) -> bool:
+    def poll(self, everyone: Sequence[Interpreter]) -> bool:
         """Wait until there is something to do, and do that; return whether it was for a client."""
         readers: dict[int, Callable[[], None]] = {self.ring: self.answer_ring}
         writers: dict[int, Callable[[], None]] = {}
         for one in everyone:
             if not one.dead:
-                readers[one.socket.fileno()] = functools.partial(self.heed, one, one.listen)
+                readers[one.socket.fileno()] = functools.partial(self.guarded, one, one.listen)
                 if one.queue:
-                    writers[one.socket.fileno()] = functools.partial(self.heed, one, one.send)
+                    writers[one.socket.fileno()] = functools.partial(self.guarded, one, one.send)
             for task in one.tasks.values():
                 readers.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
         readable = select.select(list(readers), list(writers), [], self.patience(everyone))[0]
@@ -146,7 +148,7 @@ class Server:
             readers[source]()
         return bool(readable)
 
-    def heed(self, one: Interpreter, action: Callable[[], None]) -> None:
+    def guarded(self, one: Interpreter, action: Callable[[], None]) -> None:
         """Run an action of an interpreter; if it fails, end that interpreter only."""
         if one.dead:
             return
@@ -157,11 +159,11 @@ class Server:
 
     def patience(self, everyone: Sequence[Interpreter]) -> float:
         """Return after how many seconds there is something to do, even if nothing arrives."""
-        if self.waiting or any(one.leaves or one.queue for one in everyone):
+        if self.waiting or any(one.told_to_end_at or one.queue for one in everyone):
             return START_SECONDS / 10
         if not self.stays or any(one.ready and not one.stays for one in everyone):
-            return GUEST_SECONDS / 5
-        return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
+            return UNKEPT_IDLE_SECONDS / 5
+        return KEPT_SECONDS / 6 if self.answered_at else TICK_SECONDS
 
     def vanish(self) -> bool:
         """Remove the spool, all at once, unless a client has rung meanwhile; return whether it is gone.
@@ -180,15 +182,19 @@ class Server:
         return True
 
     def settle(self, everyone: Sequence[Interpreter]) -> None:
-        """Dispatch queued requests, answer finished tasks, and reap retired interpreters."""
+        """Do what is due, in this order.
+
+        Dispatch what waited; give another interpreter what a stale one refused; answer ended tasks; retire idle
+        interpreters that do not stay; drop those that have gone; remove old answers.
+        """
         waiting, self.waiting = self.waiting, []
         for number, asked in waiting:
             self.take(number, asked)
         for one in everyone:
-            for task in one.retire_stale():
+            for task in one.pop_refused():
                 task.drop()
                 self.retire(one)
-                self.take_again(task.number, task.asked)
+                self.retry(task.number, task.asked)
             for serial in [serial for serial, task in one.tasks.items() if task.ended]:
                 task = one.tasks.pop(serial)
                 self.answer(task.number, task.result() or LOST + one.last_words())
@@ -230,17 +236,17 @@ class Server:
 
     def receive(self, number: int, request: bytes) -> None:
         """Take a request; if it is empty, it is in a file. It is taken once, however often its client rings."""
-        if number in self.taken:
+        if number in self.answered_at:
             return
         try:
             request = request or self.read(number)
-            if not self.say(number, TAKEN):
+            if not self.append_line(number, TAKEN):
                 return  # its client waits no more
         except OSError:  # there is nothing to read, or no room
             return
-        self.taken[number] = 0.0
+        self.answered_at[number] = 0.0
         self.was_asked = True
-        self.take(number, Asked.unpacked(request))
+        self.take(number, ClientRequest.unpacked(request))
 
     def read(self, number: int) -> bytes:
         path = self.path(number, "in")
@@ -257,20 +263,20 @@ class Server:
     def forget_answered(self) -> None:
         """Remove answers that clients have had time to fetch."""
         now = time.monotonic()
-        for number in [number for number, when in self.taken.items() if when and now - when > KEPT_SECONDS]:
-            del self.taken[number]
+        for number in [number for number, when in self.answered_at.items() if when and now - when > KEPT_SECONDS]:
+            del self.answered_at[number]
             self.forget(number)
 
     def sweep(self) -> None:
         """Remove files of clients that went away before they asked: those seen by the last sweep, too."""
         names = {name for name in os.listdir(self.home) if name.partition(".")[0].isdecimal()}
-        strangers = {name for name in names if int(name.partition(".")[0]) not in self.taken}
+        strangers = {name for name in names if int(name.partition(".")[0]) not in self.answered_at}
         for name in strangers & self.strangers:
             with suppress(OSError):
                 os.unlink(f"{self.home}/{name}")
         self.strangers = strangers
 
-    def take_again(self, number: int, asked: Asked) -> None:
+    def retry(self, number: int, asked: ClientRequest) -> None:
         """Take a request again that a stale interpreter refused, MOST_TRIES times at most."""
         asked.tries += 1
         if asked.tries < MOST_TRIES:
@@ -278,40 +284,54 @@ class Server:
         else:
             self.answer(number, PLAIN)
 
-    def take(self, number: int, asked: Asked) -> None:
-        """Hand a request to its interpreter, or answer why not.
-
-        A request waits for an interpreter that starts. One that may remove a user waits for those interpreters to end
-        that may be that user's.
-        """
-        answer = b""
+    def take(self, number: int, asked: ClientRequest) -> None:
+        """Hand a request to its interpreter, have it wait for one, or answer why not."""
         try:
-            brought = self.path(number, BROUGHT), self.archive_beside(number)
-            asked.content, answer = self.archives.found(asked.archive, *brought)
-            waits = not answer and asked.users and self.others_leave(asked)
-            one = None if answer or waits or self.ending else self.interpreter(asked)
-            if waits or (one and one.starts):
-                self.waiting.append((number, asked))
-                return
-            if one and one.ready and not one.dead:
-                self.say(number, BEGUN)
-                one.hand_over(number, asked, f"{self.home}/{number}")
-                return
+            answer = self.dispatch(number, asked)
         except OSError:  # there is no room for it
-            answer = b""
-        self.answer(number, answer or PLAIN)
+            answer = PLAIN
+        if answer:
+            self.answer(number, answer)
 
-    def others_leave(self, asked: Asked) -> bool:
+    def dispatch(self, number: int, asked: ClientRequest) -> bytes:
+        """Do as ``take``; return an answer that says why the request was not run, empty if it was handed over or waits.
+
+        :raise OSError: if there is no room for it.
+        """
+        brought = self.path(number, PARTS_SUFFIX), self.archive_beside(number)
+        asked.content, missing = self.archives.found(asked.archive, *brought)
+        if missing:
+            return missing
+        if asked.users and self.others_leave(asked):  # the user that it may remove may have one of them
+            return self.wait(number, asked)
+        one = None if self.ending else self.interpreter(asked)
+        if one and one.starts:
+            return self.wait(number, asked)
+        if not one or one.dead or not one.ready:
+            return PLAIN
+        self.append_line(number, BEGUN)
+        one.hand_over(number, asked, f"{self.home}/{number}")
+        return b""
+
+    def wait(self, number: int, asked: ClientRequest) -> bytes:
+        """Dispatch a request again soon."""
+        self.waiting.append((number, asked))
+        return b""
+
+    def others_leave(self, asked: ClientRequest) -> bool:
         """End the interpreters of become, except the request's own; return whether one is about to end."""
         for key in [key for key, one in self.interpreters.items() if one.marker and key != asked.key]:
             self.leaving.append(self.interpreters.pop(key))
         return any(one.marker and one.ends_soon for one in self.leaving)
 
-    def interpreter(self, asked: Asked) -> Interpreter | None:
-        """Return the interpreter for a request, which may still be starting; None if there is no room for one."""
+    def interpreter(self, asked: ClientRequest) -> Interpreter | None:
+        """Return the interpreter for a request, which may still be starting; None if there is no room for one.
+
+        One that failed stays listed, so that its requests are answered at once, until the files of a login change.
+        """
         key = asked.key
         one = self.interpreters.get(key)
-        if one is not None and ((one.dead and not one.failed) or not one.surroundings.same()):
+        if one is not None and ((one.dead and not one.failed) or not one.login_files.same()):
             self.retire(one)
             one = None
         return one or self.start(key, asked.command or f"'{sys.executable}'", asked.marker, asked.path)
@@ -325,18 +345,18 @@ class Server:
             if time.monotonic() - self.interpreters[oldest].used < LEAST_SECONDS:
                 return None
             self.leaving.append(self.interpreters.pop(oldest))
-        surroundings = Surroundings(self.watched)
+        login_files = LoginFiles(self.watched)
         spawned = None
         if key == COMMANDS and self.login and self.login.same():  # otherwise a fork differs from a new login
-            spawned = self.launcher.copy(SHELL_COMMANDS)
+            spawned = self.launcher.fork(SHELL_COMMANDS)
         program = SHELL_COMMANDS if key == COMMANDS else MODULE_RUNNER
         spawned = spawned or self.launcher.spawn(program, command, path)
-        one = self.interpreters[key] = Interpreter(spawned, surroundings, marker, path)
+        one = self.interpreters[key] = Interpreter(spawned, login_files, marker, path)
         return one
 
     # Answers
 
-    def say(self, number: int, word: bytes, content: bytes = b"") -> bool:
+    def append_line(self, number: int, word: bytes, content: bytes = b"") -> bool:
         """Append a line, and its ``content``, to the client's file; return False if there is no such file.
 
         :raise OSError: if there is no room for it; the file is as it was.
@@ -359,11 +379,11 @@ class Server:
     def answer(self, number: int, content: bytes) -> None:
         """Answer a request, if its client is still there."""
         try:
-            self.say(number, b"%b %d" % (ANSWER, len(content)), content)
+            self.append_line(number, b"%b %d" % (ANSWER, len(content)), content)
         except OSError:
             with suppress(OSError):  # no room for that: the client reports an unknown outcome
-                self.say(number, b"%b %d" % (ANSWER, len(FULL)), FULL)
-        self.taken[number] = time.monotonic()
+                self.append_line(number, b"%b %d" % (ANSWER, len(FULL)), FULL)
+        self.answered_at[number] = time.monotonic()
 
 
 def is_recent(file: os.DirEntry[str]) -> bool:

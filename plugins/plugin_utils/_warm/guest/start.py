@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from .bytecode import unpacked
 from .launch import LEAST_FREE, MODULE_RUNNER, Launcher, free_memory
-from .wire import BROUGHT, NO_ROOM, RING, piece
+from .wire import NO_ROOM, PARTS_SUFFIX, RING, piece
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -29,34 +29,35 @@ LATE_SECONDS = 1.0
 PAUSE = 0.01
 
 
-def start(loader: Loader, given: dict[str, str], home: str, beside: str, copies: str) -> None:
+def start(loader: Loader, given: dict[str, str], home: str, beside: str, forkable: str) -> None:
     """Make the spool ``home``, serve there, and remove it at the end.
 
     ``given`` has the header of the request that this was started for (``first``), its ``command`` and ``path``, and the
-    ``prologue`` of shells. The names of this start's files begin with ``beside``. For ``copies``, see Launcher.
+    ``prologue`` of shells. The names of this start's files begin with ``beside``. For ``forkable``, see Launcher.
     """
     began = os.fstat(2).st_mtime  # when the shell created that file, to start this
     with suppress(OSError):  # it leads a session already
         os.setsid()
-    itself, launcher = os.getpid(), Launcher(loader, given["prologue"], copies.split())
+    itself, launcher = os.getpid(), Launcher(loader, given["prologue"], forkable.split())
     try:
-        lock = begun(home)
+        lock = enter_new_spool(home)
         if lock < 0:
             return
-        launcher.recipe, launcher.code, programs = brought(f"{beside}.{BROUGHT}")
+        launcher.recipe, launcher.code, programs = wait_for_archive(f"{beside}.{PARTS_SUFFIX}")
         loader.codes.update(unpacked(programs))
         first = None
         if free_memory() > LEAST_FREE:
-            # Each task has to repeat what the command line wrote at its start: a fork would not.
-            said = os.fstat(2).st_size
-            first = None if said else launcher.copy(MODULE_RUNNER)
+            # If the command line has printed something, each task must print it too: only an interpreter that it
+            # starts has that recorded. Descriptor 2 is the file .err of this start.
+            printed = os.fstat(2).st_size
+            first = None if printed else launcher.fork(MODULE_RUNNER)
             first = first or launcher.spawn(MODULE_RUNNER, given["command"], given["path"])
         launcher.recipe = launcher.code = b""  # not needed any more
-        ring = made(home)
+        ring = publish_spool(home)
         os.close(lock)
         from .server import serve_spool  # imported after the interpreter has begun
 
-        os.unlink(f"{beside}.err")  # tells the shell that this has served
+        os.unlink(f"{beside}.err")  # without it, the shell knows that the start succeeded
         serve_spool(home, ring, launcher, given["first"] if first else "", first, began)
     except OSError:  # whatever failed, it may work later
         sys.excepthook(*sys.exc_info())
@@ -67,7 +68,7 @@ def start(loader: Loader, given: dict[str, str], home: str, beside: str, copies:
                 remove(path)
 
 
-def begun(home: str) -> int:
+def enter_new_spool(home: str) -> int:
     """Make a directory for the spool, and enter it; return -1 if a server is there, or starting.
 
     Otherwise return the descriptor of a lock, which this process holds until the spool has its name, or it ends.
@@ -75,7 +76,7 @@ def begun(home: str) -> int:
     lock = os.open(home + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if serves(home):
+        if is_served(home):
             raise BlockingIOError
     except BlockingIOError:
         os.close(lock)
@@ -88,7 +89,7 @@ def begun(home: str) -> int:
     return lock
 
 
-def made(home: str) -> int:
+def publish_spool(home: str) -> int:
     """Complete the spool and give it its name; return its ring."""
     os.mkfifo(RING)
     with open("pid", "w") as file:
@@ -98,7 +99,7 @@ def made(home: str) -> int:
     return ring
 
 
-def serves(home: str) -> bool:
+def is_served(home: str) -> bool:
     """Return whether a server reads the ring."""
     try:
         os.close(os.open(f"{home}/{RING}", os.O_WRONLY | os.O_NONBLOCK))
@@ -116,7 +117,7 @@ def remove(directory: str) -> None:
     os.rmdir(gone)
 
 
-def brought(path: str) -> list[bytes]:
+def wait_for_archive(path: str) -> list[bytes]:
     """Wait for the client's archive, and return its first three pieces."""
     end = time.monotonic() + LATE_SECONDS
     while time.monotonic() < end:

@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from .wire import Asked
+    from .wire import ClientRequest
 
 # In place of an exit status: the interpreter has ended.
 LOST = -1
@@ -74,7 +74,7 @@ class Task:
     ``asked`` is the request, and ``number`` that of its client.
     """
 
-    def __init__(self, number: int, asked: Asked, path: str, preamble: bytes, errors: bytes) -> None:
+    def __init__(self, number: int, asked: ClientRequest, path: str, preamble: bytes, errors: bytes) -> None:
         self.number = number
         self.asked = asked
         self.rc: int | None = None

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For both ends: what the clients (_warm/executor.py, session.py) and the server of warm interpreters agree on.
+"""For both ends: what the clients (_warm/client.py, call.py) and the server of warm interpreters agree on.
 
 The server has a spool as the runner has (_runner/spool.py). Its name has a digest of this directory, so both ends are
 always of the same version. A client makes the file NUMBER.rc, with a number that cannot be guessed, and writes a line
@@ -13,7 +13,7 @@ number to NUMBER.rc:
     NUMBER answer SIZE      SIZE bytes, the answer, follow this line
 
 An answer is a result as the runner leaves it, followed by its output; or a word: C(plain), the request was not run
-and is to be run the plain way; C(archive), the module's archive is missing here, except for the parts named after the
+and is to be run the plain way; C(missing), the module's archive is missing here, except for the parts named after the
 word; C(full), there was no room for the result; C(lost), its interpreter ended, and the next line may say why.
 
 A client brings the missing parts of an archive in a file of pieces: its recipe, code of its modules, code of the
@@ -48,11 +48,11 @@ NO_ROOM = 75
 """Exit status of a server that could not start (EX_TEMPFAIL): starting failed for now; try again later."""
 
 RING = "ring"
-BROUGHT = "archive"
+PARTS_SUFFIX = "parts"
 """Suffix of the file in which a client brings parts. Those of other files are the runner's."""
 
 TAKEN, BEGUN, ANSWER = b"taken", b"begun", b"answer"
-PLAIN, MISSING, FULL, LOST = b"plain\n", b"archive", b"full\n", b"lost\n"
+PLAIN, MISSING, FULL, LOST = b"plain\n", b"missing", b"full\n", b"lost\n"
 """Answers that are no result, or their beginnings."""
 
 MOST_OUTPUT = 64 << 10
@@ -65,14 +65,15 @@ QUIT = b"quit"
 """The line on the ring that ends the server when no task is at work."""
 
 
-class Asked:
-    """A client's request: to run a module, or a shell command if ``command`` is empty.
+class ClientRequest:
+    """A client's request: to run a module, or a shell command.
 
-    ``key`` names the interpreter that ``command`` starts, with PATH as ``path``; ``marker`` is the word by which become
+    ``command`` is the command line that starts the interpreter for a module; it is empty for a shell command, which is
+    part of ``program``. ``key`` names that interpreter, ``path`` is its PATH, and ``marker`` the word by which become
     shows success. A module's ``archive`` is a digest; ``program`` is the program around it, where its place is
     ``before`` bytes from the start. Without one, the first ``before`` bytes are a shell command and the rest is its
-    input; ``call`` is a function of file_ops.py that does the same, and its arguments. ``in_time``: it may have to be
-    ended. ``users``: it may remove a user, which fails while the user has processes.
+    input; ``call`` is a function of shell_runner.py that does the same, and its arguments. ``in_time``: it may have to
+    be ended. ``users``: it may remove a user, which fails while the user has processes.
     """
 
     content = b""  # of its archive, which the server adds
@@ -110,9 +111,9 @@ class Asked:
         return self.header().encode("ascii") + b"\n" + self.program
 
     @staticmethod
-    def unpacked(content: bytes) -> Asked:
+    def unpacked(content: bytes) -> ClientRequest:
         header, _newline, program = content.partition(b"\n")
-        return Asked(program, **json.loads(header.decode("ascii")))
+        return ClientRequest(program, **json.loads(header.decode("ascii")))
 
 
 def ring_line(number: int, request: bytes = b"") -> bytes:

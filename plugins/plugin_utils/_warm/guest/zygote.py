@@ -4,12 +4,12 @@
 """For the guest: an interpreter that forks a child for each request, with imports done in advance.
 
 It is started by the same command line that it replaces, become included, but without site (-S). Like a module, its
-program is read from standard input, for one kind of work: modules (module_runner.py) or shell commands (file_ops.py).
-Its standard output is a socket to server.py: sudo and su keep that descriptor. See frames.py for the
+program is read from standard input, for one kind of work: modules (module_runner.py) or shell commands
+(shell_runner.py). Its standard output is a socket to server.py: sudo and su keep that descriptor. See frames.py for the
 protocol, and fresh.py for the state of a child.
 
-A spare child always waits for the next request, because forking a process of this size takes a while. This file imports
-nothing that only modules need: a guest's first command waits for it.
+After the first request, a spare child is forked in advance, because forking a process of this size takes a while. This
+file imports nothing that only modules need: a guest's first command waits for it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,19 @@ import stat
 import sys
 from contextlib import closing, suppress
 
+from .fingerprint import Fingerprint
 from .frames import (
     NOT_RUN,
     READY,
     STALE,
     STAYS,
-    Request,
+    InterpreterRequest,
     input_pipe,
     receive,
     record,
     rights,
 )
-from .fresh import (
-    UNSAFE,
-    Fingerprint,
-    close_others,
-    leave_directory,
-    reset_signals,
-)
+from .fresh import UNSAFE, close_others, leave_directory, reset_signals
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -54,7 +49,11 @@ SLOT = 2
 
 
 class Work:
-    """The work of an interpreter: modules or shell commands."""
+    """The work of an interpreter: modules or shell commands.
+
+    In this order: ``expect``, in a fork of the server only; ``begin``; for each request ``note``,
+    ``learn_before_fork``, and in a child ``run``; while idle ``prepare``, once, and ``take_lesson``.
+    """
 
     lessons = 0  # number of lessons still to be taken while idle
 
@@ -67,21 +66,21 @@ class Work:
     def prepare(self) -> None:
         """Get ready for later requests: while idle, after the first one."""
 
-    def note(self, request: Request) -> None:
+    def note(self, request: InterpreterRequest) -> None:
         """Keep what a request brings. A spare child does so too."""
 
-    def learns(self, request: Request) -> bool:
+    def learn_before_fork(self, request: InterpreterRequest) -> bool:
         """Learn from a request, before the fork, what all children need; return whether that is new."""
         return False
 
     def take_lesson(self) -> None:
         """Learn, while idle, what later requests may need."""
 
-    def input_of(self, request: Request) -> bytes:
+    def input_of(self, request: InterpreterRequest) -> bytes:
         """Return the standard input of a child."""
         return b""
 
-    def run(self, request: Request, last_word: LastWord) -> NoReturn:
+    def run(self, request: InterpreterRequest, last_word: LastWord) -> NoReturn:
         """In a child: run the request, with its standard descriptors, and exit."""
         raise NotImplementedError
 
@@ -143,12 +142,12 @@ class Zygote:
         self.slot = 0  # of the child that was forked last; in a child, its own
         self.spare: tuple[int, _socket.socket] | None = None  # a child that waits, and the socket to it
         self.ended, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.beside = len(os.sched_getaffinity(0)) > 1  # whether to fork a child while another works
+        self.has_spare_cpu = len(os.sched_getaffinity(0)) > 1  # whether to fork a child while another works
         self.crowded = False  # there was no room for a child
-        self.asked = False  # whether a request has come
+        self.had_request = False  # whether a request has come
         self.prepared = False
 
-    def serve(self) -> Request:
+    def serve(self) -> InterpreterRequest:
         """Serve until the server has gone; return in a child only, with its request."""
         self.work.begin()
         gc.disable()  # it takes time, and finds little; children enable it
@@ -176,12 +175,12 @@ class Zygote:
             if mine:
                 return mine
 
-    def chore(self) -> tuple[float | None, Callable[[], Request | None]]:
+    def chore(self) -> tuple[float | None, Callable[[], InterpreterRequest | None]]:
         """Return after how many idle seconds something is to be done (None: never), and what.
 
         A task that is at work, or comes, goes before chores for later ones.
         """
-        if self.asked and not self.crowded and (self.beside or not self.children):
+        if self.had_request and not self.crowded and (self.has_spare_cpu or not self.children):
             if not self.prepared:
                 return 0, self.prepare
             if self.work.lessons:  # before the fork, so that the spare child has it
@@ -199,20 +198,22 @@ class Zygote:
         self.work.take_lesson()
         self.fingerprint.update()
 
-    def hand_over(self, request: Request) -> Request | None:
+    def hand_over(self, request: InterpreterRequest) -> InterpreterRequest | None:
         """Give a request to a child; return it in a child that is forked for it."""
         if self.fingerprint.changed():
             self.tell(request.number, STALE)
             request.close()
             return None
-        self.asked = True
+        self.had_request = True
         self.work.note(request)
-        if self.work.learns(request):
+        if self.work.learn_before_fork(request):
             self.fingerprint.update()
             self.end_spare()  # which has not learnt that
-        pid = self.give_spare(request) or self.fork()
+        pid = self.give_spare(request)
+        if pid is None:
+            pid = self.fork()
         if pid == 0:
-            self.leave()
+            self.become_independent()
             self.return_to_directory()
             return request
         if pid is None:
@@ -237,7 +238,7 @@ class Zygote:
             self.children[pid] = Child(None, self.free.pop())
         return pid
 
-    def fork_spare(self) -> Request | None:
+    def fork_spare(self) -> InterpreterRequest | None:
         """Fork the child that takes the next request; return that request in the child."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         pid = self.fork()
@@ -248,7 +249,7 @@ class Zygote:
             else:
                 ours.close()
             return None
-        self.leave()
+        self.become_independent()
         ours.close()
         # Closed explicitly: garbage collection would close a descriptor number that is in other use by then.
         with closing(theirs):
@@ -259,10 +260,11 @@ class Zygote:
         self.work.note(request)
         return request
 
-    def give_spare(self, request: Request) -> int:
-        """Give a request to the spare child; return its process number, 0 if there is none."""
+    def give_spare(self, request: InterpreterRequest) -> int | None:
+        """Give a request to the spare child; return its process number, None if there is none."""
         if not self.spare:
-            return 0
+            return None
+        pid: int | None
         pid, its_socket = self.spare
         frame = request.frame()
         try:
@@ -270,7 +272,7 @@ class Zygote:
             if rest:  # an empty send fails if the child has it all, and has closed its end
                 its_socket.sendall(rest)
         except OSError:  # the child was killed before it had it all
-            pid = 0
+            pid = None
         self.end_spare()
         return pid
 
@@ -280,7 +282,7 @@ class Zygote:
             self.spare[1].close()
             self.spare = None
 
-    def leave(self) -> None:
+    def become_independent(self) -> None:
         """In a child: become like a process that has just been started."""
         self.server.close()
         os.close(self.ended)

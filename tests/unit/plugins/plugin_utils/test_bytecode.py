@@ -18,7 +18,7 @@ from ansible.plugins.loader import connection_loader, init_plugin_loader
 init_plugin_loader([{collections!r}])
 from ansible.playbook.play_context import PlayContext
 assert connection_loader.get("qemu.guest.qga", PlayContext())
-for name in ("module_utils._agent.base", "plugin_utils._warm.executor"):
+for name in ("module_utils._agent.base", "plugin_utils._warm.client"):
     print(sys.modules["ansible_collections.qemu.guest.plugins." + name].__cached__)
 """
 

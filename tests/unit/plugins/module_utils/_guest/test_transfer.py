@@ -35,7 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
 from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers
@@ -400,7 +400,7 @@ def test_fetch_where_one_end_has_no_zstd(
     if lacks == "here":
         monkeypatch.setattr(compression, "zstd", missing)
     else:
-        monkeypatch.setattr(file_ops, "Compressor", missing)
+        monkeypatch.setattr(shell_runner, "Compressor", missing)
     assert_fetched(executor, tmp_path, TEXT, "file")
     assert sum(quick) == len(TEXT)
     assert kinds(asked) == (["else"] if lacks == "here" else ["pack", "sweep", "else"])
@@ -564,8 +564,8 @@ def test_put_where_an_interpreter_unpacks(
     if lacks == "here":
         monkeypatch.setattr(compression, "zstd", missing)
     elif lacks:
-        monkeypatch.setattr(file_ops, "zstd", missing)
-        monkeypatch.setattr(file_ops, "zstd_decompress", missing)
+        monkeypatch.setattr(shell_runner, "zstd", missing)
+        monkeypatch.setattr(shell_runner, "zstd_decompress", missing)
         tool(guest, "zstd", "exit 127")
     put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
@@ -580,7 +580,7 @@ def test_put_where_an_interpreter_unpacks(
 def test_put_where_an_interpreter_unpacks_badly(
     executor: GuestExec, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_ops, "zstd_decompress", lambda packed, size: b"x" * size)
+    monkeypatch.setattr(shell_runner, "zstd_decompress", lambda packed, size: b"x" * size)
     put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
 

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted

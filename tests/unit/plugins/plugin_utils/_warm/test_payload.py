@@ -44,7 +44,7 @@ def archives() -> Archives:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where a client puts what it brings."""
-    return tmp_path / "1.archive"
+    return tmp_path / "1.parts"
 
 
 def brought(
@@ -60,7 +60,7 @@ def brought(
             assert not path.exists()
             return content, asked
         what, *there = answer.decode().split()
-        assert what == "archive"
+        assert what == "missing"
         asked.append([part for part in archive.remembered() if part not in there])
         path.write_bytes(archive.brought(asked[-1]))
     return b"", asked

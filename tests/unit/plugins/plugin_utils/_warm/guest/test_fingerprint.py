@@ -15,11 +15,11 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fing
 def test_what_a_new_process_would_see_is_watched(tmp_path: Path) -> None:
     path, none = tmp_path / "path", tmp_path / "none"
     path.write_text("a")
-    there = fingerprint.Surroundings([str(path), str(none)])
+    there = fingerprint.LoginFiles([str(path), str(none)])
     assert there.same()
     path.write_text("ab")
     assert not there.same()
-    there = fingerprint.Surroundings([str(path), str(none)])
+    there = fingerprint.LoginFiles([str(path), str(none)])
     none.touch()
     assert not there.same()
 
@@ -28,7 +28,7 @@ def test_file_in_a_directory_that_is_changed_in_its_place(tmp_path: Path) -> Non
     """As one of sudoers.d or limits.d: the directory is the same."""
     rule = tmp_path / "rule"
     rule.write_text("a")
-    there = fingerprint.Surroundings([str(tmp_path)])
+    there = fingerprint.LoginFiles([str(tmp_path)])
     assert there.same()
     rule.write_text("ab")
     assert not there.same()
@@ -60,7 +60,7 @@ def test_who_is_added_concerns_nobody(tmp_path: Path, now: str, same: bool) -> N
         (tmp_path / "new").rename(path)
 
     replace(TABLE)
-    there = fingerprint.Surroundings([str(path)], tables=[str(path)])
+    there = fingerprint.LoginFiles([str(path)], tables=[str(path)])
     replace(now)
     assert there.same() == same
     if same:

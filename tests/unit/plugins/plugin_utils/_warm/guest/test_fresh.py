@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fresh
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, fresh
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, LIBRARIES, module, plain, warmed
 
 LOOK = """
@@ -171,7 +171,7 @@ def test_interpreter_that_would_run_code_of_others_as_it_starts_does_not_stay(
     ],
 )
 def test_login_shells_are_known(command: str) -> None:
-    assert executor._is_login(command)
+    assert client._is_login(command)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_login_shells_are_known(command: str) -> None:
     ],
 )
 def test_other_shells_are_not_taken_for_login_shells(command: str) -> None:
-    assert not executor._is_login(command)
+    assert not client._is_login(command)
 
 
 def test_what_a_login_shell_reads_is_read_by_each_task(agent: Runner, warm: WarmPython, tmp_path: Path) -> None:
@@ -212,13 +212,13 @@ def test_library_that_was_replaced_is_seen(tmp_path: Path) -> None:
     library = tmp_path / "library.so"
     shutil.copy(source, library)
     ctypes.CDLL(str(library))
-    fingerprint = fresh.Fingerprint()
-    assert str(library) in fingerprint.seen
-    assert not fingerprint.changed()
+    its = fingerprint.Fingerprint()
+    assert str(library) in its.seen
+    assert not its.changed()
     shutil.copy(source, tmp_path / "new")
     (tmp_path / "new").replace(library)
-    assert fingerprint.changed()
-    assert fresh.Fingerprint().changed(), "of one that begins only then, too: what it has mapped is gone"
+    assert its.changed()
+    assert fingerprint.Fingerprint().changed(), "of one that begins only then, too: what it has mapped is gone"
 
 
 @pytest.mark.parametrize("what", ["LOCALES", "CRYPTO"])
@@ -226,13 +226,13 @@ def test_what_is_read_once_is_watched(tmp_path: Path, monkeypatch: pytest.Monkey
     import ssl  # noqa: F401 - what is watched is of it
 
     path = tmp_path / "file"
-    monkeypatch.setattr(fresh, what, (str(path),))
-    fingerprint = fresh.Fingerprint()
-    if fingerprint.changed():  # of a test before
-        fingerprint.lost = False
-    assert not fingerprint.changed()
+    monkeypatch.setattr(fingerprint, what, (str(path),))
+    its = fingerprint.Fingerprint()
+    if its.changed():  # of a test before
+        its.lost = False
+    assert not its.changed()
     path.write_text("new")
-    assert fingerprint.changed()
+    assert its.changed()
 
 
 def test_host_name_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:

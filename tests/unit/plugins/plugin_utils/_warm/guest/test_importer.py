@@ -15,7 +15,7 @@ from types import CodeType
 import pytest
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import (
     bytecode,
     compiler,

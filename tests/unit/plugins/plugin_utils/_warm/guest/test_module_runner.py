@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import module_runner, payload
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, WRAPPER, module, warmed
 
@@ -38,12 +38,12 @@ def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> Non
     text = base64.b64encode(content.getvalue()).decode()
     work.archives["digest"] = payload.Archive({"ansible.modules.quick": ("source", False)}, text)
     request: Any = SimpleNamespace(archive="digest", before=0, content=b"3", program=WRAPPER.format("").encode())
-    assert [work.learns(request), work.lessons] == [False, 0]
+    assert [work.learn_before_fork(request), work.lessons] == [False, 0]
     request.content = b""
-    assert [work.learns(request), work.learns(request), work.lessons] == [False, False, 2]
+    assert [work.learn_before_fork(request), work.learn_before_fork(request), work.lessons] == [False, False, 2]
     work.importer.code.clear()
     work.take_lesson()
-    assert [work.learns(request), work.lessons, *work.importer.code] == [False, 1, "source"]
+    assert [work.learn_before_fork(request), work.lessons, *work.importer.code] == [False, 1, "source"]
     work.importer.code.clear()
     work.take_lesson()
     assert [work.lessons, *work.importer.code] == [0]

@@ -21,9 +21,9 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import TransferError
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, frames, wire, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, frames, interpreter, wire
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import server as _server
 from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full, until
 
@@ -35,11 +35,11 @@ def server(tmp_path: Path) -> Iterator[_server.Server]:
     home.mkdir()
     os.mkfifo(home / "ring")
     ring = os.open(home / "ring", os.O_RDWR)
-    launcher: Any = SimpleNamespace(copy=lambda program: None, spawn=full)
+    launcher: Any = SimpleNamespace(fork=lambda program: None, spawn=full)
     made = _server.Server(str(home), ring, launcher, watched=[str(tmp_path / "none"), str(tmp_path / "watched")])
     yield made
     for one in (*made.interpreters.values(), *made.leaving):
-        if isinstance(one, worker.Interpreter):
+        if isinstance(one, interpreter.Interpreter):
             one.close()
     os.close(ring)
 
@@ -59,7 +59,7 @@ def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _server.S
     server.interpreters["k"] = one
     (home / "7.rc").touch()
     with zygote:
-        for started, answer in ((0.0, b""), (worker.START_SECONDS, b"7 answer 6\nplain\n")):
+        for started, answer in ((0.0, b""), (interpreter.START_SECONDS, b"7 answer 6\nplain\n")):
             one.began = time.monotonic() - started
             server.take(7, asked())
             assert said(server, 7) == answer
@@ -77,7 +77,7 @@ def test_interpreter_that_reads_nothing_is_given_up(server: _server.Server, home
         server.take(7, request)
         began = time.monotonic()
         while one.tasks and time.monotonic() - began < 10:
-            server.act([one])
+            server.poll([one])
             server.settle([one])
     assert said(server, 7) == b"7 begun\n7 answer 6\nplain\n"
 
@@ -102,12 +102,12 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "there"),
-    [("7.archive", True), ("7.rc", True), ("8.rc", False), ("8.out", True), ("../spool.7.archive", True)],
+    [("7.parts", True), ("7.rc", True), ("8.rc", False), ("8.out", True), ("../spool.7.parts", True)],
 )
 def test_client_that_brings_something_is_waited_for(server: _server.Server, home: Path, file: str, there: bool) -> None:
     """By a server that ends soon without work: on a slow line, a request takes minutes."""
     server.was_asked = True
-    server.taken[8] = time.monotonic()
+    server.answered_at[8] = time.monotonic()
     assert not server.has_clients()
     (home / file).touch()
     assert server.has_clients() is there
@@ -157,8 +157,8 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(
     """Else a play with one command line too many would start one anew for each task, and none would be ready."""
 
     def started(*_arguments: object) -> Any:
-        same = fingerprint.Surroundings([])
-        return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, surroundings=same)
+        same = fingerprint.LoginFiles([])
+        return SimpleNamespace(used=time.monotonic(), ready=True, dead=False, failed=False, login_files=same)
 
     monkeypatch.setattr(_server, "Interpreter", started)
     monkeypatch.setattr(server.launcher, "spawn", started)
@@ -179,7 +179,7 @@ def test_request_that_there_is_no_room_for_is_not_run(
     server: _server.Server, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     """And one that was rung for twice is taken once."""
-    request = executor._asked("", "", b"true", b"").packed()
+    request = client._request("", "", b"true", b"").packed()
     for number in (7, 8):
         (home / f"{number}.rc").touch()
     (home / "7.in").write_bytes(request)
@@ -202,16 +202,16 @@ def test_line_on_the_ring_that_makes_no_sense_is_no_harm(server: _server.Server,
 
 
 def test_request_whose_client_has_gone_is_not_run(server: _server.Server) -> None:
-    os.write(server.ring, wire.ring_line(7, executor._asked("", "", b"true", b"").packed()) + b"\n")
+    os.write(server.ring, wire.ring_line(7, client._request("", "", b"true", b"").packed()) + b"\n")
     server.answer_ring()
-    assert not server.interpreters and not server.taken
+    assert not server.interpreters and not server.answered_at
 
 
 def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _server.Server, home: Path) -> None:
     for name in ("1.rc", "1.out", "2.rc", "2.err", "3.rc", "pid"):
         (home / name).touch()
     now = time.monotonic()
-    server.taken = {1: now - _server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
+    server.answered_at = {1: now - _server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
     server.forget_answered()
     assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "3.rc", "pid", "ring"}, "3 is at work"
 
@@ -221,7 +221,7 @@ def test_files_of_a_client_that_never_asked_are_swept_away(server: _server.Serve
     for name in ("1.rc", "2.rc", "2.in", "pid"):
         (home / name).touch()
         os.utime(home / name, (0, 0))
-    server.taken = {1: 0.0}
+    server.answered_at = {1: 0.0}
     server.sweep()
     assert (home / "2.in").exists()
     server.sweep()
@@ -242,7 +242,7 @@ def test_no_room_for_the_interpreter_of_commands_is_no_harm(
         request.close()
         zygote.sendall(frames.record(request.number, 0))
         while b"answer" not in said(server, 7):
-            server.act([one])
+            server.poll([one])
             server.settle([one])
     assert said(server, 7) == b"7 answer 8\n0 - - .\n"
     assert not server.interpreters
@@ -261,14 +261,14 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, h
         assert request
         its_zygote.sendall(b"no record of mine\n" * 100)
         everyone = list(server.interpreters.values())
-        server.act(everyone)
+        server.poll(everyone)
         server.settle(everyone)
         assert said(server, 7).startswith(b"7 begun\n7 answer ") and b"lost\n" in said(server, 7)
         os.write(request.streams[0], b"well\n")
         request.close()
         zygote.sendall(frames.record(request.number, 0))
         while b"answer" not in said(server, 8):
-            server.act([fine])
+            server.poll([fine])
             server.settle([fine])
         assert said(server, 8) == b"8 begun\n8 answer 14\n0 =5 - .\nwell\n"
         assert junk.dead and not fine.dead
@@ -288,7 +288,7 @@ def test_request_to_a_stale_interpreter_is_another_ones(
         assert request
         zygote.sendall(frames.record(request.number, frames.STALE))
         request.close()
-        server.act([stale])
+        server.poll([stale])
         server.settle([stale])
         assert stale in server.leaving or stale.dead
         assert [number for number, _asked in server.waiting] == [7], "for the one that starts"

@@ -27,8 +27,8 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import login_program
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle, executor
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle, client
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import launch, loader
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.warm import (
@@ -104,10 +104,10 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
     tmp_path = Path(guest.place.name)
     for number in range(5):
         spool = tmp_path / f"warm{number}"
-        asked = executor._asked(f"{COMMAND} -S", "a" * 64, b"", b"")
+        asked = client._request(f"{COMMAND} -S", "a" * 64, b"", b"")
         starters = []
         for another in range(60):  # from before the first has begun until after its server has
-            command, data = executor._starter(str(spool), asked, sys.executable, another, f"{spool.name}.failed")
+            command, data = client._starter(str(spool), asked, sys.executable, another, f"{spool.name}.failed")
             (tmp_path / f"input{another}").write_bytes(data)
             with open(tmp_path / f"input{another}", "rb") as stdin:
                 starters.append(subprocess.Popen(["sh", "-c", command], stdin=stdin))
@@ -156,12 +156,12 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
     spool, seen = place / "warm", place / "seen"
     _payload, archive = with_archive(module("", SEEN))
     brought = archive.brought(archive.remembered(), code=True, programs=bundle.code())
-    asked = executor._asked(f"{COMMAND} -S", archive.digest, b"", b"")
-    command, data = executor._starter(str(spool), asked, COMMAND, 1, "warm.failed")
+    asked = client._request(f"{COMMAND} -S", archive.digest, b"", b"")
+    command, data = client._starter(str(spool), asked, COMMAND, 1, "warm.failed")
     (place / "input").write_bytes(data)
     with open(place / "input", "rb") as stdin:
         subprocess.run(["sh", "-c", command], stdin=stdin, env={**os.environ, "SEEN": str(seen)}, check=True)
-    Path(f"{spool}.1.archive").write_bytes(brought)
+    Path(f"{spool}.1.parts").write_bytes(brought)
     until(seen.exists)
     until(spool.exists)
     (spool / "ring").write_text("quit\n")
@@ -235,7 +235,7 @@ start.start(loader.Loader(bundle.sources()), given, home, f"{home}.1", "module_r
 def test_no_interpreter_is_started_without_memory(warm: WarmPython, guest: Guest, free: int, runs: bool) -> None:
     """Neither the first one nor any other."""
     program = module("print('ran')")
-    asked = executor._asked(f"{COMMAND} -S", with_archive(program)[1].digest, b"", b"")
+    asked = client._request(f"{COMMAND} -S", with_archive(program)[1].digest, b"", b"")
     given = {"prologue": login_program(), "command": asked.command, "path": asked.path, "first": asked.header()}
     home = guest.runner / SPOOL
     guest.runner.mkdir()
@@ -274,7 +274,7 @@ def test_nothing_stays_open_without_room_for_a_process(monkeypatch: pytest.Monke
     gc.collect()
     before = os.listdir("/proc/self/fd")
     spawn = functools.partial(launcher.spawn, launch.MODULE_RUNNER, "python3", "")
-    for start in (spawn, functools.partial(launcher.copy, launch.MODULE_RUNNER)):
+    for start in (spawn, functools.partial(launcher.fork, launch.MODULE_RUNNER)):
         with pytest.raises(OSError, match="no room"):
             start()
         assert os.listdir("/proc/self/fd") == before

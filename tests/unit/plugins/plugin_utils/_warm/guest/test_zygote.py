@@ -15,8 +15,8 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import frames
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zygote as _zygote
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import Fingerprint
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.worker import Interpreter
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fingerprint import Fingerprint
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.interpreter import Interpreter
 from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full
 
 Pair = tuple[Interpreter, _zygote.Zygote]
@@ -41,14 +41,14 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
 def test_what_is_to_be_learnt_goes_before_the_next_child(pair: Pair) -> None:
     """One that was forked before would not have it, and be in vain."""
     _one, zygote = pair
-    zygote.asked = zygote.prepared = zygote.beside = True
+    zygote.had_request = zygote.prepared = zygote.has_spare_cpu = True
     zygote.work.lessons = 1
     assert zygote.chore() == (0, zygote.take_lesson)
     zygote.work.lessons = 0
     assert zygote.chore() == (0, zygote.fork_spare)
 
 
-def handed_over(pair: Pair, tmp_path: Path) -> frames.Request:
+def handed_over(pair: Pair, tmp_path: Path) -> frames.InterpreterRequest:
     one, zygote = pair
     one.hand_over(7, asked(), str(tmp_path / "7"))
     request = frames.receive(zygote.server)
@@ -82,7 +82,7 @@ def test_interpreter_that_is_stale_says_so_and_runs_nothing(tmp_path: Path, pair
     assert zygote.hand_over(request) is None
     assert not zygote.children
     one.listen()
-    (task,) = one.retire_stale()
+    (task,) = one.pop_refused()
     assert task.number == 7 and not one.tasks
     task.drop()
 

@@ -24,11 +24,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import No
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import new_number
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor, session
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import call, client
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import payload as _payload
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.call import Call
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode, compiler
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.session import Call
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -267,7 +267,7 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
     said = []
 
     def say(number: bytes, most: int) -> bytes:
-        if most != session._PER_READ:
+        if most != call._PER_READ:
             return number + b" taken\n"
         said.append(most)
         return (number + b" taken\n") * (most // 24)
@@ -281,7 +281,7 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
 def test_nonsense_in_place_of_what_is_missing(agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was run, then, and the plain path is taken."""
     warmed(warm)
-    have_said(agent, monkeypatch, lambda number, most: number + b" answer 11\narchive \xff\xfe\n")
+    have_said(agent, monkeypatch, lambda number, most: number + b" answer 11\nmissing \xff\xfe\n")
     assert warm.run(COMMAND, module("")) is None
     assert warm.run("true", b"") is None
 
@@ -291,7 +291,7 @@ def test_request_that_was_given_up_is_not_answered_to_the_next(
 ) -> None:
     warmed(warm)
     with monkeypatch.context() as patch:
-        patch.setattr(executor, "pauses", lambda *_first: iter([0.05]))  # and no further
+        patch.setattr(client, "pauses", lambda *_first: iter([0.05]))  # and no further
         assert_given_up(warm)
     time.sleep(0.7)
     result = warm.run(COMMAND, module("print('second')"))
@@ -327,7 +327,7 @@ def test_who_is_removed_has_no_interpreter(agent: Runner, warm: WarmPython, plai
 )
 def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
     for before, after in ((text, b""), (b"", text)):
-        assert executor._asked("", "", before, after).users is may
+        assert client._request("", "", before, after).users is may
 
 
 def test_archive_that_was_packed_anew_is_not_sent_again(
@@ -348,7 +348,7 @@ def test_archive_that_was_packed_anew_is_not_sent_again(
     assert other != module("", when=(2025, 1, 1, 0, 0, 0))
     assert warm.run(COMMAND, other)
     assert warm.run(COMMAND, module("pass", when=(2026, 2, 2, 2, 2, 2)))
-    assert [name.partition(".")[2] for name in sent] == ["archive"], "what is new in it"
+    assert [name.partition(".")[2] for name in sent] == ["parts"], "what is new in it"
 
 
 def test_each_brings_its_own_archive(
@@ -583,7 +583,7 @@ def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: Runner, warm: W
     shell_warmed(warm)
     pid = server_pid(guest)
     command = Call(agent.agent, warm._spool, new_number())
-    assert command.ask(executor._asked("", "", b"sleep 1; echo fine", b""))
+    assert command.ask(client._request("", "", b"sleep 1; echo fine", b""))
     with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
         warm.run(COMMAND, module(END_IT + "time.sleep(1)"))
     assert warm._ended(command).stdout == b"fine\n"  # type: ignore[union-attr]
@@ -615,7 +615,7 @@ def test_end_waits_for_the_task_of_another(agent: Runner, warm: WarmPython, gues
     shell_warmed(warm)
     another = Call(agent.agent, warm._spool, new_number())
     command = f"touch {guest.tools}/on; sleep 0.7; echo x"
-    assert another.ask(executor._asked("", "", command.encode(), b""))
+    assert another.ask(client._request("", "", command.encode(), b""))
     while not (guest.tools / "on").exists():
         time.sleep(0.01)
     warm.end()

@@ -28,17 +28,17 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.call import Call, ended_meanwhile
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import (
-    BROUGHT,
     LOST,
     MISSING,
     NO_ROOM,
+    PARTS_SUFFIX,
     PLAIN,
     QUIT,
-    Asked,
+    ClientRequest,
 )
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.session import Call, ended_meanwhile
 
 __all__ = ("WarmPython",)
 
@@ -59,9 +59,12 @@ _MARKER = re.compile(r"BECOME-SUCCESS-[a-z]{16,64}")
 # Options of sudo, su and the like that make a login shell read unknown files.
 _LOGIN = re.compile(r"-|--login|-[A-Za-z]*[il][A-Za-z]*")
 
-# If the server does not start, a file has the number of this start, and the reason, if that is lasting: then this
-# command line is not tried again until a reboot. Otherwise it was killed, or there was no room or interpreter.
-# In some shells (mksh), a descriptor above 2 that `exec` has opened is inherited only under another number.
+# Starts a server. Descriptors: 3 has the loader and its sources; 4 and 5 are the file .err, to write and to read; 6 is
+# the runner's standard input; 7 has the interpreter's program. In some shells (mksh), a descriptor above 2 that `exec`
+# has opened is inherited only under another number.
+# The file {failed} tells the client that this start failed. Its first line is the number of the start. The error comes
+# after that only if it will come again: then the plain path is taken until a reboot. Signals, a missing interpreter
+# (126, 127) and NO_ROOM pass, so they write the first line only.
 _START = """
 exec 6<&0
 {{
@@ -81,42 +84,44 @@ exec 6<&0
     rm -f {beside}.*
 }} </dev/null >/dev/null 2>&1 &
 """
-# The interpreter takes its program from standard input. A shell that reads here reads byte by byte. The shell waits in
-# the root directory: the one that the interpreter is started in may be on a filesystem that is to be unmounted.
-_BY_ITSELF = """eval {command}' <&7 7<&- &' 7<<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
+# The interpreter takes its program from standard input. The shell waits in the root directory, because the directory
+# that the interpreter is started in may be on a filesystem that is to be unmounted.
+_BY_COMMAND_LINE = """eval {command}' <&7 7<&- &' 7<<'QEMU_GUEST' 3<&6 6<&- >&4 2>&4 4>&- 5<&-
 {program}
 QEMU_GUEST"""
-_BY_ANOTHER = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&- &"
+_BY_PLAIN_PYTHON = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&- &"
 _PROGRAM = (
     "import json, os, zlib; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
     "given = json.loads(zlib.decompress(s[{size}:]).decode()); loader, module = begin(given.pop('sources'), 'start'); "
-    "module.start(loader, given, {spool!r}, {beside!r}, {copies!r})"
+    "module.start(loader, given, {spool!r}, {beside!r}, {forkable!r})"
 )
 
 # Larger output, in bytes, is removed from the guest's memory at once, not by its sweep.
 _FORGOTTEN_AT_ONCE = 64 << 10
 # How long to wait for a server to start.
 _START_SECONDS = 10.0
-_FIRST_LOOK = 0.05
+_SERVER_LOOK = 0.05
 # The requests that start a server take longer than this in an emulated guest: 37 to 74 ms there, 5 to 24 ms in others,
 # the longer ones on slow machines.
 _QUICK_START_SECONDS = 0.03
 _LOOKS = 4  # for a server, before each look for a reason why there is none
 # Pauses while an interpreter starts and imports, some seconds at most.
-_WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _FIRST_LOOK, pauses(0.01)), *[_FIRST_LOOK] * 60)
+_WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _SERVER_LOOK, pauses(0.01)), *[_SERVER_LOOK] * 60)
 # How often a server may ask for missing pieces of an archive: the recipe, its parts, parts lost meanwhile.
 _ATTEMPTS = 4
 
 # When to look for the answer of a module that has not run over this connection: asking sooner would only delay it.
-_QUICKEST = 0.01
-# Of the time that a module took the last time: how much sooner to look if that was too late, and how often then.
-_SOONER = 0.8
-_OFTEN = 0.15
-_SHORTEST = 0.002
+_FIRST_LOOK_UNKNOWN = 0.01
+# If the first look found the answer, it may have been late: look a fifth sooner the next time. Later looks are a share
+# of that time apart.
+_AFTER_HIT = 0.8
+_PAUSE_SHARE = 0.15
+_LEAST_PAUSE = 0.002
 # A loop's next item may take no time at all: then this is how much later its end is noticed.
-_LATEST = 0.25
+_MOST_PAUSE = 0.25
 
 _NO_COMMAND = Command(b"")
+_NO_SERVER = "none"
 # Longer commands do not fit into a variable.
 _LONGEST_COMMAND = 100_000
 
@@ -169,7 +174,7 @@ class WarmPython:
         archive = read_archive(payload.group(1)) if python and payload else None
         if python and payload and archive and not _is_login(command):
             without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
-            asked = _asked(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
+            asked = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
             return self._run_module(asked, archive, python.group(1))
         begun = self.begin_shell(Command.of(command), stdin)
         return begun() if begun else None
@@ -179,17 +184,23 @@ class WarmPython:
         if len(command.text) > _LONGEST_COMMAND or b"\0" in command.text:
             return None
         # Never start a server for a shell command, which may be there to install Python.
-        call = self._ask(_asked("", "", command.text, stdin, command), new_number())
+        call = self._send(_request("", "", command.text, stdin, command), new_number())
         return functools.partial(self._shell_ended, call) if call else None
 
     def _shell_ended(self, call: Call) -> ExecResult | None:
         result = self._ended(call)
         return result if isinstance(result, ExecResult) else None
 
-    def _run_module(self, asked: Asked, archive: Archive, python: str) -> ExecResult | None:
+    def _run_module(self, asked: ClientRequest, archive: Archive, python: str) -> ExecResult | None:
+        """Return a module's result; None if it was not run.
+
+        Ask the server that is there. If there is none, start one and ask it: nobody took the number, so it stays, and
+        the server finds by it what was brought. While the server lacks parts, bring them and ask under a new number,
+        because a number is taken once.
+        """
         number = new_number()
-        answer = self._run_again(asked, number, archive)
-        if answer == "none" and self._start(asked, python, archive, number):
+        answer = self._try_running_server(asked, number, archive)
+        if answer == _NO_SERVER and self._start(asked, python, archive, number):
             answer = self._handled(asked, number, _WHILE_STARTING)
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith(MISSING.decode()):
@@ -202,45 +213,51 @@ class WarmPython:
             answer = self._handled(asked, number)
         return None if isinstance(answer, str) else answer
 
-    def _run_again(self, asked: Asked, number: int, archive: Archive) -> ExecResult | str:
-        """Do as ``_handled``. In a loop, look for the answer when that of the same module was still missing before."""
-        call = self._ask(asked, number)
+    def _try_running_server(self, asked: ClientRequest, number: int, archive: Archive) -> ExecResult | str:
+        """Ask a server that is there, as ``_handled`` does.
+
+        A module that has run over this connection probably takes as long again, so look for its answer at that age.
+        """
+        call = self._send(asked, number)
         if not call:
-            return "none"
+            return _NO_SERVER
         known = self._first_looks.get(archive.digest)
-        first = min(known or _QUICKEST, _LATEST)
-        later = pauses(min(max(known * _OFTEN, _SHORTEST), _LATEST)) if known else pauses()
+        first = min(known or _FIRST_LOOK_UNKNOWN, _MOST_PAUSE)
+        later = pauses(min(max(known * _PAUSE_SHARE, _LEAST_PAUSE), _MOST_PAUSE)) if known else pauses()
         answer = self._ended(call, [first], later)
-        self._first_looks[archive.digest] = call.vain or first * _SOONER
+        self._first_looks[archive.digest] = call.last_miss or first * _AFTER_HIT
         return answer
 
     @_with_room
     def _bring(self, archive: Archive, missing: Container[str], python: str, number: int) -> bool:
         """Write the missing parts of an archive; return whether that could be done."""
         # A file that is not whole is no harm: the server verifies its checksum.
-        return self._spool.write(f"{number}.{BROUGHT}", archive.brought(missing, code=_is_ours(python)))
+        return self._spool.write(f"{number}.{PARTS_SUFFIX}", archive.brought(missing, code=_is_ours(python)))
 
     def end(self) -> None:
         """End all warm interpreters, if any, as soon as they are idle."""
         self._spool.ring(QUIT.decode())
 
-    def _handled(self, asked: Asked, number: int, first: Iterable[float] = ()) -> ExecResult | str:
+    def _handled(self, asked: ClientRequest, number: int, first: Iterable[float] = ()) -> ExecResult | str:
         """Return the result of a request, or the word that says why it was not run.
 
-        The word is C(none) if there is no server; see _warm/guest/wire.py for others. ``first`` has the first pauses
+        The word is _NO_SERVER if there is no server; see _warm/guest/wire.py for others. ``first`` has the first pauses
         before looks for the answer, in seconds.
         """
-        call = self._ask(asked, number)
-        return self._ended(call, first) if call else "none"
+        call = self._send(asked, number)
+        return self._ended(call, first) if call else _NO_SERVER
 
     @_with_room
-    def _ask(self, asked: Asked, number: int) -> Call | None:
+    def _send(self, asked: ClientRequest, number: int) -> Call | None:
         """Give a request to the server, if there is one."""
         call = Call(self._runner.agent, self._spool, number)
         return call if call.ask(asked) else None
 
     def _ended(self, call: Call, first: Iterable[float] = (), later: Iterable[float] | None = None) -> ExecResult | str:
-        """Return the result of a request that the server was given, see ``_handled``. ``later``: the other pauses."""
+        """Return the result of a request that the server was given, see ``_handled``. ``later``: the other pauses.
+
+        C(full) is no result either: it is reported as lost output.
+        """
         content = call.answer(itertools.chain(first, pauses() if later is None else later))
         if content.startswith((MISSING, PLAIN)):
             return content.decode("ascii", "replace").strip()
@@ -252,7 +269,7 @@ class WarmPython:
         return ExecResult(rc, None, out, err)
 
     @_with_room
-    def _start(self, asked: Asked, python: str, archive: Archive, number: int) -> bool:
+    def _start(self, asked: ClientRequest, python: str, archive: Archive, number: int) -> bool:
         """Start a server with an interpreter for a request; return whether there is a server now."""
         runners = Spool(self._runner.agent, HOME)
         failed = f"{Path(_spool()).name}.{asked.key[:16]}.failed"
@@ -270,8 +287,8 @@ class WarmPython:
         # Use the wait for the start to compile. A guest as quick as this machine compiles as soon by itself.
         code = is_slow and _is_ours(python)
         brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
-        runners.write(f"{beside}.{BROUGHT}", brought)
-        for looks, pause in enumerate(pauses(_FIRST_LOOK), 1):
+        runners.write(f"{beside}.{PARTS_SUFFIX}", brought)
+        for looks, pause in enumerate(pauses(_SERVER_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
             if self._spool.is_served():
                 return True
@@ -294,7 +311,7 @@ def _is_ours(python: str) -> bool:
     return not version or version.group(1) == f"3.{sys.version_info.minor}"
 
 
-def _copies(python: str, command: str) -> list[str]:
+def _forkable(python: str, command: str) -> list[str]:
     """Return the programs for which a fork can replace this command line of the interpreter ``python``.
 
     That needs a command line which is known to be an interpreter and its environment, and nothing more.
@@ -306,7 +323,7 @@ def _copies(python: str, command: str) -> list[str]:
     if program != python or not all(map(_ASSIGNMENT.match, environment)):
         return []
     # Shell commands have the environment of a login.
-    return ["module_runner"] if environment else ["module_runner", "file_ops"]
+    return ["module_runner"] if environment else ["module_runner", "shell_runner"]
 
 
 def _is_login(command: str) -> bool:
@@ -320,7 +337,7 @@ def _is_login(command: str) -> bool:
     return any(map(_LOGIN.fullmatch, words)) or (" " in words[-1] and _is_login(words[-1]))
 
 
-def _starter(spool: str, asked: Asked, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
+def _starter(spool: str, asked: ClientRequest, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server in ``spool`` for a request, and its standard input.
 
     The names of its files begin with that of the spool and the ``number``; it removes all of them at the end. If the
@@ -335,27 +352,27 @@ def _starter(spool: str, asked: Asked, python: str, number: int, failed: str) ->
             "first": asked.header(),
         }
     )
-    copies = _copies(python, asked.command)
+    forkable = _forkable(python, asked.command)
     program = _PROGRAM.format(
         size=size,
         spool=spool,
         beside=beside,
-        copies=" ".join(copies or ["file_ops"]),
+        forkable=" ".join(forkable or ["shell_runner"]),
     )
-    if copies:
-        launch = _BY_ITSELF.format(command=shlex.quote(asked.command), program=program)
+    if forkable:
+        launch = _BY_COMMAND_LINE.format(command=shlex.quote(asked.command), program=program)
     else:
-        launch = _BY_ANOTHER.format(python=shlex.quote(python), program=shlex.quote(program))
+        launch = _BY_PLAIN_PYTHON.format(python=shlex.quote(python), program=shlex.quote(program))
     failed = f"{HOME}/{failed}"
     command = _START.format(launch=launch, no_room=NO_ROOM, beside=beside, number=number, failed=failed)
     return command.encode("utf-8", "surrogateescape"), stdin
 
 
-def _asked(python: str, archive: str, before: bytes, after: bytes, command: Command = _NO_COMMAND) -> Asked:
+def _request(python: str, archive: str, before: bytes, after: bytes, command: Command = _NO_COMMAND) -> ClientRequest:
     """Return a request: to run a module by the command line ``python``, or a shell command if that is empty."""
     marker = _MARKER.search(python)
     key = _MARKER.sub("BECOME-SUCCESS-", python)
-    return Asked(
+    return ClientRequest(
         before + after,
         key=hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if python else "",
         command=python,

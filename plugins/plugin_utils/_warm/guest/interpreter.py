@@ -24,19 +24,20 @@ TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
     from typing import Any
 
-    from .fingerprint import Surroundings
+    from .fingerprint import LoginFiles
     from .launch import Spawned
-    from .wire import Asked
+    from .wire import ClientRequest
 
-# How long a request waits for an interpreter, from its start, which takes about as long as the task without one.
+# A request waits this long for an interpreter to start; after that, the plain path is as quick.
 START_SECONDS = 10.0
 END_SECONDS = 5.0  # how long an interpreter may take to end when it is told to
-# How long an interpreter that does not stay may be idle: its user cannot be removed meanwhile.
-GUEST_SECONDS = 5.0
+# How long an interpreter that does not stay may be idle: its user cannot be removed meanwhile, nor its filesystem
+# unmounted.
+UNKEPT_IDLE_SECONDS = 5.0
 STUCK_SECONDS = 10.0
 # How many of an interpreter's processes are looked at: its shells, what becomes another user, itself, its children.
 MOST_PROCESSES = 16
-MOST_SAID = 64 << 10  # bytes that an interpreter may write at its start, to each of its streams
+MOST_STARTUP_OUTPUT = 64 << 10  # bytes that an interpreter may write at its start, to each of its streams
 
 
 class Outgoing:
@@ -56,14 +57,14 @@ class Outgoing:
 class Interpreter:
     """A warm interpreter, from its start until it is dropped. Without ``marker``, it was started without become.
 
-    ``path`` is PATH before its command ran; ``surroundings`` were taken before that, too. It may leave its requests
+    ``path`` is PATH before its command ran; ``login_files`` were taken before that, too. It may leave its requests
     unread for ``stuck_seconds``.
     """
 
     def __init__(
         self,
         spawned: Spawned,
-        surroundings: Surroundings,
+        login_files: LoginFiles,
         marker: str,
         path: str,
         stuck_seconds: float = STUCK_SECONDS,
@@ -73,7 +74,7 @@ class Interpreter:
         # Out-of-band data arrives in line, with everything attached to it.
         self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_OOBINLINE, 1)
         os.set_blocking(self.errors, False)
-        self.surroundings = surroundings
+        self.login_files = login_files
         self.ready = False
         self.stays = False  # even without work
         self.dead = False
@@ -86,9 +87,9 @@ class Interpreter:
         self.marker = marker
         self.path = path
         self.stuck_seconds = stuck_seconds
-        self.leaves = 0.0  # when it was told to end
-        self.began = self.used = self.moved = time.monotonic()
-        self.heard = self.preamble = self.said = b""
+        self.told_to_end_at = 0.0
+        self.began = self.used = self.last_sent = time.monotonic()
+        self.received = self.startup_output = self.startup_errors = b""
 
     @property
     def starts(self) -> bool:
@@ -98,23 +99,23 @@ class Interpreter:
     @property
     def is_overdue(self) -> bool:
         """Whether it is to end, because it is idle and does not stay without work."""
-        idle = not self.tasks and time.monotonic() - self.used > GUEST_SECONDS
+        idle = not self.tasks and time.monotonic() - self.used > UNKEPT_IDLE_SECONDS
         return idle and self.ready and not self.stays
 
     @property
     def ends_soon(self) -> bool:
-        """Whether it will end soon once it is told to. If its user has stopped it, that takes as long as they like."""
+        """Whether it will end soon once it is told to. A user can stop it (SIGSTOP): it is not waited for then."""
         return not self.tasks and not self.dead and not is_stopped(self.process)
 
     def leave(self) -> bool:
         """Tell it to end, if it has no tasks; return whether it has ended or taken too long."""
         if self.tasks:
             return False
-        if not self.leaves:
-            self.leaves = time.monotonic()
+        if not self.told_to_end_at:
+            self.told_to_end_at = time.monotonic()
             with suppress(OSError):
                 self.socket.shutdown(_socket.SHUT_WR)
-        return self.dead or time.monotonic() - self.leaves > END_SECONDS
+        return self.dead or time.monotonic() - self.told_to_end_at > END_SECONDS
 
     def close(self) -> None:
         """Close the connection to it, whatever it does."""
@@ -124,7 +125,7 @@ class Interpreter:
     # Receiving
 
     def listen(self) -> None:
-        """Read what the interpreter has sent. Data with descriptors is left in the socket: see let_go."""
+        """Read what the interpreter has sent. Data with descriptors is left in the socket: see close_slowly."""
         try:
             data, _none, flags, _address = self.socket.recvmsg(1 << 12, 0, _socket.MSG_PEEK)
             data = b"" if flags & _socket.MSG_CTRUNC else self.socket.recv(len(data))
@@ -135,29 +136,29 @@ class Interpreter:
         if not data:
             self.end()
             return
-        self.heard += data
+        self.received += data
         if not self.ready:
-            self.take_preamble()
+            self.take_startup_output()
         if self.ready:
             self.take_records()
 
-    def take_preamble(self) -> None:
+    def take_startup_output(self) -> None:
         """Look for the end of what its command line writes before it is ready."""
-        before, mark, rest = self.heard.partition(READY)
-        if len(before) > MOST_SAID:
+        before, mark, rest = self.received.partition(READY)
+        if len(before) > MOST_STARTUP_OUTPUT:
             self.end()
         elif mark and rest:
-            self.preamble, self.heard = before, rest[1:]
+            self.startup_output, self.received = before, rest[1:]
             self.stays = rest[0] == STAYS
-            self.said += self.read_errors()
+            self.startup_errors += self.read_errors()
             # A file that changed during its start may have been read before or after the change.
-            self.ready = self.surroundings.same()
+            self.ready = self.login_files.same()
             if not self.ready:
                 self.end()
 
     def take_records(self) -> None:
-        size = len(self.heard) // RECORD * RECORD
-        told, self.heard = records(self.heard[:size]), self.heard[size:]
+        size = len(self.received) // RECORD * RECORD
+        told, self.received = records(self.received[:size]), self.received[size:]
         for serial, status in told:
             if status > LARGEST_STATUS or serial not in self.tasks:
                 self.end()
@@ -165,9 +166,9 @@ class Interpreter:
             self.tasks[serial].rc = status
 
     def read_errors(self) -> bytes:
-        """Return what it has written to its error stream, MOST_SAID bytes at most."""
+        """Return what it has written to its error stream, MOST_STARTUP_OUTPUT bytes at most."""
         try:
-            return os.read(self.errors, MOST_SAID)
+            return os.read(self.errors, MOST_STARTUP_OUTPUT)
         except OSError:
             return b""
 
@@ -182,7 +183,7 @@ class Interpreter:
         self.dead = True
         self.failed = not self.ready
         if self.marker:
-            let_go(self.socket)
+            close_slowly(self.socket)
         else:
             self.socket.close()
         unsent = {one.serial for one in self.queue}
@@ -195,22 +196,24 @@ class Interpreter:
 
     # Sending
 
-    def hand_over(self, number: int, asked: Asked, path: str) -> None:
+    def hand_over(self, number: int, asked: ClientRequest, path: str) -> None:
         """Send it a request; the names of the task's files begin with ``path``.
 
         :raise OSError: if there is no room for the task; nothing was sent then.
         """
         was, now = self.marker.encode("ascii"), asked.marker.encode("ascii")
-        preamble, errors = (text.replace(was, now) if was else text for text in (self.preamble, self.said))
+        preamble, errors = (
+            text.replace(was, now) if was else text for text in (self.startup_output, self.startup_errors)
+        )
         serial = next(self.serials)
         task = Task(number, asked, path, preamble, errors)
         streams, task.theirs = task.theirs, []
         self.tasks[serial] = task
         self.queue.append(Outgoing(serial, self.packed(serial, asked), streams))
-        self.used = self.moved = time.monotonic()
+        self.used = self.last_sent = time.monotonic()
         self.send()
 
-    def packed(self, serial: int, asked: Asked) -> bytes:
+    def packed(self, serial: int, asked: ClientRequest) -> bytes:
         """Return a request as the interpreter reads it, with its archive if the interpreter lacks that."""
         forget: list[str] = []
         content = b""
@@ -235,19 +238,19 @@ class Interpreter:
             try:
                 sent = self.socket.sendmsg([first.data], rights(first.streams))
             except BlockingIOError:
-                if time.monotonic() - self.moved > self.stuck_seconds:
+                if time.monotonic() - self.last_sent > self.stuck_seconds:
                     self.end()
                 return
             except OSError:
                 self.end()
                 return
-            self.moved = time.monotonic()
+            self.last_sent = time.monotonic()
             first.close()
             first.data = first.data[sent:]
             if not first.data:
                 self.queue.pop(0)
 
-    def retire_stale(self) -> list[Task]:
+    def pop_refused(self) -> list[Task]:
         """Remove and return the tasks that it refused because it is stale; another interpreter gets them."""
         stale = [serial for serial, task in self.tasks.items() if task.rc == STALE]
         return [self.tasks.pop(serial) for serial in stale]
@@ -267,7 +270,7 @@ def is_stopped(process: int) -> bool:
     return False
 
 
-def let_go(theirs: _socket.socket) -> None:
+def close_slowly(theirs: _socket.socket) -> None:
     """Close a socket that may hold descriptors sent by another user, with a child as its last owner.
 
     Closing these can take as long as that user likes (SO_LINGER), but takes no time in a process that exits. So a child

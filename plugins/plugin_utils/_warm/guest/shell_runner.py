@@ -19,7 +19,7 @@ import sys
 import zlib
 from contextlib import suppress
 
-from .frames import NOT_RUN, Request
+from .frames import NOT_RUN, InterpreterRequest
 from .zstd import Compressor, zstd, zstd_decompress
 from .zygote import LastWord, Work, main
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
-    from .fresh import Fingerprint
+    from .fingerprint import Fingerprint
 
 # Paths that a shell takes as they are.
 PLAIN = rb"/[A-Za-z0-9_./@%+,:=-]*"
@@ -56,10 +56,10 @@ class Commands(Work):
         with suppress(ImportError):
             zstd()
 
-    def input_of(self, request: Request) -> bytes:
+    def input_of(self, request: InterpreterRequest) -> bytes:
         return request.program[request.before :]
 
-    def run(self, request: Request, last_word: LastWord) -> NoReturn:
+    def run(self, request: InterpreterRequest, last_word: LastWord) -> NoReturn:
         """Run a shell command, which comes before its input, in the environment of a login."""
         command = request.program[: request.before]
         with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will report the error
@@ -81,7 +81,7 @@ class Commands(Work):
         os.execve("/bin/sh", ["/bin/sh", "-c", 'eval "$QEMU_GUEST"'], variables)
 
 
-def called(request: Request, content: bytes) -> bytes | None:
+def called(request: InterpreterRequest, content: bytes) -> bytes | None:
     """Make the call that replaces a shell command; return what that would print, None if it takes a shell.
 
     ``content`` is the command's input.

@@ -33,9 +33,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import spool_command, unpack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm import executor
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.executor import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.warm import COMMAND, SPOOL, called_here, shell_warmed
 
@@ -220,7 +220,7 @@ def test_commands_around_modules_are_as_plain(agent: Runner, warm: WarmPython, t
 
 def test_commands_of_ansible_core_need_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/one")
-    done_here = file_ops.done_here
+    done_here = shell_runner.done_here
     assert done_here(b"echo ~") == b"/home/one\n"
     assert done_here(b"echo ~root") == b"/root\n"
     parent = tmp_path / "a" / "b"
@@ -332,7 +332,7 @@ def test_nobody_waits_at_a_fifo_in_the_place_of_a_file(
 
 def test_longer_command_is_left_to_the_plain_path(agent: Runner, warm: WarmPython) -> None:
     shell_warmed(warm)
-    assert warm.run(":" + " " * executor._LONGEST_COMMAND, b"") is None
+    assert warm.run(":" + " " * client._LONGEST_COMMAND, b"") is None
 
 
 def test_shell_command_starts_no_server(agent: Runner, warm: WarmPython, guest: Guest) -> None:
@@ -345,20 +345,20 @@ def test_shell_command_starts_no_server(agent: Runner, warm: WarmPython, guest: 
 SHRINKS = """
 import os, sys, zlib
 sys.path.insert(0, sys.argv[1])
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import file_ops
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 whole = zlib.crc32
 def crc32(*arguments):
     os.truncate(sys.argv[2], 0)
     return whole(*arguments)
 zlib.crc32 = crc32
-file_ops.sum_of(os.fsencode(sys.argv[2]), 4, 100000)
+shell_runner.sum_of(os.fsencode(sys.argv[2]), 4, 100000)
 """
 
 
 def test_file_that_shrinks_while_it_is_summed_up(tmp_path: Path) -> None:
     """Nobody is told a checksum, and the guest's administrator not of a crash."""
     (tmp_path / "file").write_bytes(bytes(200_000))
-    collections = Path(file_ops.__file__).parents[7]
+    collections = Path(shell_runner.__file__).parents[7]
 
     def allow_core() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
@@ -379,7 +379,7 @@ def test_parts_of_a_file_are_summed_up(tmp_path: Path, start: int, size: int) ->
     """In windows, which begin where a page does."""
     content = os.urandom(300_000)
     (tmp_path / "file").write_bytes(content)
-    printed = file_ops.sum_of(os.fsencode(tmp_path / "file"), start, size, window=70_000)
+    printed = shell_runner.sum_of(os.fsencode(tmp_path / "file"), start, size, window=70_000)
     assert printed == b"%08x  -\n" % zlib.crc32(content[start : start + size])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import frames, worker
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import frames, interpreter
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.task_output import LOST
 from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, until
 
@@ -90,7 +90,7 @@ def test_interpreter_that_talks_before_it_is_ready_is_not_listened_to_for_ever()
                 break
             one.listen()
         assert one.dead and one.failed
-        assert len(one.heard) <= worker.MOST_SAID + 8192
+        assert len(one.received) <= interpreter.MOST_STARTUP_OUTPUT + 8192
 
 
 def test_descriptors_that_an_interpreter_sends_are_not_taken() -> None:
@@ -160,8 +160,8 @@ def test_interpreter_that_does_not_stay_is_overdue(tmp_path: Path) -> None:
         zygote.sendall(frames.READY + b"\0")
         one.listen()
         overdue = [one.is_overdue]
-        one.used -= worker.GUEST_SECONDS + 1
+        one.used -= interpreter.UNKEPT_IDLE_SECONDS + 1
         overdue.append(one.is_overdue)
         one.hand_over(7, asked(), str(tmp_path / "7"))
-        one.used -= worker.GUEST_SECONDS + 1
+        one.used -= interpreter.UNKEPT_IDLE_SECONDS + 1
         assert [*overdue, one.is_overdue] == [False, True, False], "not one that is at work"

@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import
     LONGEST_ANSWER,
     PLAIN,
     TAKEN,
-    Asked,
+    ClientRequest,
     ring_line,
 )
 
@@ -51,7 +51,7 @@ _TAKE_SECONDS = 5.0
 class Call:
     """A request with this ``number``: ``ask`` hands it over, and ``answer`` waits for its answer.
 
-    ``vain`` is how many seconds after it was handed over the answer was last looked for in vain; 0: never.
+    ``last_miss`` is the request's age in seconds at the last look that found no answer; 0 if the first look found it.
     """
 
     def __init__(self, agent: Agent, spool: Spool, number: int) -> None:
@@ -60,10 +60,11 @@ class Call:
         self._spool = spool
         self._file: GuestFile | None = None
         self._text = b""
-        self._half: bytes | None = None  # an answer that was incomplete at the last look
-        self._since = self.vain = 0.0
+        self._half: bytes | None = None  # an answer that was incomplete at the last look, and since when
+        self._half_seen = 0.0
+        self._since = self.last_miss = 0.0
 
-    def ask(self, asked: Asked) -> bool:
+    def ask(self, asked: ClientRequest) -> bool:
         """Hand the request to the server; return False if there is none.
 
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
@@ -97,14 +98,14 @@ class Call:
         try:
             for pause in waits:
                 time.sleep(pause)
-                asked = time.monotonic()
+                looked_at = time.monotonic()
                 answer = self._read()
                 if answer is None and time.monotonic() - looked > _LOOK_SECONDS:
                     looked = time.monotonic()
-                    answer = self._look()
+                    answer = self._check()
                 if answer is not None:
                     return answer
-                self.vain = asked - self._since
+                self.last_miss = looked_at - self._since
         except OutcomeUnknownError:
             raise
         except QgaError as exc:  # a question failed; the task may have run, or may run yet
@@ -136,41 +137,46 @@ class Call:
             self._text += self._file.read(_PER_READ)
         except QgaError:  # the agent was restarted, or is silent for a while: see _look
             self._file = None
-            return self._look()
+            return self._check()
         if self._text and not self._text.startswith(b"%d " % self.number):
-            self._let_go()
-            return self._look()
-        return self._found(self._text)
+            self._drop_handle()
+            return self._check()
+        return self._answer_in(self._text)
 
-    def _let_go(self) -> None:
+    def _drop_handle(self) -> None:
         """Drop the handle without closing it: after a snapshot, another client may be using it."""
         self._file, self._text = None, b""
 
-    def _look(self) -> bytes | None:
-        """Open the file anew, by its name, and check that an answer can still come.
+    def _check(self) -> bytes | None:
+        """Open the file anew, by its name, and check that an answer can still come; return it if it is there.
 
-        :raise OutcomeUnknownError: if none can.
+        If the server has ended before BEGUN, the request was not run (PLAIN); after that, its outcome is unknown. So it
+        is if the server knows no file of the request (the guest was put back to a snapshot), has not TAKEN the request
+        after some seconds, or has written half an answer by two looks that are a second apart.
+
+        :raise OutcomeUnknownError: if no answer can come.
         """
         there = patiently(self._agent, self._spool.is_served)
         text = patiently(self._agent, self._all)
-        answer = self._found(text or b"")
+        answer = self._answer_in(text or b"")
         if answer is not None:
             return answer
-        # A removed file can be read as long as it is open.
+        # The server removes the spool when it ends; what the open handle has read still counts.
         known = text if text is not None else self._text if self._file else None
-        if not there and known is not None and not self._says(known, BEGUN):
+        if not there and known is not None and not self._has_line(known, BEGUN):
             return PLAIN  # the server has ended before it ran the request
         if not there:
             raise unknown("what serves the interpreters in the guest ended while the task ran (was it rebooted?)")
         if text is None:
-            self._let_go()
+            self._drop_handle()
             raise unknown("the guest knows nothing of the task any more (was it put back to a snapshot, or rebooted?)")
-        if not self._says(text, TAKEN) and time.monotonic() - self._since > _TAKE_SECONDS:
+        if not self._has_line(text, TAKEN) and time.monotonic() - self._since > _TAKE_SECONDS:
             raise unknown("the guest has not taken the task (was it put back to a snapshot, or does it hang?)")
-        if self._says(text, rb"%b \d+" % ANSWER):
-            if text == self._half:  # a second later
+        if self._has_line(text, rb"%b \d+" % ANSWER):
+            if text == self._half and time.monotonic() - self._half_seen > _LOOK_SECONDS / 2:
                 raise unknown("the task's answer is damaged")
-            self._half = text
+            if text != self._half:
+                self._half, self._half_seen = text, time.monotonic()
         return None
 
     def _all(self) -> bytes | None:
@@ -182,10 +188,10 @@ class Call:
                 return self._text
             raise
 
-    def _says(self, text: bytes | None, word: bytes) -> bool:
+    def _has_line(self, text: bytes | None, word: bytes) -> bool:
         return re.search(rb"^%d %b$" % (self.number, word), text or b"", re.MULTILINE) is not None
 
-    def _found(self, text: bytes) -> bytes | None:
+    def _answer_in(self, text: bytes) -> bytes | None:
         """Return the answer in the file's content, if all of it is there.
 
         :raise OutcomeUnknownError: if it is larger than any can be.
