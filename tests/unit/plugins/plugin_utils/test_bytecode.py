@@ -33,5 +33,5 @@ def test_bytecode_is_kept(tmp_path: Path) -> None:
         check=True,
     )
     kept = [Path(line) for line in done.stdout.split()]
-    assert [path.name.partition(".")[0] for path in kept] == ["base", "executor"]
+    assert [path.name.partition(".")[0] for path in kept] == ["base", "client"]
     assert all(path.is_relative_to(tmp_path) and path.exists() for path in kept)
