@@ -111,6 +111,7 @@ elapsed:
 """
 
 import time
+from types import MappingProxyType
 from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
@@ -145,7 +146,7 @@ _EVENTS = {"ram": ("SUSPEND",), "hybrid": ("SUSPEND",), "disk": ("SUSPEND_DISK",
 
 # The agent tries several ways one after the other before it reports that none worked: 5 s in an emulated guest.
 # Suspending to RAM mostly works, and then the wait is lost time.
-_SECONDS_TO_FAIL = {"ram": 5.0, "hybrid": 20.0, "disk": 20.0}
+_SECONDS_TO_FAIL = MappingProxyType({"ram": 5.0, "hybrid": 20.0, "disk": 20.0})
 
 _HINTS = {
     "ram": "The guest refused. Its machine may have S3 turned off (disable_s3), or its log says why.",

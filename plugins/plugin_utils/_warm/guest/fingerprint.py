@@ -31,7 +31,7 @@ CRYPTO = (
 )
 CLOCK_SECONDS = 0.1  # by which the timestamps of files may lag
 # Files that a login and become read before they start an interpreter; of a directory, all files.
-WATCHED = [
+WATCHED = (
     "/etc/environment",
     "/etc/default/locale",
     "/etc/locale.conf",
@@ -50,7 +50,7 @@ WATCHED = [
     "/etc/security/limits.d",
     "/etc/login.defs",
     "/etc/ld.so.preload",
-]
+)
 MOST_FILES = 200  # checked per directory
 # Most additions to these do not concern running processes.
 TABLES = ("/etc/passwd", "/etc/group")
