@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from lab import accel, console, host, image
+from lab import accel, console, host, image, vm
 from lab.__main__ import main
 from lab.agent import DANGEROUS, LooseAgent
 from lab.bench.contenders import ROOT
@@ -141,6 +141,17 @@ def test_agent_in_the_guest(guest: Guest) -> None:
     assert any(cpu["can-offline"] for cpu in ask(guest.agent_socket, "guest-get-vcpus")["return"])
 
 
+def test_guest_that_hangs_before_it_boots_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "STALLED_SECONDS", 1.0)
+    with Guest(NEWEST) as guest:
+        guest.qmp("stop")
+        first = guest.pid
+        guest.wait_booted()
+        assert guest.pid != first
+        assert guest.run("echo up") == (0, "up\n")
+
+
+@pytest.mark.whole
 def test_two_guests_at_once() -> None:
     with Guest("bookworm") as first, Guest("bookworm", nic="user") as second:
         for running in (first, second):
