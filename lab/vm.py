@@ -177,7 +177,9 @@ class Guest:
         written anything. So a guest that has not touched its disk for long is started anew, once.
         """
         stalled = time.monotonic() + min(timeout, STALLED_SECONDS)
-        while self._process and self.alive() and not console.answers(self.console, 5):
+        while self._process and self.alive():
+            if console.answers(self.console, 5):
+                return
             if time.monotonic() > stalled:
                 if self._disk.stat().st_size == self._new_disk:
                     self.stop()

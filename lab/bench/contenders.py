@@ -57,16 +57,20 @@ def null(directory: Path) -> Contender:
     return Contender(NULL, {**PYTHON, "ansible_connection": "null", "ansible_null_directory": str(directory)})
 
 
+def qga(address: object) -> dict[str, Any]:
+    """Return the host variables of this collection's connection to an agent's socket."""
+    return {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(address)}
+
+
 def contenders(subject: Domain | LooseAgent, scratch: Path) -> list[Contender]:
     """Return those that there are, this collection as it comes first."""
-    address = str(subject.agent_socket)
-    qga = {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": address}
+    usual = qga(subject.agent_socket)
     over_ssh = {**PYTHON, **ssh.variables(subject), "ansible_ssh_pipelining": True}
     emulated = isinstance(subject, Domain)
     found = [
-        Contender(QGA, qga),
-        Contender("qga, no warm Python", {**qga, "ansible_qga_warm_python": False}, slow=emulated),
-        Contender("qga, guest-exec", {**qga, "ansible_qga_exec_method": "guest-exec"}, slow=emulated),
+        Contender(QGA, usual),
+        Contender("qga, no warm Python", {**usual, "ansible_qga_warm_python": False}, slow=emulated),
+        Contender("qga, guest-exec", {**usual, "ansible_qga_exec_method": "guest-exec"}, slow=emulated),
     ]
     if isinstance(subject, Domain):
         found += _through_libvirt(subject)

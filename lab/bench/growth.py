@@ -12,7 +12,7 @@ from typing import Any
 
 from lab import ssh
 from lab.agent import LooseAgent
-from lab.bench.contenders import NULL, PYTHON, QGA, SSH, null, seconds_of
+from lab.bench.contenders import NULL, PYTHON, QGA, SSH, null, qga, seconds_of
 from lab.bench.guest import progress
 from lab.bench.plays import TRUE
 
@@ -41,4 +41,4 @@ def _variables(name: str, agent: LooseAgent, scratch: Path) -> Mapping[str, Any]
         return null(scratch / "null").variables
     if name == SSH:
         return {**PYTHON, **ssh.variables(agent), "ansible_ssh_pipelining": True}
-    return {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": str(agent.agent_socket)}
+    return qga(agent.agent_socket)

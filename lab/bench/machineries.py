@@ -27,9 +27,9 @@ from statistics import median
 from typing import Any
 
 from lab.agent import LooseAgent
-from lab.bench.contenders import PYTHON, RESET, ROOT, Task, run
+from lab.bench.contenders import RESET, ROOT, Task, qga, run
 from lab.bench.guest import FILE_SIZE, IN_GUEST, connect, load_plugins, progress, seconds, text
-from lab.bench.plays import MIXED, PLAYS, loop, prepare
+from lab.bench.plays import LOOP, MIXED, PLAYS, loop, prepare
 from lab.host import LabError
 from lab.vm import Guest
 
@@ -38,7 +38,7 @@ Taken = tuple[float, float]
 
 LOOPED, MODULES, ANEW, PUT, FETCH = "loop", "modules", "modules, anew", "put", "fetch"
 TITLES = {
-    LOOPED: "loop of 20",
+    LOOPED: f"loop of {LOOP}",
     MODULES: "12 modules",
     ANEW: "12 modules, nothing left of others",
     PUT: "put 16 MB of text",
@@ -199,7 +199,7 @@ def _measure(chosen: list[Machinery], subject: Guest | LooseAgent, scratch: Path
 def _run_once(one: Machinery, tree: Path, subject: Guest | LooseAgent, scratch: Path) -> dict[str, Taken]:
     """Measure everything once, and leave nothing in the guest."""
     whole, address = one is MACHINERIES[0], str(subject.agent_socket)
-    variables = {**PYTHON, "ansible_connection": "qemu.guest.qga", "ansible_qga_address": address, **one.variables}
+    variables = {**qga(address), **one.variables}
     environment = {"ANSIBLE_COLLECTIONS_PATH": str(tree)}
 
     def play(tasks: list[Task]) -> Taken:
@@ -210,7 +210,7 @@ def _run_once(one: Machinery, tree: Path, subject: Guest | LooseAgent, scratch: 
     taken = {}
     if one.measured == _PLAYED or whole:
         play([RESET])
-        plays = {ANEW: PLAYS[MIXED], MODULES: PLAYS[MIXED], LOOPED: loop(20)}
+        plays = {ANEW: PLAYS[MIXED], MODULES: PLAYS[MIXED], LOOPED: loop(LOOP)}
         taken.update({what: play(tasks) for what, tasks in plays.items()})
     if one.measured == _COPIED or whole:
         play(loop(2))  # interpreters are there
@@ -240,7 +240,7 @@ def _processor(subject: Guest | LooseAgent) -> float:
 
 def _transfer(tree: str, address: str, file: str) -> tuple[float, float]:
     load_plugins({"ANSIBLE_COLLECTIONS_PATH": tree}, Path(tree))
-    connection = connect({"ansible_connection": "qemu.guest.qga", "ansible_qga_address": address})
+    connection = connect(qga(address))
     with tempfile.NamedTemporaryFile() as back:
         connection.exec_command("true")
         put = seconds(lambda: connection.put_file(file, IN_GUEST))

@@ -191,7 +191,7 @@ def apply(agent: Agent, plan: Plan, timing: Timing = USUAL) -> Mapping[str, Any]
     with monitor(params["qmp_address"]) as qmp:
         started = time.monotonic()
         deadline = Deadline(params["timeout"])
-        failure = _send(agent, params["mode"], Presence(agent, timing))
+        failure = _send(agent, params["mode"], timing)
         if params["mode"] == "reboot":
             result: dict[str, Any] = _Reboot(agent, qmp, before, params["wait_for_agent"], presence).follow(deadline)
         else:
@@ -202,14 +202,14 @@ def apply(agent: Agent, plan: Plan, timing: Timing = USUAL) -> Mapping[str, Any]
     return result
 
 
-def _send(agent: Agent, mode: str, presence: Presence) -> str:
+def _send(agent: Agent, mode: str, timing: Timing) -> str:
     """Send the command; return the agent's message if it reported a failure although its guest went down."""
     try:
         agent.execute("guest-shutdown", {"mode": mode})
     except CommandUnavailable:
         raise
     except CommandError as exc:
-        if not presence.goes():
+        if not Presence(agent, timing).goes():
             raise
         return exc.message.strip()
     return ""

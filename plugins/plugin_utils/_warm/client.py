@@ -201,7 +201,7 @@ class WarmPython:
         number = new_number()
         answer = self._try_running_server(asked, number, archive)
         if answer == _NO_SERVER and self._start(asked, python, archive, number):
-            answer = self._handled(asked, number, _WHILE_STARTING)
+            answer = self._handled(asked, number, itertools.chain(_WHILE_STARTING, pauses()))
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith(MISSING.decode()):
                 break
@@ -224,7 +224,7 @@ class WarmPython:
         known = self._first_looks.get(archive.digest)
         first = min(known or _FIRST_LOOK_UNKNOWN, _MOST_PAUSE)
         later = pauses(min(max(known * _PAUSE_SHARE, _LEAST_PAUSE), _MOST_PAUSE)) if known else pauses()
-        answer = self._ended(call, [first], later)
+        answer = self._ended(call, itertools.chain([first], later))
         self._first_looks[archive.digest] = call.last_miss or first * _AFTER_HIT
         return answer
 
@@ -238,14 +238,14 @@ class WarmPython:
         """End all warm interpreters, if any, as soon as they are idle."""
         self._spool.ring(QUIT.decode())
 
-    def _handled(self, asked: ClientRequest, number: int, first: Iterable[float] = ()) -> ExecResult | str:
+    def _handled(self, asked: ClientRequest, number: int, waits: Iterable[float] | None = None) -> ExecResult | str:
         """Return the result of a request, or the word that says why it was not run.
 
-        The word is _NO_SERVER if there is no server; see _warm/guest/wire.py for others. ``first`` has the first pauses
-        before looks for the answer, in seconds.
+        The word is _NO_SERVER if there is no server; see _warm/guest/wire.py for others. For ``waits``, see
+        Call.answer; the usual ones are `pauses`.
         """
         call = self._send(asked, number)
-        return self._ended(call, first) if call else _NO_SERVER
+        return self._ended(call, waits) if call else _NO_SERVER
 
     @_with_room
     def _send(self, asked: ClientRequest, number: int) -> Call | None:
@@ -253,12 +253,12 @@ class WarmPython:
         call = Call(self._runner.agent, self._spool, number)
         return call if call.ask(asked) else None
 
-    def _ended(self, call: Call, first: Iterable[float] = (), later: Iterable[float] | None = None) -> ExecResult | str:
-        """Return the result of a request that the server was given, see ``_handled``. ``later``: the other pauses.
+    def _ended(self, call: Call, waits: Iterable[float] | None = None) -> ExecResult | str:
+        """Return the result of a request that the server was given, see ``_handled``.
 
         C(full) is no result either: it is reported as lost output.
         """
-        content = call.answer(itertools.chain(first, pauses() if later is None else later))
+        content = call.answer(pauses() if waits is None else waits)
         if content.startswith((MISSING, PLAIN)):
             return content.decode("ascii", "replace").strip()
         if content.startswith(LOST):

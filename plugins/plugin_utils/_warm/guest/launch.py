@@ -39,7 +39,7 @@ MODULE_RUNNER = (
     "payload",
     "zygote",
 )
-SHELL_COMMANDS = ("shell_runner", "fingerprint", "frames", "fresh", "zstd", "zygote")
+SHELL_COMMANDS = ("shell_runner", "fingerprint", "frames", "fresh", "hashing", "zstd", "zygote")
 LEAST_FREE = 96 << 20  # bytes; with less, no further interpreter is started
 FIRST_NONSTANDARD = 3  # the first descriptor after the standard ones
 # The shell waits in the root directory: the command's may be on a filesystem that is to be unmounted. A shell gives

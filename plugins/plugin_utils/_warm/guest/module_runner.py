@@ -41,9 +41,6 @@ class Modules(Work):
         self.todo: list[tuple[str, bytes, int]] = []
 
     def begin(self) -> None:
-        self.find_here()
-
-    def find_here(self) -> None:
         """Put the importer first where Python looks for modules."""
         if self.importer not in sys.meta_path:
             sys.meta_path.insert(0, self.importer)
@@ -51,7 +48,7 @@ class Modules(Work):
 
     def expect(self, recipe: bytes, code: bytes) -> None:
         """Import the libraries of the archive to come."""
-        self.find_here()
+        self.begin()
         gc.disable()  # as Zygote.serve does
         with suppress(Exception):  # then they are imported when the archive comes
             from .wire import read_recipe  # only the server has it, and its forks

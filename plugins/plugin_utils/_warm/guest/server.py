@@ -123,7 +123,11 @@ class Server:
         if not self.was_asked:  # this server was started for one, which may have been killed
             return time.monotonic() - self.began < IDLE_SECONDS
         place, name = os.path.split(self.home)
-        files = [file for file in os.scandir(place) if file.name.startswith(f"{name}.") and PARTS_SUFFIX in file.name]
+        files = [
+            file
+            for file in os.scandir(place)
+            if file.name.startswith(f"{name}.") and file.name.endswith(f".{PARTS_SUFFIX}")
+        ]
         for file in os.scandir(self.home):
             number, _dot, suffix = file.name.partition(".")
             if number.isdecimal() and (int(number) not in self.answered_at or suffix in ("out", "err")):

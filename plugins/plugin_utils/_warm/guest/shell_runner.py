@@ -20,16 +20,9 @@ import zlib
 from contextlib import suppress
 
 from .frames import NOT_RUN, InterpreterRequest
+from .hashing import sha256
 from .zstd import Compressor, zstd, zstd_decompress
 from .zygote import LastWord, Work, main
-
-try:  # hashlib's own choice, without the time to import hashlib
-    from _sha2 import sha256  # type: ignore[import-not-found]
-except ImportError:
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
-    except ImportError:
-        from hashlib import sha256
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:

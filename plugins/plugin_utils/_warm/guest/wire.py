@@ -26,13 +26,7 @@ import binascii
 import json
 import zlib
 
-try:  # hashlib's own choice, without the time to import hashlib
-    from _sha2 import sha256  # type: ignore[import-not-found]
-except ImportError:
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found]  # until Python 3.11
-    except ImportError:
-        from hashlib import sha256
+from .hashing import sha256
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -118,8 +112,9 @@ class ClientRequest:
 
 def ring_line(number: int, request: bytes = b"") -> bytes:
     """Return the line on the ring for a request; without ``request``, that is in a file."""
-    packed = binascii.b2a_base64(zlib.compress(request), newline=False) if request else b""
-    return b"=%d %b" % (number, packed) if packed else b"%d" % number
+    if not request:
+        return b"%d" % number
+    return b"=%d %b" % (number, binascii.b2a_base64(zlib.compress(request), newline=False))
 
 
 def read_ring_line(line: bytes) -> tuple[int, bytes]:
