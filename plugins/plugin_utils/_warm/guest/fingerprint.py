@@ -15,7 +15,7 @@ from contextlib import suppress
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
     from typing import Any
 
 # The C library reads these once. They may appear and disappear.
@@ -155,9 +155,13 @@ class Fingerprint:
         return self.lost or any(signature(path) != seen for path, seen in self.seen.items())
 
     def is_at_home(self) -> bool:
-        """Return whether no file is on a filesystem that may be unmounted."""
-        paths = [f"{os.path.realpath(path)}/" for path, seen in self.seen.items() if seen]
-        return not any(path.startswith(place) for place in mount_points() for path in paths)
+        return are_at_home(path for path, seen in self.seen.items() if seen)
+
+
+def are_at_home(paths: Iterable[str]) -> bool:
+    """Return whether no file is on a filesystem that may be unmounted."""
+    real = [f"{os.path.realpath(path)}/" for path in paths]
+    return not any(path.startswith(place) for place in mount_points() for path in real)
 
 
 def signature(path: str) -> tuple[int, ...] | None:

@@ -4,9 +4,9 @@
 """For the guest: make a fork of a resident interpreter equal to a new one (zygote.py).
 
 A resident interpreter is started without site (python -S), so it has run no code of users or sites, and holds only the
-interpreter, the standard library and modules of payloads. ``renew`` reads everything else that Python reads at start,
-in the fork. ``Fingerprint`` covers files that cannot be read again: when one has changed, the resident process is
-replaced.
+interpreter, the standard library and modules of payloads. ``SiteRun`` and ``renew`` read everything else that Python
+reads at start, in the fork. ``Fingerprint`` covers files that cannot be read again: when one has changed, the resident
+process is replaced.
 """
 
 from __future__ import annotations
@@ -77,25 +77,31 @@ class Flags(tuple):  # type: ignore[type-arg]
         return repr(self.real).replace("no_site=1", "no_site=0")
 
 
-def renew(asked: Iterable[str]) -> list[str]:
-    """In a fork: read what a new Python reads at start: site directories, .pth files, sitecustomize, time zone.
+class SiteRun:
+    """In a fork: what site has added: to ``places``, where Python looks for modules, and to the ``finders``."""
 
-    Return those modules, of the ones ``asked`` for in vain before, that can be imported now.
-    """
-    sys.flags = Flags([*Flags.real[:NO_SITE], 0, *Flags.real[NO_SITE + 1 :]])  # type: ignore[assignment]
-    if hasattr(sys, "orig_argv"):
-        sys.orig_argv = [word for word in sys.orig_argv if word != "-S"]
-    paths, finders = [*filter(None, sys.path)], [*sys.meta_path]
-    sys.path[:] = paths
-    site.main()
-    # The modules were not in the directories that this process has searched.
-    places = [path for path in sys.path if path not in paths]
-    others = [finder for finder in sys.meta_path if finder not in finders]
-    found = [
-        name
-        for name in asked
-        if PathFinder.find_spec(name, places) or any(has_module(finder, name) for finder in others)
-    ]
+    def __init__(self) -> None:
+        """Run site, as a new Python does at start: site directories, .pth files, sitecustomize."""
+        sys.flags = Flags([*Flags.real[:NO_SITE], 0, *Flags.real[NO_SITE + 1 :]])  # type: ignore[assignment]
+        if hasattr(sys, "orig_argv"):
+            sys.orig_argv = [word for word in sys.orig_argv if word != "-S"]
+        paths, finders = [*filter(None, sys.path)], [*sys.meta_path]
+        sys.path[:] = paths
+        site.main()
+        self.places = [path for path in sys.path if path not in paths]
+        self.finders = [finder for finder in sys.meta_path if finder not in finders]
+
+    def found(self, asked: Iterable[str]) -> list[str]:
+        """Return those modules, of the ones ``asked`` for in vain before, that can be imported now."""
+        return [
+            name
+            for name in asked
+            if PathFinder.find_spec(name, self.places) or any(has_module(finder, name) for finder in self.finders)
+        ]
+
+
+def renew() -> None:
+    """In a fork, after site: read what else a new Python reads at start, or later and once."""
     sys.path.insert(0, "")  # as for a program on standard input
     read_zone()
     platform: Any = sys.modules.get("platform")
@@ -103,7 +109,6 @@ def renew(asked: Iterable[str]) -> list[str]:
         if getattr(platform, name, None) is not None:
             setattr(platform, name, None)
     getattr(platform, "_platform_cache", {}).clear()
-    return found
 
 
 def read_zone() -> None:

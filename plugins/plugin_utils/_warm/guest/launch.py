@@ -37,6 +37,8 @@ MODULE_RUNNER = (
     "fresh",
     "importer",
     "payload",
+    "site_ahead",
+    "vfork",
     "zygote",
 )
 SHELL_COMMANDS = ("shell_runner", "fingerprint", "frames", "fresh", "hashing", "zstd", "zygote")

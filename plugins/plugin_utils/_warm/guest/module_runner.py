@@ -18,13 +18,16 @@ from contextlib import suppress
 
 from .bytecode import unpacked
 from .frames import InterpreterRequest
-from .fresh import renew
+from .fresh import SiteRun, renew
 from .importer import Importer
 from .payload import Archive, Payload, table_of
+from .site_ahead import Site
+from .vfork import start_programs_at_once
 from .zygote import LastWord, Work, main
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from .fingerprint import Fingerprint
@@ -39,9 +42,12 @@ class Modules(Work):
         self.learnt: set[str] = set()  # archives
         self.heads: dict[bytes, types.CodeType] = {}
         self.todo: list[tuple[str, bytes, int]] = []
+        self.site = Site(SiteRun)
+        self.site_run: SiteRun | None = None  # in a child, once it has run
 
     def begin(self) -> None:
         """Put the importer first where Python looks for modules."""
+        start_programs_at_once()  # in all children
         if self.importer not in sys.meta_path:
             sys.meta_path.insert(0, self.importer)
             sys.meta_path.append(self.importer.vain)
@@ -108,12 +114,37 @@ class Modules(Work):
                 self.heads[payload.head] = payload.compiled_head()
         gc.freeze()  # children share these pages as long as no garbage collection scans them
 
+    @property
+    def is_to_be_scouted(self) -> bool:  # type: ignore[override]
+        return self.site.is_to_be_scouted
+
+    @property
+    def reports(self) -> int:  # type: ignore[override]
+        return self.site.reports
+
+    def send_scout(self, begin: Callable[[], None]) -> None:
+        self.site.send_scout(begin)
+
+    def listen(self) -> bool:
+        self.site.listen()
+        return self.site.only_reads
+
+    def is_spare_outdated(self) -> bool:
+        return self.site.only_reads and not self.site.is_same()
+
+    def wait(self) -> None:
+        if self.site.may_run_ahead:
+            self.site_run = SiteRun()
+            self.site_run.found(self.importer.vain.asked)  # has the directories read
+
     def run(self, request: InterpreterRequest, last_word: LastWord) -> NoReturn:
         """Run a module as the interpreter itself would."""
         archive = self.archives[request.archive]
         if request.archive not in self.learnt:
             self.learn(archive, request.program, request.before)
-        found = renew(self.importer.vain.asked)
+        site_run = self.site_run or SiteRun()
+        found = site_run.found(self.importer.vain.asked)
+        renew()
         self.importer.table = archive.table
         self.importer.forget_others(found)
         payload = Payload(request.program, request.before, archive.text)

@@ -52,10 +52,12 @@ class Work:
     """The work of an interpreter: modules or shell commands.
 
     In this order: ``expect``, in a fork of the server only; ``begin``; for each request ``note``,
-    ``learn_before_fork``, and in a child ``run``; while idle ``prepare``, once, and ``take_lesson``.
+    ``learn_before_fork``, and in a child ``run``; while idle ``prepare``, once, ``take_lesson``, and ``send_scout``.
     """
 
     lessons = 0  # number of lessons still to be taken while idle
+    is_to_be_scouted = False  # whether a scout is to be sent while idle
+    reports = -1  # the pipe from the scout that is under way
 
     def expect(self, recipe: bytes, code: bytes) -> None:
         """Get ready for an archive to come, from its recipe and its code, if these are there already."""
@@ -75,6 +77,20 @@ class Work:
 
     def take_lesson(self) -> None:
         """Learn, while idle, what later requests may need."""
+
+    def send_scout(self, begin: Callable[[], None]) -> None:
+        """Start a child that finds out what spare children may do; it calls ``begin`` first."""
+
+    def listen(self) -> bool:
+        """Take what the scout reports; return whether spare children are to get ready in another way now."""
+        return False
+
+    def wait(self) -> None:
+        """In a spare child: get ready for a request."""
+
+    def is_spare_outdated(self) -> bool:
+        """Return whether what a spare child has done to get ready is to be done again."""
+        return False
 
     def input_of(self, request: InterpreterRequest) -> bytes:
         """Return the standard input of a child."""
@@ -160,11 +176,15 @@ class Zygote:
         while True:
             patience, chore = self.chore()
             sources: list[_socket.socket | int] = [self.server, self.ended]
+            if self.work.reports >= 0:
+                sources.append(self.work.reports)
             busy = select.select(sources, [], [], patience)[0]
             if self.ended in busy:
                 os.read(self.ended, 4096)
                 self.collect()
                 self.reap()
+            if self.work.reports in busy and self.work.listen():
+                self.end_spare()
             if self.server in busy:
                 request = receive(self.server)
                 if not request:
@@ -185,6 +205,8 @@ class Zygote:
                 return 0, self.prepare
             if self.work.lessons:  # before the fork, so that the spare child has it
                 return 0, self.take_lesson
+            if self.work.is_to_be_scouted:
+                return 0, self.send_scout
             if not self.spare:
                 return 0, self.fork_spare
         return None, lambda: None
@@ -209,6 +231,8 @@ class Zygote:
         if self.work.learn_before_fork(request):
             self.fingerprint.update()
             self.end_spare()  # which has not learnt that
+        if self.spare and self.work.is_spare_outdated():
+            self.end_spare()
         pid = self.give_spare(request)
         if pid is None:
             pid = self.fork()
@@ -251,6 +275,8 @@ class Zygote:
             return None
         self.become_independent()
         ours.close()
+        self.close_standard_streams()
+        self.work.wait()
         # Closed explicitly: garbage collection would close a descriptor number that is in other use by then.
         with closing(theirs):
             request = receive(theirs)
@@ -259,6 +285,14 @@ class Zygote:
         self.return_to_directory()  # only now: who waits there keeps its filesystem busy
         self.work.note(request)
         return request
+
+    def send_scout(self) -> None:
+        self.work.send_scout(self.become_scout)
+
+    def become_scout(self) -> None:
+        self.become_independent()
+        self.close_standard_streams()
+        self.end_spare()  # here only
 
     def give_spare(self, request: InterpreterRequest) -> int | None:
         """Give a request to the spare child; return its process number, None if there is none."""
@@ -291,6 +325,13 @@ class Zygote:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
+
+    def close_standard_streams(self) -> None:
+        """In a child without a request yet: nothing that it prints goes to the server."""
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        os.close(nothing)
 
     def return_to_directory(self) -> None:
         """In a child that has work: go where the command line was started."""

@@ -9,7 +9,6 @@ import ctypes
 import os
 import platform
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
@@ -239,9 +238,6 @@ def test_host_name_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     real = platform.node()
     monkeypatch.setattr(platform, "_uname_cache", platform.uname()._replace(node="old"))
     assert platform.node() == "old"
-    monkeypatch.setattr(site, "main", lambda: None)
-    for name in ("flags", "orig_argv"):
-        monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    fresh.renew([])
+    fresh.renew()
     assert platform.node() == real
