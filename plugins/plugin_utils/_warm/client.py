@@ -115,7 +115,7 @@ _FIRST_LOOK_UNKNOWN = 0.01
 # If the first look found the answer, it may have been late: look a fifth sooner the next time. Later looks are a share
 # of that time apart.
 _AFTER_HIT = 0.8
-_PAUSE_SHARE = 0.15
+_PAUSE_SHARE = 0.08
 _LEAST_PAUSE = 0.002
 # A loop's next item may take no time at all: then this is how much later its end is noticed.
 _MOST_PAUSE = 0.25

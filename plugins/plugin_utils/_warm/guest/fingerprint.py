@@ -10,6 +10,7 @@ covers the files that an interpreter itself was started from (its executable, li
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from contextlib import suppress
 
@@ -56,35 +57,35 @@ MOST_FILES = 200  # checked per directory
 TABLES = ("/etc/passwd", "/etc/group")
 
 
+def statuses(paths: Sequence[str]) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Yield each path with its status, a directory followed by its entries. The status is None if nothing is there."""
+    for path in paths:
+        status = status_of(path)
+        yield path, status
+        if status and stat.S_ISDIR(status.st_mode):
+            with suppress(OSError):  # it vanished
+                for name in sorted(os.listdir(path))[:MOST_FILES]:
+                    yield f"{path}/{name}", status_of(f"{path}/{name}")
+
+
+def status_of(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
 def signature_of(paths: Sequence[str]) -> list[tuple[Any, ...]]:
     """Return a value that differs when one of the files has changed."""
-    seen: list[tuple[Any, ...]] = []
-    for path in all_of(paths):
-        try:
-            status = os.stat(path)
-            seen.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
-        except OSError:
-            seen.append((path, 0))
-    return seen
-
-
-def all_of(paths: Sequence[str]) -> list[str]:
-    """Return these paths, each directory followed by the paths of its entries."""
-    found = []
-    for path in paths:
-        found.append(path)
-        with suppress(OSError):  # not a directory
-            found += [f"{path}/{name}" for name in sorted(os.listdir(path))[:MOST_FILES]]
-    return found
+    return [
+        (path, status.st_ino, status.st_mtime_ns, status.st_size) if status else (path,)
+        for path, status in statuses(paths)
+    ]
 
 
 def changed_since(when: float, paths: Sequence[str]) -> bool:
     """Return whether one of the files may have changed since ``when``."""
-    for path in all_of(paths):
-        with suppress(OSError):
-            if os.stat(path).st_ctime > when - CLOCK_SECONDS:
-                return True
-    return False
+    return any(status and status.st_ctime > when - CLOCK_SECONDS for _path, status in statuses(paths))
 
 
 class LoginFiles:
@@ -166,11 +167,8 @@ def are_at_home(paths: Iterable[str]) -> bool:
 
 def signature(path: str) -> tuple[int, ...] | None:
     """Return a value that differs when a file was replaced or changed; None if there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    status = status_of(path)
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size) if status else None
 
 
 def mount_points() -> Iterator[str]:

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 MODULE_RUNNER = (
     "module_runner",
+    "appending",
     "bytecode",
     "compiler",
     "fingerprint",
     "frames",
     "fresh",
     "importer",
+    "pages",
     "payload",
     "site_ahead",
     "vfork",

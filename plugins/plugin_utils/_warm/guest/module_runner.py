@@ -16,10 +16,12 @@ import threading
 import types
 from contextlib import suppress
 
+from .appending import KnownArchive
 from .bytecode import unpacked
 from .frames import InterpreterRequest
 from .fresh import SiteRun, renew
 from .importer import Importer
+from .pages import Memory
 from .payload import Archive, Payload, table_of
 from .site_ahead import Site
 from .vfork import start_programs_at_once
@@ -40,9 +42,11 @@ class Modules(Work):
         self.importer = Importer()
         self.archives: dict[str, Archive] = {}
         self.learnt: set[str] = set()  # archives
+        self.appendable: dict[str, KnownArchive] = {}
         self.heads: dict[bytes, types.CodeType] = {}
         self.todo: list[tuple[str, bytes, int]] = []
         self.site = Site(SiteRun)
+        self.memory = Memory()
         self.site_run: SiteRun | None = None  # in a child, once it has run
 
     def begin(self) -> None:
@@ -51,6 +55,15 @@ class Modules(Work):
         if self.importer not in sys.meta_path:
             sys.meta_path.insert(0, self.importer)
             sys.meta_path.append(self.importer.vain)
+
+    def prepare(self) -> None:
+        self.memory.begin()
+
+    def look_after(self, process: int) -> float | None:
+        return self.memory.look_after(process)
+
+    def look(self, process: int) -> None:
+        self.memory.look(process)
 
     def expect(self, recipe: bytes, code: bytes) -> None:
         """Import the libraries of the archive to come."""
@@ -69,6 +82,7 @@ class Modules(Work):
         for digest in request.forget:
             self.archives.pop(digest, None)
             self.learnt.discard(digest)
+            self.appendable.pop(digest, None)
         if request.content:
             table, text, code = request.content.split(b"\n", 2)
             self.archives[request.archive] = Archive(table_of(table), text.decode("ascii"), code)
@@ -99,13 +113,14 @@ class Modules(Work):
     def take(self, digest: str, program: bytes, before: int) -> None:
         if digest in self.archives and digest not in self.learnt:
             self.learnt.add(digest)
-            self.learn(self.archives[digest], program, before)
+            self.learn(digest, program, before)
 
-    def learn(self, archive: Archive, program: bytes, before: int) -> None:
+    def learn(self, digest: str, program: bytes, before: int) -> None:
         """Import the libraries of a module, for it and others. In a child: compile the new code of the module."""
-        importer = self.importer
+        archive, importer = self.archives[digest], self.importer
         importer.table = archive.table
         with suppress(Exception):  # the task will report the error itself
+            self.appendable[digest] = KnownArchive(archive.text)
             importer.learn(archive)
             if importer.fits():
                 importer.import_libraries()
@@ -133,22 +148,26 @@ class Modules(Work):
         return self.site.only_reads and not self.site.is_same()
 
     def wait(self) -> None:
+        self.memory.get_ready()
         if self.site.may_run_ahead:
             self.site_run = SiteRun()
             self.site_run.found(self.importer.vain.asked)  # has the directories read
+        hide()
 
     def run(self, request: InterpreterRequest, last_word: LastWord) -> NoReturn:
         """Run a module as the interpreter itself would."""
         archive = self.archives[request.archive]
         if request.archive not in self.learnt:
-            self.learn(archive, request.program, request.before)
+            self.learn(request.archive, request.program, request.before)
         site_run = self.site_run or SiteRun()
         found = site_run.found(self.importer.vain.asked)
         renew()
         self.importer.table = archive.table
         self.importer.forget_others(found)
         payload = Payload(request.program, request.before, archive.text)
-        hide()
+        if request.archive in self.appendable:
+            self.appendable[request.archive].expect(payload.head)
+        hide()  # unless that was done while this child waited
         run(payload, self.heads, last_word)
 
 

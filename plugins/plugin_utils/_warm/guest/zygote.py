@@ -85,6 +85,13 @@ class Work:
         """Take what the scout reports; return whether spare children are to get ready in another way now."""
         return False
 
+    def look_after(self, process: int) -> float | None:
+        """Return after how many idle seconds to look at a child at work; None: never."""
+        return None
+
+    def look(self, process: int) -> None:
+        """Look at a child at work."""
+
     def wait(self) -> None:
         """In a spare child: get ready for a request."""
 
@@ -209,6 +216,10 @@ class Zygote:
                 return 0, self.send_scout
             if not self.spare:
                 return 0, self.fork_spare
+        at_work = [pid for pid, child in self.children.items() if child.number is not None]
+        if at_work:
+            child = at_work[-1]
+            return self.work.look_after(child), lambda: self.work.look(child)
         return None, lambda: None
 
     def prepare(self) -> None:
