@@ -105,6 +105,28 @@ MACHINERIES = (
         ((f"{_WARM}/guest/zygote.py", "            if not self.spare:\n", "            if False:\n"),),
     ),
     Machinery(
+        "site run in advance",
+        (
+            (
+                f"{_WARM}/guest/site_ahead.py",
+                "        return self.only_reads and self.is_same()",
+                "        return False",
+            ),
+        ),
+    ),
+    Machinery(
+        "pages copied in advance",
+        ((f"{_WARM}/guest/pages.py", "            self.looks = self.LOOKS", "            self.looks = 0"),),
+    ),
+    Machinery(
+        "programs started by vfork()",
+        ((f"{_WARM}/guest/module_runner.py", "        start_programs_at_once()  #", "        pass  #"),),
+    ),
+    Machinery(
+        "archive appended to without zipfile",
+        ((f"{_WARM}/guest/appending.py", "        if not self.is_usable or", "        if True or"),),
+    ),
+    Machinery(
         "Zstandard",
         ((f"{_GUEST}/compression.py", "        return bool(zstd())", "        return False"),),
         measured=_COPIED,

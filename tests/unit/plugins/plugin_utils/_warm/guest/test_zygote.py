@@ -48,6 +48,20 @@ def test_what_is_to_be_learnt_goes_before_the_next_child(pair: Pair) -> None:
     assert zygote.chore() == (0, zygote.fork_spare)
 
 
+def test_tasks_are_looked_at_and_not_the_child_that_waits(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What that has written to while it got ready is not what tasks write to."""
+    _one, zygote = pair
+    looked: list[int] = []
+    monkeypatch.setattr(zygote.work, "look_after", lambda process: 0.5)
+    monkeypatch.setattr(zygote.work, "look", looked.append)
+    zygote.children = {10: _zygote.Child(1, 0), 11: _zygote.Child(2, 1), 12: _zygote.Child(None, 2)}
+    patience, look = zygote.chore()
+    look()
+    assert (patience, looked) == (0.5, [11])
+    zygote.children = {12: _zygote.Child(None, 2)}
+    assert zygote.chore()[0] is None
+
+
 def handed_over(pair: Pair, tmp_path: Path) -> frames.InterpreterRequest:
     one, zygote = pair
     one.hand_over(7, asked(), str(tmp_path / "7"))

@@ -1,0 +1,169 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Site runs while the next task is awaited, if nobody can tell the difference."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.site_ahead import Site
+from ansible_collections.qemu.guest.tests.unit.warm import module, plain, until, warmed
+
+# How many seconds before the module site has run, by its customization.
+AGE = "import os, time; print(time.monotonic() - float(os.environ['SITE_RAN_AT']), flush=True)"
+RAN = "import os, time\nos.environ['SITE_RAN_AT'] = str(time.monotonic())\n"
+PAUSE = 0.3
+
+pytestmark = pytest.mark.skipif(not hasattr(sys, "addaudithook"), reason="Python 3.7 has no audit events")
+
+
+class Environment:
+    """A virtual environment of Python, whose site can be customized."""
+
+    def __init__(self, directory: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory / "venv"], check=True)
+        self.python = f"{directory}/venv/bin/python"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        self.packages = directory / "venv/lib" / version / "site-packages"
+
+    def customize(self, code: str) -> None:
+        (self.packages / "sitecustomize.py").write_text(RAN + code)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path)
+
+
+def ages(warm: WarmPython, command: str, tasks: int = 6) -> list[float]:
+    """Return how long before its module site has run, for each of so many tasks, with a pause before each."""
+    found = []
+    for _task in range(tasks):
+        time.sleep(PAUSE)
+        result = warm.run(command, module(AGE))
+        assert result and result.rc == 0, result
+        found.append(float(result.stdout.splitlines()[-1]))
+    return found
+
+
+def test_site_runs_before_the_task_comes(warm: WarmPython, environment: Environment) -> None:
+    environment.customize("")
+    warmed(warm, environment.python, module(AGE))
+    until(lambda: ages(warm, environment.python, 1)[0] > PAUSE / 2)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open({effect!r}, 'a').write('.')",
+        "os.mkdir({effect!r} + str(os.getpid()))",
+        "os.system('echo . >>' + {effect!r})",
+        "import subprocess; subprocess.run('echo . >>' + {effect!r}, shell=True)",
+        "import threading; t = threading.Thread(target=print); t.start(); t.join(); del t",
+        "print('said')",
+        "import sys; sys.stderr.write('said')",
+        "os.getcwd()",
+        "os.chdir('/tmp')",
+        "os.stat('relative')if os.path.exists('relative') else 0",
+        "import socket; socket.socket(); del socket",
+        "os.listdir()",
+        "os.stat(0)",
+    ],
+)
+def test_site_that_does_more_than_read_runs_with_the_task(
+    code: str, warm: WarmPython, environment: Environment, tmp_path: Path
+) -> None:
+    """And only then: what it does is not done for a task that does not come."""
+    effect = tmp_path / "effect"
+    environment.customize(code.format(effect=str(effect)))
+    warmed(warm, environment.python, module(AGE))
+    for file in tmp_path.glob("effect*"):
+        file.rmdir() if file.is_dir() else file.write_text("")
+    assert statistics.median(ages(warm, environment.python, 4)) < PAUSE / 2
+    time.sleep(PAUSE)
+    done = len(effect.read_text().strip().replace("\n", "")) if effect.exists() else len([*tmp_path.glob("effect*")])
+    assert done in (0, 4)
+    assert done or "effect" not in code
+
+
+@pytest.mark.parametrize(
+    "reads", ["open({path!r}).read()", "str(os.path.exists({path!r}))", "str(os.listdir({path!r}))"]
+)
+def test_what_site_reads_is_seen_when_it_changes(
+    reads: str, agent: Runner, warm: WarmPython, environment: Environment, tmp_path: Path
+) -> None:
+    path = tmp_path / "settings"
+    path.write_text("first")
+    if "listdir" in reads:
+        path.unlink()
+        path.mkdir()
+    environment.customize(f"os.environ['SETTINGS'] = {reads.format(path=str(path))}\n")
+    warmed(warm, environment.python, module(AGE))
+    until(lambda: ages(warm, environment.python, 1)[0] > PAUSE / 2)
+    looks = module("import os; print(os.environ['SETTINGS'], flush=True)")
+    before = warm.run(environment.python, looks)
+    if path.is_dir():
+        (path / "entry").touch()
+    elif "exists" in reads:
+        path.unlink()
+    else:
+        path.write_text("second")
+    expected = plain(agent, looks, environment.python)
+    result = warm.run(environment.python, looks)
+    assert before and result
+    assert before.stdout != expected.stdout
+    assert result.stdout == expected.stdout
+    until(lambda: ages(warm, environment.python, 1)[0] > PAUSE / 2)  # again
+
+
+def test_what_is_on_a_filesystem_that_may_go_is_not_read_in_advance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task may unmount that meanwhile."""
+    there = os.path.realpath(__file__)
+    site = Site(lambda: os.stat(there))
+    scout(site)
+    assert site.only_reads
+    site.state.clear()
+    monkeypatch.setattr(fingerprint, "mount_points", lambda: iter([f"{os.path.dirname(there)}/"]))
+    scout(site)
+    assert there in site.state
+    assert not site.only_reads
+
+
+def test_scouts_are_not_sent_for_ever() -> None:
+    """Here what site reads changes each time."""
+    site = Site(lambda: os.stat(f"/proc/{os.getpid()}/../self"))
+    sent = 0
+    while site.is_to_be_scouted:
+        scout(site)
+        site.state = {"/nothing": [1, 2, 3, 4]}
+        assert not site.is_same()
+        sent += 1
+    assert sent == 10
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_site_that_fails_does_not_run_in_advance(end: type[BaseException]) -> None:
+    def run() -> None:
+        raise end
+
+    site = Site(run)
+    scout(site)
+    assert not site.only_reads
+
+
+def scout(site: Site) -> None:
+    """Send a scout and wait for its report."""
+    site.send_scout(lambda: None)
+    while site.reports >= 0:
+        site.listen()
