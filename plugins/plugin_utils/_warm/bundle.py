@@ -24,8 +24,8 @@ __all__ = ("code", "digest", "sources", "start_input")
 @functools.lru_cache(maxsize=1)
 def sources() -> dict[str, str]:
     """Return the source of each module, by its name."""
-    files = sorted((Path(__file__).parent / "guest").glob("[!_]*.py"))
-    return {file.stem: file.read_text(encoding="utf-8") for file in files}
+    files = sorted(file for file in (Path(__file__).parent / "guest").iterdir() if file.suffix == ".py")
+    return {file.stem: file.read_text(encoding="utf-8") for file in files if not file.stem.startswith("_")}
 
 
 @functools.lru_cache(maxsize=1)

@@ -111,7 +111,7 @@ _WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _SERVER_LOOK, paus
 _ATTEMPTS = 4
 
 # When to look for the answer of a module that has not run over this connection: asking sooner would only delay it.
-_FIRST_LOOK_UNKNOWN = 0.01
+_FIRST_LOOK_UNKNOWN = 0.005
 # If the first look found the answer, it may have been late: look a fifth sooner the next time. Later looks are a share
 # of that time apart.
 _AFTER_HIT = 0.8
