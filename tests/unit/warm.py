@@ -118,7 +118,7 @@ def server_pid(guest: Guest) -> int:
     return int((guest.runner / SPOOL / "pid").read_text())
 
 
-def asked(**said: Any) -> wire.ClientRequest:
+def a_request(**said: Any) -> wire.ClientRequest:
     """Return a request as a server takes it."""
     return wire.ClientRequest(b"program", **{"key": "k", **said})
 
@@ -145,7 +145,7 @@ def called_here(command: Command, stdin: bytes = b"") -> bytes | None:
     """Return what the call prints that stands for a command; None if it takes a shell."""
     if not command.function:
         return None
-    header = {"number": 1, "archive": "", "before": 0, "forget": [], "in_time": False}
+    header = {"serial": 1, "archive": "", "split_at": 0, "forget": [], "in_time": False}
     call = [command.function, *command.arguments]
     return shell_runner.called(
         frames.InterpreterRequest(json.dumps({**header, "call": call}).encode(), b"", b""), stdin

@@ -64,18 +64,18 @@ class Call:
         self._half_seen = 0.0
         self._since = self.last_miss = 0.0
 
-    def ask(self, asked: ClientRequest) -> bool:
+    def ask(self, request: ClientRequest) -> bool:
         """Hand the request to the server; return False if there is none.
 
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
         """
-        request = asked.packed()
-        line = ring_line(self.number, request)
+        packed = request.packed()
+        line = ring_line(self.number, packed)
         try:
             with self._spool.bell() as bell:  # which fails if there is no server
                 self._file = GuestFile(self._agent, self._path, "w+")
                 if len(line) + _ROOM > LONGEST_RING:
-                    self._spool.write(f"{self.number}.in", request)
+                    self._spool.write(f"{self.number}.in", packed)
                     line = ring_line(self.number)
                 bell.write(line + b"\n")
         except GuestFileError as exc:
@@ -85,7 +85,7 @@ class Call:
             return False
         except HandleLostError:  # the agent was restarted: nothing was rung
             self.close()
-            return self.ask(asked)
+            return self.ask(request)
         self._since = time.monotonic()
         return True
 

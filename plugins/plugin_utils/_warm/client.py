@@ -68,20 +68,20 @@ _LOGIN = re.compile(r"-|--login|-[A-Za-z]*[il][A-Za-z]*")
 _START = """
 exec 6<&0
 {{
-    exec 4>{beside}.err 5<{beside}.err
+    exec 4>{prefix}.err 5<{prefix}.err
     {launch}
     cd /
     wait "$!"
     r=$?
     umask 077
-    if [ -e {beside}.err ]; then
+    if [ -e {prefix}.err ]; then
         case $r in
         0) ;;
         {no_room} | 12[6-9] | 1[3-9]? | 2??) echo {number} >{failed} ;;
         *) {{ echo {number}; cat <&5; }} >{failed} ;;
         esac
     fi
-    rm -f {beside}.*
+    rm -f {prefix}.*
 }} </dev/null >/dev/null 2>&1 &
 """
 # The interpreter takes its program from standard input. The shell waits in the root directory, because the directory
@@ -93,7 +93,7 @@ _BY_PLAIN_PYTHON = "{python} -IS -c {program} 3<&6 6<&- >&4 2>&4 4>&- 5<&- &"
 _PROGRAM = (
     "import json, os, zlib; s = b''.join(iter(lambda: os.read(3, 1 << 16), b'')); os.close(3); exec(s[:{size}]); "
     "given = json.loads(zlib.decompress(s[{size}:]).decode()); loader, module = begin(given.pop('sources'), 'start'); "
-    "module.start(loader, given, {spool!r}, {beside!r}, {forkable!r})"
+    "module.start(loader, given, {spool!r}, {prefix!r}, {forkable!r})"
 )
 
 # Larger output, in bytes, is removed from the guest's memory at once, not by its sweep.
@@ -174,8 +174,8 @@ class WarmPython:
         archive = read_archive(payload.group(1)) if python and payload else None
         if python and payload and archive and not _is_login(command):
             without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
-            asked = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
-            return self._run_module(asked, archive, python.group(1))
+            request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
+            return self._run_module(request, archive, python.group(1))
         begun = self.begin_shell(Command.of(command), stdin)
         return begun() if begun else None
 
@@ -191,7 +191,7 @@ class WarmPython:
         result = self._ended(call)
         return result if isinstance(result, ExecResult) else None
 
-    def _run_module(self, asked: ClientRequest, archive: Archive, python: str) -> ExecResult | None:
+    def _run_module(self, request: ClientRequest, archive: Archive, python: str) -> ExecResult | None:
         """Return a module's result; None if it was not run.
 
         Ask the server that is there. If there is none, start one and ask it: nobody took the number, so it stays, and
@@ -199,9 +199,9 @@ class WarmPython:
         because a number is taken once.
         """
         number = new_number()
-        answer = self._try_running_server(asked, number, archive)
-        if answer == _NO_SERVER and self._start(asked, python, archive, number):
-            answer = self._handled(asked, number, itertools.chain(_WHILE_STARTING, pauses()))
+        answer = self._try_running_server(request, number, archive)
+        if answer == _NO_SERVER and self._start(request, python, archive, number):
+            answer = self._handled(request, number, itertools.chain(_WHILE_STARTING, pauses()))
         for _attempt in range(_ATTEMPTS):
             if not isinstance(answer, str) or not answer.startswith(MISSING.decode()):
                 break
@@ -210,15 +210,15 @@ class WarmPython:
             missing = [part for part in archive.remembered() if part not in there]
             if not self._bring(archive, missing, python, number):
                 break
-            answer = self._handled(asked, number)
+            answer = self._handled(request, number)
         return None if isinstance(answer, str) else answer
 
-    def _try_running_server(self, asked: ClientRequest, number: int, archive: Archive) -> ExecResult | str:
+    def _try_running_server(self, request: ClientRequest, number: int, archive: Archive) -> ExecResult | str:
         """Ask a server that is there, as ``_handled`` does.
 
         A module that has run over this connection probably takes as long again, so look for its answer at that age.
         """
-        call = self._send(asked, number)
+        call = self._send(request, number)
         if not call:
             return _NO_SERVER
         known = self._first_looks.get(archive.digest)
@@ -238,20 +238,20 @@ class WarmPython:
         """End all warm interpreters, if any, as soon as they are idle."""
         self._spool.ring(QUIT.decode())
 
-    def _handled(self, asked: ClientRequest, number: int, waits: Iterable[float] | None = None) -> ExecResult | str:
+    def _handled(self, request: ClientRequest, number: int, waits: Iterable[float] | None = None) -> ExecResult | str:
         """Return the result of a request, or the word that says why it was not run.
 
         The word is _NO_SERVER if there is no server; see _warm/guest/wire.py for others. For ``waits``, see
         Call.answer; the usual ones are `pauses`.
         """
-        call = self._send(asked, number)
+        call = self._send(request, number)
         return self._ended(call, waits) if call else _NO_SERVER
 
     @_with_room
-    def _send(self, asked: ClientRequest, number: int) -> Call | None:
+    def _send(self, request: ClientRequest, number: int) -> Call | None:
         """Give a request to the server, if there is one."""
         call = Call(self._runner.agent, self._spool, number)
-        return call if call.ask(asked) else None
+        return call if call.ask(request) else None
 
     def _ended(self, call: Call, waits: Iterable[float] | None = None) -> ExecResult | str:
         """Return the result of a request that the server was given, see ``_handled``.
@@ -269,25 +269,25 @@ class WarmPython:
         return ExecResult(rc, None, out, err)
 
     @_with_room
-    def _start(self, asked: ClientRequest, python: str, archive: Archive, number: int) -> bool:
+    def _start(self, request: ClientRequest, python: str, archive: Archive, number: int) -> bool:
         """Start a server with an interpreter for a request; return whether there is a server now."""
         runners = Spool(self._runner.agent, HOME)
-        failed = f"{Path(_spool()).name}.{asked.key[:16]}.failed"
+        failed = f"{Path(_spool()).name}.{request.key[:16]}.failed"
         why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
         if why:
             last = why.rpartition(b"\n")[2].decode("utf-8", "replace")
             self._tell(f"warm Python could not be started by this command line, and runs nothing of it: {last}")
             return False
         self._log("starting warm Python in the guest")
-        beside = f"{Path(_spool()).name}.{number}"
+        prefix = f"{Path(_spool()).name}.{number}"
         began = time.monotonic()
         with self._runner.forgetting():
-            start_shell(self._runner, *_starter(_spool(), asked, python, number, failed))
+            start_shell(self._runner, *_starter(_spool(), request, python, number, failed))
         is_slow = time.monotonic() - began > self._quick_seconds
         # Use the wait for the start to compile. A guest as quick as this machine compiles as soon by itself.
         code = is_slow and _is_ours(python)
         brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
-        runners.write(f"{beside}.{PARTS_SUFFIX}", brought)
+        runners.write(f"{prefix}.{PARTS_SUFFIX}", brought)
         for looks, pause in enumerate(pauses(_SERVER_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
             if self._spool.is_served():
@@ -337,34 +337,34 @@ def _is_login(command: str) -> bool:
     return any(map(_LOGIN.fullmatch, words)) or (" " in words[-1] and _is_login(words[-1]))
 
 
-def _starter(spool: str, asked: ClientRequest, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
+def _starter(spool: str, request: ClientRequest, python: str, number: int, failed: str) -> tuple[bytes, bytes]:
     """Return the shell command that starts a server in ``spool`` for a request, and its standard input.
 
     The names of its files begin with that of the spool and the ``number``; it removes all of them at the end. If the
     server does not start, it writes the file ``failed``.
     """
-    beside = f"{spool}.{number}"
+    prefix = f"{spool}.{number}"
     size, stdin = bundle.start_input(
         {
             "prologue": login_program(),
-            "command": asked.command,
-            "path": asked.path,
-            "first": asked.header(),
+            "command": request.command,
+            "path": request.path,
+            "first": request.header(),
         }
     )
-    forkable = _forkable(python, asked.command)
+    forkable = _forkable(python, request.command)
     program = _PROGRAM.format(
         size=size,
         spool=spool,
-        beside=beside,
+        prefix=prefix,
         forkable=" ".join(forkable or ["shell_runner"]),
     )
     if forkable:
-        launch = _BY_COMMAND_LINE.format(command=shlex.quote(asked.command), program=program)
+        launch = _BY_COMMAND_LINE.format(command=shlex.quote(request.command), program=program)
     else:
         launch = _BY_PLAIN_PYTHON.format(python=shlex.quote(python), program=shlex.quote(program))
     failed = f"{HOME}/{failed}"
-    command = _START.format(launch=launch, no_room=NO_ROOM, beside=beside, number=number, failed=failed)
+    command = _START.format(launch=launch, no_room=NO_ROOM, prefix=prefix, number=number, failed=failed)
     return command.encode("utf-8", "surrogateescape"), stdin
 
 
@@ -379,7 +379,7 @@ def _request(python: str, archive: str, before: bytes, after: bytes, command: Co
         marker=marker.group() if marker else "",
         path=PATH,
         archive=archive,
-        before=len(before),
+        split_at=len(before),
         call=[command.function, *command.arguments] if command.function else [],
         in_time=command.in_time,
         users=bool(_USERS.search(before) or _USERS.search(after)),

@@ -29,7 +29,7 @@ READY = b"\0qemu.guest ready\n"
 STAYS = 1
 
 RECORD = 6
-"""Bytes of a record: a request's number (4) and its status (2), which is an exit status or one of the values below."""
+"""Bytes of a record: a request's serial number (4) and its status (2): an exit status or one of the values below."""
 NOT_RUN = 256  # there was no room for a child
 STALE = 257  # nothing was run, because files that the interpreter was started from have changed
 LARGEST_STATUS = STALE
@@ -39,13 +39,13 @@ _SIZES = 3 * _SIZE
 _PIPE = 1 << 16  # bytes that a pipe holds, on Linux
 
 
-def record(number: int, status: int) -> bytes:
+def record(serial: int, status: int) -> bytes:
     """Return the record that tells the ``status`` of a request."""
-    return number.to_bytes(4, "little") + status.to_bytes(2, "little")
+    return serial.to_bytes(4, "little") + status.to_bytes(2, "little")
 
 
 def records(data: bytes) -> list[tuple[int, int]]:
-    """Return ``(number, status)`` of each whole record in ``data``."""
+    """Return ``(serial, status)`` of each whole record in ``data``."""
     starts = range(0, len(data) - RECORD + 1, RECORD)
     return [(int.from_bytes(data[n : n + 4], "little"), int.from_bytes(data[n + 4 : n + 6], "little")) for n in starts]
 
@@ -54,7 +54,7 @@ class InterpreterRequest:
     """A request to an interpreter: to run a module or a shell command.
 
     A module's ``archive`` is a digest, and ``content`` is that of the archive, if it is new. In the ``program``
-    around it, its place is ``before`` bytes from the start. Without one, the first ``before`` bytes are a command
+    around it, its place is ``split_at`` bytes from the start. Without one, the first ``split_at`` bytes are a command
     and the rest is its input; ``call`` is a function of shell_runner.py that does the same, and its arguments.
     ``streams`` are the write ends of the pipes for output and errors.
     """
@@ -65,9 +65,9 @@ class InterpreterRequest:
         self.content = content
         self.program = program
         self.streams = list(streams)
-        self.number: int = said["number"]
+        self.serial: int = said["serial"]
         self.archive: str = said["archive"]
-        self.before: int = said["before"]
+        self.split_at: int = said["split_at"]
         self.forget: list[str] = said["forget"]
         self.call: list[str | int] = said["call"]
         self.in_time: bool = said["in_time"]

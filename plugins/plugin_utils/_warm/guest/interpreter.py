@@ -196,40 +196,40 @@ class Interpreter:
 
     # Sending
 
-    def hand_over(self, number: int, asked: ClientRequest, path: str) -> None:
+    def hand_over(self, number: int, request: ClientRequest, path: str) -> None:
         """Send it a request; the names of the task's files begin with ``path``.
 
         :raise OSError: if there is no room for the task; nothing was sent then.
         """
-        was, now = self.marker.encode("ascii"), asked.marker.encode("ascii")
+        was, now = self.marker.encode("ascii"), request.marker.encode("ascii")
         preamble, errors = (
             text.replace(was, now) if was else text for text in (self.startup_output, self.startup_errors)
         )
         serial = next(self.serials)
-        task = Task(number, asked, path, preamble, errors)
+        task = Task(number, request, path, preamble, errors)
         streams, task.theirs = task.theirs, []
         self.tasks[serial] = task
-        self.queue.append(Outgoing(serial, self.packed(serial, asked), streams))
+        self.queue.append(Outgoing(serial, self.packed(serial, request), streams))
         self.used = self.last_sent = time.monotonic()
         self.send()
 
-    def packed(self, serial: int, asked: ClientRequest) -> bytes:
+    def packed(self, serial: int, request: ClientRequest) -> bytes:
         """Return a request as the interpreter reads it, with its archive if the interpreter lacks that."""
         forget: list[str] = []
         content = b""
-        if asked.archive and asked.archive not in self.known:
-            self.known.append(asked.archive)
+        if request.archive and request.archive not in self.known:
+            self.known.append(request.archive)
             self.known, forget = self.known[-MOST_ARCHIVES:], self.known[:-MOST_ARCHIVES]
-            content = asked.content
+            content = request.content
         header = {
-            "number": serial,
-            "archive": asked.archive,
-            "before": asked.before,
+            "serial": serial,
+            "archive": request.archive,
+            "split_at": request.split_at,
             "forget": forget,
-            "call": asked.call,
-            "in_time": asked.in_time,
+            "call": request.call,
+            "in_time": request.in_time,
         }
-        return frame(json.dumps(header).encode("ascii"), content, asked.program)
+        return frame(json.dumps(header).encode("ascii"), content, request.program)
 
     def send(self) -> None:
         """Send as much of the queue as the interpreter takes now."""

@@ -95,7 +95,7 @@ class Modules(Work):
         """
         if request.archive in self.learnt:
             return False
-        lesson = request.archive, request.program, request.before
+        lesson = request.archive, request.program, request.split_at
         if not self.learnt or self.importer.lacks(self.archives[request.archive].table):
             self.take(*lesson)
             return True
@@ -110,12 +110,12 @@ class Modules(Work):
     def take_lesson(self) -> None:
         self.take(*self.todo.pop())
 
-    def take(self, digest: str, program: bytes, before: int) -> None:
+    def take(self, digest: str, program: bytes, split_at: int) -> None:
         if digest in self.archives and digest not in self.learnt:
             self.learnt.add(digest)
-            self.learn(digest, program, before)
+            self.learn(digest, program, split_at)
 
-    def learn(self, digest: str, program: bytes, before: int) -> None:
+    def learn(self, digest: str, program: bytes, split_at: int) -> None:
         """Import the libraries of a module, for it and others. In a child: compile the new code of the module."""
         archive, importer = self.archives[digest], self.importer
         importer.table = archive.table
@@ -124,7 +124,7 @@ class Modules(Work):
             importer.learn(archive)
             if importer.fits():
                 importer.import_libraries()
-            payload = Payload(program, before, archive.text)
+            payload = Payload(program, split_at, archive.text)
             if payload.mark.encode("ascii") not in payload.head and payload.head not in self.heads:
                 self.heads[payload.head] = payload.compiled_head()
         gc.freeze()  # children share these pages as long as no garbage collection scans them
@@ -144,6 +144,12 @@ class Modules(Work):
         self.site.listen()
         return self.site.only_reads
 
+    def note_end(self, process: int) -> None:
+        self.site.note_end(process)
+
+    def end(self) -> None:
+        self.site.end_scout()
+
     def is_spare_outdated(self) -> bool:
         return self.site.only_reads and not self.site.is_same()
 
@@ -158,13 +164,13 @@ class Modules(Work):
         """Run a module as the interpreter itself would."""
         archive = self.archives[request.archive]
         if request.archive not in self.learnt:
-            self.learn(request.archive, request.program, request.before)
+            self.learn(request.archive, request.program, request.split_at)
         site_run = self.site_run or SiteRun()
         found = site_run.found(self.importer.vain.asked)
         renew()
         self.importer.table = archive.table
         self.importer.forget_others(found)
-        payload = Payload(request.program, request.before, archive.text)
+        payload = Payload(request.program, request.split_at, archive.text)
         if request.archive in self.appendable:
             self.appendable[request.archive].expect(payload.head)
         hide()  # unless that was done while this child waited

@@ -55,11 +55,11 @@ class Archive:
 class Payload:
     """A module's program around its archive, in two parts: the functions, and the call of them."""
 
-    def __init__(self, program: bytes, before: int, archive: str) -> None:
+    def __init__(self, program: bytes, split_at: int, archive: str) -> None:
         self.archive = archive
         # The compiler takes long for the archive's text, so that is put in afterwards.
         self.mark = os.urandom(16).hex()
-        self.whole = program[:before] + self.mark.encode("ascii") + program[before:]
+        self.whole = program[:split_at] + self.mark.encode("ascii") + program[split_at:]
         self.head, call, rest = self.whole.rpartition(CALL)
         # Keep the line numbers, for tracebacks.
         self.call = b"\n" * self.head.count(b"\n") + call + rest

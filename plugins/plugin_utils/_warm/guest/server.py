@@ -53,16 +53,16 @@ COMMANDS = ""  # key of the interpreter for shell commands
 
 
 class Server:
-    """The spool ``home``, with its ``ring`` open, the interpreters, and the requests between them.
+    """The ``spool``, with its ``ring`` open, the interpreters, and the requests between them.
 
     Unless it ``stays`` without work, it ends soon after the last task. When a file of ``watched`` has changed,
     interpreters are started anew.
     """
 
     def __init__(
-        self, home: str, ring: int, launcher: Launcher, stays: bool = True, watched: Sequence[str] = WATCHED
+        self, spool: str, ring: int, launcher: Launcher, stays: bool = True, watched: Sequence[str] = WATCHED
     ) -> None:
-        self.home = home
+        self.spool = spool
         self.ring = ring
         self.launcher = launcher
         self.stays = stays
@@ -82,21 +82,21 @@ class Server:
         self.strangers: set[str] = set()  # files of unknown requests
 
     def path(self, number: int, suffix: str) -> str:
-        return f"{self.home}/{number}.{suffix}"
+        return f"{self.spool}/{number}.{suffix}"
 
-    def archive_beside(self, number: int) -> str:
+    def early_archive(self, number: int) -> str:
         """Return the path of an archive that a client wrote before the spool was there."""
-        return f"{self.home}.{number}.{PARTS_SUFFIX}"
+        return f"{self.spool}.{number}.{PARTS_SUFFIX}"
 
     def adopt(self, header: str, first: Spawned, began: float) -> None:
         """Take the interpreter that this server was started for, unless files that a login reads have changed since."""
-        asked = ClientRequest.unpacked(header.encode("ascii"))
-        one = Interpreter(first, LoginFiles(self.watched), asked.marker, asked.path)
+        request = ClientRequest.unpacked(header.encode("ascii"))
+        one = Interpreter(first, LoginFiles(self.watched), request.marker, request.path)
         login = LoginFiles(self.watched)
         if changed_since(began, self.watched):
             self.leaving.append(one)
         else:
-            self.interpreters[asked.key] = one
+            self.interpreters[request.key] = one
             self.login = login
 
     def serve(self) -> None:
@@ -122,13 +122,13 @@ class Server:
         """Return whether a client seems to bring a request or to fetch output, which takes long on a slow line."""
         if not self.was_asked:  # this server was started for one, which may have been killed
             return time.monotonic() - self.began < IDLE_SECONDS
-        place, name = os.path.split(self.home)
+        place, name = os.path.split(self.spool)
         files = [
             file
             for file in os.scandir(place)
             if file.name.startswith(f"{name}.") and file.name.endswith(f".{PARTS_SUFFIX}")
         ]
-        for file in os.scandir(self.home):
+        for file in os.scandir(self.spool):
             number, _dot, suffix = file.name.partition(".")
             if number.isdecimal() and (int(number) not in self.answered_at or suffix in ("out", "err")):
                 files.append(file)
@@ -174,10 +174,10 @@ class Server:
 
         A client that has still to read an answer has its file open.
         """
-        gone = f"{self.home}.gone.{os.getpid()}"
-        os.rename(self.home, gone)
-        if select.select([self.ring], [], [], 0)[0] and not os.path.exists(self.home):
-            os.rename(gone, self.home)
+        gone = f"{self.spool}.gone.{os.getpid()}"
+        os.rename(self.spool, gone)
+        if select.select([self.ring], [], [], 0)[0] and not os.path.exists(self.spool):
+            os.rename(gone, self.spool)
             return False
         os.close(self.ring)  # at once: a client that has it open sees that the server is gone
         for name in os.listdir(gone):
@@ -192,13 +192,13 @@ class Server:
         interpreters that do not stay; drop those that have gone; remove old answers.
         """
         waiting, self.waiting = self.waiting, []
-        for number, asked in waiting:
-            self.take(number, asked)
+        for number, request in waiting:
+            self.take(number, request)
         for one in everyone:
             for task in one.pop_refused():
                 task.drop()
                 self.retire(one)
-                self.retry(task.number, task.asked)
+                self.retry(task.number, task.request)
             for serial in [serial for serial, task in one.tasks.items() if task.ended]:
                 task = one.tasks.pop(serial)
                 self.answer(task.number, task.result() or LOST + one.last_words())
@@ -238,19 +238,19 @@ class Server:
         elif line:
             self.receive(*read_ring_line(line))
 
-    def receive(self, number: int, request: bytes) -> None:
+    def receive(self, number: int, packed: bytes) -> None:
         """Take a request; if it is empty, it is in a file. It is taken once, however often its client rings."""
         if number in self.answered_at:
             return
         try:
-            request = request or self.read(number)
+            packed = packed or self.read(number)
             if not self.append_line(number, TAKEN):
                 return  # its client waits no more
         except OSError:  # there is nothing to read, or no room
             return
         self.answered_at[number] = 0.0
         self.was_asked = True
-        self.take(number, ClientRequest.unpacked(request))
+        self.take(number, ClientRequest.unpacked(packed))
 
     def read(self, number: int) -> bytes:
         path = self.path(number, "in")
@@ -260,7 +260,7 @@ class Server:
         return content
 
     def forget(self, number: int) -> None:
-        for path in (self.archive_beside(number), *(self.path(number, suffix) for suffix in SUFFIXES)):
+        for path in (self.early_archive(number), *(self.path(number, suffix) for suffix in SUFFIXES)):
             with suppress(OSError):
                 os.unlink(path)
 
@@ -273,72 +273,72 @@ class Server:
 
     def sweep(self) -> None:
         """Remove files of clients that went away before they asked: those seen by the last sweep, too."""
-        names = {name for name in os.listdir(self.home) if name.partition(".")[0].isdecimal()}
+        names = {name for name in os.listdir(self.spool) if name.partition(".")[0].isdecimal()}
         strangers = {name for name in names if int(name.partition(".")[0]) not in self.answered_at}
         for name in strangers & self.strangers:
             with suppress(OSError):
-                os.unlink(f"{self.home}/{name}")
+                os.unlink(f"{self.spool}/{name}")
         self.strangers = strangers
 
-    def retry(self, number: int, asked: ClientRequest) -> None:
+    def retry(self, number: int, request: ClientRequest) -> None:
         """Take a request again that a stale interpreter refused, MOST_TRIES times at most."""
-        asked.tries += 1
-        if asked.tries < MOST_TRIES:
-            self.take(number, asked)
+        request.tries += 1
+        if request.tries < MOST_TRIES:
+            self.take(number, request)
         else:
             self.answer(number, PLAIN)
 
-    def take(self, number: int, asked: ClientRequest) -> None:
+    def take(self, number: int, request: ClientRequest) -> None:
         """Hand a request to its interpreter, have it wait for one, or answer why not."""
         try:
-            answer = self.dispatch(number, asked)
+            answer = self.dispatch(number, request)
         except OSError:  # there is no room for it
             answer = PLAIN
         if answer:
             self.answer(number, answer)
 
-    def dispatch(self, number: int, asked: ClientRequest) -> bytes:
+    def dispatch(self, number: int, request: ClientRequest) -> bytes:
         """Do as ``take``; return an answer that says why the request was not run, empty if it was handed over or waits.
 
         :raise OSError: if there is no room for it.
         """
-        brought = self.path(number, PARTS_SUFFIX), self.archive_beside(number)
-        asked.content, missing = self.archives.found(asked.archive, *brought)
+        brought = self.path(number, PARTS_SUFFIX), self.early_archive(number)
+        request.content, missing = self.archives.found(request.archive, *brought)
         if missing:
             return missing
-        if asked.users and self.others_leave(asked):  # the user that it may remove may have one of them
-            return self.wait(number, asked)
-        one = None if self.ending else self.interpreter(asked)
+        if request.users and self.others_leave(request):  # the user that it may remove may have one of them
+            return self.wait(number, request)
+        one = None if self.ending else self.interpreter(request)
         if one and one.starts:
-            return self.wait(number, asked)
+            return self.wait(number, request)
         if not one or one.dead or not one.ready:
             return PLAIN
         self.append_line(number, BEGUN)
-        one.hand_over(number, asked, f"{self.home}/{number}")
+        one.hand_over(number, request, f"{self.spool}/{number}")
         return b""
 
-    def wait(self, number: int, asked: ClientRequest) -> bytes:
+    def wait(self, number: int, request: ClientRequest) -> bytes:
         """Dispatch a request again soon."""
-        self.waiting.append((number, asked))
+        self.waiting.append((number, request))
         return b""
 
-    def others_leave(self, asked: ClientRequest) -> bool:
+    def others_leave(self, request: ClientRequest) -> bool:
         """End the interpreters of become, except the request's own; return whether one is about to end."""
-        for key in [key for key, one in self.interpreters.items() if one.marker and key != asked.key]:
+        for key in [key for key, one in self.interpreters.items() if one.marker and key != request.key]:
             self.leaving.append(self.interpreters.pop(key))
         return any(one.marker and one.ends_soon for one in self.leaving)
 
-    def interpreter(self, asked: ClientRequest) -> Interpreter | None:
+    def interpreter(self, request: ClientRequest) -> Interpreter | None:
         """Return the interpreter for a request, which may still be starting; None if there is no room for one.
 
         One that failed stays listed, so that its requests are answered at once, until the files of a login change.
         """
-        key = asked.key
+        key = request.key
         one = self.interpreters.get(key)
         if one is not None and ((one.dead and not one.failed) or not one.login_files.same()):
             self.retire(one)
             one = None
-        return one or self.start(key, asked.command or f"'{sys.executable}'", asked.marker, asked.path)
+        return one or self.start(key, request.command or f"'{sys.executable}'", request.marker, request.path)
 
     def start(self, key: str, command: str, marker: str, path: str) -> Interpreter | None:
         """Start an interpreter; return None if there is no room for one."""
@@ -398,8 +398,8 @@ def is_recent(file: os.DirEntry[str]) -> bool:
         return False
 
 
-def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Spawned | None, began: float) -> None:
-    """Serve in the spool ``home``, which is the working directory, until told to end or idle for long.
+def serve_spool(spool: str, ring: int, launcher: Launcher, header: str, first: Spawned | None, began: float) -> None:
+    """Serve in the ``spool``, which is the working directory, until told to end or idle for long.
 
     ``first`` is the interpreter that this was started for, at the time ``began``; ``header`` is of its request.
     """
@@ -407,7 +407,7 @@ def serve_spool(home: str, ring: int, launcher: Launcher, header: str, first: Sp
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for
     sys.path[:] = filter(None, sys.path)  # import nothing from the spool
     # Without work, it keeps no filesystem busy that may be unmounted, as that of a virtual environment.
-    server = Server(home, ring, launcher, launcher.fingerprint.is_at_home())
+    server = Server(spool, ring, launcher, launcher.fingerprint.is_at_home())
     if first:
         server.adopt(header, first, began)
     server.serve()

@@ -50,11 +50,11 @@ class Commands(Work):
             zstd()
 
     def input_of(self, request: InterpreterRequest) -> bytes:
-        return request.program[request.before :]
+        return request.program[request.split_at :]
 
     def run(self, request: InterpreterRequest, last_word: LastWord) -> NoReturn:
         """Run a shell command, which comes before its input, in the environment of a login."""
-        command = request.program[: request.before]
+        command = request.program[: request.split_at]
         with suppress(OSError, KeyError, ImportError, ValueError):  # then the shell will report the error
             output = called(request, self.input_of(request)) if request.call else done_here(command)
             if output is not None:

@@ -19,9 +19,10 @@ import os
 import select
 import signal
 import sys
+import time
 from contextlib import suppress
 
-from .fingerprint import are_at_home, mapped_files, signature
+from .fingerprint import CLOCK_SECONDS, are_at_home, mapped_files, signature
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MOST_SCOUTS = 10  # of one interpreter: site may read what always changes
 MOST_FILES = 200  # that are worth looking at before each task
+PAUSE_SECONDS = 0.2  # between scouts
 SCOUT_SECONDS = 10  # after which a scout ends, whatever site does
 LONGEST_REPORT = 1 << 16  # bytes
 # Audit events of code that only reads files and imports modules. The first argument of READING is a path.
@@ -65,10 +67,13 @@ class Site:
         self.scouts = MOST_SCOUTS if hasattr(sys, "addaudithook") else 0  # that may still be sent
         self.report = b""
         self.reports = -1  # the pipe from the scout; -1 if none is under way
+        self.scout = 0  # its process; 0 if none is under way
+        self.sent = 0.0  # when the last scout was sent, by the clock that files have their times from
+        self.next_at = 0.0
 
     @property
     def is_to_be_scouted(self) -> bool:
-        return not self.state and self.reports < 0 and self.scouts > 0
+        return not self.state and self.reports < 0 and self.scouts > 0 and time.monotonic() >= self.next_at
 
     @property
     def may_run_ahead(self) -> bool:
@@ -84,13 +89,14 @@ class Site:
     def send_scout(self, begin: Callable[[], None]) -> None:
         """Start a scout, which calls ``begin`` first. What it reports is read by ``listen``."""
         self.scouts -= 1
+        self.sent, self.next_at = time.time(), time.monotonic() + PAUSE_SECONDS
         self.reports, theirs = os.pipe()
         try:
-            process = os.fork()
+            self.scout = os.fork()
         except OSError:  # there is no room
-            process = -1
             self.scouts = 0
-        if not process:
+            self.scout = -1
+        if self.scout == 0:
             try:
                 begin()
                 signal.alarm(SCOUT_SECONDS)
@@ -110,10 +116,23 @@ class Site:
         report, self.report = self.report, b""
         with suppress(ValueError, TypeError):  # the scout did not come to its end
             only_reads, state = json.loads(report.decode("ascii"))
-            if len(state) <= MOST_FILES:
+            if len(state) <= MOST_FILES and not self.is_young(state):
                 self.state = state
                 at_home = are_at_home(path for path, seen in state.items() if seen)
                 self.only_reads = bool(only_reads) and at_home and self.is_same()
+
+    def end_scout(self) -> None:
+        """End the scout that is under way, if any: its user may be about to be removed."""
+        if self.scout > 0:
+            os.kill(self.scout, signal.SIGKILL)
+
+    def note_end(self, process: int) -> None:
+        if process == self.scout:
+            self.scout = 0
+
+    def is_young(self, state: State) -> bool:
+        """Return whether a file has changed so shortly before the scout that another change may not show."""
+        return any(seen and seen[2] > (self.sent - CLOCK_SECONDS) * 1e9 for seen in state.values())
 
 
 def report(pipe: int, only_reads: bool, state: State) -> NoReturn:
@@ -137,6 +156,7 @@ class Scout:
         self.watches = False
         self.calls = {name: getattr(os, name) for name in (*LOOKING, *NOT_READING)}
         self.modules = set(sys.modules)
+        self.searched = set(sys.path_importer_cache)
 
     def watch(self, run: Callable[[], object]) -> NoReturn:
         printed, output = os.pipe()
@@ -160,7 +180,7 @@ class Scout:
 
     def end(self, only_reads: bool) -> NoReturn:
         self.watches = False
-        for path in sys.path_importer_cache:
+        for path in set(sys.path_importer_cache) - self.searched:
             self.note(path)
         for name in set(sys.modules) - self.modules:
             for kind in ("__file__", "__cached__"):

@@ -29,21 +29,21 @@ LATE_SECONDS = 1.0
 PAUSE = 0.01
 
 
-def start(loader: Loader, given: dict[str, str], home: str, beside: str, forkable: str) -> None:
-    """Make the spool ``home``, serve there, and remove it at the end.
+def start(loader: Loader, given: dict[str, str], spool: str, prefix: str, forkable: str) -> None:
+    """Make the ``spool``, serve there, and remove it at the end.
 
     ``given`` has the header of the request that this was started for (``first``), its ``command`` and ``path``, and the
-    ``prologue`` of shells. The names of this start's files begin with ``beside``. For ``forkable``, see Launcher.
+    ``prologue`` of shells. The names of this start's files begin with ``prefix``. For ``forkable``, see Launcher.
     """
     began = os.fstat(2).st_mtime  # when the shell created that file, to start this
     with suppress(OSError):  # it leads a session already
         os.setsid()
     itself, launcher = os.getpid(), Launcher(loader, given["prologue"], forkable.split())
     try:
-        lock = enter_new_spool(home)
+        lock = enter_new_spool(spool)
         if lock < 0:
             return
-        launcher.recipe, launcher.code, programs = wait_for_archive(f"{beside}.{PARTS_SUFFIX}")
+        launcher.recipe, launcher.code, programs = wait_for_archive(f"{prefix}.{PARTS_SUFFIX}")
         loader.codes.update(unpacked(programs))
         first = None
         if free_memory() > LEAST_FREE:
@@ -53,56 +53,56 @@ def start(loader: Loader, given: dict[str, str], home: str, beside: str, forkabl
             first = None if printed else launcher.fork(MODULE_RUNNER)
             first = first or launcher.spawn(MODULE_RUNNER, given["command"], given["path"])
         launcher.recipe = launcher.code = b""  # not needed any more
-        ring = publish_spool(home)
+        ring = publish_spool(spool)
         os.close(lock)
         from .server import serve_spool  # imported after the interpreter has begun
 
-        os.unlink(f"{beside}.err")  # without it, the shell knows that the start succeeded
-        serve_spool(home, ring, launcher, given["first"] if first else "", first, began)
+        os.unlink(f"{prefix}.err")  # without it, the shell knows that the start succeeded
+        serve_spool(spool, ring, launcher, given["first"] if first else "", first, began)
     except OSError:  # whatever failed, it may work later
         sys.excepthook(*sys.exc_info())
         sys.exit(NO_ROOM)
     finally:
-        for path in (home, home + ".new") if os.getpid() == itself else ():
+        for path in (spool, spool + ".new") if os.getpid() == itself else ():
             if os.path.exists(path) and os.path.samefile(path, "."):  # not another server's directory
                 remove(path)
 
 
-def enter_new_spool(home: str) -> int:
+def enter_new_spool(spool: str) -> int:
     """Make a directory for the spool, and enter it; return -1 if a server is there, or starting.
 
     Otherwise return the descriptor of a lock, which this process holds until the spool has its name, or it ends.
     """
-    lock = os.open(home + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(spool + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_served(home):
+        if is_served(spool):
             raise BlockingIOError
     except BlockingIOError:
         os.close(lock)
         return -1
-    for left in (home, home + ".new"):  # by a server that was killed
+    for left in (spool, spool + ".new"):  # by a server that was killed
         if os.path.exists(left):
             remove(left)
-    os.mkdir(home + ".new")
-    os.chdir(home + ".new")
+    os.mkdir(spool + ".new")
+    os.chdir(spool + ".new")
     return lock
 
 
-def publish_spool(home: str) -> int:
+def publish_spool(spool: str) -> int:
     """Complete the spool and give it its name; return its ring."""
     os.mkfifo(RING)
     with open("pid", "w") as file:
         file.write(f"{os.getpid()}\n")
     ring = os.open(RING, os.O_RDWR)
-    os.rename(home + ".new", home)
+    os.rename(spool + ".new", spool)
     return ring
 
 
-def is_served(home: str) -> bool:
+def is_served(spool: str) -> bool:
     """Return whether a server reads the ring."""
     try:
-        os.close(os.open(f"{home}/{RING}", os.O_WRONLY | os.O_NONBLOCK))
+        os.close(os.open(f"{spool}/{RING}", os.O_WRONLY | os.O_NONBLOCK))
     except OSError:
         return False
     return True

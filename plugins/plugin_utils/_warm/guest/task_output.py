@@ -23,8 +23,8 @@ LOST = -1
 class Room:
     """The bytes that one task's output may take in the spool: three quarters of what is free. Others need the rest."""
 
-    def __init__(self, home: str) -> None:
-        there = os.statvfs(home)
+    def __init__(self, spool: str) -> None:
+        there = os.statvfs(spool)
         self.left = there.f_bavail * there.f_frsize * 3 // 4
 
     def take(self, size: int) -> bool:
@@ -71,12 +71,12 @@ class Output:
 class Task:
     """A task at work, and its output. ``rc`` is None until its end was reported.
 
-    ``asked`` is the request, and ``number`` that of its client.
+    ``request`` is the request, and ``number`` that of its client.
     """
 
-    def __init__(self, number: int, asked: ClientRequest, path: str, preamble: bytes, errors: bytes) -> None:
+    def __init__(self, number: int, request: ClientRequest, path: str, preamble: bytes, errors: bytes) -> None:
         self.number = number
-        self.asked = asked
+        self.request = request
         self.rc: int | None = None
         room = Room(os.path.dirname(path))
         self.outputs = (Output(f"{path}.out", "o", preamble, room), Output(f"{path}.err", "e", errors, room))

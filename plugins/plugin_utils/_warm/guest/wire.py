@@ -65,7 +65,7 @@ class ClientRequest:
     ``command`` is the command line that starts the interpreter for a module; it is empty for a shell command, which is
     part of ``program``. ``key`` names that interpreter, ``path`` is its PATH, and ``marker`` the word by which become
     shows success. A module's ``archive`` is a digest; ``program`` is the program around it, where its place is
-    ``before`` bytes from the start. Without one, the first ``before`` bytes are a shell command and the rest is its
+    ``split_at`` bytes from the start. Without one, the first ``split_at`` bytes are a shell command and the rest is its
     input; ``call`` is a function of shell_runner.py that does the same, and its arguments. ``in_time``: it may have to
     be ended. ``users``: it may remove a user, which fails while the user has processes.
     """
@@ -81,7 +81,7 @@ class ClientRequest:
         marker: str = "",
         path: str = "",
         archive: str = "",
-        before: int = 0,
+        split_at: int = 0,
         call: Sequence[str | int] = (),
         in_time: bool = False,
         users: bool = False,
@@ -92,7 +92,7 @@ class ClientRequest:
         self.marker = marker
         self.path = path
         self.archive = archive
-        self.before = before
+        self.split_at = split_at
         self.call = list(call)
         self.in_time = in_time
         self.users = users

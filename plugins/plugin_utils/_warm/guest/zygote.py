@@ -99,6 +99,12 @@ class Work:
         """Return whether what a spare child has done to get ready is to be done again."""
         return False
 
+    def note_end(self, process: int) -> None:
+        """Note that a child which this class does not know has ended: its process number may be another's now."""
+
+    def end(self) -> None:
+        """End what works in the background, before this process ends."""
+
     def input_of(self, request: InterpreterRequest) -> bytes:
         """Return the standard input of a child."""
         return b""
@@ -144,10 +150,10 @@ class LastWord:
 
 
 class Child:
-    """A child at work: the ``number`` of its request, None once its status is reported; and its ``slot``."""
+    """A child at work: the ``serial`` number of its request, None once its status is reported; and its ``slot``."""
 
-    def __init__(self, number: int | None, slot: int) -> None:
-        self.number = number
+    def __init__(self, serial: int | None, slot: int) -> None:
+        self.serial = serial
         self.slot = slot
 
 
@@ -195,6 +201,7 @@ class Zygote:
             if self.server in busy:
                 request = receive(self.server)
                 if not request:
+                    self.work.end()
                     os._exit(0)
                 mine = self.hand_over(request)
             else:
@@ -216,7 +223,7 @@ class Zygote:
                 return 0, self.send_scout
             if not self.spare:
                 return 0, self.fork_spare
-        at_work = [pid for pid, child in self.children.items() if child.number is not None]
+        at_work = [pid for pid, child in self.children.items() if child.serial is not None]
         if at_work:
             child = at_work[-1]
             return self.work.look_after(child), lambda: self.work.look(child)
@@ -234,7 +241,7 @@ class Zygote:
     def hand_over(self, request: InterpreterRequest) -> InterpreterRequest | None:
         """Give a request to a child; return it in a child that is forked for it."""
         if self.fingerprint.changed():
-            self.tell(request.number, STALE)
+            self.tell(request.serial, STALE)
             request.close()
             return None
         self.had_request = True
@@ -252,9 +259,9 @@ class Zygote:
             self.return_to_directory()
             return request
         if pid is None:
-            self.tell(request.number, NOT_RUN)
+            self.tell(request.serial, NOT_RUN)
         else:
-            self.children[pid].number = request.number
+            self.children[pid].serial = request.serial
         request.close()
         return None
 
@@ -338,7 +345,11 @@ class Zygote:
         os.setsid()
 
     def close_standard_streams(self) -> None:
-        """In a child without a request yet: nothing that it prints goes to the server."""
+        """In a child without a request yet: nothing that it prints goes to the server.
+
+        It keeps the socket, so that the server sees the end of the interpreter only when such children have ended, too.
+        """
+        os.dup(1)  # closed with all others when there is a request
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(nothing, number)
@@ -354,9 +365,9 @@ class Zygote:
         """Report to the server the exit statuses that children have written."""
         for child in self.children.values():
             status = self.board.read_status(child.slot)
-            if child.number is not None and status is not None:
-                self.tell(child.number, status)
-                child.number = None
+            if child.serial is not None and status is not None:
+                self.tell(child.serial, status)
+                child.serial = None
 
     def reap(self) -> None:
         """Report to the server the children that have ended without writing a status."""
@@ -368,16 +379,17 @@ class Zygote:
             if not pid:
                 return
             if pid not in self.children:
+                self.work.note_end(pid)
                 continue
             self.collect()  # a status written just before the end
             child = self.children.pop(pid)
-            if child.number is not None:
-                self.tell(child.number, os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+            if child.serial is not None:
+                self.tell(child.serial, os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
             self.board.clear(child.slot)
             self.free.append(child.slot)
 
-    def tell(self, number: int, status: int) -> None:
-        self.server.sendall(record(number, status))
+    def tell(self, serial: int, status: int) -> None:
+        self.server.sendall(record(serial, status))
 
 
 def main(work: Work, fingerprint: Fingerprint | None = None) -> NoReturn:

@@ -18,7 +18,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import frames, interpreter
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.task_output import LOST
-from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, until
+from ansible_collections.qemu.guest.tests.unit.warm import a_request, an_interpreter, until
 
 
 def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> None:
@@ -27,11 +27,11 @@ def test_late_end_of_a_process_is_not_that_of_the_next_task(tmp_path: Path) -> N
     numbers = []
     with closing(one), zygote:
         for _task in range(2):
-            one.hand_over(7, asked(), str(tmp_path / "7"))
+            one.hand_over(7, a_request(), str(tmp_path / "7"))
             request = frames.receive(zygote)
             assert request
             request.close()
-            numbers.append(request.number)
+            numbers.append(request.serial)
         zygote.sendall(frames.record(numbers[0], 3))
         one.listen()
         assert [task.rc for task in one.tasks.values()] == [3, None]
@@ -44,7 +44,7 @@ def test_interpreter_that_has_ended_unheard_of_runs_nothing(tmp_path: Path) -> N
     one, zygote = an_interpreter()
     zygote.close()
     before = len(os.listdir("/proc/self/fd"))
-    one.hand_over(7, asked(), str(tmp_path / "7"))
+    one.hand_over(7, a_request(), str(tmp_path / "7"))
     task = next(iter(one.tasks.values()))
     assert one.dead and task.ended
     assert task.result() == b"plain\n"
@@ -67,7 +67,7 @@ def junk() -> Iterator[bytes]:
 def test_junk_costs_its_interpreter_alone(tmp_path: Path, text: bytes) -> None:
     one, zygote = an_interpreter()
     with closing(one), zygote:
-        one.hand_over(7, asked(), str(tmp_path / "7"))
+        one.hand_over(7, a_request(), str(tmp_path / "7"))
         zygote.setblocking(False)
         for _time in range(50):
             with suppress(BlockingIOError, BrokenPipeError):
@@ -137,7 +137,7 @@ def test_interpreter_that_reads_nothing_is_given_up(tmp_path: Path) -> None:
     """It has not got all of its request, so nothing was run."""
     one, zygote = an_interpreter(stuck_seconds=0.5)
     with closing(one), zygote:
-        request = asked()
+        request = a_request()
         request.program = bytes(10_000_000)
         began = time.monotonic()
         one.hand_over(7, request, str(tmp_path / "7"))
@@ -162,6 +162,6 @@ def test_interpreter_that_does_not_stay_is_overdue(tmp_path: Path) -> None:
         overdue = [one.is_overdue]
         one.used -= interpreter.UNKEPT_IDLE_SECONDS + 1
         overdue.append(one.is_overdue)
-        one.hand_over(7, asked(), str(tmp_path / "7"))
+        one.hand_over(7, a_request(), str(tmp_path / "7"))
         one.used -= interpreter.UNKEPT_IDLE_SECONDS + 1
         assert [*overdue, one.is_overdue] == [False, True, False], "not one that is at work"

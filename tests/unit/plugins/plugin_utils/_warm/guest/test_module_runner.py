@@ -37,7 +37,7 @@ def test_module_whose_libraries_are_there_is_learnt_when_it_comes_again() -> Non
     work.learnt.add("another")
     text = base64.b64encode(content.getvalue()).decode()
     work.archives["digest"] = payload.Archive({"ansible.modules.quick": ("source", False)}, text)
-    request: Any = SimpleNamespace(archive="digest", before=0, content=b"3", program=WRAPPER.format("").encode())
+    request: Any = SimpleNamespace(archive="digest", split_at=0, content=b"3", program=WRAPPER.format("").encode())
     assert [work.learn_before_fork(request), work.lessons] == [False, 0]
     request.content = b""
     assert [work.learn_before_fork(request), work.learn_before_fork(request), work.lessons] == [False, False, 2]

@@ -25,18 +25,18 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, frames, interpreter, wire
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import server as _server
-from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full, until
+from ansible_collections.qemu.guest.tests.unit.warm import a_request, an_interpreter, full, until
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[_server.Server]:
     """A server with its spool, that is not running. It watches two files of the test's own, none of which is there."""
-    home = tmp_path / "spool"
-    home.mkdir()
-    os.mkfifo(home / "ring")
-    ring = os.open(home / "ring", os.O_RDWR)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    os.mkfifo(spool / "ring")
+    ring = os.open(spool / "ring", os.O_RDWR)
     launcher: Any = SimpleNamespace(fork=lambda program: None, spawn=full)
-    made = _server.Server(str(home), ring, launcher, watched=[str(tmp_path / "none"), str(tmp_path / "watched")])
+    made = _server.Server(str(spool), ring, launcher, watched=[str(tmp_path / "none"), str(tmp_path / "watched")])
     yield made
     for one in (*made.interpreters.values(), *made.leaving):
         if isinstance(one, interpreter.Interpreter):
@@ -45,33 +45,33 @@ def server(tmp_path: Path) -> Iterator[_server.Server]:
 
 
 @pytest.fixture
-def home(server: _server.Server) -> Path:
-    return Path(server.home)
+def spool(server: _server.Server) -> Path:
+    return Path(server.spool)
 
 
 def said(server: _server.Server, number: int) -> bytes:
     return Path(server.path(number, "rc")).read_bytes()
 
 
-def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _server.Server, home: Path) -> None:
+def test_task_does_not_wait_for_an_interpreter_that_takes_long(server: _server.Server, spool: Path) -> None:
     """Somebody may have put a question before it that nobody answers."""
     one, zygote = an_interpreter(ready=False)
     server.interpreters["k"] = one
-    (home / "7.rc").touch()
+    (spool / "7.rc").touch()
     with zygote:
         for started, answer in ((0.0, b""), (interpreter.START_SECONDS, b"7 answer 6\nplain\n")):
             one.began = time.monotonic() - started
-            server.take(7, asked())
+            server.take(7, a_request())
             assert said(server, 7) == answer
             assert len(server.waiting) == 1
 
 
-def test_interpreter_that_reads_nothing_is_given_up(server: _server.Server, home: Path) -> None:
+def test_interpreter_that_reads_nothing_is_given_up(server: _server.Server, spool: Path) -> None:
     """However long: there is nothing that would tell of it."""
     one, zygote = an_interpreter(stuck_seconds=0.1)
     server.interpreters["k"] = one
-    (home / "7.rc").touch()
-    request = asked()
+    (spool / "7.rc").touch()
+    request = a_request()
     request.program = bytes(10_000_000)
     with zygote:
         server.take(7, request)
@@ -83,18 +83,18 @@ def test_interpreter_that_reads_nothing_is_given_up(server: _server.Server, home
 
 
 def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    os.mkfifo(home / "ring")
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    os.mkfifo(spool / "ring")
     launcher: Any = None
-    server = _server.Server(str(home), os.open(home / "ring", os.O_RDWR), launcher)
+    server = _server.Server(str(spool), os.open(spool / "ring", os.O_RDWR), launcher)
     os.write(server.ring, b"=1 x\n")
     assert not server.vanish()
-    assert (home / "ring").exists()
+    assert (spool / "ring").exists()
     os.read(server.ring, 100)
-    holder = os.open(home / "ring", os.O_WRONLY)
+    holder = os.open(spool / "ring", os.O_WRONLY)
     assert server.vanish()
-    assert list(tmp_path.glob("home*")) == []
+    assert list(tmp_path.glob("spool*")) == []
     with pytest.raises(BrokenPipeError):
         os.write(holder, b"=2 x\n")
     os.close(holder)
@@ -104,15 +104,17 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     ("file", "there"),
     [("7.parts", True), ("7.rc", True), ("8.rc", False), ("8.out", True), ("../spool.7.parts", True)],
 )
-def test_client_that_brings_something_is_waited_for(server: _server.Server, home: Path, file: str, there: bool) -> None:
+def test_client_that_brings_something_is_waited_for(
+    server: _server.Server, spool: Path, file: str, there: bool
+) -> None:
     """By a server that ends soon without work: on a slow line, a request takes minutes."""
     server.was_asked = True
     server.answered_at[8] = time.monotonic()
     assert not server.has_clients()
-    (home / file).touch()
+    (spool / file).touch()
     assert server.has_clients() is there
     past = time.time() - _server.IDLE_SECONDS
-    os.utime(home / file, (past, past))
+    os.utime(spool / file, (past, past))
     assert not server.has_clients(), "it was killed"
 
 
@@ -124,13 +126,13 @@ def test_client_that_started_a_server_is_not_waited_for_without_end(server: _ser
 
 
 def test_file_that_vanishes_while_clients_are_looked_for(
-    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+    server: _server.Server, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shell that a start began with removes its files."""
     server.was_asked = True
-    (home / "7.rc").touch()
-    (there,) = (file for file in os.scandir(home) if file.name == "7.rc")
-    (home / "7.rc").unlink()
+    (spool / "7.rc").touch()
+    (there,) = (file for file in os.scandir(spool) if file.name == "7.rc")
+    (spool / "7.rc").unlink()
     monkeypatch.setattr(os, "scandir", lambda _path: [there])
     assert not server.has_clients()
 
@@ -143,11 +145,11 @@ def test_interpreter_that_its_user_has_stopped_is_not_waited_for(server: _server
     with zygote, subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE) as shell:
         assert shell.stdout
         sleeps, one.process = int(shell.stdout.readline()), shell.pid
-        assert server.others_leave(asked()), "it is about to end"
+        assert server.others_leave(a_request()), "it is about to end"
         os.kill(sleeps, signal.SIGSTOP)
-        until(lambda: not server.others_leave(asked()))
+        until(lambda: not server.others_leave(a_request()))
         os.kill(sleeps, signal.SIGKILL)
-    assert server.others_leave(asked()), "nothing is known of it"
+    assert server.others_leave(a_request()), "nothing is known of it"
     one.marker = ""
 
 
@@ -176,13 +178,13 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(
 
 
 def test_request_that_there_is_no_room_for_is_not_run(
-    server: _server.Server, monkeypatch: pytest.MonkeyPatch, home: Path
+    server: _server.Server, monkeypatch: pytest.MonkeyPatch, spool: Path
 ) -> None:
     """And one that was rung for twice is taken once."""
     request = client._request("", "", b"true", b"").packed()
     for number in (7, 8):
-        (home / f"{number}.rc").touch()
-    (home / "7.in").write_bytes(request)
+        (spool / f"{number}.rc").touch()
+    (spool / "7.in").write_bytes(request)
     for line in [wire.ring_line(7), wire.ring_line(8, request)] * 2:
         os.write(server.ring, line + b"\n")
     monkeypatch.setattr(server.launcher, "spawn", full)
@@ -192,9 +194,9 @@ def test_request_that_there_is_no_room_for_is_not_run(
 
 
 @pytest.mark.parametrize("line", [b"=9 x", b"=9 eJw=", b"9", b"-", b"=", b"-x", b"=x eA==", b"\xff\x00", b"="])
-def test_line_on_the_ring_that_makes_no_sense_is_no_harm(server: _server.Server, home: Path, line: bytes) -> None:
+def test_line_on_the_ring_that_makes_no_sense_is_no_harm(server: _server.Server, spool: Path, line: bytes) -> None:
     """Half of a request, of a client that was killed."""
-    (home / "9.rc").touch()
+    (spool / "9.rc").touch()
     os.write(server.ring, line + b"\nquit\n")
     server.answer_ring()
     assert server.ending
@@ -207,40 +209,40 @@ def test_request_whose_client_has_gone_is_not_run(server: _server.Server) -> Non
     assert not server.interpreters and not server.answered_at
 
 
-def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _server.Server, home: Path) -> None:
+def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _server.Server, spool: Path) -> None:
     for name in ("1.rc", "1.out", "2.rc", "2.err", "3.rc", "pid"):
-        (home / name).touch()
+        (spool / name).touch()
     now = time.monotonic()
     server.answered_at = {1: now - _server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
     server.forget_answered()
-    assert {path.name for path in home.iterdir()} == {"2.rc", "2.err", "3.rc", "pid", "ring"}, "3 is at work"
+    assert {path.name for path in spool.iterdir()} == {"2.rc", "2.err", "3.rc", "pid", "ring"}, "3 is at work"
 
 
-def test_files_of_a_client_that_never_asked_are_swept_away(server: _server.Server, home: Path) -> None:
+def test_files_of_a_client_that_never_asked_are_swept_away(server: _server.Server, spool: Path) -> None:
     """Not at once, it may be about to; and whatever the clock says."""
     for name in ("1.rc", "2.rc", "2.in", "pid"):
-        (home / name).touch()
-        os.utime(home / name, (0, 0))
+        (spool / name).touch()
+        os.utime(spool / name, (0, 0))
     server.answered_at = {1: 0.0}
     server.sweep()
-    assert (home / "2.in").exists()
+    assert (spool / "2.in").exists()
     server.sweep()
-    assert {path.name for path in home.iterdir()} == {"1.rc", "pid", "ring"}
+    assert {path.name for path in spool.iterdir()} == {"1.rc", "pid", "ring"}
 
 
 def test_no_room_for_the_interpreter_of_commands_is_no_harm(
-    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+    server: _server.Server, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is started when a module has ended; what serves goes on."""
     monkeypatch.setattr(server.launcher, "spawn", full)
-    (home / "7.rc").touch()
+    (spool / "7.rc").touch()
     one, zygote = an_interpreter()
     with closing(one), zygote:
-        one.hand_over(7, asked(), str(home / "7"))
+        one.hand_over(7, a_request(), str(spool / "7"))
         request = frames.receive(zygote)
         assert request
         request.close()
-        zygote.sendall(frames.record(request.number, 0))
+        zygote.sendall(frames.record(request.serial, 0))
         while b"answer" not in said(server, 7):
             server.poll([one])
             server.settle([one])
@@ -248,15 +250,15 @@ def test_no_room_for_the_interpreter_of_commands_is_no_harm(
     assert not server.interpreters
 
 
-def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, home: Path) -> None:
+def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, spool: Path) -> None:
     """The task of another one goes on, and ends well; the one with the junk is replaced when it is wanted again."""
     junk, its_zygote = an_interpreter()
     fine, zygote = an_interpreter()
     server.interpreters = {"junk": junk, "fine": fine}
     with its_zygote, zygote:
         for number, key in ((7, "junk"), (8, "fine")):
-            (home / f"{number}.rc").touch()
-            server.take(number, asked(key=key))
+            (spool / f"{number}.rc").touch()
+            server.take(number, a_request(key=key))
         request = frames.receive(zygote)
         assert request
         its_zygote.sendall(b"no record of mine\n" * 100)
@@ -266,7 +268,7 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, h
         assert said(server, 7).startswith(b"7 begun\n7 answer ") and b"lost\n" in said(server, 7)
         os.write(request.streams[0], b"well\n")
         request.close()
-        zygote.sendall(frames.record(request.number, 0))
+        zygote.sendall(frames.record(request.serial, 0))
         while b"answer" not in said(server, 8):
             server.poll([fine])
             server.settle([fine])
@@ -275,18 +277,18 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, h
 
 
 def test_request_to_a_stale_interpreter_is_another_ones(
-    server: _server.Server, home: Path, monkeypatch: pytest.MonkeyPatch
+    server: _server.Server, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale, zygote = an_interpreter()
     new, its_zygote = an_interpreter(ready=False)
     server.interpreters["k"] = stale
     monkeypatch.setattr(server.launcher, "spawn", lambda *arguments: (new.socket, os.dup(new.errors), 0))
-    (home / "7.rc").touch()
+    (spool / "7.rc").touch()
     with zygote, its_zygote:
-        server.take(7, asked())
+        server.take(7, a_request())
         request = frames.receive(zygote)
         assert request
-        zygote.sendall(frames.record(request.number, frames.STALE))
+        zygote.sendall(frames.record(request.serial, frames.STALE))
         request.close()
         server.poll([stale])
         server.settle([stale])
@@ -306,7 +308,7 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
     os.close(theirs)
     with zygote:
         server.adopt(
-            asked().header(), (ours, errors, 0), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1)
+            a_request().header(), (ours, errors, 0), (tmp_path / "watched").stat().st_ctime + (0.05 if changed else 1)
         )
         assert bool(server.interpreters) != changed
         server.settle([])
@@ -319,8 +321,8 @@ def test_first_interpreter_is_dropped_if_something_changed_as_it_started(
                 zygote.recv(100)
 
 
-def test_answer_that_there_is_no_room_for_is_told_of(server: _server.Server, agent: Runner, home: Path) -> None:
-    answers = home / "1.rc"
+def test_answer_that_there_is_no_room_for_is_told_of(server: _server.Server, agent: Runner, spool: Path) -> None:
+    answers = spool / "1.rc"
     answers.write_bytes(b"1 begun\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # Python ignores the signal of that

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -140,16 +142,44 @@ def test_what_is_on_a_filesystem_that_may_go_is_not_read_in_advance(monkeypatch:
     assert not site.only_reads
 
 
+def test_file_that_has_just_changed_is_in_doubt(tmp_path: Path) -> None:
+    """Another change, in the same tick of the clock, would not show."""
+    path = tmp_path / "settings"
+    path.write_text("")
+    site = Site(lambda: os.stat(path))
+    scout(site)
+    assert not site.state and not site.only_reads
+    due = [site.is_to_be_scouted]
+    time.sleep(PAUSE)
+    due.append(site.is_to_be_scouted)
+    assert due == [False, True], "not at once"
+    os.utime(path, (1, 1))
+    scout(site)
+    assert site.only_reads
+
+
 def test_scouts_are_not_sent_for_ever() -> None:
     """Here what site reads changes each time."""
-    site = Site(lambda: os.stat(f"/proc/{os.getpid()}/../self"))
+    site = Site(lambda: None)
     sent = 0
     while site.is_to_be_scouted:
         scout(site)
         site.state = {"/nothing": [1, 2, 3, 4]}
         assert not site.is_same()
-        sent += 1
+        sent, site.next_at = sent + 1, 0.0
     assert sent == 10
+
+
+def test_scout_ends_with_its_interpreter() -> None:
+    """Its user may be about to be removed."""
+    site = Site(lambda: select.select([], [], [], 60))
+    site.send_scout(lambda: None)
+    process = site.scout
+    time.sleep(PAUSE)
+    site.end_scout()
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    site.note_end(process)
+    site.end_scout()  # the number may be another's now
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, MemoryError])

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import task_output, wire
-from ansible_collections.qemu.guest.tests.unit.warm import asked
+from ansible_collections.qemu.guest.tests.unit.warm import a_request
 
 
 def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
-    task = task_output.Task(1, asked(), f"{tmp_path}/1", b"", b"")
+    task = task_output.Task(1, a_request(), f"{tmp_path}/1", b"", b"")
     for output in task.outputs:
         output.path = f"{tmp_path}/no such directory/1"
         output.write(bytes(wire.MOST_OUTPUT))
@@ -29,7 +29,7 @@ def test_output_that_there_is_no_room_for_is_told_of(tmp_path: Path) -> None:
 
 def test_output_leaves_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent and all else in the guest need some of /run, whatever a task writes."""
-    task = task_output.Task(1, asked(), f"{tmp_path}/1", b"", b"")
+    task = task_output.Task(1, a_request(), f"{tmp_path}/1", b"", b"")
     task.outputs[0].room.left = 200_000
     for _time in range(4):
         task.outputs[0].write(bytes(50_000))

@@ -17,7 +17,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fram
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zygote as _zygote
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fingerprint import Fingerprint
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.interpreter import Interpreter
-from ansible_collections.qemu.guest.tests.unit.warm import an_interpreter, asked, full
+from ansible_collections.qemu.guest.tests.unit.warm import a_request, an_interpreter, full
 
 Pair = tuple[Interpreter, _zygote.Zygote]
 
@@ -64,7 +64,7 @@ def test_tasks_are_looked_at_and_not_the_child_that_waits(pair: Pair, monkeypatc
 
 def handed_over(pair: Pair, tmp_path: Path) -> frames.InterpreterRequest:
     one, zygote = pair
-    one.hand_over(7, asked(), str(tmp_path / "7"))
+    one.hand_over(7, a_request(), str(tmp_path / "7"))
     request = frames.receive(zygote.server)
     assert request
     assert request.program == b"program"
