@@ -22,10 +22,8 @@ import io, json, subprocess, sys, time
 import ansible.module_utils.basic as basic
 from ansible.release import __version__
 
-if hasattr(basic, "_PARSED_MODULE_ARGS"):  # newer cores also want to know how to write and read
-    from ansible.module_utils._internal import _init  # noqa: F401
 basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": {}}).encode()
-if hasattr(basic, "_ANSIBLE_PROFILE"):
+if hasattr(basic, "_ANSIBLE_PROFILE"):  # newer cores also want to know how to read that
     basic._ANSIBLE_PROFILE = "legacy"
 module = basic.AnsibleModule(argument_spec={})
 given = []
