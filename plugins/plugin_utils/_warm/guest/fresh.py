@@ -90,14 +90,14 @@ class SiteRun:
         site.main()
         self.places = [path for path in sys.path if path not in paths]
         self.finders = [finder for finder in sys.meta_path if finder not in finders]
-        self.known: dict[str, bool] = {}  # modules, and whether site has brought them
 
     def found(self, asked: Iterable[str]) -> list[str]:
         """Return those modules, of the ones ``asked`` for in vain before, that can be imported now."""
-        for name in set(asked).difference(self.known):
-            spec = PathFinder.find_spec(name, self.places)
-            self.known[name] = bool(spec) or any(has_module(finder, name) for finder in self.finders)
-        return [name for name in asked if self.known[name]]
+        return [
+            name
+            for name in asked
+            if PathFinder.find_spec(name, self.places) or any(has_module(finder, name) for finder in self.finders)
+        ]
 
 
 def renew() -> None:

@@ -157,7 +157,6 @@ class Modules(Work):
         self.memory.get_ready()
         if self.site.may_run_ahead:
             self.site_run = SiteRun()
-            self.site_run.found(self.importer.vain.asked)  # which is remembered
         hide()
 
     def run(self, request: InterpreterRequest, last_word: LastWord) -> NoReturn:

@@ -6,9 +6,10 @@
 A new interpreter runs site, which looks for site directories and runs code of users and sites. A child that waits for
 its task does so in advance, as long as all that site reads is as it was: that saves a tenth of a small task's time.
 
-A scout finds out what that is: a child that runs site, reports what it has read, and ends. It ends before site does
-anything but read, such as writing to a file or starting a program. Then site does not run in advance, nor if it prints
-something or fails, or reads files on a filesystem that may be unmounted: a task may do that meanwhile.
+A scout finds out what that is: a child that runs site, reports what it has read, and ends. It ends before site runs any
+code but the standard library's: lines of .pth files, sitecustomize and usercustomize run with the task only, because
+nobody can know all that they look at and leave behind. Nor does site run in advance if it reads files on a filesystem
+that may be unmounted: a task may do that meanwhile.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import select
 import signal
 import sys
 import time
+import types
 from contextlib import suppress
 
-from .fingerprint import CLOCK_SECONDS, are_at_home, mapped_files, signature
+from .fingerprint import CLOCK_SECONDS, are_at_home, mapped_files, signature, status_of
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -41,16 +43,17 @@ LONGEST_REPORT = 1 << 16  # bytes
 READING = ("open", "os.listdir", "os.scandir")
 HARMLESS = (
     "import",
-    "exec",
     "compile",
     "marshal.loads",
     "code.__new__",
     "object.__getattr__",
-    "object.__setattr__",
     "sys._getframe",
-    "os.putenv",
-    "os.unsetenv",
 )
+STANDARD = os.path.dirname(os.__file__) + "/"
+# Directories in there, and files, that are not of the standard library.
+OTHERS = ("site-packages/", "dist-packages/", "sitecustomize.py", "usercustomize.py")
+# The names in the sitecustomize.py of Debian and its kin: it imports this module, if there is one.
+DEBIAN = {"apport_python_hook", "install", "ImportError"}
 # Functions of os that are no audit events; the first argument of LOOKING is a path.
 LOOKING = ("stat", "lstat", "access", "readlink")
 NOT_READING = ("getcwd", "getcwdb", "umask")
@@ -132,7 +135,7 @@ class Site:
 
     def is_young(self, state: State) -> bool:
         """Return whether a file has changed so shortly before the scout that another change may not show."""
-        return any(seen and seen[2] > (self.sent - CLOCK_SECONDS) * 1e9 for seen in state.values())
+        return any(seen and seen[4] > (self.sent - CLOCK_SECONDS) * 1e9 for seen in state.values())
 
 
 def report(pipe: int, only_reads: bool, state: State) -> NoReturn:
@@ -143,8 +146,23 @@ def report(pipe: int, only_reads: bool, state: State) -> NoReturn:
 
 
 def described(path: str) -> list[int] | None:
-    seen = signature(path)
-    return list(seen) if seen else None
+    """Return more than the signature of a file: its time can be put back, but not that of its last change."""
+    status = status_of(path)
+    return [*(signature(path) or ()), status.st_ctime_ns, status.st_mode] if status else None
+
+
+def is_known(code: object) -> bool:
+    """Return whether code is the standard library's, or Debian's sitecustomize."""
+    if not isinstance(code, types.CodeType):
+        return False
+    if code.co_filename.startswith("<frozen "):  # a part of the interpreter
+        return True
+    start, _standard, name = code.co_filename.partition(STANDARD)
+    if start or not name:
+        return False
+    if name == "sitecustomize.py":
+        return DEBIAN.issuperset(code.co_names) and not any(isinstance(one, types.CodeType) for one in code.co_consts)
+    return not name.startswith(OTHERS)
 
 
 class Scout:
@@ -198,6 +216,8 @@ class Scout:
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Called by Python for each audit event, before what that is of is done."""
         if not self.watches or event in HARMLESS:
+            return
+        if event == "exec" and is_known(arguments[0]):
             return
         reads = event in READING and not (event == "open" and arguments[2] & WRITING)
         self.read(arguments[0] if reads else None)

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import fingerprint, site_ahead
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.site_ahead import Site
-from ansible_collections.qemu.guest.tests.unit.warm import module, plain, until, warmed
+from ansible_collections.qemu.guest.tests.unit.warm import module, warmed
 
 # How many seconds before the module site has run, by its customization.
 AGE = "import os, time; print(time.monotonic() - float(os.environ['SITE_RAN_AT']), flush=True)"
@@ -48,7 +47,7 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path)
 
 
-def ages(warm: WarmPython, command: str, tasks: int = 6) -> list[float]:
+def ages(warm: WarmPython, command: str, tasks: int = 4) -> list[float]:
     """Return how long before its module site has run, for each of so many tasks, with a pause before each."""
     found = []
     for _task in range(tasks):
@@ -59,10 +58,59 @@ def ages(warm: WarmPython, command: str, tasks: int = 6) -> list[float]:
     return found
 
 
-def test_site_runs_before_the_task_comes(warm: WarmPython, environment: Environment) -> None:
-    environment.customize("")
-    warmed(warm, environment.python, module(AGE))
-    until(lambda: ages(warm, environment.python, 1)[0] > PAUSE / 2)
+# Sends scouts until one has found out something, and prints that.
+SCOUTS = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.fresh import SiteRun
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.site_ahead import Site
+del sys.path[0]
+site = Site(SiteRun)
+while not site.state and site.scouts:
+    site.send_scout(lambda: None)
+    while site.reports >= 0:
+        site.listen()
+    time.sleep(0.1)
+print(site.may_run_ahead)
+"""
+DEBIAN = "try:\n    import apport_python_hook\nexcept ImportError:\n    pass\nelse:\n    apport_python_hook.install()\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "ahead"),
+    [
+        ("", "", True),
+        ("more.pth", "/somewhere\n# a comment\n", True),
+        ("more.pth", "import os\n", False),
+        ("sitecustomize.py", "", False),
+        ("sitecustomize.py", DEBIAN, False),  # where Debian has none
+    ],
+)
+def test_site_without_code_of_others_runs_in_advance(
+    file: str, content: str, ahead: bool, environment: Environment
+) -> None:
+    if file:
+        (environment.packages / file).write_text(content)
+    collections = Path(site_ahead.__file__).parents[7]
+    command = [environment.python, "-S", "-c", SCOUTS, str(collections)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="ascii", check=True)
+    assert done.stdout == f"{ahead}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "known"),
+    [
+        ("sitecustomize.py", DEBIAN, True),
+        ("sitecustomize.py", "import os\n", False),
+        ("sitecustomize.py", DEBIAN + "def install():\n    pass\n", False),
+        ("json/decoder.py", "import os\n", True),
+        ("site-packages/json.py", "", False),
+        ("../json.py", "", False),
+    ],
+)
+def test_code_of_the_standard_library_is_known(file: str, source: str, known: bool) -> None:
+    path = os.path.normpath(os.path.dirname(os.__file__) + "/" + file)
+    assert site_ahead.is_known(compile(source, path, "exec")) == known
 
 
 @pytest.mark.parametrize(
@@ -70,6 +118,9 @@ def test_site_runs_before_the_task_comes(warm: WarmPython, environment: Environm
     [
         "open({effect!r}, 'a').write('.')",
         "os.mkdir({effect!r} + str(os.getpid()))",
+        "os.mkfifo({effect!r} + str(os.getpid()))",
+        "__import__('signal').alarm(2)",
+        "import builtins; builtins.KEPT = open(__file__)",
         "os.system('echo . >>' + {effect!r})",
         "import subprocess; subprocess.run('echo . >>' + {effect!r}, shell=True)",
         "import threading; t = threading.Thread(target=print); t.start(); t.join(); del t",
@@ -83,7 +134,7 @@ def test_site_runs_before_the_task_comes(warm: WarmPython, environment: Environm
         "os.stat(0)",
     ],
 )
-def test_site_that_does_more_than_read_runs_with_the_task(
+def test_site_with_code_of_others_runs_with_the_task(
     code: str, warm: WarmPython, environment: Environment, tmp_path: Path
 ) -> None:
     """And only then: what it does is not done for a task that does not come."""
@@ -91,42 +142,29 @@ def test_site_that_does_more_than_read_runs_with_the_task(
     environment.customize(code.format(effect=str(effect)))
     warmed(warm, environment.python, module(AGE))
     for file in tmp_path.glob("effect*"):
-        file.rmdir() if file.is_dir() else file.write_text("")
-    assert statistics.median(ages(warm, environment.python, 4)) < PAUSE / 2
+        file.rmdir() if file.is_dir() else file.unlink()
+    assert statistics.median(ages(warm, environment.python)) < PAUSE / 2
     time.sleep(PAUSE)
     done = len(effect.read_text().strip().replace("\n", "")) if effect.exists() else len([*tmp_path.glob("effect*")])
     assert done in (0, 4)
     assert done or "effect" not in code
 
 
-@pytest.mark.parametrize(
-    "reads", ["open({path!r}).read()", "str(os.path.exists({path!r}))", "str(os.listdir({path!r}))"]
-)
-def test_what_site_reads_is_seen_when_it_changes(
-    reads: str, agent: Runner, warm: WarmPython, environment: Environment, tmp_path: Path
-) -> None:
-    path = tmp_path / "settings"
+@pytest.mark.parametrize("change", ["content", "content of the same size and time", "mode"])
+def test_file_that_has_changed_is_seen(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "more.pth"
     path.write_text("first")
-    if "listdir" in reads:
-        path.unlink()
-        path.mkdir()
-    environment.customize(f"os.environ['SETTINGS'] = {reads.format(path=str(path))}\n")
-    warmed(warm, environment.python, module(AGE))
-    until(lambda: ages(warm, environment.python, 1)[0] > PAUSE / 2)
-    looks = module("import os; print(os.environ['SETTINGS'], flush=True)")
-    before = warm.run(environment.python, looks)
-    if path.is_dir():
-        (path / "entry").touch()
-    elif "exists" in reads:
-        path.unlink()
+    os.utime(path, (1, 1))
+    time.sleep(PAUSE)
+    site = Site(lambda: os.stat(path))
+    scout(site)
+    assert site.may_run_ahead
+    if change == "mode":
+        path.chmod(0o600)
     else:
-        path.write_text("second")
-    expected = plain(agent, looks, environment.python)
-    result = warm.run(environment.python, looks)
-    assert before and result
-    assert before.stdout != expected.stdout
-    assert result.stdout == expected.stdout
-    until(lambda: ages(warm, environment.python, 1)[0] > PAUSE / 2)  # again
+        path.write_text("other" if "same" in change else "second")
+        os.utime(path, (1, 1))
+    assert not site.may_run_ahead
 
 
 def test_what_is_on_a_filesystem_that_may_go_is_not_read_in_advance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +182,7 @@ def test_what_is_on_a_filesystem_that_may_go_is_not_read_in_advance(monkeypatch:
 
 def test_file_that_has_just_changed_is_in_doubt(tmp_path: Path) -> None:
     """Another change, in the same tick of the clock, would not show."""
-    path = tmp_path / "settings"
+    path = tmp_path / "more.pth"
     path.write_text("")
     site = Site(lambda: os.stat(path))
     scout(site)
@@ -153,7 +191,6 @@ def test_file_that_has_just_changed_is_in_doubt(tmp_path: Path) -> None:
     time.sleep(PAUSE)
     due.append(site.is_to_be_scouted)
     assert due == [False, True], "not at once"
-    os.utime(path, (1, 1))
     scout(site)
     assert site.only_reads
 
