@@ -120,7 +120,7 @@ MACHINERIES = (
     ),
     Machinery(
         "programs started by vfork()",
-        ((f"{_WARM}/guest/module_runner.py", "        start_programs_at_once()  #", "        pass  #"),),
+        ((f"{_WARM}/guest/module_runner.py", "            start_programs_at_once()  #", "            pass  #"),),
     ),
     Machinery(
         "archive appended to without zipfile",

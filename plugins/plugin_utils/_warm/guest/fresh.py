@@ -88,6 +88,7 @@ class SiteRun:
         paths, finders = [*filter(None, sys.path)], [*sys.meta_path]
         sys.path[:] = paths
         site.main()
+        # The modules were not in the directories that this process has searched before.
         self.places = [path for path in sys.path if path not in paths]
         self.finders = [finder for finder in sys.meta_path if finder not in finders]
 

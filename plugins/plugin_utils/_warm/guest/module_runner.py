@@ -50,9 +50,9 @@ class Modules(Work):
         self.site_run: SiteRun | None = None  # in a child, once it has run
 
     def begin(self) -> None:
-        """Put the importer first where Python looks for modules."""
-        start_programs_at_once()  # in all children
+        """Put the importer first where Python looks for modules, and have programs started by vfork(), once."""
         if self.importer not in sys.meta_path:
+            start_programs_at_once()  # in all children
             sys.meta_path.insert(0, self.importer)
             sys.meta_path.append(self.importer.vain)
 

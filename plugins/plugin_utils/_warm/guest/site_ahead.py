@@ -24,7 +24,7 @@ import time
 import types
 from contextlib import suppress
 
-from .fingerprint import CLOCK_SECONDS, are_at_home, mapped_files, signature, status_of
+from .fingerprint import CLOCK_SECONDS, are_at_home, mapped_files, status_of
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     State = dict[str, list[int] | None]
-    """Paths, and their signatures: None where there is nothing."""
+    """Paths, each with what ``described`` returns."""
 
 MOST_SCOUTS = 10  # of one interpreter: site may read what always changes
 MOST_FILES = 200  # that are worth looking at before each task
@@ -135,7 +135,7 @@ class Site:
 
     def is_young(self, state: State) -> bool:
         """Return whether a file has changed so shortly before the scout that another change may not show."""
-        return any(seen and seen[4] > (self.sent - CLOCK_SECONDS) * 1e9 for seen in state.values())
+        return any(seen and seen[-1] > (self.sent - CLOCK_SECONDS) * 1e9 for seen in state.values())
 
 
 def report(pipe: int, only_reads: bool, state: State) -> NoReturn:
@@ -146,9 +146,9 @@ def report(pipe: int, only_reads: bool, state: State) -> NoReturn:
 
 
 def described(path: str) -> list[int] | None:
-    """Return more than the signature of a file: its time can be put back, but not that of its last change."""
+    """Return a value that differs when a file was changed, even if its time was put back; None if there is no file."""
     status = status_of(path)
-    return [*(signature(path) or ()), status.st_ctime_ns, status.st_mode] if status else None
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns] if status else None
 
 
 def is_known(code: object) -> bool:
@@ -166,7 +166,10 @@ def is_known(code: object) -> bool:
 
 
 class Scout:
-    """Watches site in this process until it does anything but read; then calls ``report``, which does not return."""
+    """Watches site in this process to its end, or until it would do anything but read or run code of others.
+
+    Then it calls ``report``, which does not return.
+    """
 
     def __init__(self, report: Callable[[bool, State], NoReturn]) -> None:
         self.report = report
@@ -214,7 +217,7 @@ class Scout:
         return call
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Called by Python for each audit event, before what that is of is done."""
+        """Called by Python for each audit event, before that happens."""
         if not self.watches or event in HARMLESS:
             return
         if event == "exec" and is_known(arguments[0]):
@@ -230,6 +233,6 @@ class Scout:
         self.watches = True
 
     def note(self, path: object) -> None:
-        """Note a path with its present signature, unless that is known."""
+        """Note a path as it is now, unless that is known."""
         if isinstance(path, str) and path not in self.state:
             self.state[path] = described(path)
