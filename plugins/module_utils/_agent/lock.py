@@ -30,9 +30,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 
 __all__ = (
     "FORWARD",
-    "MUX",
     "ChannelLock",
+    "digest",
+    "lock_file",
     "private_path",
+    "user_path",
 )
 # Files of an address that was unused for this long are removed.
 _OLD_SECONDS = 3600.0
@@ -41,9 +43,8 @@ _RETRY_SECONDS = 0.05
 T = TypeVar("T")
 
 
-# The files of an address, by suffix: its lock; the sockets of its mux, and of an ssh that forwards it.
-_LOCK, MUX, FORWARD = "lock", "keep", "ssh"
-_SOCKETS = (MUX, FORWARD)
+# The files of an address, by suffix: its lock, and the socket at which ssh listens for it.
+_LOCK, FORWARD = "lock", "ssh"
 
 
 class ChannelLock:
@@ -128,7 +129,7 @@ def _remove_old(directory: str) -> None:
         with contextlib.suppress(OSError), open(path, "rb", opener=_existing) as file:
             old = time.time() - os.fstat(file.fileno()).st_mtime > _OLD_SECONDS
             if old and _locked(file, path):
-                for kind in (*_SOCKETS, _LOCK):
+                for kind in (FORWARD, _LOCK):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path[: -len(_LOCK)] + kind)
 
@@ -142,8 +143,37 @@ def private_path(identity: str, kind: str, directory: str | None = None) -> str:
 
     :raise ConnectError: if there is no directory that only this user can write to.
     """
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return os.path.join(directory or _private_directory(), f"{digest}.{kind}")
+    return os.path.join(directory or _private_directory(), f"{digest(identity)}.{kind}")
+
+
+def user_path(name: str) -> str:
+    """Return the path of this user's only file of that name.
+
+    :raise ConnectError: if there is no directory that only this user can write to.
+    """
+    return os.path.join(_private_directory(), name)
+
+
+def digest(identity: str) -> str:
+    """Return the name of the agent with this ``identity`` among this user's files, and in the mux."""
+    return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def lock_file(path: str) -> Iterator[IO[bytes] | None]:
+    """Hold the lock on the file ``path``, which stays, and give it; None if another process has it.
+
+    A process that inherits its descriptor goes on holding it.
+
+    :raise OSError: if the file cannot be opened.
+    """
+    with open(path, "r+b", buffering=0, opener=_create) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file
 
 
 def _private_directory() -> str:

@@ -3,15 +3,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A channel that outlives its client, and that several of this user's processes use in turns.
 
-A mux (plugin_utils/_mux_server.py) keeps it in between. The mux does not carry the data: each client gets the channel's
-own descriptor, and the lock's, so nothing is lost when the mux is killed in the middle of a request. The mux grants the
-turn, for one request at a time.
+A mux (plugin_utils/_mux_server.py), one for all channels of a user, keeps it in between. The mux does not carry the
+data: each client gets the channel's own descriptor, and the lock's, so nothing is lost when the mux is killed in the
+middle of a request. The mux grants the turn, for one request at a time.
 
-Clients and mux exchange packets on a socket in a directory that is the user's alone. C(take) acquires the turn; the mux
-answers C(busy NAME) while another client has it, and C(step STATE) when it is granted. C(step STATE) releases it. A
-client that disconnects with the turn leaves the channel out of sync. C(end) ends the mux when no client has the turn.
-C(note NAME VALUE) stores what a task learned of the guest for the next task, and C(noted NAME) asks for it; both are
-answered by C(noted VALUE), which may be empty.
+Clients and mux exchange packets on a socket in a directory that is the user's alone. A connection is about one channel,
+which its first packet names: C(keep KEY SECONDS) brings the channel's descriptors, and its sender has the turn;
+C(join KEY) is answered by the descriptors, and C(visit KEY) by an empty line. The mux closes the connection if it has
+no such channel.
+
+C(take) acquires the turn; the mux answers C(busy NAME) while another client has it, and C(step STATE) when it is
+granted. C(step STATE) releases it. A client that disconnects with the turn leaves the channel out of sync. C(end)
+closes the channel when no client has the turn. C(note NAME VALUE) stores what a task learned of the guest for the next
+task, and C(noted NAME) asks for it; both are answered by C(noted VALUE), which may be empty.
 """
 
 from __future__ import annotations
@@ -28,9 +32,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.address import A
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, SyncState
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import MUX, private_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import digest, user_path
 
-__all__ = ("SharedChannel", "dismiss", "join", "mux_path", "note", "noted")
+__all__ = ("SharedChannel", "connect_to_mux", "dismiss", "join", "key", "mux_path", "note", "noted")
+
+# The number grows with each change of what is said there: two releases have each their mux.
+_MUX = "mux-2"
 
 _PACKET = 16384
 _SECONDS_TO_END = 1.0
@@ -124,22 +131,28 @@ def decode_state(text: bytes) -> SyncState:
         return SyncState()
 
 
-def mux_path(address: Address) -> str:
-    """Return the path of the mux's socket for ``address``.
+def mux_path() -> str:
+    """Return the path of the socket of this user's mux.
 
     :raise ConnectError: if there is no directory for it.
     """
-    return private_path(address.identity, MUX)
+    return user_path(_MUX)
+
+
+def key(address: Address) -> bytes:
+    """Return the name of the channel to ``address`` in the mux."""
+    return digest(address.identity).encode("ascii")
 
 
 def join(address: Address, deadline: Deadline) -> SharedChannel | None:
-    """Return the channel to ``address`` from this user's mux; None if there is no mux."""
-    control = _connect(address)
+    """Return the channel to ``address`` from this user's mux; None if that does not keep it."""
+    control = connect_to_mux()
     if control is None:
         return None
     descriptors: array.array[int] = array.array("i")
     try:
         control.settimeout(max(deadline.left(), 0.001))
+        control.send(b"join " + key(address))
         _packet, ancillary, _flags, _address = control.recvmsg(
             1, socket.CMSG_LEN(2 * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
         )
@@ -147,7 +160,7 @@ def join(address: Address, deadline: Deadline) -> SharedChannel | None:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
         stream, lock = descriptors
-    except (OSError, ValueError):  # the mux has just ended
+    except (OSError, ValueError):  # there is no such channel, or the mux has just ended
         control.close()
         for descriptor in descriptors:
             os.close(descriptor)
@@ -156,19 +169,18 @@ def join(address: Address, deadline: Deadline) -> SharedChannel | None:
 
 
 def dismiss(address: Address) -> None:
-    """End the mux of the channel to ``address``, if there is one, once no client has the turn."""
-    control = _connect(address)
+    """Have the mux close the channel to ``address``, if it keeps that, once no client has the turn."""
+    control = _visit(address, _SECONDS_TO_END)
     if control:
         with control, suppress(OSError):
             deadline = Deadline(_SECONDS_TO_END)
-            control.settimeout(_SECONDS_TO_END)
             control.send(b"end")
             while control.recv(_PACKET) and not deadline.expired:
                 control.settimeout(max(deadline.left(), 0.001))
 
 
 def note(address: Address, name: str, value: str) -> None:
-    """Store ``value`` in the mux of the channel to ``address``, if there is one, until the mux ends."""
+    """Store ``value`` with the channel to ``address``, if the mux keeps that, for as long."""
     _noted(address, f"note {name} {value}")
 
 
@@ -178,24 +190,40 @@ def noted(address: Address, name: str) -> str:
 
 
 def _noted(address: Address, packet: str) -> str:
-    control = _connect(address)
+    control = _visit(address, _SECONDS_TO_NOTE)
     if control:
         with control, suppress(OSError):
-            control.settimeout(_SECONDS_TO_NOTE)
             control.send(packet.encode("ascii"))
-            # Read the mux's greeting first: a client that leaves it unread is not heard.
-            return (control.recv(_PACKET) and control.recv(_PACKET)).partition(b" ")[2].decode("ascii", "replace")
+            return control.recv(_PACKET).partition(b" ")[2].decode("ascii", "replace")
     return ""
 
 
-def _connect(address: Address) -> socket.socket | None:
+def _visit(address: Address, seconds: float) -> socket.socket | None:
+    """Return a connection about the channel to ``address``, without its descriptors; None if it is not kept.
+
+    Each answer on it has ``seconds``.
+    """
+    control = connect_to_mux()
+    if control:
+        control.settimeout(seconds)
+        try:
+            control.send(b"visit " + key(address))
+            if control.recv(_PACKET):
+                return control
+        except OSError:
+            pass
+        control.close()
+    return None
+
+
+def connect_to_mux() -> socket.socket | None:
     """Return a connection to this user's mux; None if there is none."""
     try:
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:  # not on every system
         return None
     try:
-        control.connect(mux_path(address))
+        control.connect(mux_path())
         credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] == os.geteuid():
             return control

@@ -1,18 +1,19 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keepers are real processes here; the agent is a scripted one."""
+"""The mux is a real process here; the agents are scripted ones."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import gc
 import os
+import resource
 import signal
 import socket
 import stat
-import struct
 import sys
 import tempfile
 import threading
@@ -29,11 +30,19 @@ from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import SyncState
+from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, SyncState
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
-from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, join, mux_path, note, noted
+from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import (
+    connect_to_mux,
+    dismiss,
+    join,
+    key,
+    mux_path,
+    note,
+    noted,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.plugin_utils import _mux_server
 from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
@@ -80,17 +89,19 @@ def address(server: Scripted) -> Iterator[Address]:
     until(lambda: not joins(address))
 
 
-def alive(address: Address) -> bool:
-    return os.path.exists(mux_path(address))
+def alive() -> bool:
+    return os.path.exists(mux_path())
 
 
 def mux(address: Address) -> int:
     """Return the mux's pid, when it is there."""
     until(lambda: joins(address))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-        control.connect(mux_path(address))
-        credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[0])
+    return mux_pid()
+
+
+def mux_pid() -> int:
+    text = Path(f"{mux_path()}.lock").read_text(encoding="ascii")
+    return int(text.removeprefix("pid ").removesuffix(", qga-mux"))
 
 
 def joins(address: Address) -> bool:
@@ -189,7 +200,7 @@ def test_what_is_noted_is_known_to_the_next(first: SocketAgent, address: Address
         note(address, str(number), "new")
     assert (noted(address, "name"), noted(address, "0")) == ("", "new"), "not without an end"
     dismiss(address)
-    until(lambda: not alive(address))
+    until(lambda: not alive())
     note(address, "name", "one")
     assert noted(address, "name") == "", "there is nobody"
 
@@ -255,12 +266,12 @@ def test_mux_that_is_killed_while_others_wait(
 def test_mux_ends_when_nobody_needs_it(server: Scripted, address: Address, connect: Connect) -> None:
     agent = connect(server, share=functools.partial(share, seconds=0.3))
     agent.execute("guest-ping")
-    until(lambda: alive(address))
+    until(lambda: alive())
     time.sleep(0.6)
-    assert alive(address), "somebody is connected"
+    assert alive(), "somebody is connected"
     agent.close()
     started = time.monotonic()
-    until(lambda: not alive(address))
+    until(lambda: not alive())
     assert time.monotonic() - started > 0.2
     until(lambda: server.received[-1] is not None and free(address))
 
@@ -279,7 +290,7 @@ def test_mux_that_is_told_to_end(first: SocketAgent, address: Address) -> None:
     first.close()
     assert not free(address)
     dismiss(address)
-    until(lambda: free(address) and not alive(address))
+    until(lambda: free(address) and not alive())
     dismiss(address)
 
 
@@ -289,9 +300,9 @@ def test_mux_that_is_told_to_end_lets_a_request_end(first: SocketAgent, address:
     state = channel.acquire(Deadline(10))
     dismiss(address)
     time.sleep(0.1)
-    assert alive(address)
+    assert alive()
     channel.release(state)
-    until(lambda: not alive(address))
+    until(lambda: not alive())
     channel.close()
     first.execute("guest-ping")
 
@@ -299,7 +310,7 @@ def test_mux_that_is_told_to_end_lets_a_request_end(first: SocketAgent, address:
 def test_other_side_has_gone(first: SocketAgent, server: Scripted, address: Address, scripted: Start) -> None:
     first.close()
     server.__exit__()
-    until(lambda: not alive(address))
+    until(lambda: not alive())
     with pytest.raises(ConnectError, match="nothing listens on this socket"):
         first.execute("guest-ping")
     server.path.unlink()
@@ -308,7 +319,7 @@ def test_other_side_has_gone(first: SocketAgent, server: Scripted, address: Addr
 
 
 def test_only_the_user_gets_in(first: SocketAgent, address: Address) -> None:
-    assert stat.S_IMODE(os.stat(mux_path(address)).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(mux_path()).st_mode) == 0o600
 
 
 def test_mux_of_another_user_is_not_believed(
@@ -318,18 +329,18 @@ def test_mux_of_another_user_is_not_believed(
     assert join(address, Deadline(1)) is None
 
 
-def test_client_of_another_user_gets_nothing(tmp_path: Path) -> None:
+def test_client_of_another_user_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uid = os.geteuid() + 1
-    with ExitStack() as stack:
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _number in range(3)]
-        (stream, _agent), (first, _client), (ours, theirs) = (map(stack.enter_context, pair) for pair in pairs)
-        made = _mux_server.MuxServer(str(tmp_path / "mux"), 1, stream.fileno(), stream.fileno(), first)
-        stack.callback(made.listener.close)
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(os, "geteuid", lambda: uid)
-        made.welcome(theirs)
-        assert ours.recv(10) == b""
-        assert [client.control for client in made.clients.values()] == [first]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, ExitStack() as stack:
+        listener.bind(str(tmp_path / "mux"))
+        listener.listen()
+        made = _mux_server.MuxServer(listener)
+        client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        client.connect(str(tmp_path / "mux"))
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        made.welcome()
+        assert client.recv(10) == b""
+        assert not made.clients
 
 
 def test_programs_that_a_task_starts_here_do_not_inherit_the_channel(first: SocketAgent, address: Address) -> None:
@@ -346,7 +357,7 @@ def test_where_no_process_can_be_started(server: Scripted, connect: Connect, mon
     agent.execute("guest-ping")
     agent.execute("guest-ping")
     assert syncs(server) == 1
-    assert not alive(Address("unix", path=str(server.path)))
+    assert not alive()
 
 
 def test_where_the_socket_would_have_too_long_a_path(
@@ -367,7 +378,7 @@ def test_leftovers_of_a_keeper_that_was_killed(
     os.kill(mux(address), signal.SIGKILL)
     first.close()
     until(lambda: free(address))
-    assert alive(address), "its socket"
+    assert alive(), "its socket"
     agent = connect(server, share=functools.partial(share, seconds=SECONDS))
     agent.execute("guest-ping")
     agent.close()
@@ -412,9 +423,100 @@ def test_nothing_is_said_of_the_process_that_stays(server: Scripted, address: Ad
 
 def test_client_that_says_what_no_client_says(first: SocketAgent, server: Scripted, address: Address) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-        control.connect(mux_path(address))
-        control.recv(1)
+        control.connect(mux_path())
         control.send(b"find /a")
         assert control.recv(10) == b"", "it is shown out"
     first.execute("guest-ping")
     assert syncs(server) == 1 and len(server.received) == 1, "and the mux is still there"
+
+
+def keep(name: str, seconds: float = SECONDS) -> tuple[Address, socket.socket]:
+    """Have a channel kept that nothing is sent through; return its address and its other side."""
+    address = Address("unix", path=f"/run/{name}.qga")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    lock = ChannelLock(address)
+    lock.acquire(Deadline(10))
+    share(address, Channel(theirs, lock), seconds).close()
+    return address, ours
+
+
+def descriptors_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_one_process_keeps_all_channels_beyond_the_soft_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = descriptors_of(os.getpid())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 300, hard))
+    try:
+        kept = [keep(f"vm{number}") for number in range(200)]
+        pid = mux(kept[-1][0])
+        assert all(joins(address) for address, _ours in kept)
+        assert descriptors_of(pid) > 400
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for _address, ours in kept:
+            ours.close()
+        until(lambda: not alive())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_tasks_that_start_a_mux_at_once_start_one() -> None:
+    kept: list[tuple[Address, socket.socket]] = []
+    threads = [threading.Thread(target=lambda name=name: kept.append(keep(name))) for name in map(str, range(20))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kept) == 20 and all(joins(address) for address, _ours in kept), "one has all channels"
+    for _address, ours in kept:
+        ours.close()
+    until(lambda: not alive())
+
+
+def test_each_channel_has_its_own_time() -> None:
+    (short, _ours), (long, theirs) = keep("short", 0.2), keep("long")
+    until(lambda: free(short))
+    assert not joins(short) and joins(long) and not free(long)
+    theirs.close()
+    until(lambda: not alive())
+
+
+def test_other_side_of_one_channel_has_gone() -> None:
+    (one, ours), (other, theirs) = keep("one"), keep("other")
+    pid = mux(other)
+    ours.close()
+    until(lambda: not joins(one))
+    assert free(one) and joins(other) and mux(other) == pid
+    theirs.close()
+    until(lambda: not alive())
+
+
+def test_client_that_reads_nothing_does_not_stop_the_others() -> None:
+    (one, ours), (other, theirs) = keep("one"), keep("other")
+    control = connect_to_mux()
+    assert control is not None
+    control.send(b"visit " + key(one))
+    control.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        for _number in range(10_000):
+            control.send(b"noted name")
+    started = time.monotonic()
+    assert joins(other) and time.monotonic() - started < 10
+    for used in (control, ours, theirs):
+        used.close()
+    until(lambda: not alive())
+
+
+def test_mux_that_is_killed_loses_no_channel_in_use(scripted: Start, tmp_path: Path, connect: Connect) -> None:
+    servers = [scripted(path=tmp_path / name) for name in ("a", "b")]
+    agents = [connect(server, share=functools.partial(share, seconds=SECONDS)) for server in servers]
+    for agent in agents:
+        agent.execute("guest-ping")
+    pid = mux(Address("unix", path=str(servers[1].path)))
+    os.kill(pid, signal.SIGKILL)
+    for agent, server in zip(agents, servers, strict=True):
+        agent.execute("guest-ping")
+        agent.execute("guest-ping")
+        assert server.work == ["guest-ping"] * 3, "each arrived, and once"
+        agent.close()

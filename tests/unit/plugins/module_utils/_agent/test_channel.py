@@ -334,7 +334,7 @@ def test_runtime_directory_of_another_user_is_not_used(runtime: Path, monkeypatc
 
 def left(directory: Path, path: str, *, age: float = 2 * _lock._OLD_SECONDS) -> list[Path]:
     """Leave what one has left who used this address and was killed so many seconds ago."""
-    files = [Path(private_path(Address("unix", path=path).identity, kind)) for kind in ("lock", "keep", "ssh")]
+    files = [Path(private_path(Address("unix", path=path).identity, kind)) for kind in ("lock", "ssh")]
     for file in files:
         file.write_text("pid 1, python")
         os.utime(file, (time.time() - age,) * 2)
