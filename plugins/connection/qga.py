@@ -44,9 +44,15 @@ options:
         key: libvirt_uri
   hypervisor:
     description:
-      - The machine on which the socket is, as a destination of C(ssh) (V([USER@]HOST), or what the user's C(ssh)
-        configuration knows). The socket is forwarded by OpenSSH, so that machine needs nothing but C(sshd), and the
-        user there permission to use the socket. Nobody is asked for a password.
+      - The machine on which the socket is. The socket is forwarded by OpenSSH, so that machine needs nothing but
+        C(sshd), and the user there permission to use the socket.
+      - If it is the name of an inventory host, its variables say how to log in there, as for
+        P(ansible.builtin.ssh#connection), passwords and jump hosts included. A host with the connection
+        P(ansible.builtin.local#connection) is this machine.
+      - Anything else is a destination of C(ssh) (V([USER@]HOST), V(ssh://[USER@]HOST[:PORT]), or what the user's C(ssh)
+        configuration knows). The options O(ssh_common_args) and so on apply then.
+      - All guests of a hypervisor, and all tasks, go through one C(ssh). It ends a minute after the last one. Nobody is
+        asked for a password or a host key.
       - Without it, the socket is on the machine that runs Ansible. It goes with the path of a socket only.
     type: str
     vars:
@@ -56,6 +62,41 @@ options:
     ini:
       - section: qga_connection
         key: hypervisor
+  # The options of ansible.builtin.ssh. It reads its configuration and its environment by itself.
+  ssh_args:
+    description:
+      - The first arguments of C(ssh), for a O(hypervisor) that is no inventory host. What the configuration and the
+        environment have for P(ansible.builtin.ssh#connection) applies as well, here and in the options below.
+    type: str
+    vars:
+      - name: ansible_ssh_args
+  ssh_common_args:
+    description: More arguments of C(ssh), V(-J jump.example.com) for instance, as O(ssh_args).
+    type: str
+    vars:
+      - name: ansible_ssh_common_args
+  ssh_extra_args:
+    description: More arguments of C(ssh), as O(ssh_args).
+    type: str
+    vars:
+      - name: ansible_ssh_extra_args
+  ssh_executable:
+    description: The program C(ssh), as O(ssh_args).
+    type: str
+    vars:
+      - name: ansible_ssh_executable
+  ssh_host_key_checking:
+    description: Whether C(ssh) checks host keys, as O(ssh_args).
+    type: bool
+    vars:
+      - name: ansible_host_key_checking
+      - name: ansible_ssh_host_key_checking
+  ssh_private_key_file:
+    description: The private key to log in with, as O(ssh_args).
+    type: str
+    vars:
+      - name: ansible_private_key_file
+      - name: ansible_ssh_private_key_file
   host:
     description:
       - Used in place of O(address) where that is not set and this has one of its forms.
@@ -240,8 +281,8 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.module_utils.common.text.converters import to_bytes, to_text
@@ -285,8 +326,10 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
     from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
     from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import GuestExecOrRunner, Runner
-    from ansible_collections.qemu.guest.plugins.plugin_utils._ssh_forward import connect, forwarded
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
+
+if TYPE_CHECKING:
+    from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
 
 display = Display()
 
@@ -295,6 +338,16 @@ T = TypeVar("T")
 # A reset is done again and again while a guest reboots, and must not wait for it.
 _RESET_SECONDS = 1.0
 _PROGRESS_SECONDS = 3.0
+
+# The options for a hypervisor that is no inventory host, and the variables of ansible.builtin.ssh that they stand for.
+_SSH_OPTIONS = {
+    "ssh_args": "ansible_ssh_args",
+    "ssh_common_args": "ansible_ssh_common_args",
+    "ssh_extra_args": "ansible_ssh_extra_args",
+    "ssh_executable": "ansible_ssh_executable",
+    "ssh_host_key_checking": "ansible_host_key_checking",
+    "ssh_private_key_file": "ansible_private_key_file",
+}
 
 
 class Connection(ConnectionBase):
@@ -309,6 +362,7 @@ class Connection(ConnectionBase):
         self._executor: Executor | None = None
         self._runner: Runner | None = None
         self._warm: WarmPython | None = None
+        self._hostvars: Mapping[str, Any] | None = None  # those of all hosts, where the core gives them
         self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
 
     @property
@@ -329,14 +383,14 @@ class Connection(ConnectionBase):
             persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
             log = functools.partial(_show, display.vvvvv, name) if display.verbosity >= 5 else None
             try:
-                address = self._address()
+                address, hypervisor = self._place()
                 agent = open_agent(
                     address,
                     timeout,
                     log=log,
                     libvirt_uri=self.get_option("libvirt_uri"),
                     share=functools.partial(share, seconds=persist) if persist else None,
-                    connect=connect if address.kind == "ssh" else None,
+                    connect=hypervisor.connector if hypervisor else None,
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
@@ -355,6 +409,16 @@ class Connection(ConnectionBase):
         """
         self._executor = self._executor or self._executor_of(self.agent)
         return self._executor
+
+    def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
+        super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
+        # For reset_connection, ansible-core before 2.19 gives all variables.
+        self._hostvars = (var_options or {}).get("hostvars") or self._hostvars
+
+    def _resolve_option_variables(self, variables: Mapping[str, Any], templar: Any) -> dict[str, Any]:
+        """Return the variables that options come from. From 2.19 on, ansible-core calls this with all variables."""
+        self._hostvars = variables.get("hostvars")
+        return dict(super()._resolve_option_variables(variables, templar))
 
     def _connect(self) -> Connection:
         # The channel opens with the first command: an action that needs no guest opens none.
@@ -420,7 +484,7 @@ class Connection(ConnectionBase):
             self._end_warm()
         self.close()
         with contextlib.suppress(AnsibleError, QgaError):
-            dismiss(self._address())
+            dismiss(self._place()[0])
         self._connect()
 
     def close(self) -> None:
@@ -488,7 +552,7 @@ class Connection(ConnectionBase):
         if self._asks.get(ask.line) != (asked > 0):
             self._asks[ask.line] = asked > 0
             with contextlib.suppress(QgaError):
-                note(self._address(), ask.name, str(asked > 0))
+                note(self._place()[0], ask.name, str(asked > 0))
         return result, asked
 
     def _asks_for_it(self, ask: Asking) -> bool:
@@ -498,7 +562,7 @@ class Connection(ConnectionBase):
         """
         if ask.line not in self._asks:
             with contextlib.suppress(QgaError):
-                said = noted(self._address(), ask.name)
+                said = noted(self._place()[0], ask.name)
                 if said:
                     self._asks[ask.line] = said == str(True)
         return self._asks.get(ask.line, not ask.is_silent)
@@ -568,12 +632,24 @@ class Connection(ConnectionBase):
             raise AnsibleError(f"{self._name}: {name} is {value:g}; it is a number of seconds and must be {range_}.")
         return value
 
-    def _address(self) -> Address:
-        """Return the agent's address.
+    def _place(self) -> tuple[Address, Hypervisor | None]:
+        """Return the agent's address, and the machine that it is on; None if that is this machine.
 
-        :raise AnsibleError: if no option has one.
-        :raise AddressError: if the option is not an address.
+        :raise AnsibleError: if no option has an address.
+        :raise AddressError: if an option makes no sense.
         """
+        address, hypervisor = self._own_address(), self._hypervisor()
+        if not hypervisor:
+            return address, None
+        if address.kind != "unix" or address.is_abstract:
+            raise AddressError(
+                f"{address} cannot be reached through ssh to {hypervisor.name}: only the path of a socket there can. "
+                "For libvirt, use a remote libvirt_uri such as qemu+ssh://HOST/system."
+            )
+        return hypervisor.address(address.path), hypervisor
+
+    def _own_address(self) -> Address:
+        """Return the agent's address on the machine that it is on; raise as ``_place`` does."""
         text = self.get_option("address")
         if not text:
             text = self.get_option("host") or ""
@@ -583,9 +659,21 @@ class Connection(ConnectionBase):
                 raise AnsibleError(
                     f"{self._name}: where is its guest agent? Set ansible_qga_address for the host, to {FORMS}."
                 ) from None
-        address = parse_address(text)
-        hypervisor = self.get_option("hypervisor")
-        return forwarded(address, hypervisor) if hypervisor else address
+        return parse_address(text)
+
+    def _hypervisor(self) -> Hypervisor | None:
+        """Return the machine that the agent's socket is on; None if it is this one.
+
+        :raise AddressError: if the option names none.
+        """
+        name = self.get_option("hypervisor")
+        if not name:
+            return None
+        with kept_bytecode():  # only tasks on guests of other machines import it
+            from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import find_hypervisor, host_variables
+        options = {variable: self.get_option(option) for option, variable in _SSH_OPTIONS.items()}
+        given = {variable: value for variable, value in options.items() if value is not None}
+        return find_hypervisor(name, host_variables(name, self._hostvars), given)
 
     def _guest_path(self, path: str) -> str:
         """Return ``path`` as an absolute one: the agent's working directory is /, and it knows no ~."""

@@ -1,70 +1,82 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reach an agent's socket on another machine by OpenSSH's forwarding of UNIX sockets: that machine needs only sshd.
+"""Reach UNIX sockets of another machine through an ssh that is connected to it: ssh(1), -O forward and -O cancel.
 
-ssh goes to the background as soon as it listens here. It ends by itself when nothing is connected through it any more,
-because it only waits for a sleeping command on the other machine.
+A forward is there for a moment only: what has been connected through it stays, as a channel of the one connection.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
-import tempfile
 from contextlib import suppress
+from typing import NamedTuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import FORWARD, private_path
 
-__all__ = ("connect", "forwarded")
+__all__ = ("ControlSocket",)
 
-# How long ssh stays without a channel, in seconds.
-_LINGER_SECONDS = 10
 _MOST_WORDS = 4096  # bytes of ssh's messages that are read, from the end
-_OPTIONS = (
-    "-oBatchMode=yes",  # there is no user to answer
-    "-oExitOnForwardFailure=yes",
-    "-oStreamLocalBindUnlink=yes",  # left by an ssh that was killed
-    "-oStreamLocalBindMask=0177",
-    "-oControlMaster=no",
-    "-oControlPath=none",
-    "-oServerAliveInterval=15",  # notice a hypervisor that has gone
-)
 
 
-def forwarded(address: Address, hypervisor: str) -> Address:
-    """Return the address of the UNIX socket ``address`` on the machine ``hypervisor``, an ssh destination.
+class ControlSocket(NamedTuple):
+    """The socket at ``path`` by which a connected ssh takes requests; ``program`` is an ssh that can make them."""
 
-    :raise AddressError: if it is another kind of address, or not a destination.
-    """
-    if address.kind != "unix":
-        raise AddressError(
-            f"{address} cannot be reached through ssh to {hypervisor}: only the path of a socket there can. For "
-            "libvirt, use a remote libvirt_uri such as qemu+ssh://HOST/system."
-        )
-    if hypervisor.startswith("-") or not hypervisor.strip():
-        raise AddressError(f"{hypervisor!r} is not a destination of ssh's ([USER@]HOST or ssh://[USER@]HOST[:PORT]).")
-    return Address("ssh", path=address.path, host=hypervisor)
+    path: str
+    program: str
 
+    def listens(self) -> bool:
+        """Return whether an ssh is there."""
+        sock = _connected(self.path)
+        if sock:
+            sock.close()
+        return sock is not None
 
-def connect(address: Address, deadline: Deadline) -> socket.socket:
-    """Return a socket that leads to ``address``, through an ssh that runs already or is started.
+    def connect(self, path: str, local: str, deadline: Deadline) -> socket.socket:
+        """Return a socket connected to ``path`` there. ssh listens at the path ``local`` for it meanwhile.
 
-    :raise ConnectError: with ssh's own message.
-    """
-    path = private_path(address.identity, FORWARD)
-    there = _connected(path)
-    if there:
-        return there
-    _start(address, path, deadline)
-    started = _connected(path)
-    if not started:
-        raise ConnectError(f"ssh to {address.host} ended as soon as it was there")
-    return started
+        ssh takes the connection before it tries to reach ``path``: if it cannot, the socket's other side is closed.
+
+        :raise ConnectError: if ssh does not forward.
+        """
+        forward = f"{_escaped(local)}:{_escaped(path)}"
+        with suppress(FileNotFoundError):
+            os.unlink(local)
+        self._request("forward", forward, deadline)
+        try:
+            sock = _connected(local)
+        finally:
+            with suppress(ConnectError):  # it has ended, and its forwards with it
+                self._request("cancel", forward, deadline)
+            with suppress(FileNotFoundError):
+                os.unlink(local)
+        if not sock:
+            raise ConnectError("ssh ended before it forwarded the socket")
+        return sock
+
+    def _request(self, what: str, forward: str, deadline: Deadline) -> None:
+        # ssh's configuration is for who connects; this only talks to one that is connected.
+        command = [self.program, "-F", "none", "-S", self.path, "-O", what, "-L", forward, "--", "hypervisor"]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+                timeout=max(deadline.left(), 0.001),
+            )
+        except subprocess.TimeoutExpired:
+            raise ConnectError(f"ssh did not forward the socket within {deadline.seconds:g} s") from None
+        except OSError as exc:
+            raise ConnectError(f"cannot start {self.program}: {exc.strerror or exc}") from exc
+        if done.returncode:
+            words = done.stderr[-_MOST_WORDS:].decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise ConnectError(f"ssh does not forward the socket: {words or f'exit status {done.returncode}'}")
 
 
 def _connected(path: str) -> socket.socket | None:
@@ -77,29 +89,11 @@ def _connected(path: str) -> socket.socket | None:
     return sock
 
 
-def _start(address: Address, path: str, deadline: Deadline) -> None:
-    forward = f"{path}:{address.path}"
-    command = ["ssh", "-f", *_OPTIONS, "-L", forward, "--", address.host, f"sleep {_LINGER_SECONDS}"]
-    # A file, not a pipe, because the ssh that stays keeps it open.
-    with tempfile.TemporaryFile() as errors:
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                cwd="/",
-                start_new_session=True,
-                check=False,
-                timeout=max(deadline.left(), 0.001),
-            )
-        except subprocess.TimeoutExpired:
-            raise ConnectError(f"ssh to {address.host} did not connect within {deadline.seconds:g} s.") from None
-        except OSError as exc:
-            raise ConnectError(f"cannot start ssh: {exc.strerror or exc}.") from exc
-        if done.returncode:
-            errors.seek(max(0, errors.seek(0, os.SEEK_END) - _MOST_WORDS))
-            words = errors.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise ConnectError(f"cannot connect to {address.host} by ssh: {words or f'exit status {done.returncode}'}")
-    with suppress(OSError):
-        os.chmod(path, 0o600)
+def _escaped(path: str) -> str:
+    """Return ``path`` as ssh reads it in a forward, where C(%) and C(${) stand for other text.
+
+    :raise AddressError: if it cannot be written there.
+    """
+    if "${" in path or "\n" in path:
+        raise AddressError(f"{path!r} is no path that ssh can forward.")
+    return re.sub(r"([\\:])", r"\\\1", path).replace("%", "%%")

@@ -19,13 +19,14 @@ __all__ = (
     "parse_address",
 )
 
-FORMS = "/path/to/socket, unix:/path/to/socket, vsock:CID:PORT, tcp:HOST:PORT or libvirt:DOMAIN"
+FORMS = "/path/to/socket, unix:/path/to/socket, unix:@NAME, vsock:CID:PORT, tcp:HOST:PORT or libvirt:DOMAIN"
 
 
 class Address(NamedTuple):
     """An agent's address. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
 
-    C(ssh) is a UNIX socket on another machine, see plugin_utils/_ssh_forward.py.
+    C(ssh) is a UNIX socket on another machine, ``host``, see plugin_utils/_hypervisor.py: ``login`` tells the ways to
+    log in there apart.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Address(NamedTuple):
     port: int = 0
     cid: int = 0
     domain: str = ""
+    login: str = ""
 
     def __str__(self) -> str:
         if self.kind == "unix":
@@ -50,7 +52,19 @@ class Address(NamedTuple):
     @property
     def identity(self) -> str:
         """A name that is the same for all paths of one socket."""
-        return os.path.realpath(self.path) if self.kind == "unix" else str(self)
+        if self.kind == "unix":
+            return self.path if self.is_abstract else os.path.realpath(self.path)
+        return f"{self} {self.login}".rstrip()
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether ``path`` is a name in Linux's abstract namespace, after an C(@)."""
+        return self.path.startswith("@")
+
+    @property
+    def name(self) -> str:
+        """The socket's name, as connect(2) takes it."""
+        return f"\0{self.path[1:]}" if self.is_abstract else self.path
 
 
 def parse_address(text: str) -> Address:
@@ -69,7 +83,7 @@ def parse_address(text: str) -> Address:
 
 
 def _parse_unix(rest: str) -> Address | None:
-    return Address("unix", path=rest) if rest.startswith("/") else None
+    return Address("unix", path=rest) if rest.startswith(("/", "@")) and rest != "@" else None
 
 
 def _parse_vsock(rest: str) -> Address | None:

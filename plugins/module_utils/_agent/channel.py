@@ -181,7 +181,7 @@ def _connect_unix(address: Address, deadline: Deadline) -> socket.socket:
     sock.setblocking(False)
     try:
         while True:
-            code = _connect_code(sock, address.path)
+            code = _connect_code(sock, address)
             if code == 0:
                 return sock
             # The socket's backlog of waiting clients is full.
@@ -195,14 +195,14 @@ def _connect_unix(address: Address, deadline: Deadline) -> socket.socket:
         raise
 
 
-def _connect_code(sock: socket.socket, path: str) -> int:
+def _connect_code(sock: socket.socket, address: Address) -> int:
     try:
-        code = sock.connect_ex(path)
+        code = sock.connect_ex(address.name)
     except OSError as exc:  # Python rejects a path longer than the 107 bytes of sockaddr_un
         raise ConnectError(f"{exc}") from exc
     # For a plain file, some systems report ENOTSOCK, Linux ECONNREFUSED.
-    with contextlib.suppress(OSError):  # it may be gone by now
-        if code == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
+    with contextlib.suppress(OSError, ValueError):  # it may be gone by now, and an abstract one is no file
+        if code == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(address.name).st_mode):
             return errno.ENOTSOCK
     return code
 

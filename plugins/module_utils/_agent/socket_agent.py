@@ -250,7 +250,7 @@ class SocketAgent(Agent):
 
     def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
         """Close the channel and return why a sync was not answered: a ConnectError, because a sync changes nothing."""
-        taken, who = other_client(self._address.path, channel.inode) if self._address.kind == "unix" else (False, "")
+        taken, who = other_client(self._address.name, channel.inode) if self._address.kind == "unix" else (False, "")
         self.close()
         if not deadline.expired and self._address.kind == "ssh":
             return ConnectError(

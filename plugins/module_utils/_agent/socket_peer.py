@@ -18,14 +18,21 @@ __all__ = ("other_client",)
 def other_client(path: str, own_inode: int) -> tuple[bool, str]:
     """Return ``(taken, who)``: whether a client other than the socket ``own_inode`` uses the UNIX socket ``path``.
 
+    ``path`` is a name as connect(2) takes it.
+
     ``who`` names that client where the system can tell (Linux; other users' processes to root only), else is empty.
     """
-    real = os.path.realpath(path)  # QEMU may use another name for it: /var/run is /run
+    real = _real(path)
     for inode, name, peer in _unix_sockets():
         # The server's end of a connection has the server's path; that of a waiting client has no inode yet.
-        if inode and peer and name.startswith("/") and os.path.realpath(name) == real:
+        if inode and peer and name and _real(name) == real:
             return (False, "") if peer == own_inode else (True, _process_with(peer))
     return False, ""
+
+
+def _real(name: str) -> str:
+    """Return the name that is the same for all names of a socket: QEMU's may be in /var/run, which is /run."""
+    return os.path.realpath(name) if name.startswith("/") else name
 
 
 _NETLINK_SOCK_DIAG = 4

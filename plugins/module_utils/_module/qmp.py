@@ -62,7 +62,7 @@ class Qmp:
         except AddressError:
             raise AddressError(f"qmp_address: {address!r} is no address. It should be {FORMS}.") from None
         self._name = str(where)
-        self._path = where.path
+        self._path = where.name
         self._seconds = seconds
         self._parser = protocol.ReplyParser(_MAX_REPLY)
         self._received: deque[dict[str, Any]] = deque()

@@ -1,0 +1,132 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which machine is meant, and which logins are the same; tests/integration/agents/test_hypervisor.py reaches one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import (
+    Hypervisor,
+    find_hypervisor,
+    host_variables,
+)
+
+
+@pytest.fixture(autouse=True)
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The names of sockets must be short."""
+    with TemporaryDirectory() as name:
+        monkeypatch.setattr(lock, "_private_directory", lambda: name)
+        yield Path(name)
+
+
+@pytest.fixture
+def clock() -> None:
+    """Time is real: ssh is another process."""
+
+
+def found(name: str, variables: dict[str, Any] | None = None, **options: Any) -> Hypervisor:
+    hypervisor = find_hypervisor(name, variables, options)
+    assert hypervisor is not None
+    return hypervisor
+
+
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("localhost", None),
+        ("localhost", {"ansible_connection": "local"}),
+        ("hv", {"ansible_connection": "ansible.builtin.local"}),
+    ],
+)
+def test_this_machine(name: str, variables: dict[str, Any] | None) -> None:
+    assert find_hypervisor(name, variables) is None
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=x", " ", "hv\nother", ""])
+def test_what_is_no_destination(name: str) -> None:
+    with pytest.raises(AddressError, match="neither an inventory host nor a destination"):
+        find_hypervisor(name, None)
+    with pytest.raises(AddressError, match="neither an inventory host nor a destination"):
+        find_hypervisor("hv", {"ansible_host": name or " "})
+
+
+def test_host_of_another_connection() -> None:
+    with pytest.raises(AddressError, match=r"hv has the connection community\.docker\.docker"):
+        find_hypervisor("hv", {"ansible_connection": "community.docker.docker"})
+
+
+def test_only_the_same_login_shares_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    login = {"ansible_host": "192.0.2.1", "ansible_user": "root", "ansible_password": "one"}
+    identity = found("hv", login).identity
+    assert found("hv", {**login, "ansible_password": "another", "qga_address": "/run/vm1.qga"}).identity == identity
+    assert found("other name", login).identity == identity
+    for variable in ("host", "port", "user", "ssh_common_args", "ssh_args", "private_key_file", "become_user"):
+        assert found("hv", {**login, f"ansible_{variable}": "other"}).identity != identity, variable
+    monkeypatch.setenv("ANSIBLE_HOST_KEY_CHECKING", "False")
+    assert found("hv", login).identity != identity
+
+
+def test_address() -> None:
+    one, other = found("root@hv"), found("hv")
+    assert str(one.address("/run/vm1.qga")) == "unix:/run/vm1.qga on root@hv"
+    assert one.address("/run/vm1.qga").identity == found("root@hv").address("/run/vm1.qga").identity
+    assert one.address("/run/vm1.qga").identity != one.address("/run/vm2.qga").identity
+    assert one.address("/run/vm1.qga").identity != other.address("/run/vm1.qga").identity
+
+
+def test_variables_of_a_host() -> None:
+    hostvars = {"hv": {"ansible_host": "192.0.2.1"}}
+    assert host_variables("hv", hostvars) == {"ansible_host": "192.0.2.1"}
+    assert host_variables("root@hv", hostvars) is None
+    assert host_variables("hv", None) is None, "this process was not started for a task"
+
+
+def stand_in(directory: Path, script: str) -> Hypervisor:
+    """Return a hypervisor to which ssh is this script."""
+    program = directory / "ssh"
+    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    program.chmod(0o755)
+    return found("hv", {"ansible_host": "192.0.2.1", "ansible_ssh_executable": str(program)})
+
+
+def test_ssh_that_hangs_is_ended(directory: Path) -> None:
+    hypervisor = stand_in(directory, f"echo $$ >{directory}/pid; while :; do sleep 0.1; done")
+    started = time.monotonic()
+    with pytest.raises(ConnectError, match=r"ssh to hv did not come to an end within 0\.5 s"):
+        hypervisor.connect("/run/vm1.qga", Deadline(0.5))
+    assert time.monotonic() - started < 5
+    pid = int((directory / "pid").read_text(encoding="ascii"))
+    end = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]:
+        assert time.monotonic() < end, "it runs on"
+        time.sleep(0.01)
+
+
+def test_what_ssh_says_is_told(directory: Path) -> None:
+    hypervisor = stand_in(directory, "echo 'ssh: connect to host 192.0.2.1 port 22: No route to host' >&2; exit 255")
+    with pytest.raises(ConnectError, match=r"cannot connect to hv by ssh: ssh: connect to host .*: No route to host"):
+        hypervisor.connect("/run/vm1.qga", Deadline(20))
+
+
+def test_program_that_is_not_openssh(directory: Path) -> None:
+    with pytest.raises(ConnectError, match=r"ssh to hv leaves no connection behind: .* OpenSSH's ssh"):
+        stand_in(directory, "exit 0").connect("/run/vm1.qga", Deadline(20))
+
+
+def test_program_that_is_missing(directory: Path) -> None:
+    hypervisor = found("hv", {"ansible_host": "192.0.2.1", "ansible_ssh_executable": str(directory / "nope")})
+    with pytest.raises(ConnectError, match=r"cannot connect to hv by ssh: .*No such file"):
+        hypervisor.connect("/run/vm1.qga", Deadline(20))
