@@ -638,7 +638,7 @@ class Connection(ConnectionBase):
         :raise AnsibleError: if no option has an address.
         :raise AddressError: if an option makes no sense.
         """
-        address, hypervisor = self._own_address(), self._hypervisor()
+        address, hypervisor = self.own_address, self._hypervisor()
         if not hypervisor:
             return address, None
         if address.kind != "unix" or address.is_abstract:
@@ -648,8 +648,13 @@ class Connection(ConnectionBase):
             )
         return hypervisor.address(address.path), hypervisor
 
-    def _own_address(self) -> Address:
-        """Return the agent's address on the machine that it is on; raise as ``_place`` does."""
+    @property
+    def own_address(self) -> Address:
+        """The agent's address on the machine that it is on.
+
+        :raise AnsibleError: if no option has one.
+        :raise AddressError: if the option is not an address.
+        """
         text = self.get_option("address")
         if not text:
             text = self.get_option("host") or ""

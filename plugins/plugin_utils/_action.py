@@ -4,7 +4,8 @@
 """The action behind every qga_* module; plugins/action has a file for each, by which ansible-core finds it.
 
 With C(address), the module runs where the task runs: on a hypervisor. Without it, the host itself is the guest, and the
-operation runs here, over the agent of the host's connection; the guest needs no Python for it.
+operation runs here, over the agent of the host's connection; the guest needs no Python for it. A guest's task that is
+delegated to its hypervisor has the guest's own address.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AddressError,
     ConnectError,
     OutcomeUnknownError,
     QgaError,
@@ -31,6 +35,10 @@ CONNECTION = "qemu.guest.qga"
 
 # From 2.22 on, ansible-core hides the secrets that validate_argument_spec found, and deprecates remove_values.
 _CORE_HIDES_SECRETS = find_spec("ansible.module_utils.secrets") is not None
+
+# The options that say where the agent is, and the variables that say it for a guest.
+_WHERE = ("address", "libvirt_uri")
+_VARIABLES = ("ansible_qga_address", "ansible_host", "ansible_qga_hypervisor", "ansible_qga_libvirt_uri")
 
 _INSIDE = (
     f"This host's connection is {CONNECTION}, so the address was looked for inside the guest. To use the agent of that "
@@ -46,6 +54,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         result: dict[str, Any] = super().run(tmp, task_vars)
         del tmp
         name = self._task.action.rpartition(".")[2]
+        if self._task.delegate_to and self._connection.transport != CONNECTION:
+            self._take_address_of_guest(task_vars or {})
+        if self._is_own_address():
+            self._task.args = {key: value for key, value in self._task.args.items() if key not in _WHERE}
         if self._task.args.get("address"):
             module = self._execute_module(
                 module_name=f"qemu.guest.{name}", task_vars=task_vars, wrap_async=self._task.async_val
@@ -73,6 +85,46 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
             return {**result, "failed": True, "msg": msg}
         result.update(self._run_here(operation))
         return result
+
+    def _take_address_of_guest(self, task_vars: dict[str, Any]) -> None:
+        """Give a task of a guest that is delegated to its hypervisor the agent's address, unless it has one."""
+        if self._task.args.get("address"):
+            return
+        variables = {name: self._templar.template(task_vars[name]) for name in _VARIABLES if task_vars.get(name)}
+        address = variables.get("ansible_qga_address") or variables.get("ansible_host")
+        try:
+            kind = parse_address(str(address)).kind
+        except AddressError:
+            return
+        hypervisor = variables.get("ansible_qga_hypervisor", "localhost")
+        if kind == "unix" and self._connection.transport == "local" and hypervisor != "localhost":
+            raise AnsibleActionFail(
+                f"the agent's socket {address} is on {hypervisor}, and this task is delegated to the machine that runs "
+                f"Ansible. Delegate it to {hypervisor}, or run it on the guest."
+            )
+        given = {"address": address}
+        if kind == "libvirt" and variables.get("ansible_qga_libvirt_uri"):
+            given["libvirt_uri"] = self._uri_there(variables["ansible_qga_libvirt_uri"])
+        self._task.args = {**given, **self._task.args}
+
+    def _uri_there(self, uri: str) -> str:
+        """Return the URI, on the machine that the task is delegated to, of the libvirt that has ``uri`` from here."""
+        parts = urlsplit(uri)
+        if self._connection.transport == "local" or not parts.hostname:
+            return uri
+        return f"{parts.scheme.partition('+')[0]}://{parts.path}"
+
+    def _is_own_address(self) -> bool:
+        """Return whether the task names the agent of this host's connection."""
+        given = self._task.args.get("address")
+        if not given or self._connection.transport != CONNECTION:
+            return False
+        uri = self._task.args.get("libvirt_uri")
+        try:
+            same = parse_address(str(given)).identity == self._connection.own_address.identity
+        except (AddressError, AnsibleError):
+            return False
+        return bool(same and uri in (None, self._connection.get_option("libvirt_uri")))
 
     def _become_user(self) -> str | None:
         """Return the user that the task is to become; None without become."""

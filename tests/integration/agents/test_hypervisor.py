@@ -165,3 +165,12 @@ def test_two_machines_of_one_name_are_told_apart(agent: LooseAgent, make_ansible
                 play(tmp_path, PING), variables={"ansible_qga_persist": 0.5}
             )
             assert sshd.logins() == 1
+
+
+def test_task_that_is_delegated_to_the_hypervisor(ansible: Ansible, agent: LooseAgent, tmp_path: Path) -> None:
+    """It runs there, as a module, with the guest's own address."""
+    delegated = {"qemu.guest.qga_info": {}, "delegate_to": "hv", "register": "it"}
+    by_name = {"qemu.guest.qga_ping": {}, "delegate_to": "{{ ansible_qga_hypervisor }}"}
+    own = {"qemu.guest.qga_ping": {"address": str(agent.agent_socket)}}
+    check = {"ansible.builtin.assert": {"that": "it.address is not defined and it.agent.version is defined"}}
+    ansible.playbook(play(tmp_path, delegated, check, by_name, own), variables={"ansible_qga_persist": 0})

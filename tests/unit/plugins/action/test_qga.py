@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
@@ -27,6 +27,14 @@ try:  # from 2.22 on, ansible-core hides what it knows to be secret wherever it 
 except ImportError:
 
     def mask_secrets(value: str, /) -> str:
+        return value
+
+
+try:  # from 2.19 on, only what is trusted is a template
+    from ansible.template import trust_as_template as trust
+except ImportError:
+
+    def trust(value: str) -> str:
         return value
 
 
@@ -49,24 +57,36 @@ class Playbook:
         self._stack.callback(connection.close)
         return connection
 
-    def run(self, module: str, connection: Any, check_mode: bool = False, async_val: int = 0, **args: Any) -> Any:
-        task = Task.load({f"qemu.guest.{module}": args, "async": async_val, "check_mode": check_mode, "diff": True})
+    def run(
+        self,
+        module: str,
+        connection: Any,
+        check_mode: bool = False,
+        async_val: int = 0,
+        delegated: dict[str, Any] | None = None,
+        **args: Any,
+    ) -> Any:
+        """Run a task. ``delegated``: it is delegated to the connection's host, by a host with these variables."""
+        keywords: dict[str, Any] = {"async": async_val, "check_mode": check_mode, "diff": True}
+        if delegated is not None:
+            keywords["delegate_to"] = "hv"
+        task = Task.load({f"qemu.guest.{module}": args, **keywords})
         action = plugins.action_loader.get(
             f"qemu.guest.{module}",
             task=task,
             connection=connection,
             play_context=PlayContext(),
             loader=self._loader,
-            templar=Templar(loader=self._loader, variables={}),
+            templar=Templar(loader=self._loader, variables=delegated or {}),
             shared_loader_obj=plugins,
         )
 
         def execute(**how: Any) -> dict[str, Any]:
-            self.sent.append(how)
+            self.sent.append({**how, "args": task.args})
             return self.module_result
 
         action._execute_module = execute
-        return action.run(task_vars={})
+        return action.run(task_vars=delegated or {})
 
 
 @pytest.fixture
@@ -308,3 +328,61 @@ def test_secret_values_are_removed(playbook: Playbook, vm1: Any, server: Scripte
     monkeypatch.setitem(qga_ping.SPEC, "password", {"type": "str", "no_log": True})
     server.answers["guest-info"] = {"version": "it is hush-hush", "supported_commands": []}
     assert "hush" not in mask_secrets(str(playbook.run("qga_ping", vm1, password="hush-hush")))
+
+
+GUEST = {"ansible_qga_address": "/run/vm1.qga", "ansible_connection": "qemu.guest.qga"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "args", "sent"),
+    [
+        (GUEST, {}, {"address": "/run/vm1.qga"}),
+        ({"ansible_host": "/run/vm1.qga"}, {}, {"address": "/run/vm1.qga"}),
+        (GUEST, {"address": "/run/other.qga"}, {"address": "/run/other.qga"}),
+        ({"ansible_qga_address": "{{ d }}/vm1.qga", "d": "/run"}, {}, {"address": "/run/vm1.qga"}),
+        (
+            {"ansible_qga_address": "libvirt:web", "ansible_qga_libvirt_uri": "qemu+ssh://root@hv/system"},
+            {},
+            {"address": "libvirt:web", "libvirt_uri": "qemu:///system"},
+        ),
+        (
+            {"ansible_qga_address": "libvirt:web", "ansible_qga_libvirt_uri": "qemu:///session"},
+            {},
+            {"address": "libvirt:web", "libvirt_uri": "qemu:///session"},
+        ),
+    ],
+)
+def test_task_of_a_guest_that_is_delegated_to_its_hypervisor(
+    playbook: Playbook, variables: dict[str, Any], args: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    trusted = {name: trust(value) for name, value in variables.items()}
+    ssh = playbook.connection("ansible.builtin.ssh")
+    playbook.run("qga_info", ssh, delegated=trusted, **args)
+    assert [how["args"] for how in playbook.sent] == [sent]
+
+
+def test_task_that_is_not_delegated_needs_an_address(playbook: Playbook) -> None:
+    result = playbook.run("qga_info", playbook.connection("ansible.builtin.ssh"))
+    assert result["failed"] and "qga_info needs an address" in result["msg"] and not playbook.sent
+    result = playbook.run("qga_info", playbook.connection("ansible.builtin.ssh"), delegated={"ansible_host": "web"})
+    assert result["failed"] and "qga_info needs an address" in result["msg"] and not playbook.sent
+
+
+def test_socket_of_another_machine_is_not_looked_for_here(playbook: Playbook) -> None:
+    local = playbook.connection("ansible.builtin.local")
+    with pytest.raises(AnsibleActionFail, match=r"socket /run/vm1\.qga is on hv1, .* Delegate it to hv1"):
+        playbook.run("qga_info", local, delegated={**GUEST, "ansible_qga_hypervisor": "hv1"})
+    playbook.run("qga_info", local, delegated={**GUEST, "ansible_qga_hypervisor": "localhost"})
+    assert len(playbook.sent) == 1
+
+
+def test_own_address_means_the_agent_of_the_connection(playbook: Playbook, server: Scripted, tmp_path: Path) -> None:
+    other_name = tmp_path / "link"
+    other_name.symlink_to(server.path)
+    connection = playbook.connection("qemu.guest.qga", address=str(server.path))
+    for name in (str(server.path), f"unix:{server.path}", str(other_name)):
+        assert playbook.run("qga_ping", connection, address=name)["ping"] == "pong"
+    assert not playbook.sent
+    playbook.run("qga_ping", connection, address="/run/vm2.qga")
+    playbook.run("qga_ping", connection, address="no address")
+    assert len(playbook.sent) == 2, "these are for the module, inside the guest"
