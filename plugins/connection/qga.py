@@ -53,7 +53,9 @@ options:
         configuration knows). The options O(ssh_common_args) and so on apply then.
       - All guests of a hypervisor, and all tasks, go through one C(ssh). It ends a minute after the last one. Nobody is
         asked for a password or a host key.
-      - Without it, the socket is on the machine that runs Ansible. It goes with the path of a socket only.
+      - With V(libvirt:DOMAIN), the domain is one of that machine's libvirt, whose socket is forwarded. O(libvirt_uri)
+        is the URI there then, V(qemu:///system) if it is not set. Here, only libvirt's Python library is needed.
+      - Without it, the socket is on the machine that runs Ansible.
     type: str
     vars:
       - name: ansible_qga_hypervisor
@@ -391,6 +393,7 @@ class Connection(ConnectionBase):
                     libvirt_uri=self.get_option("libvirt_uri"),
                     share=functools.partial(share, seconds=persist) if persist else None,
                     connect=hypervisor.connector if hypervisor else None,
+                    forward=hypervisor.forward if hypervisor else None,
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
@@ -641,10 +644,12 @@ class Connection(ConnectionBase):
         address, hypervisor = self.own_address, self._hypervisor()
         if not hypervisor:
             return address, None
+        if address.kind == "libvirt":
+            return address._replace(host=hypervisor.name, login=hypervisor.identity), hypervisor
         if address.kind != "unix" or address.is_abstract:
             raise AddressError(
-                f"{address} cannot be reached through ssh to {hypervisor.name}: only the path of a socket there can. "
-                "For libvirt, use a remote libvirt_uri such as qemu+ssh://HOST/system."
+                f"{address} cannot be reached through ssh to {hypervisor.name}: only the path of a socket there, or a "
+                "domain of its libvirt can."
             )
         return hypervisor.address(address.path), hypervisor
 

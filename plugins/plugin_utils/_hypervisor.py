@@ -10,6 +10,7 @@ and has it leave one connection behind (ControlPersist), which all guests of tha
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -20,8 +21,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ansible import constants as C
@@ -45,6 +46,7 @@ THIS_MACHINE = "localhost"
 # Seconds for which the connection stays when nothing goes through it any more: what Ansible's ssh_args say, too.
 _PERSIST_SECONDS = 60
 _RETRY_SECONDS = 0.02
+_SERIAL = itertools.count()  # tells the forwards of one process apart
 _OPTIONS = (
     "-oControlMaster=auto",
     f"-oControlPersist={_PERSIST_SECONDS}",
@@ -149,6 +151,16 @@ class Hypervisor:
     def connector(self, address: Address, deadline: Deadline) -> socket.socket:
         """Connect to an ``address`` there, for open_agent; see ``connect``."""
         return self.connect(address.path, deadline)
+
+    @contextmanager
+    def forward(self, path: str, deadline: Deadline) -> Iterator[str]:
+        """Give the path of a socket here that leads to the UNIX socket ``path`` there, for who can only name one.
+
+        :raise ConnectError: as ``connect`` does.
+        """
+        local = private_path(f"{self.address(path).identity} {os.getpid()} {next(_SERIAL)}", FORWARD)
+        with self._connected(deadline).forward(path, local, deadline):
+            yield local
 
     def run(self, command: str, stdin: bytes, seconds: float) -> tuple[int, bytes, bytes]:
         """Run a shell command there and return C((rc, stdout, stderr)).

@@ -12,7 +12,8 @@ import os
 import re
 import socket
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
@@ -36,10 +37,11 @@ class ControlSocket(NamedTuple):
             sock.close()
         return sock is not None
 
-    def connect(self, path: str, local: str, deadline: Deadline) -> socket.socket:
-        """Return a socket connected to ``path`` there. ssh listens at the path ``local`` for it meanwhile.
+    @contextmanager
+    def forward(self, path: str, local: str, deadline: Deadline) -> Iterator[None]:
+        """Have ssh listen at the path ``local`` for ``path`` there. What has been connected by then stays.
 
-        ssh takes the connection before it tries to reach ``path``: if it cannot, the socket's other side is closed.
+        ssh takes a connection before it tries to reach ``path``: if it cannot, the connection's other side is closed.
 
         :raise ConnectError: if ssh does not forward.
         """
@@ -48,12 +50,20 @@ class ControlSocket(NamedTuple):
             os.unlink(local)
         self._request("forward", forward, deadline)
         try:
-            sock = _connected(local)
+            yield
         finally:
             with suppress(ConnectError):  # it has ended, and its forwards with it
                 self._request("cancel", forward, deadline)
             with suppress(FileNotFoundError):
                 os.unlink(local)
+
+    def connect(self, path: str, local: str, deadline: Deadline) -> socket.socket:
+        """Return a socket that leads to ``path`` there, by way of ``local``; see ``forward``.
+
+        :raise ConnectError: if ssh does not forward.
+        """
+        with self.forward(path, local, deadline):
+            sock = _connected(local)
         if not sock:
             raise ConnectError("ssh ended before it forwarded the socket")
         return sock

@@ -26,7 +26,7 @@ class Address(NamedTuple):
     """An agent's address. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
 
     C(ssh) is a UNIX socket on another machine, ``host``, see plugin_utils/_hypervisor.py: ``login`` tells the ways to
-    log in there apart.
+    log in there apart. A libvirt may be another machine's as well.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Address(NamedTuple):
         if self.kind == "ssh":
             return f"unix:{self.path} on {self.host}"
         if self.kind == "libvirt":
-            return f"libvirt:{self.domain}"
+            return f"libvirt:{self.domain}" + (f" on {self.host}" if self.host else "")
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp:{host}:{self.port}"
 

@@ -17,7 +17,8 @@ import re
 import threading
 import time
 from contextlib import suppress
-from typing import Any, Callable, Mapping, TypeVar
+from typing import Any, Callable, ContextManager, Mapping, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from ansible.module_utils.basic import missing_required_lib
 
@@ -50,6 +51,13 @@ __all__ = ("DEFAULT_URI", "LibvirtAgent")
 T = TypeVar("T")
 
 DEFAULT_URI = "qemu:///system"
+
+Forward = Callable[[str, Deadline], ContextManager[str]]
+"""Gives the path of a socket here that leads to a UNIX socket of the domain's machine, or raises QgaError."""
+
+# Where libvirt's daemon listens, on its own machine: that for everything, or the one for QEMU alone.
+_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
+_AT_SOCKET = "qemu+unix:///system?socket={}"
 
 # libvirt (9.0) writes a request to the agent's socket at once. If it does not fit in the socket's buffer (208 KiB
 # almost everywhere), libvirt starts over with it, and the agent gets garbage.
@@ -118,7 +126,9 @@ class _Stuck(Exception):
 class LibvirtAgent(Agent):
     """The agent of a libvirt domain. ``uri`` selects the libvirt; the default is from the environment.
 
-    :raise AddressError: if libvirt's Python library is missing.
+    With ``forward``, that is the URI on another machine, and the default is DEFAULT_URI.
+
+    :raise AddressError: if libvirt's Python library is missing, or another machine's URI is not a system's.
     """
 
     largest_payload = 96 * 1024
@@ -129,6 +139,7 @@ class LibvirtAgent(Agent):
         uri: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         log: Log | None = None,
+        forward: Forward | None = None,
     ) -> None:
         if libvirt is None:
             reason = f"for the address {address} ({_WHY_MISSING})"
@@ -138,7 +149,9 @@ class LibvirtAgent(Agent):
             )
         super().__init__(str(address), timeout, log)
         self._address = address
-        self._uri = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+        self._uri = uri or (not forward and os.environ.get("LIBVIRT_DEFAULT_URI")) or DEFAULT_URI
+        self._forward = forward
+        self._sockets = _sockets_of(self._uri) if forward else []
         self._connection: Any = None
         self._domain: Any = None
         self._process = os.getpid()
@@ -157,7 +170,7 @@ class LibvirtAgent(Agent):
             raise self._failure(exc) from exc
 
     def again(self) -> Agent:
-        return LibvirtAgent(self._address, self._uri, self.timeout)
+        return LibvirtAgent(self._address, self._uri, self.timeout, forward=self._forward)
 
     @property
     def passes_long_replies(self) -> bool:
@@ -262,11 +275,22 @@ class LibvirtAgent(Agent):
                 # By default libvirt prints each error to stderr, into Ansible's output.
                 libvirt.registerErrorHandler(lambda context, error: None, None)
                 try:
-                    self._connection = _within(seconds, lambda: libvirt.open(self._uri))
+                    self._connection = _within(seconds, lambda: self._opened(deadline))
                 except libvirt.libvirtError as exc:
                     raise _no_libvirt(self._uri, exc) from exc
             self._domain = _within(seconds, lambda: _look_up(self._connection, self._address.domain, self._uri))
         return self._domain
+
+    def _opened(self, deadline: Deadline) -> Any:
+        """Return a connection to libvirt's daemon."""
+        if not self._forward:
+            return libvirt.open(self._uri)
+        *others, last = self._sockets
+        for path in others:
+            with suppress(libvirt.libvirtError), self._forward(path, deadline) as local:
+                return libvirt.open(_AT_SOCKET.format(local))
+        with self._forward(last, deadline) as local:
+            return libvirt.open(_AT_SOCKET.format(local))
 
     def _failure(self, exc: Any, sent: bool = False) -> QgaError:
         """Return the QgaError for ``exc``; ``sent``: the command may have been sent to the agent."""
@@ -307,6 +331,17 @@ class LibvirtAgent(Agent):
         self._in_step_since = 0.0
         self._domain = self._connection = None
         self._process = os.getpid()
+
+
+def _sockets_of(uri: str) -> list[str]:
+    """Return where the daemon of ``uri`` may listen, on its own machine.
+
+    :raise AddressError: if that is not a system's daemon for QEMU.
+    """
+    parts = urlsplit(uri)
+    if (parts.scheme, parts.netloc, parts.path) != ("qemu", "", "/system"):
+        raise AddressError(f"the libvirt {uri} is not one that a hypervisor has for itself, as {DEFAULT_URI} is.")
+    return parse_qs(parts.query).get("socket") or list(_SOCKETS)
 
 
 def _passes(error: QgaError, cause: Any) -> bool:

@@ -120,18 +120,23 @@ def _locked(file: IO[bytes], path: str) -> bool:
 
 
 def _remove_old(directory: str) -> None:
-    """Remove the files of addresses that are long unused: locks, and sockets of killed processes.
+    """Remove the locks of addresses that are long unused, and the sockets of forwards, which are used for a moment.
 
-    Each user of an address holds its lock, so this takes it too. The lock is removed last: a process that waits for it
-    meanwhile notices in `_locked` that the file was replaced.
+    Each user of an address holds its lock, so this takes it too. A process that waits for it meanwhile notices in
+    `_locked` that the file was replaced.
     """
+    for path in glob.glob(os.path.join(glob.escape(directory), f"*.{FORWARD}")):
+        with contextlib.suppress(OSError):
+            if _is_old(os.lstat(path)):
+                os.unlink(path)
     for path in glob.glob(os.path.join(glob.escape(directory), f"*.{_LOCK}")):
         with contextlib.suppress(OSError), open(path, "rb", opener=_existing) as file:
-            old = time.time() - os.fstat(file.fileno()).st_mtime > _OLD_SECONDS
-            if old and _locked(file, path):
-                for kind in (FORWARD, _LOCK):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path[: -len(_LOCK)] + kind)
+            if _is_old(os.fstat(file.fileno())) and _locked(file, path):
+                os.unlink(path)
+
+
+def _is_old(status: os.stat_result) -> bool:
+    return time.time() - status.st_mtime > _OLD_SECONDS
 
 
 def _existing(path: str, flags: int) -> int:

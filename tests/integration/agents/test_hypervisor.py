@@ -146,7 +146,7 @@ def test_no_such_machine(ansible: Ansible) -> None:
     assert "cannot connect to nope.invalid by ssh: ssh: Could not resolve hostname nope.invalid" in run.message
 
 
-@pytest.mark.parametrize("address", ["libvirt:web", "unix:@web"])
+@pytest.mark.parametrize("address", ["tcp:localhost:7000", "unix:@web"])
 def test_what_is_no_path(ansible: Ansible, address: str) -> None:
     run = ansible.adhoc("ansible.builtin.ping", "", "--limit", "guest", "-e", f"ansible_qga_address={address}", rc=None)
     assert run.rc and f"{address} cannot be reached through ssh to hv" in run.message

@@ -38,6 +38,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Ansible, in_background, look, until
 from lab.libvirt import Daemon, Domain
+from lab.sshd import Sshd
 
 NAME = "web 1"
 TIMEOUT = 6
@@ -220,6 +221,31 @@ def test_no_libvirt(make_guest: Any, hypervisor: Ansible, tmp_path: Path) -> Non
     assert "libvirtd or virtqemud" in run.message and '"executed": "no"' in run.output
     run = make_guest(ansible_qga_libvirt_uri=uri).adhoc("ansible.builtin.ping", rc=4)
     assert "cannot connect to libvirt at" in run.message
+
+
+def test_libvirt_of_a_hypervisor(domain: Domain, agent: Agent, make_ansible: MakeAnsible) -> None:
+    """Its socket comes through the one ssh that all guests of the hypervisor use."""
+    with Sshd() as sshd:
+        guest = {
+            "ansible_connection": "qemu.guest.qga",
+            "ansible_qga_address": f"libvirt:{NAME}",
+            "ansible_qga_libvirt_uri": domain.daemon.uri,
+            "ansible_qga_hypervisor": "hv",
+            "ansible_qga_timeout": 30,
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+        ansible = make_ansible({"vm": guest, "hv": sshd.variables()})
+        only = ("--limit", "vm")
+        assert '"ping": "pong"' in ansible.adhoc("ansible.builtin.ping", "", *only).output
+        assert '"ping": "pong"' in ansible.adhoc("qemu.guest.qga_ping", "", *only).output
+        nowhere = {"ansible_qga_libvirt_uri": "qemu:///system?socket=/run/nowhere"}
+        run = ansible.adhoc("ansible.builtin.ping", "", *only, rc=4, variables=nowhere)
+        assert f"guest agent at libvirt:{NAME} on hv: nothing was sent: cannot connect to libvirt" in run.message
+        run = ansible.adhoc(
+            "ansible.builtin.ping", "", *only, rc=None, variables={"ansible_qga_libvirt_uri": "xen:///"}
+        )
+        assert run.rc and "the libvirt xen:/// is not one that a hypervisor has for itself" in run.message
+        assert sshd.logins() == 1
 
 
 def test_library_is_missing(make_ansible: MakeAnsible, tmp_path: Path, daemon: Daemon) -> None:

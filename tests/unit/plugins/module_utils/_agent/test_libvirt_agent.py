@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +220,27 @@ def test_uri(daemon: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     agent_for().execute("guest-ping")
     agent_for(libvirt_uri="qemu+ssh://h/system").execute("guest-ping")
     assert daemon.opened == ["qemu:///system", "qemu:///session", "qemu+ssh://h/system"]
+
+
+def test_libvirt_of_another_machine(daemon: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its daemon listens at one of two places; the environment's URI is that of this machine."""
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "qemu:///session")
+    asked: list[str] = []
+
+    @contextmanager
+    def forward(path: str, deadline: object) -> Iterator[str]:
+        asked.append(path)
+        daemon.refusal = LibvirtError(38, "End of file while reading data", RPC) if "libvirt-sock" in path else None
+        yield f"/here{path}"
+
+    agent_for(forward=forward).execute("guest-ping")
+    assert asked == ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"]
+    assert daemon.opened == [f"qemu+unix:///system?socket=/here{path}" for path in asked]
+    agent_for(forward=forward, libvirt_uri="qemu:///system?socket=/elsewhere").execute("guest-ping")
+    assert asked[2:] == ["/elsewhere"]
+    for uri in ("qemu+ssh://h/system", "qemu:///session", "xen:///"):
+        with pytest.raises(AddressError, match="not one that a hypervisor has for itself"):
+            agent_for(forward=forward, libvirt_uri=uri)
 
 
 def test_other_addresses_need_no_libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
