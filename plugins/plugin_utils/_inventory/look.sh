@@ -3,8 +3,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Prints what there is of guests on this machine; machine.py sends it to the standard input of sh, here or there:
-#   sh -s -- BOUNDARY PROC PVE_RUN PVE_CONF GANETI SOURCES [GLOB...]
+# Prints what there is of guests on this machine; machine.py sends it, with a last line such as this, to sh:
+#   main BOUNDARY PROC PVE_RUN PVE_CONF GANETI SOURCES [GLOB...]
 # Each record is a line "BOUNDARY kind number" and bytes up to the next such line. The boundary is random and on no
 # command line, so that nothing that is printed here, which may be any process', can look like a record.
 # Nothing found is ever run, and reading needs no right: what this user may not see is left out.
@@ -72,13 +72,13 @@ main() {
     shift 6
     LC_ALL=C
     export LC_ALL
-    IFS='' # globs are expanded, and never split
     parent=''
     case $sources in *process*) processes ;; esac
     case $sources in *proxmox*) proxmox ;; esac
     case $sources in *ganeti*) for file in "$ganeti"/kvm-hypervisor/ctrl/*.qga; do socket ganeti "$file"; done ;; esac
-    # shellcheck disable=SC2048,SC2231  # they are the administrator's globs
+    IFS='' # the administrator's globs are expanded, and not split
     for glob; do
+        # shellcheck disable=SC2231
         for file in $glob; do socket sockets "$file"; done
     done
     record listening

@@ -90,7 +90,7 @@ def look(machine: Runs | None, sources: Sequence[str], globs: Sequence[str], pla
     # On standard input, because other users can read command lines.
     script = f"{_script()}\nmain {shlex.join(arguments)} </dev/null | head -c {_MOST_BYTES}\n"
     stdin = script.encode("utf-8", "surrogateescape")
-    status, output, errors = (machine.run if machine else here)("sh -s", stdin, seconds)
+    status, output, errors = (machine.run if machine else here)("sh", stdin, seconds)
     view = parse_view(output, boundary)
     if not view.whole and not output:
         raise ConnectError(f"sh ended with status {status}: {last_line(errors) or 'it printed nothing'}")
