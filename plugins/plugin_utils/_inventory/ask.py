@@ -40,8 +40,13 @@ _AT_LIBVIRT = threading.BoundedSemaphore(16)
 Fact = Callable[[Any], Any]
 
 
+def _records(value: Any) -> list[dict[str, Any]]:
+    """Return the dictionaries in a list, if it is one: agents may send anything."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
 def _agent(info: Any) -> Any:
-    listed = [each for each in info.get("supported_commands", ()) if isinstance(each, dict)]
+    listed = _records(info.get("supported_commands"))
     return {
         "version": info.get("version", ""),
         "commands": [each.get("name") for each in listed if each.get("enabled") is True],
@@ -51,13 +56,8 @@ def _agent(info: Any) -> Any:
 
 def _addresses(interfaces: Any) -> list[str]:
     """Return the addresses at which other machines may reach the guest, in the order of its interfaces."""
-    texts = [
-        entry.get("ip_address")
-        for interface in interfaces
-        if isinstance(interface, dict)
-        for entry in interface.get("ip_addresses") or ()
-        if isinstance(entry, dict)
-    ]
+    entries = [entry for interface in _records(interfaces) for entry in _records(interface.get("ip_addresses"))]
+    texts = [entry.get("ip_address") for entry in entries]
     return [text for text in texts if isinstance(text, str) and _is_reachable(text)]
 
 

@@ -167,7 +167,8 @@ def test_name(name: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["qemu-system-x86_64 -uuid nonsense", "qemu-system-x86_64 -uuid", "qemu-system-x86_64 -name", "kvm -id ../1"]
+    "text",
+    ["qemu-system-x86_64 -uuid nonsense", "qemu-system-x86_64 -uuid", "qemu-system-x86_64 -name", "kvm -id ../1"],
 )
 def test_nonsense_is_nothing(text: str) -> None:
     assert found(text) == Found()

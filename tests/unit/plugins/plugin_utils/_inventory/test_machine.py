@@ -102,14 +102,14 @@ def test_processes_are_found_with_all_their_bytes(there: Machine, shell: Shell, 
     directory = tmp_path / "a dir\nwith lines"
     directory.mkdir()
     there.add_process(1, "/sbin/init")
-    there.add_process(20, "/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", "", directory=str(directory))
+    there.add_process(
+        20, "/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", "", directory=str(directory)
+    )
     there.add_process(300, "/usr/bin/kvm", "-name", b"\xff\xfe")
     view = there.look(shell)
     owner = Path(tmp_path).owner()
     assert sorted(view.processes, key=lambda process: int(process.pid)) == [
-        Process(
-            "20", owner, str(directory), ["/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", ""]
-        ),
+        Process("20", owner, str(directory), ["/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", ""]),
         Process("300", owner, "/", ["/usr/bin/kvm", "-name", "\udcff\udcfe"]),
     ]
     assert view.whole
@@ -140,7 +140,9 @@ def test_globs_are_expanded_and_nothing_else_is(there: Machine, shell: Shell, tm
     names = ["vms/a b.qga", "vms/$(touch nope).qga", "vms/`id`.qga", "vms/*.qga", "vms/-rf.qga", "vms/x\ny.qga"]
     paths = [there.add_socket(name) for name in names]
     there.add_conf("vms/plain.qga", "a file is no socket")
-    view = there.look(shell, f"{tmp_path}/vms/*.qga", f"{tmp_path}/vms/none*", f"{tmp_path}/vms/$(touch {tmp_path}/no)*")
+    view = there.look(
+        shell, f"{tmp_path}/vms/*.qga", f"{tmp_path}/vms/none*", f"{tmp_path}/vms/$(touch {tmp_path}/no)*"
+    )
     assert sorted(socket.path for socket in view.sockets) == sorted(paths)
     assert {socket.source for socket in view.sockets} == {"sockets"}
     assert not (tmp_path / "no").exists()
