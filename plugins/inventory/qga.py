@@ -101,7 +101,7 @@ options:
   hostnames:
     description:
       - What to call a guest, in the order of preference. The first that it has, and that is safe as the name of a
-        host, is it.
+        host, is it. After these come its name and its UUID.
       - V(name), V(uuid) and V(vmid) are what its hypervisor says; V(hostname) and V(address) what the guest says
         itself, its host name and its first IPv4 address. Everything else is an expression.
       - A safe name has letters, digits, C(_), C(.) and C(-), begins with one of the first two, and means nothing
@@ -273,10 +273,11 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         self._check()
         self._strict = self.get_option("strict")
         self._complained: set[str] = set()
+        self._machines: set[str] = set()  # names of hypervisors, which no guest gets
         machines = self._hypervisors()
         guests = self._guests(path, machines, cache)
         kept = [guest for guest in guests if self._is_wanted(guest)]
-        self._add(kept, self._named(kept, machines))
+        self._add(kept, self._named(kept))
 
     def _warn(self, text: str) -> None:
         """Warn, once."""
@@ -310,6 +311,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             for name in [host.name for host in group.get_hosts()] if group else [entry]:
                 machine = hypervisor(line(name), self._variables_of(name))
                 identity = machine.identity if machine else ""
+                self._machines |= {name, name.rpartition("@")[2]}
                 if identity not in identities:
                     identities.add(identity)
                     found[line(name) if machine else HERE] = machine
@@ -395,8 +397,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             variables = combine_vars(variables, self._vars or {})
         self.templar.available_variables = variables
         try:
-            if hasattr(self.templar, "evaluate_conditional"):  # from ansible-core 2.19 on
-                return bool(self.templar.evaluate_conditional(expression))
+            if hasattr(self.templar, "evaluate_expression"):  # from ansible-core 2.19 on
+                return bool(self.templar.evaluate_expression(expression))
             return boolean(self.templar.template(f"{{% if {expression} %}}True{{% else %}}False{{% endif %}}"))
         except Exception as exc:  # ansible-core raises errors of many kinds here
             if self._strict:
@@ -404,18 +406,18 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             self._warn(f"{option}: {line(expression, 200)} is false for some guests: {line(str(exc), 300)}")
             return False
 
-    def _named(self, guests: Sequence[Guest], machines: Mapping[str, Hypervisor | None]) -> list[str]:
+    def _named(self, guests: Sequence[Guest]) -> list[str]:
         """Return a safe name for each guest, and a different one."""
         hosts = self.inventory.hosts
         ours = {name for name, host in hosts.items() if "qga_state" in host.vars}
         groups = {*self.inventory.groups, *map(self._sanitize_group_name, self.get_option("groups") or {})}
-        taken = Taken(frozenset({*groups, *machines, *ours}), frozenset(hosts))
+        taken = Taken(frozenset({*groups, *self._machines, *ours}), frozenset(hosts))
         names = [first_safe(guest, list(self._wishes_of(guest)), taken, self._warn) for guest in guests]
         return distinct(guests, names, taken, self._warn)
 
     def _wishes_of(self, guest: Guest) -> Iterable[Wish]:
         """Yield the names that ``hostnames`` has for a guest."""
-        for word in self.get_option("hostnames"):
+        for word in dict.fromkeys((*self.get_option("hostnames"), "name", "uuid")):
             if word in _NAMES:
                 text, own = getattr(guest, word), False
             elif word in _OWN_NAMES:

@@ -140,9 +140,9 @@ def _ask(guest: Guest, gather: Sequence[str], deadline: Deadline, connect: Conne
             facts, missing = _facts(agent, gather, deadline)
     except ConnectError as exc:
         is_off = not isinstance(exc, (AgentSilentError, ChannelBusyError)) and _is_off(guest)
-        return Outcome(OFF, "", {}) if is_off else Outcome(SILENT, line(exc.message, 300), {})
+        return Outcome(OFF, "", {}) if is_off else Outcome(SILENT, _why(exc), {})
     except QgaError as exc:
-        return Outcome(SILENT, line(exc.message, 300), {})
+        return Outcome(SILENT, _why(exc), {})
     return Outcome(ANSWERS, "", facts, missing)
 
 
@@ -165,8 +165,13 @@ def _facts(agent: Agent, gather: Sequence[str], deadline: Deadline) -> tuple[dic
         except CommandError:
             continue  # this agent does not know or allow it
         except QgaError as exc:
-            missing.append(f"{name} ({line(exc.message, 100)})")
+            missing.append(f"{name} ({_why(exc)})")
     return facts, f"it did not tell: {', '.join(missing)}" if missing else ""
+
+
+def _why(exc: QgaError) -> str:
+    """Return the error's message, to be a part of a sentence."""
+    return line(exc.message, 300).rstrip(".")
 
 
 def _is_off(guest: Guest) -> bool:

@@ -204,7 +204,7 @@ def test_this_machine() -> None:
 
 def test_what_hangs_is_ended(tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(ConnectError, match="within 0.5 s"):
+    with pytest.raises(ConnectError, match=r"within 0\.5 s"):
         here(f"sleep 300 & echo $! >{tmp_path}/pid; wait", b"", 0.5)
     assert time.monotonic() - started < 5
     pid = int((tmp_path / "pid").read_text())

@@ -93,7 +93,10 @@ def test_by_hypervisor() -> None:
 
 def test_by_uuid_then_vmid_then_pid_then_address() -> None:
     def pair(**values: tuple[str, str]) -> list[str]:
-        guests = [Guest("hv", "x", name="web", **{k: v[n] for k, v in values.items()}) for n in (0, 1)]
+        guests = [Guest("hv", "x", name="web") for _n in (0, 1)]
+        for key, value in values.items():
+            for guest, each in zip(guests, value, strict=True):
+                setattr(guest, key, each)
         return told_apart(*guests)[0]
 
     assert pair(uuid=UUIDS) == ["web-6f1c4f3e", "web-7f1c4f3e"]
