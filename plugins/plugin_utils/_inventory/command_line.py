@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 __all__ = ("Found", "is_qemu", "parse", "split_options")
@@ -20,7 +21,7 @@ AGENT_PORT = "org.qemu.guest_agent.0"
 UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 
 # NixOS wraps programs: .qemu-system-x86_64-wrapped.
-_PROGRAM = re.compile(r"\.?(qemu-system-[\w.+-]+|qemu-kvm|kvm|qemu)")
+_PROGRAM = re.compile(r"\.?(qemu-system-[\w.+-]+|qemu-kvm|kvm)")  # look.sh looks for them, too
 _VMID = re.compile(r"[0-9]{1,9}")  # -id is an option of Proxmox's QEMU
 _ON = ("", "on", "yes", "y", "true", "1")
 _SAYS_AGENT = re.compile(r"qga|guest[_-]?agent|agent\.sock", re.IGNORECASE)
@@ -72,11 +73,8 @@ def parse(arguments: Sequence[str], directory: str = "/") -> Found:
 def split_options(text: str, implied: str = "") -> Options:
     """Return the options of ``a,b=c,,d``: a doubled comma is one in the value, ``implied`` names a first bare word."""
     if text.startswith("{"):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return {}
-        return _flat(value) if isinstance(value, dict) else {}
+        with suppress(ValueError, RecursionError):
+            return _flat(json.loads(text))
     options: Options = {}
     for index, part in enumerate(re.findall(r"(?:[^,]|,,)+", text)):
         word, equals, value = part.replace(",,", ",").partition("=")

@@ -17,7 +17,7 @@ record() {
 
 processes() {
     count=0
-    grep -l -s -e qemu -e kvm "$proc"/[0-9]*/cmdline | {
+    grep -l -s -e qemu-system -e qemu-kvm -e /kvm -e '^kvm' "$proc"/[0-9]*/cmdline | {
         set --
         while read -r file && [ "$count" -lt 4096 ]; do
             count=$((count + 1))

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -275,10 +276,6 @@ def test_two_of_one_name(place: Place) -> None:
 # What guests say is text
 
 
-def is_untouched(value: Any, text: str) -> bool:
-    return bool(value == text)
-
-
 @pytest.mark.parametrize("use_extra_vars", [False, True])
 @pytest.mark.parametrize("cached", [False, True])
 def test_nothing_is_templated(cached: bool, use_extra_vars: bool, place: Place) -> None:
@@ -314,7 +311,7 @@ def test_nothing_is_templated(cached: bool, use_extra_vars: bool, place: Place) 
     variables = place.variables(inventory, "web")
     for expression in ("qga_hostname", "qga_osinfo.id", "composed", "nested.a[0]", "hostvars_like.a"):
         values = {**variables, "hostvars_like": {"a": variables["qga_hostname"]}}
-        assert templated(place, values, "{{ %s }}" % expression) == trick
+        assert templated(place, values, f"{{{{ {expression} }}}}") == trick
     assert templated(place, variables, "{{ longer }}") == f"x{trick}"
     # A second look, as set_fact and vars do, changes nothing.
     variables["again"] = variables["composed"]
@@ -322,6 +319,39 @@ def test_nothing_is_templated(cached: bool, use_extra_vars: bool, place: Place) 
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
     assert all(set(group) <= safe for group in inventory.groups)
     assert members(inventory, "same") == ["web"]
+    assert not proof.exists()
+
+
+def test_names_of_processes_and_configurations_are_text(place: Place) -> None:
+    proof = place.directory / "proof"
+    trick = f"{TRICK % proof}$(touch {proof})"
+    (place.directory / "pve" / "qemu-server").mkdir(parents=True)
+    (place.directory / "pve" / "qemu-server" / "100.conf").write_text(f"agent: 1\nname: {trick}\ntags: a;{trick}\n")
+    argv = ["qemu-system-x86_64", "-c", "import time; time.sleep(60)", "-name"]
+    argv += [
+        f"guest={trick.replace(',', ',,')}",
+        "-chardev",
+        f"socket,id=c,path={trick.replace(',', ',,')},server=on",
+        "-device",
+    ]
+    argv += ["virtserialport,chardev=c,name=org.qemu.guest_agent.0"]
+    with subprocess.Popen(argv, executable=sys.executable) as process:
+        try:
+            inventory = place.inventory(
+                sources=["process", "proxmox"],
+                proxmox_config_dir=str(place.directory / "pve"),
+                filters=[f"'{proof}' in qga_name"],
+                keyed_groups=[{"key": "qga_tags", "prefix": "tag"}, {"key": "qga_name", "prefix": "name"}],
+                compose={"composed": "qga_name"},
+            )
+        finally:
+            process.kill()
+    assert len(names(inventory)) == 2 and all(name.startswith("guest-") for name in names(inventory))
+    for name in names(inventory):
+        variables = place.variables(inventory, name)
+        for expression in ("qga_name", "composed"):
+            assert templated(place, variables, f"{{{{ {expression} }}}}") == trick
+    assert {host.vars["qga_state"] for host in inventory.get_hosts()} == {"off", "silent"}
     assert not proof.exists()
 
 
@@ -366,9 +396,8 @@ def test_cache_is_not_used_for_other_options_or_what_is_broken(place: Place) -> 
     assert "hostname" not in place.agents["web"].work
     place.inventory(gather=["hostname"], **options)
     assert len(list(directory.iterdir())) == 2
-    data = json.loads(file.read_text())
-    for broken in ({"format": 1}, {"format": 1, "guests": [{"name": 5}]}, {"format": 0, "guests": []}, []):
-        file.write_text(json.dumps(broken if isinstance(data, dict) else broken))
+    for broken in ('{"format": 1}', '{"format": 1, "guests": [{"name": 5}]}', '{"format": 0, "guests": []}', "[]"):
+        file.write_text(broken)
         assert names(place.inventory(**options)) == ["web"]
 
 
@@ -377,10 +406,8 @@ def test_cache_is_not_used_for_other_options_or_what_is_broken(place: Place) -> 
 
 def test_machines_that_are_this_one(place: Place) -> None:
     place.add_agent("web")
-    before = {
-        "all": {"children": {"hypervisors": {"hosts": {"one": {}}, "vars": {"ansible_connection": "{{ kind }}"}}}},
-    }
-    before["all"]["vars"] = {"kind": "local"}  # type: ignore[index]
+    group = {"hosts": {"one": {}}, "vars": {"ansible_connection": "{{ kind }}"}}
+    before = {"all": {"children": {"hypervisors": group}, "vars": {"kind": "local"}}}
     for hypervisors in (["one"], ["hypervisors"], ["localhost", "one"]):
         inventory = place.inventory(before=before, hypervisors=hypervisors)
         assert names(inventory) == ["one", "web"]

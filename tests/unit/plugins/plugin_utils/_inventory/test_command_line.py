@@ -160,6 +160,7 @@ def test_qmp_tcp() -> None:
         ("debug-threads=on", ""),
         ('\'{"guest":"web","debug-threads":true}\'', "web"),
         ("one -name two", "two"),
+        ("'{{ x }},process=y'", "{{ x }}"),
     ],
 )
 def test_name(name: str, expected: str) -> None:

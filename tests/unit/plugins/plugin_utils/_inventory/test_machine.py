@@ -101,7 +101,7 @@ def there(tmp_path: Path) -> Iterator[Machine]:
 def test_processes_are_found_with_all_their_bytes(there: Machine, shell: Shell, tmp_path: Path) -> None:
     directory = tmp_path / "a dir\nwith lines"
     directory.mkdir()
-    there.add_process(1, "/sbin/init")
+    there.add_process(1, "/sbin/init", "qemu")
     there.add_process(
         20, "/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", "", directory=str(directory)
     )
