@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 name: qga
 author: The qemu.guest authors (!UNKNOWN)
 short_description: Find the guests of QEMU, libvirt, Proxmox VE and Ganeti
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Finds the guests of this machine and of others, and what is known of each, and gives them the variables by which
     the connection P(qemu.guest.qga#connection) reaches them.

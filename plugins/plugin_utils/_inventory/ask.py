@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,9 @@ __all__ = ("GATHER", "Outcome", "ask", "ask_all")
 
 # For the few waits that a deadline does not cover: closing, libvirt's grace.
 _GRACE_SECONDS = 2.0
+# At most so many guests are asked at a time, and fewer where the system allows few open files, of which each takes two.
+_MOST_THREADS = 256
+_OTHER_FILES = 128
 # libvirt's daemon serves 20 clients that have not logged in yet.
 _AT_LIBVIRT = threading.BoundedSemaphore(16)
 
@@ -104,7 +108,10 @@ def ask_all(guests: Sequence[Guest], gather: Sequence[str], timeout: float, conn
     """Ask all ``guests`` at the same time, and set their states. ``connects``: ways to hypervisors, by name."""
     asked = [guest for guest in guests if guest.is_asked]
     outcomes = in_parallel(
-        lambda guest: ask(guest, gather, timeout, connects.get(guest.hypervisor)), asked, timeout + _GRACE_SECONDS
+        lambda guest: ask(guest, gather, timeout, connects.get(guest.hypervisor)),
+        asked,
+        timeout + _GRACE_SECONDS,
+        threads=max(1, min(_MOST_THREADS, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES) // 2)),
     )
     for guest, outcome in zip(asked, outcomes, strict=True):
         if isinstance(outcome, Outcome):

@@ -125,7 +125,7 @@ def test_silence_ends_with_the_deadline(stack: ExitStack, tmp_path: Path) -> Non
     started = time.monotonic()
     guest = asked(tmp_path / "a", "osinfo", timeout=0.5)
     assert guest.state == SILENT and "within 0.5 s" in guest.reason
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_silence_of_one_delays_no_other(stack: ExitStack, tmp_path: Path) -> None:
@@ -139,8 +139,14 @@ def test_silence_of_one_delays_no_other(stack: ExitStack, tmp_path: Path) -> Non
     guests.append(Guest("localhost", "sockets", address=str(tmp_path / "a")))
     started = time.monotonic()
     ask_all(guests, [], 1.0, {})
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 15, "one after the other, they take 20 seconds"
     assert [guest.state for guest in guests] == [SILENT] * 20 + [ANSWERS]
+
+
+def test_few_open_files_are_enough(stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (64, 64))
+    agent(stack, tmp_path / "a")
+    assert asked(tmp_path / "a").state == ANSWERS
 
 
 def dead_socket(path: Path) -> None:

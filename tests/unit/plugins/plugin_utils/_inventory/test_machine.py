@@ -137,6 +137,7 @@ def test_listening_sockets(there: Machine, shell: Shell) -> None:
 
 
 def test_globs_are_expanded_and_nothing_else_is(there: Machine, shell: Shell, tmp_path: Path) -> None:
+    there.add_socket("a dir/a.qga")
     names = ["vms/a b.qga", "vms/$(touch nope).qga", "vms/`id`.qga", "vms/*.qga", "vms/-rf.qga", "vms/x\ny.qga"]
     paths = [there.add_socket(name) for name in names]
     there.add_conf("vms/plain.qga", "a file is no socket")
@@ -144,6 +145,9 @@ def test_globs_are_expanded_and_nothing_else_is(there: Machine, shell: Shell, tm
         shell, f"{tmp_path}/vms/*.qga", f"{tmp_path}/vms/none*", f"{tmp_path}/vms/$(touch {tmp_path}/no)*"
     )
     assert sorted(socket.path for socket in view.sockets) == sorted(paths)
+    assert [socket.path for socket in there.look(shell, f"{tmp_path}/a dir/*.qga").sockets] == [
+        f"{tmp_path}/a dir/a.qga"
+    ]
     assert {socket.source for socket in view.sockets} == {"sockets"}
     assert not (tmp_path / "no").exists()
 
