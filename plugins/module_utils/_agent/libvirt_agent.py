@@ -46,7 +46,7 @@ except ImportError as _exc:
 else:
     _WHY_MISSING = ""
 
-__all__ = ("DEFAULT_URI", "LibvirtAgent")
+__all__ = ("AT_SOCKET", "DEFAULT_URI", "SOCKETS", "LibvirtAgent")
 
 T = TypeVar("T")
 
@@ -56,8 +56,8 @@ Forward = Callable[[str, Deadline], ContextManager[str]]
 """Gives the path of a socket here that leads to a UNIX socket of the domain's machine, or raises QgaError."""
 
 # Where libvirt's daemon listens, on its own machine: that for everything, or the one for QEMU alone.
-_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
-_AT_SOCKET = "qemu+unix:///system?socket={}"
+SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
+AT_SOCKET = "qemu+unix:///system?socket={}"
 
 # libvirt (9.0) writes a request to the agent's socket at once. If it does not fit in the socket's buffer (208 KiB
 # almost everywhere), libvirt starts over with it, and the agent gets garbage.
@@ -288,9 +288,9 @@ class LibvirtAgent(Agent):
         *others, last = self._sockets
         for path in others:
             with suppress(libvirt.libvirtError), self._forward(path, deadline) as local:
-                return libvirt.open(_AT_SOCKET.format(local))
+                return libvirt.open(AT_SOCKET.format(local))
         with self._forward(last, deadline) as local:
-            return libvirt.open(_AT_SOCKET.format(local))
+            return libvirt.open(AT_SOCKET.format(local))
 
     def _failure(self, exc: Any, sent: bool = False) -> QgaError:
         """Return the QgaError for ``exc``; ``sent``: the command may have been sent to the agent."""
@@ -341,7 +341,7 @@ def _sockets_of(uri: str) -> list[str]:
     parts = urlsplit(uri)
     if (parts.scheme, parts.netloc, parts.path) != ("qemu", "", "/system"):
         raise AddressError(f"the libvirt {uri} is not one that a hypervisor has for itself, as {DEFAULT_URI} is.")
-    return parse_qs(parts.query).get("socket") or list(_SOCKETS)
+    return parse_qs(parts.query).get("socket") or list(SOCKETS)
 
 
 def _passes(error: QgaError, cause: Any) -> bool:
