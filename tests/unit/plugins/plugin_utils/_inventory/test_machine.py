@@ -198,7 +198,7 @@ def test_only_the_sources_asked_for(there: Machine, shell: Shell, tmp_path: Path
 def test_nothing_there(there: Machine, shell: Shell) -> None:
     (there.root / "proc" / "net" / "unix").unlink()
     view = there.look(shell, "/nonexistent/*")
-    assert view == View(whole=True, listening=frozenset({""}))
+    assert view == View(whole=True, listening=frozenset({""}), proxmox_run=there.places.proxmox_run)
 
 
 def test_this_machine() -> None:
