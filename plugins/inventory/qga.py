@@ -169,7 +169,7 @@ notes:
   - All texts come from others, and none is ever a template or run, whatever it looks like. Control characters in them
     become visible, long ones are shortened.
   - The command line of a process may be anybody's on its machine who may start processes there. Where users are not
-    trusted, say whose guests count, as in C(filters=["qga_user in ('root', 'libvirt-qemu')"]).
+    trusted, say whose guests count, as in C(qga_user in ('root', 'libvirt-qemu'\)).
   - A guest chooses its host name and all that O(gather) asks. A group that is made of that can have any guest in it,
     so give such groups a C(prefix) of their own.
   - Asking takes the agent's only seat for some milliseconds. A guest whose agent serves another client until
@@ -201,7 +201,7 @@ plugin: qemu.guest.qga
 hypervisors: [hypervisors]
 # Guests that answer and are root's, and not those whose Proxmox tag says that they are left alone.
 include_silent: false
-filters: [qga_user in ('', 'root')]
+filters: ["qga_user in ('', 'root')"]
 exclude: ["'manual' in qga_tags"]
 groups:
   web: "'web' in qga_tags"
@@ -225,6 +225,8 @@ cache_timeout: 600
 import hashlib
 import ipaddress
 import json
+import os
+import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -241,6 +243,7 @@ from ansible.vars.plugins import get_vars_from_inventory_sources
 from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
 
 with kept_bytecode():
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
     from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor, find_hypervisor
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.find import Findings, Wishes, find
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.groups import GuardedInventory
@@ -255,6 +258,7 @@ _CACHE_FORMAT = 1
 # Names that guests give themselves, and what has to be gathered for them.
 _OWN_NAMES = {"hostname": "hostname", "address": "addresses"}
 _NAMES = ("name", "uuid", "vmid")
+_QEMU_USERS = ("root", "qemu", "libvirt-qemu")
 _SAID_BY_HYPERVISORS = [f"qga_{name}" for name in (*_NAMES, "hypervisor", "qmp_address", "source", "tags", "user")]
 
 
@@ -273,6 +277,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         self._check()
         self._strict = self.get_option("strict")
         self._complained: set[str] = set()
+        self._is_complete = True
         self._machines: set[str] = set()  # names of hypervisors, which no guest gets
         machines = self._hypervisors()
         guests = self._guests(path, machines, cache)
@@ -309,9 +314,14 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         for entry in self.get_option("hypervisors"):
             group = self.inventory.groups.get(entry)
             for name in [host.name for host in group.get_hosts()] if group else [entry]:
-                machine = find_hypervisor(line(name), self._variables_of(name))
-                identity = machine.identity if machine else ""
                 self._machines |= {name, name.rpartition("@")[2]}
+                try:
+                    machine = find_hypervisor(line(name), self._variables_of(name))
+                except QgaError as exc:
+                    self._is_complete = False
+                    self._warn(f"the guests of {line(name)} are missing: {exc}")
+                    continue
+                identity = machine.identity if machine else ""
                 if identity not in identities:
                     identities.add(identity)
                     found[line(name) if machine else HERE] = machine
@@ -349,7 +359,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         findings: Findings = find(wishes)
         for text in findings.warnings:
             self._warn(text)
-        if kept and findings.complete:  # else those that are missing now would be missing for long
+        if (
+            kept and findings.complete and self._is_complete
+        ):  # else those that are missing now would be missing for long
             self._cache[key] = {"format": _CACHE_FORMAT, "guests": [guest.plain() for guest in findings.guests]}
         return findings.guests
 
@@ -407,25 +419,31 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             return False
 
     def _named(self, guests: Sequence[Guest]) -> list[str]:
-        """Return a safe name for each guest, and a different one."""
+        """Return a safe name for each guest, and a different one. A guest that is a host already keeps its name."""
         hosts = self.inventory.hosts
-        ours = {name for name, host in hosts.items() if "qga_state" in host.vars}
+        ours = {name: host.vars for name, host in hosts.items() if "qga_state" in host.vars}
+        known = {(each.get("ansible_qga_address"), each.get("qga_hypervisor")): name for name, each in ours.items()}
         groups = {*self.inventory.groups, *map(self._sanitize_group_name, self.get_option("groups") or {})}
         taken = Taken(frozenset({*groups, *self._machines, *ours}), frozenset(hosts))
-        names = [first_safe(guest, list(self._wishes_of(guest)), taken, self._warn) for guest in guests]
-        return distinct(guests, names, taken, self._warn)
+        wishes = []
+        for guest in guests:
+            name = known.get((guest.address, guest.hypervisor))
+            wishes.append(Wish(name) if name else first_safe(guest, list(self._wishes_of(guest)), taken, self._warn))
+        return distinct(guests, wishes, taken, self._warn)
 
     def _wishes_of(self, guest: Guest) -> Iterable[Wish]:
         """Yield the names that ``hostnames`` has for a guest."""
+        counts = _counts(guest)
         for word in dict.fromkeys((*self.get_option("hostnames"), "name", "uuid")):
             if word in _NAMES:
-                text, own = getattr(guest, word), False
+                text, own = getattr(guest, word), not counts
             elif word in _OWN_NAMES:
                 text, own = _own_name(word, guest), True
             else:
                 text = self._expression(word, host_variables(guest), guest)
                 # Whether it depends on what the guest says shows without that.
-                own = text != self._expression(word, host_variables(guest, with_facts=False), guest, quietly=True)
+                other = self._expression(word, host_variables(guest, with_facts=False), guest, quietly=True)
+                own = text != other or not counts
             if text:
                 yield Wish(line(text, 300), own)
 
@@ -476,6 +494,18 @@ def _is_known_early(expression: str) -> bool:
     """Return whether an expression is about nothing but what hypervisors say: then guests need not be asked first."""
     words = set(re.findall(r"\w+", expression))
     return "vars" not in words and all(word in _SAID_BY_HYPERVISORS for word in words if word.startswith("qga_"))
+
+
+def _counts(guest: Guest) -> bool:
+    """Return whether the name of a guest is an administrator's: anybody can start a process that is called so."""
+    users = {*_QEMU_USERS} if guest.remote else {*_QEMU_USERS, _me()}
+    return guest.source != "process" or guest.user in users
+
+
+def _me() -> str:
+    with suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return "root"
 
 
 def _own_name(word: str, guest: Guest) -> str:

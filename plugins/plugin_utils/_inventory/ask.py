@@ -60,16 +60,17 @@ def _agent(info: Any) -> Any:
 def _addresses(interfaces: Any) -> list[str]:
     """Return the addresses at which other machines may reach the guest, in the order of its interfaces."""
     entries = [entry for interface in _records(interfaces) for entry in _records(interface.get("ip_addresses"))]
-    texts = [entry.get("ip_address") for entry in entries]
-    return [text for text in texts if isinstance(text, str) and _is_reachable(text)]
+    found = [_reachable(entry.get("ip_address")) for entry in entries]
+    return [address for address in found if address]
 
 
-def _is_reachable(text: str) -> bool:
+def _reachable(text: Any) -> str:
+    """Return the address as Python writes it; empty if it is none, or means something in the guest only."""
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        address = ipaddress.ip_address(str(text).partition("%")[0])
     except ValueError:
-        return False
-    return not (address.is_loopback or address.is_link_local)
+        return ""
+    return "" if address.is_loopback or address.is_link_local else str(address)
 
 
 def _as_it_is(value: Any) -> Any:

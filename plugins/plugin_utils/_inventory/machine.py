@@ -62,6 +62,7 @@ class View:
     sockets: list[Socket] = field(default_factory=list)
     confs: dict[str, str] = field(default_factory=dict)
     is_node: bool = False
+    proxmox_run: str = ""
     listening: frozenset[str] = frozenset()
     whole: bool = False
 
@@ -92,6 +93,7 @@ def look(machine: Runs | None, sources: Sequence[str], globs: Sequence[str], pla
     stdin = script.encode("utf-8", "surrogateescape")
     status, output, errors = (machine.run if machine else here)("sh", stdin, seconds)
     view = parse_view(output, boundary)
+    view.proxmox_run = places.proxmox_run
     if not view.whole and not output:
         raise ConnectError(f"sh ended with status {status}: {last_line(errors) or 'it printed nothing'}")
     return view

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ class Taken(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """A name that a guest might get. ``own``: the guest itself says so."""
+    """A name that a guest might get. ``own``: the guest itself says so, or a process of no user that counts."""
 
     name: str
     own: bool = False
@@ -54,15 +53,15 @@ def why_unsafe(wish: Wish, taken: Taken) -> str:
     return ""
 
 
-def first_safe(guest: Guest, wishes: Sequence[Wish], taken: Taken, warn: Warn) -> str:
-    """Return the first of the names ``wishes`` that is safe; if none is, one made from what identifies the guest."""
+def first_safe(guest: Guest, wishes: Sequence[Wish], taken: Taken, warn: Warn) -> Wish:
+    """Return the first of ``wishes`` that is safe; if none is, a name made from what identifies the guest."""
     for wish in wishes:
-        name = wish.name.strip().replace(" ", "_")
-        reason = why_unsafe(wish._replace(name=name), taken)
+        safe = wish._replace(name=wish.name.strip().replace(" ", "_"))
+        reason = why_unsafe(safe, taken)
         if not reason:
-            return name
+            return safe
         warn(f"{printable(guest.label, 200)}: not named {printable(repr(wish.name), 200)}: {reason}")
-    return _by_digest(guest)
+    return Wish(_by_digest(guest))
 
 
 def _by_digest(guest: Guest) -> str:
@@ -71,23 +70,30 @@ def _by_digest(guest: Guest) -> str:
     return f"guest-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
-def distinct(guests: Sequence[Guest], names: Sequence[str], taken: Taken, warn: Warn) -> list[str]:
-    """Return the names with those that several guests have replaced: none of these gets the bare name."""
-    counts = Counter(names)
-    used = {*taken.names, *taken.hosts, *(name for name, count in counts.items() if count == 1)}
-    result = list(names)
-    for name in sorted(name for name, count in counts.items() if count > 1):
-        places = [index for index, each in enumerate(names) if each == name]
-        alike = [guests[place] for place in places]
-        for place in places:
+def distinct(guests: Sequence[Guest], wishes: Sequence[Wish], taken: Taken, warn: Warn) -> list[str]:
+    """Return a name for each guest, all different. Of several that wish for one, none gets it as it is.
+
+    If it is the hypervisor's name of one of them, and the others gave it to themselves, that one gets it.
+    """
+    places: dict[str, list[int]] = {}
+    for place, wish in enumerate(wishes):
+        places.setdefault(wish.name, []).append(place)
+    used = {*taken.names, *taken.hosts, *places}
+    result = [wish.name for wish in wishes]
+    for name, there in sorted(places.items()):
+        owners = [place for place in there if not wishes[place].own]
+        renamed = [place for place in there if owners != [place]] if len(there) > 1 else []
+        for place in renamed:
+            alike = [guests[other] for other in there]
             candidates = (f"{name}-{suffix}" for suffix in _suffixes(guests[place], alike))
             result[place] = next(
                 (each for each in candidates if each not in used and not why_unsafe(Wish(each), taken)),
                 _by_digest(guests[place]),
             )
             used.add(result[place])
-        new = ", ".join(result[place] for place in places)
-        warn(f"{len(places)} guests are called {name}; they are {new} here")
+        if renamed:
+            new = ", ".join(result[place] for place in there)
+            warn(f"{len(there)} guests are called {name}; they are {new} here")
     return result
 
 

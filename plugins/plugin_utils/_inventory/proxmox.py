@@ -28,20 +28,27 @@ def guests_of_proxmox(view: View, hypervisor: str, remote: bool) -> Iterator[Gue
     for vmid in sorted(vmids, key=int):
         settings = confs.get(vmid, {})
         if settings.get("template") != "1":
-            yield _guest(vmid, settings, sockets.get(vmid), Guest(hypervisor, "proxmox", remote))
+            guest = Guest(hypervisor, "proxmox", remote, vmid=vmid)
+            _describe(guest, settings)
+            _place(guest, settings, sockets.get(vmid), view.proxmox_run)
+            yield guest
 
 
-def _guest(vmid: str, settings: dict[str, str], socket: Socket | None, guest: Guest) -> Guest:
-    guest.vmid = vmid
+def _describe(guest: Guest, settings: dict[str, str]) -> None:
     guest.name = line(settings.get("name", ""), 256)
     guest.tags = [line(tag, 64) for tag in re.split(r"[;, ]+", settings.get("tags", "")) if tag][:_MOST_TAGS]
     uuid = re.search(rf"uuid=({UUID.pattern})", settings.get("smbios1", ""))
     guest.uuid = uuid.group(1).lower() if uuid else ""
+
+
+def _place(guest: Guest, settings: dict[str, str], socket: Socket | None, run_dir: str) -> None:
+    """Say where the agent's socket is, or will be."""
     if socket and socket.path == line(socket.path):
         guest.address, guest.socket = socket.path, socket.real
+    elif _has_agent(settings):
+        guest.address, guest.state = f"{run_dir.rstrip('/')}/{guest.vmid}.qga", OFF
     else:
-        guest.state = OFF if _has_agent(settings) else NO_AGENT
-    return guest
+        guest.state = NO_AGENT
 
 
 def _vmid(path: str) -> str:

@@ -24,9 +24,7 @@ def host_variables(guest: Guest, with_facts: bool = True) -> dict[str, Any]:
         "qga_hypervisor": guest.hypervisor,
         "qga_name": guest.name,
         "qga_qmp_address": guest.qmp_address,
-        "qga_reason": guest.reason,
         "qga_source": guest.source,
-        "qga_state": guest.state,
         "qga_tags": guest.tags,
         "qga_user": guest.user,
         "qga_uuid": guest.uuid,
@@ -40,4 +38,5 @@ def host_variables(guest: Guest, with_facts: bool = True) -> dict[str, Any]:
         variables["ansible_qga_hypervisor"] = guest.hypervisor
     if with_facts:
         variables.update({f"qga_{name}": value for name, value in guest.facts.items()})
+        variables.update(qga_reason=guest.reason, qga_state=guest.state)
     return {"ansible_connection": CONNECTION, **marked(variables)}

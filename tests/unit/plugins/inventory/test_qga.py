@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
@@ -23,6 +25,7 @@ from ansible.template import Templar
 from ansible.utils.display import Display
 from ansible.vars.manager import VariableManager
 
+from ansible_collections.qemu.guest.plugins.inventory import qga
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
 
 TRICK = "{{ lookup('pipe', 'touch %s') }}{%% set x = 1 %%}{# gone #}"
@@ -189,6 +192,16 @@ def test_files(tmp_path: Path) -> None:
     assert not plugin.verify_file(str(tmp_path / "none.qga.yml"))
 
 
+def test_examples_have_options_that_exist(place: Place) -> None:
+    example = Path(qga.__file__).parents[2] / "playbooks" / "inventory" / "guests.qga.yml"
+    texts = [*yaml.safe_load_all(qga.EXAMPLES), yaml.safe_load(example.read_text())]
+    assert len(texts) > 4
+    for text in texts:
+        parse(place, **{**text, "hypervisors": [], "sources": ["sockets"], "cache": False})
+        plugin = inventory_loader.get("qemu.guest.qga")
+        assert set(text) <= set(constants.config.get_configuration_definitions("inventory", plugin._load_name))
+
+
 # Choosing
 
 
@@ -255,6 +268,32 @@ def test_hypervisors_name_adds_to_a_host(hostnames: list[str], place: Place) -> 
     inventory = place.inventory(before=BEFORE, hostnames=hostnames)
     web = inventory.get_host("web").vars
     assert (web["mine"], web["ansible_connection"]) == (2, "qemu.guest.qga")
+
+
+def test_process_of_a_stranger_takes_no_name_of_another_host(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qga, "_QEMU_USERS", ())
+    argv = ["qemu-system-x86_64", "-c", "import time; time.sleep(60)", "-name", f"inv{os.getpid()}"]
+    before = {"all": {"hosts": {argv[-1]: {"precious": 1}}}}
+    with subprocess.Popen(argv, executable=sys.executable) as process:
+        try:
+            mine = place.inventory(before=before, sources=["process"], filters=[f"qga_name == '{argv[-1]}'"])
+            monkeypatch.setattr(qga, "_me", lambda: "another")
+            theirs = place.inventory(before=before, sources=["process"], filters=[f"qga_name == '{argv[-1]}'"])
+        finally:
+            process.kill()
+    assert names(mine) == [argv[-1]] and "ansible_connection" in mine.get_host(argv[-1]).vars
+    assert len(names(theirs)) == 2 and "ansible_connection" not in theirs.get_host(argv[-1]).vars
+
+
+def test_two_files_that_find_one_guest(place: Place) -> None:
+    place.add_agent("web")
+    place.inventory()
+    (place.directory / "guests.qga.yml").rename(place.directory / "first.qga.yml")
+    place.inventory(gather=["hostname"])
+    sources = [str(place.directory / name) for name in ("first.qga.yml", "guests.qga.yml")]
+    inventory = InventoryManager(place.loader, sources)
+    assert names(inventory) == ["web"] and inventory.get_host("web").vars["qga_hostname"] == "web"
+    assert not place.warnings
 
 
 def test_guest_cannot_take_the_name_of_a_group(place: Place) -> None:

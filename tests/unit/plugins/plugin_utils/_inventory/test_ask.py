@@ -103,12 +103,18 @@ def test_wrong_answers_stop_nobody(answer: Any, stack: ExitStack, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "interfaces", [[5], [{"ip-addresses": 5}], [{"ip-addresses": [5, {"ip-address": 5}, {"ip-address": "x"}]}]]
+    "interfaces", [[5], [{"ip-addresses": 5}], [{"ip-addresses": [5, {"ip-address": -5}, {"ip-address": "x"}]}]]
 )
 def test_addresses_that_are_none(interfaces: Any, stack: ExitStack, tmp_path: Path) -> None:
     agent(stack, tmp_path / "a", guest_network_get_interfaces=interfaces)
     guest = asked(tmp_path / "a", "addresses")
     assert guest.state == ANSWERS and guest.facts.get("addresses", []) == []
+
+
+def test_address_with_a_scope(stack: ExitStack, tmp_path: Path) -> None:
+    entries = [{"ip-address": text} for text in ("2001:db8::1%\n{{ 5 }}", "192.0.2.1%\x1b[2J")]
+    agent(stack, tmp_path / "a", guest_network_get_interfaces=[{"name": "e", "ip-addresses": entries}])
+    assert asked(tmp_path / "a", "addresses").facts == {"addresses": ["2001:db8::1", "192.0.2.1"]}
 
 
 @pytest.mark.parametrize("fact", GATHER)

@@ -67,22 +67,22 @@ def test_taken_names() -> None:
 def test_next_preference_is_used_and_the_first_named() -> None:
     warnings: list[str] = []
     guest = Guest("hv1", "process", name="a\x1bb")
-    assert first_safe(guest, [Wish("a\x1b/b"), Wish("second")], NOTHING, warnings.append) == "second"
+    assert first_safe(guest, [Wish("a\x1b/b"), Wish("second")], NOTHING, warnings.append).name == "second"
     assert len(warnings) == 1 and warnings[0].isprintable() and "a\\\\x1b/b" in warnings[0].replace("\\x", "\\\\x")
 
 
 def test_spaces_become_underscores() -> None:
-    assert first_safe(Guest("hv1", "x"), [Wish(" web 1 ")], NOTHING, print) == "web_1"
+    assert first_safe(Guest("hv1", "x"), [Wish(" web 1 ")], NOTHING, print).name == "web_1"
 
 
 def test_last_resort_is_the_same_each_time_and_another_for_others() -> None:
-    names = [first_safe(Guest("hv1", "x", address=path), [], NOTHING, print) for path in ("/a", "/a", "/b")]
+    names = [first_safe(Guest("hv1", "x", address=path), [], NOTHING, print).name for path in ("/a", "/a", "/b")]
     assert names[0] == names[1] != names[2] and not why_unsafe(Wish(names[0]), NOTHING)
 
 
 def told_apart(*guests: Guest, taken: Taken = NOTHING) -> tuple[list[str], list[str]]:
     warnings: list[str] = []
-    return distinct(guests, [guest.name for guest in guests], taken, warnings.append), warnings
+    return distinct(guests, [Wish(guest.name) for guest in guests], taken, warnings.append), warnings
 
 
 def test_by_hypervisor() -> None:
@@ -110,3 +110,12 @@ def test_name_that_tells_apart_is_not_another_ones() -> None:
     guests = [Guest("hv1", "x", name="web"), Guest("hv2", "x", name="web"), Guest("hv1", "x", name="web-hv1", uuid="1")]
     names, _warnings = told_apart(*guests, taken=Taken(frozenset({"web-hv2"}), frozenset()))
     assert names[2] == "web-hv1" and len(set(names)) == 3 and not {"web", "web-hv2"} & set(names)
+
+
+def test_who_gave_the_name_to_himself_does_not_take_it_from_another() -> None:
+    guests = [Guest("hv", "x", name="web", pid=pid) for pid in ("1", "2", "3")]
+    wishes = [Wish("web", own=True), Wish("web"), Wish("web", own=True)]
+    warnings: list[str] = []
+    assert distinct(guests, wishes, NOTHING, warnings.append) == ["web-1", "web", "web-3"]
+    assert warnings == ["3 guests are called web; they are web-1, web, web-3 here"]
+    assert "web" not in distinct(guests[:2], [Wish("web", own=True)] * 2, NOTHING, print)

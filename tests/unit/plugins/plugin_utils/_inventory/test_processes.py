@@ -125,6 +125,7 @@ def test_proxmox() -> None:
             "x;y.conf": "name: no\n",
         },
         is_node=True,
+        proxmox_run="/var/run/qemu-server",
     )
     web, off, without = guests_of_proxmox(view, "hv1", True)
     assert web == Guest(
@@ -138,7 +139,7 @@ def test_proxmox() -> None:
         address="/var/run/qemu-server/100.qga",
         socket="/run/qemu-server/100.qga",
     )
-    assert (off.name, off.state, off.vmid) == ("off", OFF, "101")
+    assert (off.name, off.state, off.address) == ("off", OFF, "/var/run/qemu-server/101.qga")
     assert (without.name, without.state) == ("without", NO_AGENT)
 
 
