@@ -520,3 +520,19 @@ def test_mux_that_is_killed_loses_no_channel_in_use(scripted: Start, tmp_path: P
         agent.execute("guest-ping")
         assert server.work == ["guest-ping"] * 3, "each arrived, and once"
         agent.close()
+
+
+def test_mux_that_hangs_is_not_waited_for_without_end(server: Scripted, address: Address, connect: Connect) -> None:
+    """Not even by more clients than can wait for it to accept them."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, ExitStack() as stack:
+        listener.bind(mux_path())
+        listener.listen(1)
+        while (client := connect_to_mux()) is not None:
+            stack.enter_context(client)
+        assert join(address, Deadline(0.2)) is None
+        lock = ChannelLock(address)
+        lock.acquire(Deadline(10))
+        with pytest.raises(ChannelBusyError):
+            connect(server, timeout=0.5).execute("guest-ping")
+        lock.release()
+        os.unlink(mux_path())
