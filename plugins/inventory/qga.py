@@ -67,6 +67,8 @@ options:
         libvirt's Python library in the Python that runs Ansible (package C(python3-libvirt)).
       - By default it is what E(LIBVIRT_DEFAULT_URI) says, or V(qemu:///system) if that is there, if O(hypervisors)
         has this machine and the library is installed.
+      - The libvirt of another machine of O(hypervisors) need not be named. Its socket comes through the same C(ssh) as
+        those of all other guests there.
     type: list
     elements: str
   gather:

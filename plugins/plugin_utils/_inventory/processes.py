@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import DEFAULT_URI
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.command_line import Found, is_qemu, parse
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import NO_AGENT, SILENT, Guest
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import Process, Socket, View
@@ -49,9 +50,9 @@ def _guest(process: Process, found: Found, view: View, hypervisor: str, remote: 
     if not found.has_agent:
         guest.state = NO_AGENT
     elif found.libvirts and found.uuid:
-        guest.address = f"libvirt:{found.uuid}"
-        guest.libvirt_uri = f"qemu+ssh://{hypervisor}/system" if remote else "qemu:///system"
-        guest.state, guest.reason = SILENT, _LIBVIRTS
+        guest.address = f"libvirt:{found.uuid}"  # another machine's libvirt is asked through the same ssh
+        if not remote:
+            guest.libvirt_uri, guest.state, guest.reason = DEFAULT_URI, SILENT, _LIBVIRTS
     elif not guest.address:
         guest.state, guest.reason = SILENT, _NO_ADDRESS
     elif guest.address.startswith("unix:/"):

@@ -9,17 +9,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory import libvirt_domains
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import NO_AGENT, OFF
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.libvirt_domains import (
     default_uris,
     domains,
+    domains_of,
     guest_of,
     hypervisor_of,
 )
@@ -139,3 +143,34 @@ def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libvirt_domains, "libvirt", library)
     with pytest.raises(ConnectError, match="authentication failed"):
         domains(URI, "localhost", 5)
+
+
+class Remote(Hypervisor):
+    """A machine whose sockets are here under another name."""
+
+    @contextmanager
+    def forward(self, path: str, deadline: object) -> Iterator[str]:
+        yield f"/here{path}"
+
+
+def test_libvirt_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    domain = SimpleNamespace(
+        XMLDesc=lambda flags: f"<domain><name>web</name><uuid>{UUID}</uuid></domain>", isActive=int
+    )
+
+    def open_read_only(uri: str) -> Any:
+        opened.append(uri)
+        return SimpleNamespace(listAllDomains=lambda flags: [domain], close=lambda: None)
+
+    library = SimpleNamespace(
+        openReadOnly=open_read_only, registerErrorHandler=lambda *_: None, libvirtError=RuntimeError
+    )
+    monkeypatch.setattr(libvirt_domains, "libvirt", library)
+    machine = Remote("hv1", {}, is_host=True)
+    assert domains_of(machine, "hv1", {"/run/other"}, 5) == [] and not opened, "it has none"
+    (guest,) = domains_of(machine, "hv1", {"/run/libvirt/virtqemud-sock"}, 5)
+    assert opened == ["qemu+unix:///system?socket=/here/run/libvirt/virtqemud-sock"]
+    assert (guest.name, guest.address, guest.libvirt_uri, guest.remote) == ("web", f"libvirt:{UUID}", "", True)
+    monkeypatch.setattr(libvirt_domains, "libvirt", None)
+    assert domains_of(machine, "hv1", {"/run/libvirt/libvirt-sock"}, 5) == [], "nor is there a library for it here"
