@@ -23,7 +23,7 @@ AGENT = f"-chardev socket,id=c,path=/run/a.qga,server=on {PORT}"
 
 
 def process(command_line: str, remote: bool = False) -> Guest:
-    view = View(processes=[Process("7", "joe", "/srv", shlex.split(command_line))])
+    view = View(processes=[Process("7", "joe", "/usr/bin/kvm", "/srv", shlex.split(command_line))])
     (guest,) = guests_of_processes(view, "hv1" if remote else "localhost", remote)
     return guest
 
@@ -79,7 +79,7 @@ def test_address_that_cannot_be_shown_is_not_used() -> None:
     "command_line", ["vi kvm", "qemu-img info kvm", "kvm -machine none -qmp unix:/m,server", "kvm"]
 )
 def test_no_guests(command_line: str) -> None:
-    view = View(processes=[Process("7", "joe", "/", shlex.split(command_line))])
+    view = View(processes=[Process("7", "joe", "/usr/bin/kvm", "/", shlex.split(command_line))])
     assert not list(guests_of_processes(view, "localhost", False))
 
 
