@@ -51,8 +51,8 @@ def is_qemu(arguments: Sequence[str]) -> bool:
     return bool(arguments) and bool(_PROGRAM.fullmatch(os.path.basename(arguments[0]).removesuffix("-wrapped")))
 
 
-def parse(arguments: Sequence[str], directory: str = "/") -> Found:
-    """Return what the command line ``arguments`` says. ``directory`` is the one of its relative paths."""
+def parse(arguments: Sequence[str], directory: str) -> Found:
+    """Return what the command line ``arguments`` says. ``directory`` is that of its relative paths, if it is known."""
     given = list(_options(arguments[1:_MOST_ARGUMENTS]))
     chardevs = {options.get("id", ""): options for name, options in given if name == "chardev"}
     # What libvirt starts has a monitor of this name, and gets its sockets as descriptors or in libvirt's directory.
@@ -158,7 +158,8 @@ def _address(chardev: Options, directory: str) -> str:
     if path and chardev.get("abstract", "off").lower() in _ON:
         return f"unix:@{path}" if chardev.get("tight", "on").lower() in _ON else ""
     if path:
-        return f"unix:{os.path.normpath(os.path.join(directory, path))}"
+        path = os.path.normpath(os.path.join(directory, path))
+        return f"unix:{path}" if path.startswith("/") else ""
     port = chardev.get("port", "")
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         return ""

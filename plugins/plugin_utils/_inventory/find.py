@@ -119,12 +119,12 @@ def _guests(view: View, name: str, remote: bool) -> Iterable[Guest]:
 
 
 def _about(guests: Sequence[Guest]) -> Iterable[str]:
-    """Yield a warning for the guests that are silent, and one for what others did not say; the reasons are examples."""
+    """Yield a warning for the guests that are silent, and one for those that did not tell all, with reasons."""
     for what, concerned in (
-        ("did not answer", [guest for guest in guests if guest.state == SILENT]),
-        ("did not tell all", [guest for guest in guests if guest.state != SILENT and guest.reason]),
+        ("no answer from", [guest for guest in guests if guest.state == SILENT]),
+        ("not all answers from", [guest for guest in guests if guest.state != SILENT and guest.reason]),
     ):
         if concerned:
             some = "; ".join(f"{guest.label}: {guest.reason}" for guest in concerned[:_NAMED])
             more = f"; and {len(concerned) - _NAMED} more" if len(concerned) > _NAMED else ""
-            yield f"{len(concerned)} guests {what}: {some}{more}"
+            yield f"{what} {len(concerned)} guest{'s' if len(concerned) > 1 else ''}: {some}{more}"

@@ -23,6 +23,8 @@ processes() {
             count=$((count + 1))
             directory=${file%/cmdline}
             record "process ${directory##*/}"
+            readlink "$directory/exe" 2>/dev/null
+            printf '\0'
             (cd "$directory/cwd" 2>/dev/null && pwd -P)
             printf '\0'
             dd if="$file" bs=131072 count=1 2>/dev/null

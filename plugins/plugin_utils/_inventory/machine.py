@@ -37,10 +37,11 @@ class Places:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that may be a QEMU. ``user`` is its owner's name."""
+    """A process that may be a QEMU. ``user`` is its owner's name; ``program`` and ``directory`` may not be readable."""
 
     pid: str
     user: str
+    program: str
     directory: str
     arguments: Sequence[str]
 
@@ -137,15 +138,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def parse_view(output: bytes, boundary: str) -> View:
     """Return what look.sh printed."""
     view = View()
-    found: list[tuple[str, str, list[str]]] = []
+    found: list[tuple[str, list[str]]] = []
     owners: dict[str, str] = {}
     for record in output.split(f"\n{boundary} ".encode("ascii"))[1:]:
         head, _newline, data = record.partition(b"\n")
         kind, _space, what = head.decode("ascii", "replace").partition(" ")
         text = data.decode("utf-8", "surrogateescape")
         if kind == "process":
-            directory, _nul, line = text.partition("\0")
-            found.append((what, directory.removesuffix("\n"), line.removesuffix("\0").split("\0")))
+            found.append((what, text.removesuffix("\0").split("\0")))
         elif kind == "users":
             owners = _owners(text)
         elif kind == "socket":
@@ -159,7 +159,11 @@ def parse_view(output: bytes, boundary: str) -> View:
             view.listening = frozenset(text.split("\n"))
         elif kind == "end":
             view.whole = True
-    view.processes = [Process(pid, owners.get(pid, ""), directory, line) for pid, directory, line in found]
+    for pid, (program, *rest) in found:
+        if len(rest) > 1:  # else it has gone
+            directory, *arguments = rest
+            program, directory = program.removesuffix("\n"), directory.removesuffix("\n")
+            view.processes.append(Process(pid, owners.get(pid, ""), program, directory, arguments))
     return view
 
 

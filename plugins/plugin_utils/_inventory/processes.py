@@ -28,8 +28,10 @@ _LIBVIRTS = "libvirt has its agent, and no libvirt URI was asked that has this d
 def guests_of_processes(view: View, hypervisor: str, remote: bool) -> Iterator[Guest]:
     """Yield a guest for each QEMU that has a name, a UUID or an agent."""
     for process in view.processes:
-        if is_qemu(process.arguments):
-            found = parse(process.arguments, process.directory or "/")
+        # A process calls itself what it likes. What program it is can be read by its user and by root.
+        program = process.program.removesuffix(" (deleted)")
+        if is_qemu(process.arguments) and (not program or is_qemu([program])):
+            found = parse(process.arguments, process.directory)
             if found.name or found.uuid or found.has_agent:
                 yield _guest(process, found, view, hypervisor, remote)
 
@@ -43,7 +45,8 @@ def _guest(process: Process, found: Found, view: View, hypervisor: str, remote: 
         uuid=found.uuid,
         vmid=found.vmid,
         pid=process.pid,
-        user=line(process.user, 64),
+        # Without the program, this may be a setuid program that anybody has started.
+        user=line(process.user, 64) if process.program else "",
         address=_usable(found.agent),
         qmp_address=_usable(found.qmp),
     )

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ class Place:
         listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(self.directory / f"{name}.qga"))
         listener.listen(8)
+
+    @contextmanager
+    def process(self, program: str, *arguments: str) -> Iterator[None]:
+        """Run a program of this name that calls itself QEMU."""
+        there = self.directory / program
+        shutil.copy("/bin/dash", there)
+        argv = ["qemu-system-x86_64", "-c", "read -r x", *arguments]
+        with subprocess.Popen(argv, executable=there, stdin=subprocess.PIPE):
+            yield
 
     def inventory(self, before: dict[str, Any] | None = None, extra: Any = None, **options: Any) -> InventoryManager:
         """Return the inventory of a file with these options, after one with the hosts and groups ``before``."""
@@ -130,7 +139,7 @@ def test_plain(place: Place) -> None:
     assert {name: value for name, value in web.items() if not name.startswith("inventory_")} == expected
     assert inventory.get_host("mute").vars["qga_state"] == "silent"
     (warning,) = place.warnings
-    assert "1 guests did not answer: mute on localhost: no answer to a sync within 0.5 s" in warning
+    assert "no answer from 1 guest: mute on localhost: no answer to a sync within 0.5 s" in warning
 
 
 def test_constructed(place: Place) -> None:
@@ -272,17 +281,21 @@ def test_hypervisors_name_adds_to_a_host(hostnames: list[str], place: Place) -> 
 
 def test_process_of_a_stranger_takes_no_name_of_another_host(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qga, "_QEMU_USERS", ())
-    argv = ["qemu-system-x86_64", "-c", "import time; time.sleep(60)", "-name", f"inv{os.getpid()}"]
-    before = {"all": {"hosts": {argv[-1]: {"precious": 1}}}}
-    with subprocess.Popen(argv, executable=sys.executable) as process:
-        try:
-            mine = place.inventory(before=before, sources=["process"], filters=[f"qga_name == '{argv[-1]}'"])
-            monkeypatch.setattr(qga, "_me", lambda: "another")
-            theirs = place.inventory(before=before, sources=["process"], filters=[f"qga_name == '{argv[-1]}'"])
-        finally:
-            process.kill()
-    assert names(mine) == [argv[-1]] and "ansible_connection" in mine.get_host(argv[-1]).vars
-    assert len(names(theirs)) == 2 and "ansible_connection" not in theirs.get_host(argv[-1]).vars
+    name = f"inv{os.getpid()}"
+    before = {"all": {"hosts": {name: {"precious": 1}}}}
+    options: dict[str, Any] = {"before": before, "sources": ["process"], "filters": [f"qga_name == '{name}'"]}
+    with place.process("qemu-system-x86_64", "-name", name):
+        mine = place.inventory(**options)
+        monkeypatch.setattr(qga, "_me", lambda: "another")
+        theirs = place.inventory(**options)
+    assert names(mine) == [name] and "ansible_connection" in mine.get_host(name).vars
+    assert len(names(theirs)) == 2 and "ansible_connection" not in theirs.get_host(name).vars
+
+
+def test_program_that_only_calls_itself_qemu(place: Place) -> None:
+    name = f"inv{os.getpid()}"
+    with place.process("another", "-name", name):
+        assert names(place.inventory(sources=["process"], filters=[f"qga_name == '{name}'"])) == []
 
 
 def test_two_files_that_find_one_guest(place: Place) -> None:
@@ -366,7 +379,7 @@ def test_names_of_processes_and_configurations_are_text(place: Place) -> None:
     trick = f"{TRICK % proof}$(touch {proof})"
     (place.directory / "pve" / "qemu-server").mkdir(parents=True)
     (place.directory / "pve" / "qemu-server" / "100.conf").write_text(f"agent: 1\nname: {trick}\ntags: a;{trick}\n")
-    argv = ["qemu-system-x86_64", "-c", "import time; time.sleep(60)", "-name"]
+    argv = ["-name"]
     argv += [
         f"guest={trick.replace(',', ',,')}",
         "-chardev",
@@ -374,17 +387,14 @@ def test_names_of_processes_and_configurations_are_text(place: Place) -> None:
         "-device",
     ]
     argv += ["virtserialport,chardev=c,name=org.qemu.guest_agent.0"]
-    with subprocess.Popen(argv, executable=sys.executable) as process:
-        try:
-            inventory = place.inventory(
-                sources=["process", "proxmox"],
-                proxmox_config_dir=str(place.directory / "pve"),
-                filters=[f"'{proof}' in qga_name"],
-                keyed_groups=[{"key": "qga_tags", "prefix": "tag"}, {"key": "qga_name", "prefix": "name"}],
-                compose={"composed": "qga_name"},
-            )
-        finally:
-            process.kill()
+    with place.process("qemu-system-x86_64", *argv):
+        inventory = place.inventory(
+            sources=["process", "proxmox"],
+            proxmox_config_dir=str(place.directory / "pve"),
+            filters=[f"'{proof}' in qga_name"],
+            keyed_groups=[{"key": "qga_tags", "prefix": "tag"}, {"key": "qga_name", "prefix": "name"}],
+            compose={"composed": "qga_name"},
+        )
     assert len(names(inventory)) == 2 and all(name.startswith("guest-") for name in names(inventory))
     for name in names(inventory):
         variables = place.variables(inventory, name)

@@ -69,11 +69,13 @@ class Machine:
         (root / "proc" / "net").mkdir(parents=True)
         (root / "proc" / "net" / "unix").write_text(UNIX)
 
-    def add_process(self, pid: int, *arguments: str | bytes, directory: str = "/") -> None:
+    def add_process(self, pid: int, *arguments: str | bytes, directory: str = "/", program: str = "") -> None:
         there = self.root / "proc" / str(pid)
         there.mkdir()
         (there / "cmdline").write_bytes(b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
         (there / "cwd").symlink_to(directory)
+        if program:
+            (there / "exe").symlink_to(program)
 
     def add_socket(self, path: str) -> str:
         there = self.root / path
@@ -102,15 +104,14 @@ def test_processes_are_found_with_all_their_bytes(there: Machine, shell: Shell, 
     directory = tmp_path / "a dir\nwith lines"
     directory.mkdir()
     there.add_process(1, "/sbin/init", "qemu")
-    there.add_process(
-        20, "/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", "", directory=str(directory)
-    )
+    line = ["/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", ""]
+    there.add_process(20, *line, directory=str(directory), program="/a/qemu\nb")
     there.add_process(300, "/usr/bin/kvm", "-name", b"\xff\xfe")
     view = there.look(shell)
     owner = Path(tmp_path).owner()
     assert sorted(view.processes, key=lambda process: int(process.pid)) == [
-        Process("20", owner, str(directory), ["/usr/bin/qemu-system-x86_64", "-name", "a\nb $(touch /nope) 'c'", ""]),
-        Process("300", owner, "/", ["/usr/bin/kvm", "-name", "\udcff\udcfe"]),
+        Process("20", owner, "/a/qemu\nb", str(directory), line),
+        Process("300", owner, "", "/", ["/usr/bin/kvm", "-name", "\udcff\udcfe"]),
     ]
     assert view.whole
 

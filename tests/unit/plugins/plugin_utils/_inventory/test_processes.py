@@ -23,7 +23,7 @@ AGENT = f"-chardev socket,id=c,path=/run/a.qga,server=on {PORT}"
 
 
 def process(command_line: str, remote: bool = False) -> Guest:
-    view = View(processes=[Process("7", "joe", "/srv", shlex.split(command_line))])
+    view = View(processes=[Process("7", "joe", "/usr/bin/kvm", "/srv", shlex.split(command_line))])
     (guest,) = guests_of_processes(view, "hv1" if remote else "localhost", remote)
     return guest
 
@@ -77,10 +77,33 @@ def test_address_that_cannot_be_shown_is_not_used() -> None:
 
 
 @pytest.mark.parametrize(
+    ("program", "count", "user"),
+    [
+        ("/usr/bin/qemu-system-x86_64", 1, "root"),
+        ("/usr/bin/qemu-system-x86_64 (deleted)", 1, "root"),
+        ("/nix/store/x/.qemu-system-x86_64-wrapped", 1, "root"),
+        ("", 1, ""),
+        ("/usr/bin/sudo", 0, ""),
+        ("/usr/bin/sudo (deleted)", 0, ""),
+    ],
+)
+def test_setuid_program_that_calls_itself_qemu_is_nobodys_guest(program: str, count: int, user: str) -> None:
+    view = View(processes=[Process("7", "root", program, "/", ["kvm", "-S", "--", "true", "-name", "web"])])
+    guests = list(guests_of_processes(view, "localhost", False))
+    assert len(guests) == count and all(guest.user == user for guest in guests)
+
+
+def test_relative_path_below_an_unknown_directory() -> None:
+    arguments = shlex.split(f"kvm -name web -chardev socket,id=c,path=a.qga,server=on {PORT}")
+    (guest,) = guests_of_processes(View(processes=[Process("7", "joe", "", "", arguments)]), "localhost", False)
+    assert (guest.address, guest.state) == ("", SILENT)
+
+
+@pytest.mark.parametrize(
     "command_line", ["vi kvm", "qemu-img info kvm", "kvm -machine none -qmp unix:/m,server", "kvm"]
 )
 def test_no_guests(command_line: str) -> None:
-    view = View(processes=[Process("7", "joe", "/", shlex.split(command_line))])
+    view = View(processes=[Process("7", "joe", "/usr/bin/kvm", "/", shlex.split(command_line))])
     assert not list(guests_of_processes(view, "localhost", False))
 
 
