@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -25,11 +25,11 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.parallel imp
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
 
 
-class Machine:
+class Machine(Hypervisor):
     """A hypervisor that prints ``records``, with the boundary that it was sent, and has a socket behind each path."""
 
     def __init__(self, *records: str, directory: Path = Path("/nonexistent")) -> None:
-        self.name = self.identity = "hv"
+        super().__init__("hv", {}, is_host=True)
         self._records = records
         self._directory = directory
 
@@ -63,9 +63,8 @@ class Hung(Machine):
         raise AssertionError
 
 
-def found(machines: dict[str, Any], **more: Any) -> Findings:
-    hypervisors = cast("dict[str, Hypervisor | None]", machines)
-    return find(Wishes(hypervisors, BY_SHELL, **{"timeout": 1.0, "hypervisor_timeout": 1.0, **more}))
+def found(machines: dict[str, Machine], **more: Any) -> Findings:
+    return find(Wishes(machines, BY_SHELL, **{"timeout": 1.0, "hypervisor_timeout": 1.0, **more}))
 
 
 @pytest.fixture
