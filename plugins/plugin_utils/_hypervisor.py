@@ -81,7 +81,7 @@ _COMMAND_LINE = ("remote_user", "private_key_file", "ssh_common_args", "ssh_extr
 _PASSWORD = re.compile(r"(Incorrect|Missing) .*password")
 _NO_ANSWER = re.compile(r"Timeout \(\d+s\) waiting for privilege escalation prompt")
 # ssh's own messages at -vvvv and above.
-_CHATTER = re.compile(r"debug\d: |OpenSSH_")
+_CHATTER = re.compile(r"(debug\d|Transferred|Bytes per second|Warning): |OpenSSH_|Authenticated to ")
 _SSH = ("ssh", "smart", "paramiko", "paramiko_ssh", "ansible.builtin.ssh", "ansible.builtin.paramiko_ssh")
 
 
@@ -333,7 +333,8 @@ class Hypervisor:
         if not control.listens():
             words = _last_words(stderr) or f"true ended with {status}"
             raise ConnectError(
-                f"ssh to {self.name} leaves no connection behind: {words}. Does ansible_ssh_executable name OpenSSH's ssh?"
+                f"ssh to {self.name} leaves no connection behind: {words}. Does ansible_ssh_executable name OpenSSH's "
+                "ssh?"
             )
 
     def _executed(self, command: str, stdin: bytes, deadline: Deadline, become: Any = None) -> tuple[int, bytes, bytes]:

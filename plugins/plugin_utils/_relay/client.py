@@ -119,9 +119,9 @@ def forget(file: str) -> None:
 
 
 def python_command(interpreter: Any) -> str:
-    """Return a shell command that runs ``Login.program``; ``interpreter`` is Ansible's variable."""
+    """Return a shell command that runs ``Login.program``; ``interpreter`` is Ansible's variable, in words."""
     text = str(interpreter or "auto")
-    pythons = _PYTHONS if text.startswith("auto") else (shlex.join(shlex.split(text)),)
+    pythons = _PYTHONS if text.startswith("auto") else (text,)
     return _START % {
         "pythons": shlex.join(pythons),
         "begin": shlex.quote(_BEGIN),
