@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 from ansible import constants as C
@@ -158,23 +158,30 @@ class Hypervisor:
     def connect(self, path: str, deadline: Deadline) -> socket.socket:
         """Return a socket that leads to the UNIX socket ``path`` there.
 
-        :raise ConnectError: with ssh's own message, or that of become or the relay. If ssh itself cannot reach
-            ``path``, the socket is closed by ssh.
+        :raise ConnectError: with ssh's own message. If only ``path`` cannot be reached, the socket is closed by ssh, or
+            the relay says why.
         """
         local = private_path(self.address(path).identity, FORWARD)
-        if not self._becomes:
-            return self._forwarded(path, local, deadline)
-        login = self._login_there(deadline)
-        if self._is_become_user(login):
-            return self._forwarded(path, local, deadline)
-        for gone in ("", login.path):  # one that was used before may have ended
+        if self._needs_become(deadline):
+            return self._at_relay(local, deadline, lambda login, sock: login.lead(sock, path, deadline))[0]
+        return self._forwarded(path, local, deadline)
+
+    def _at_relay(
+        self, local: str, deadline: Deadline, ask: Callable[[Login, socket.socket], T]
+    ) -> tuple[socket.socket, T]:
+        """Return a socket that leads to the relay there, and what it replied to ``ask``.
+
+        :raise ConnectError: with the relay's words, or become's, or ssh's.
+        """
+        gone = ""
+        for _attempt in range(2):  # one that was used before may have ended
             login = self._login_there(deadline, relay=True, gone=gone)
             sock = self._forwarded(login.path, local, deadline)
             try:
-                login.lead(sock, path, deadline)
-                return sock
+                return sock, ask(login, sock)
             except RelayGone:
                 sock.close()
+                gone = login.path
             except ConnectError as exc:
                 sock.close()
                 raise ConnectError(f"{self._become_there}: {exc.message}") from exc
@@ -203,7 +210,11 @@ class Hypervisor:
         :raise ConnectError: as ``connect`` does.
         """
         local = private_path(f"{self.address(path).identity} {os.getpid()} {next(_SERIAL)}", FORWARD)
-        with self._connected(deadline).forward(path, local, deadline):
+        with ExitStack() as stack:
+            if self._needs_become(deadline):
+                sock, path = self._at_relay(local, deadline, lambda login, sock: login.listen(sock, path, deadline))
+                stack.callback(sock.close)
+            stack.enter_context(self._connected(deadline).forward(path, local, deadline))
             yield local
 
     def run(self, command: str, stdin: bytes, seconds: float) -> tuple[int, bytes, bytes]:
@@ -212,7 +223,7 @@ class Hypervisor:
         :raise ConnectError: if that machine cannot be reached, or the command does not end within ``seconds``.
         """
         deadline = Deadline(seconds)
-        if not self._becomes or self._is_become_user(self._login_there(deadline)):
+        if not self._needs_become(deadline):
             self._connected(deadline)
             return self._executed(command, stdin, deadline)
         if not stdin:  # the input is never empty, since become's password may be before it
@@ -244,11 +255,14 @@ class Hypervisor:
         plugin.set_options(var_options=dict(self._login))
         return plugin
 
-    def _is_become_user(self, login: Login) -> bool:
-        """Return whether become has nothing to do, as ansible-core sees it."""
-        if login.path or C.BECOME_ALLOW_SAME_USER:
+    def _needs_become(self, deadline: Deadline) -> bool:
+        """Return whether the login there is to become another user, as ansible-core sees it."""
+        if not self._becomes:
             return False
-        return bool(self._become().get_option("become_user") == login.user)
+        login = self._login_there(deadline)
+        if login.path or C.BECOME_ALLOW_SAME_USER:
+            return True
+        return bool(self._become().get_option("become_user") != login.user)
 
     def _login_there(self, deadline: Deadline, *, relay: bool = False, gone: str = "") -> Login:
         """Return who the login is there. ``relay``: with a relay, at another path than that of one that has ended."""

@@ -94,9 +94,19 @@ class Login(NamedTuple):
         :raise RelayGone: if that is not the relay.
         :raise ConnectError: if the relay cannot connect to ``path``, or does not reply.
         """
+        self._asked(sock, f"connect {path}", deadline)
+
+    def listen(self, sock: socket.socket, path: str, deadline: Deadline) -> str:
+        """Return the path of a socket there that leads to ``path``, as long as ``sock`` is open. It raises as ``lead``.
+
+        Who does not know its name cannot use it.
+        """
+        return self._asked(sock, f"listen {path}", deadline)
+
+    def _asked(self, sock: socket.socket, what: str, deadline: Deadline) -> str:
         try:
             sock.settimeout(max(deadline.left(), 0.001))
-            sock.sendall(self.ask.encode("ascii") + b" " + os.fsencode(path) + b"\n")
+            sock.sendall(os.fsencode(f"{self.ask} {what}\n"))
             reply = _line(sock)
             sock.settimeout(None)
         except TimeoutError:
@@ -107,8 +117,10 @@ class Login(NamedTuple):
         if word == "error":
             code, _space, text = rest.partition(" ")
             raise ConnectError(_TROUBLE.get(code, text))
-        if not secrets.compare_digest(reply.encode("utf-8"), f"ok {self.answer}".encode("ascii")):
+        answer, _space, name = rest.partition(" ")
+        if word != "ok" or not secrets.compare_digest(answer.encode("utf-8"), self.answer.encode("ascii")):
             raise RelayGone
+        return name
 
 
 def forget(file: str) -> None:

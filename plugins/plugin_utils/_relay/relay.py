@@ -4,9 +4,14 @@
 """The relay: lets one login of a hypervisor use UNIX sockets that only this program's user can.
 
 It runs on the hypervisor, with Python 3.6 and the standard library; client.py sends it there, and starts it. It listens
-on a socket of its own, which ssh forwards. A client begins with a line, ``ASK PATH``: ASK is a secret. The relay
-connects to PATH and replies ``ok ANSWER``, another secret that proves who replies, or ``error CODE TEXT``. Then it
-passes bytes on in both directions. It ends when it has had no connection for a while.
+on a socket of its own, which ssh forwards. A client begins with a line that has a secret, ASK. The reply has another
+secret, ANSWER, which proves who replies; or it is ``error CODE TEXT``:
+
+- ``ASK connect PATH``, ``ok ANSWER``: bytes are passed on in both directions, between the client and PATH.
+- ``ASK listen PATH``, ``ok ANSWER NAME``: while the client stays connected, those who connect to the socket NAME are
+  connected to PATH, for programs that cannot say a first line.
+
+It ends when it has had no connection for a while.
 """
 
 import contextlib
@@ -17,6 +22,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -97,6 +103,7 @@ class Connection:
     def __init__(self, client: socket.socket) -> None:
         self.client = End(client)
         self.target: Optional[End] = None
+        self.listener: Optional[socket.socket] = None
         self.closed = False
 
     @property
@@ -117,14 +124,15 @@ class Connection:
 
 
 class Relay:
-    """Serves the users ``uids`` at ``listener``, until there has been no connection for ``seconds``."""
+    """Serves the user ``uid`` at ``listener``, and its own user, until there has been no connection for ``seconds``."""
 
-    def __init__(self, listener: socket.socket, ask: bytes, answer: bytes, uids: Iterable[int], seconds: float) -> None:
+    def __init__(self, listener: socket.socket, ask: bytes, answer: bytes, uid: int, seconds: float) -> None:
         listener.setblocking(False)
         self._listener = listener
         self._ask = ask
         self._answer = answer
-        self._uids = frozenset(uids)
+        self._uid = uid
+        self._uids = (uid, os.geteuid())
         self._seconds = seconds
         self._epoll = select.epoll()
         self._connections: Dict[int, Tuple[Connection, End]] = {}
@@ -133,6 +141,8 @@ class Relay:
         # Descriptors are closed after a round, or events of that round could be taken for those of a new connection.
         self._closing: List[socket.socket] = []
         self._accepts = False
+        # By descriptor: the connection that asked for this listener, and what who connects there is led to.
+        self._listeners: Dict[int, Tuple[Connection, bytes]] = {}
 
     def serve(self) -> None:
         """Serve clients; return when the relay is no longer used."""
@@ -151,6 +161,8 @@ class Relay:
             if descriptor in self._connections:
                 connection, end = self._connections[descriptor]
                 self._handle(connection, end, events)
+            elif descriptor in self._listeners:
+                self._accept_led(*self._listeners[descriptor])
         now = time.monotonic()
         for connection in [late for late, due in self._due.items() if due <= now]:
             self._close(connection)
@@ -175,17 +187,35 @@ class Relay:
                 if exc.errno in _NO_DESCRIPTORS:
                     self._accept_from(False)  # until a connection ends
                 return
-            peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            if struct.unpack("3i", peer)[1] not in self._uids:
-                client.close()
-                continue
-            connection = Connection(client)
-            self._due[connection] = time.monotonic() + _LINE_SECONDS
-            self._connections[client.fileno()] = connection, connection.client
+            connection = self._admitted(client)
+            if connection:
+                self._due[connection] = time.monotonic() + _LINE_SECONDS
+                self._wait(connection)
+
+    def _admitted(self, client: socket.socket) -> Optional[Connection]:
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if struct.unpack("3i", peer)[1] not in self._uids:
+            client.close()
+            return None
+        connection = Connection(client)
+        self._connections[client.fileno()] = connection, connection.client
+        return connection
+
+    def _accept_led(self, owner: Connection, path: bytes) -> None:
+        try:
+            assert owner.listener
+            client = owner.listener.accept()[0]
+        except OSError:
+            self._close(owner)
+            return
+        connection = self._admitted(client)
+        if connection and self._connect(connection, path):
             self._wait(connection)
 
     def _handle(self, connection: Connection, end: End, events: int) -> None:
-        if connection.target is None:
+        if connection.listener:
+            self._close(connection)  # it has left, or says what it should not
+        elif connection.target is None:
             self._greet(connection)
         else:
             other = connection.target if end is connection.client else connection.client
@@ -214,38 +244,51 @@ class Relay:
         line, newline, rest = (client.pending + more).partition(b"\n")
         client.pending = line + newline + rest
         if newline and len(line) <= _LONGEST_LINE:
-            ask, _space, path = line.partition(b" ")
-            if hmac.compare_digest(ask, self._ask):
+            ask, verb, path = [*line.split(b" ", 2), b"", b""][:3]
+            if hmac.compare_digest(ask, self._ask) and verb in (b"connect", b"listen"):
                 client.pending = rest
-                self._connect(connection, path)
+                if self._connect(connection, path, True) if verb == b"connect" else self._listen(connection, path):
+                    del self._due[connection]
                 return
         if newline or not more or len(line) > _LONGEST_LINE:
             self._close(connection)
 
-    def _connect(self, connection: Connection, path: bytes) -> None:
+    def _connect(self, connection: Connection, path: bytes, tells: bool = False) -> bool:
+        """Connect a client to ``path``, and tell it so, or why not; return whether it is connected."""
         try:
             target = _connected(path)
         except (OSError, ValueError) as exc:  # ValueError: not the name of a socket
-            number = getattr(exc, "errno", None)
-            code = errno.errorcode.get(number or 0, "-")
-            reply = f"error {code} {os.strerror(number) if number else exc}\n"
-            self._tell(connection, reply.encode("utf-8", "replace"))
+            if tells:
+                self._tell(connection, _error(exc))
             self._close(connection)
-            return
+            return False
         connection.target = End(target)
         self._connections[target.fileno()] = connection, connection.target
-        if self._tell(connection, b"ok %s\n" % self._answer):
-            del self._due[connection]
-            connection.client.pass_on(connection.target)
-        else:
+        if tells and not self._tell(connection, b"ok %s\n" % self._answer):
             self._close(connection)
+            return False
+        connection.client.pass_on(connection.target)
+        return True
+
+    def _listen(self, connection: Connection, path: bytes) -> bool:
+        """Listen for others that are to be connected to ``path``, until this client leaves."""
+        name = os.path.join(os.path.dirname(self._listener.getsockname()), os.urandom(16).hex())
+        try:
+            connection.listener = bound(name, self._uid)
+        except OSError as exc:
+            self._tell(connection, _error(exc))
+            self._close(connection)
+            return False
+        connection.listener.setblocking(False)
+        self._listeners[connection.listener.fileno()] = connection, path
+        self._epoll.register(connection.listener.fileno(), select.EPOLLIN)
+        return self._tell(connection, b"ok %s %s\n" % (self._answer, name.encode("ascii")))
 
     @staticmethod
     def _tell(connection: Connection, reply: bytes) -> bool:
-        try:
+        with contextlib.suppress(OSError):
             return connection.client.sock.send(reply) == len(reply)
-        except OSError:
-            return False
+        return False
 
     def _wait(self, connection: Connection) -> None:
         for end in connection.ends:
@@ -271,6 +314,12 @@ class Relay:
     def _close(self, connection: Connection) -> None:
         connection.closed = True
         self._due.pop(connection, None)
+        if connection.listener:
+            self._listeners.pop(connection.listener.fileno())
+            self._epoll.unregister(connection.listener.fileno())
+            self._closing.append(connection.listener)
+            with contextlib.suppress(OSError):
+                os.unlink(connection.listener.getsockname())
         for end in connection.ends:
             self._forget(end.sock.fileno())
             if self._connections.pop(end.sock.fileno(), None):
@@ -297,7 +346,13 @@ def listen(uid: int) -> Tuple[socket.socket, str]:
         except OSError:
             if number == len(_DIRECTORIES):
                 raise
+    os.chmod(directory, 0o711)
     path = os.path.join(directory, "socket")
+    return bound(path, uid), path
+
+
+def bound(path: str, uid: int) -> socket.socket:
+    """Return a socket that listens at ``path`` for ``uid``."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     try:
@@ -306,15 +361,17 @@ def listen(uid: int) -> Tuple[socket.socket, str]:
     except OSError:  # only root can give it away
         os.chmod(path, 0o666)
     listener.listen(_BACKLOG)
-    os.chmod(directory, 0o711)
-    return listener, path
+    return listener
+
+
+def _error(exc: Exception) -> bytes:
+    number = getattr(exc, "errno", None)
+    code = errno.errorcode.get(number or 0, "-")
+    return f"error {code} {os.strerror(number) if number else exc}\n".encode("utf-8", "replace")
 
 
 def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-    with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(path))
+    shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
 def _detach() -> None:
@@ -351,8 +408,8 @@ def main(given: bytes) -> None:
         return
     try:
         _detach()
-        uids = (start["uid"], os.geteuid())
-        Relay(listener, start["ask"].encode("ascii"), start["answer"].encode("ascii"), uids, start["seconds"]).serve()
+        secrets = (start["ask"].encode("ascii"), start["answer"].encode("ascii"))
+        Relay(listener, *secrets, uid=start["uid"], seconds=start["seconds"]).serve()
     finally:
         _remove(path)
         os._exit(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import user_path
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import find_hypervisor
 from ansible_collections.qemu.guest.tests.integration.agents.test_hypervisor import (
@@ -228,3 +230,17 @@ def test_commands_of_the_inventory(make: Make) -> None:
     assert hypervisor.run("id -u; cat; exit 3", b"input", 20)[:2] == (3, b"0\ninput")
     assert hypervisor.run("id -u; cat", b"", 20)[:2] == (0, b"0\n")
     assert not sshd.left_behind(RELAY)
+
+
+def test_forward_for_those_who_can_only_name_a_socket(make: Make, agent: LooseAgent) -> None:
+    """Such as libvirt's library."""
+    _ansible, sshd = make()
+    hypervisor = find_hypervisor("hv", {**sshd.variables("ops"), "ansible_become": True})
+    assert hypervisor
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with hypervisor.forward(str(agent.agent_socket), Deadline(20)) as local:
+            sock.connect(local)
+        assert not os.path.exists(local)
+        sock.settimeout(20)
+        sock.sendall(b'{"execute": "guest-ping"}\n')
+        assert sock.recv(100) == b'{"return": {}}\n'

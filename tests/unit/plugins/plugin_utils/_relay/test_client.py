@@ -42,7 +42,7 @@ def test_relay_that_replies() -> None:
         other.sendall(b"ok " + b"b" * 32 + b"\nmore")
         LOGIN.lead(sock, "/run/vm 1.qga", Deadline(10))
         assert sock.recv(10) == b"more" and sock.gettimeout() is None
-        assert other.recv(100) == b"a" * 32 + b" /run/vm 1.qga\n"
+        assert other.recv(100) == b"a" * 32 + b" connect /run/vm 1.qga\n"
 
 
 def test_relay_that_hangs() -> None:

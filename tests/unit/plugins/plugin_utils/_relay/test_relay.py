@@ -214,7 +214,7 @@ def test_many_connections_at_once(start: Start, listener: socket.socket) -> None
 def test_first_line_in_pieces_and_what_follows_it(start: Start, listener: socket.socket) -> None:
     running = start()
     with running.dial() as sock:
-        line = f"{running.login.ask} {listener.getsockname()}\nearly".encode("ascii")
+        line = f"{running.login.ask} connect {listener.getsockname()}\nearly".encode("ascii")
         for piece in (line[:10], line[10:40], line[40:]):
             sock.sendall(piece)
             time.sleep(0.05)
@@ -291,7 +291,7 @@ def test_side_that_reads_nothing_costs_no_memory(reader: str, pair: Pair) -> Non
 
 
 @pytest.mark.parametrize(
-    "line", [b"\n", b"junk\n", b"0" * 32 + b" /agent.sock\n", b"\0\xff" * 5000, b"GET / HTTP/1.0\r\n\r\n"]
+    "line", [b"\n", b"junk\n", b"0" * 32 + b" connect /agent.sock\n", b"\0\xff" * 5000, b"GET / HTTP/1.0\r\n\r\n"]
 )
 def test_client_without_the_secret(line: bytes, pair: Pair) -> None:
     running, other, agent = pair
@@ -393,6 +393,46 @@ def test_what_is_no_socket_of_an_agent(start: Start, listener: socket.socket, di
     listener.close()
     assert told(running, f"{directory}/agent.sock").startswith(b"nothing listens on this socket")
     assert running.sockets() == 0
+
+
+def test_socket_for_those_who_cannot_say_a_first_line(start: Start, listener: socket.socket) -> None:
+    running = start(uid=1000)
+    with running.dial() as owner:
+        name = Path(running.login.listen(owner, listener.getsockname(), Deadline(SECONDS)))
+        assert name.parent == running.path.parent and name.stat().st_mode & 0o777 == 0o600
+        with ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _n in range(3)]
+            for sock in socks:
+                sock.connect(str(name))
+                agent = stack.enter_context(listener.accept()[0])
+                sock.sendall(b"request")
+                assert received(agent, 7) == b"request"
+                agent.sendall(b"reply")
+                assert received(sock, 5) == b"reply"
+            name.chmod(0o666)
+            assert as_user(NOBODY, lambda: said(name)) == b""
+            owner.close()
+            end = time.monotonic() + SECONDS
+            while name.exists():
+                assert time.monotonic() < end, "it stays"
+                time.sleep(0.01)
+            sock.sendall(b"more")
+            assert received(agent, 4) == b"more", "what was connected stays"
+    with running.dial() as owner, socket.socket(socket.AF_UNIX) as sock:
+        other = running.login.listen(owner, "/nope", Deadline(SECONDS))
+        sock.connect(other)
+        assert received(sock) == b"", "whoever connects is let go"
+    with running.dial() as owner:
+        running.login.listen(owner, "/nope", Deadline(SECONDS))
+        running.stop()
+        running.wait()
+    assert not running.path.parent.exists()
+
+
+def said(path: Path) -> bytes:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        return sock.recv(1)
 
 
 def test_agent_whose_queue_is_full(start: Start, directory: Path) -> None:
