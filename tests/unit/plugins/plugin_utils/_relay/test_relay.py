@@ -28,6 +28,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Co
 from ansible_collections.qemu.guest.plugins.plugin_utils._relay import client, relay
 from ansible_collections.qemu.guest.plugins.plugin_utils._relay.client import Login, RelayGone
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 MANY = 300
 NOBODY = 65534
 SECONDS = 20.0
@@ -75,8 +77,13 @@ class Started:
         if self.runs:
             os.kill(self.pid, signal.SIGTERM)
 
-    def ticks(self) -> int:
-        """Return how much processor time it has taken, in hundredths of a second."""
+    def sleeps(self) -> bool:
+        """Return whether it takes no processor time, for a second; it would get little where much else runs."""
+        before = self._ticks()
+        time.sleep(1)
+        return self._ticks() - before <= 2
+
+    def _ticks(self) -> int:
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
 
@@ -258,21 +265,19 @@ def test_agent_that_does_nothing_is_left_with_its_client(pair: Pair) -> None:
     sock.sendall(b"request")
     sock.close()
     assert received(agent) == b"request", "its end is told"
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + relay._LINGER_SECONDS / 2
     while running.sockets():
         assert time.monotonic() < end, "the agent's socket stays open"
         time.sleep(0.01)
 
 
 def test_agent_that_reads_nothing_is_left_after_a_time(start: Start, listener: socket.socket) -> None:
-    running = start(LINGER_SECONDS=1)
+    running = start(LINGER_SECONDS=3)
     with running.connect(listener.getsockname()) as sock, listener.accept()[0]:
         filled(sock)
         sock.close()
-        before = running.ticks()
-        time.sleep(0.5)
-        assert running.sockets() == 2 and running.ticks() - before < 10, "it sleeps meanwhile"
-        time.sleep(1)
+        assert running.sleeps() and running.sockets() == 2
+        time.sleep(3)
         assert running.sockets() == 0
 
 
@@ -285,9 +290,7 @@ def test_side_that_reads_nothing_costs_no_memory(reader: str, pair: Pair) -> Non
     one, other = (sock, agent) if reader == "client" else (agent, sock)
     one.sendall(b"the other way")
     assert received(other, 13) == b"the other way"
-    ticks = running.ticks()
-    time.sleep(0.5)
-    assert running.ticks() - ticks < 10, "it sleeps"
+    assert running.sleeps()
 
 
 @pytest.mark.parametrize(
@@ -296,6 +299,7 @@ def test_side_that_reads_nothing_costs_no_memory(reader: str, pair: Pair) -> Non
 def test_client_without_the_secret(line: bytes, pair: Pair) -> None:
     running, other, agent = pair
     with running.dial() as sock:
+        sock.settimeout(relay._LINE_SECONDS / 2)  # it is not waited for
         with suppress(OSError):
             sock.sendall(line)
         with suppress(ConnectionResetError):
@@ -482,9 +486,7 @@ def test_more_clients_than_descriptors(start: Start, listener: socket.socket) ->
     with ExitStack() as stack:
         first = [stack.enter_context(running.dial()) for _n in range(30)]
         time.sleep(0.2)
-        ticks = running.ticks()
-        time.sleep(0.5)
-        assert running.ticks() - ticks < 10, "it sleeps"
+        assert running.sleeps()
         for sock in first:
             sock.close()
         stack.enter_context(running.connect(listener.getsockname()))
