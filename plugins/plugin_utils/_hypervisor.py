@@ -373,7 +373,10 @@ class Hypervisor:
             words = words.removeprefix("Failed to connect to the host via ssh: ")
             raise ConnectError(f"cannot connect to {self.name} by ssh: {words}") from exc
         except TimeoutError:
-            raise ConnectError(f"ssh to {self.name} did not come to an end within {deadline.seconds:g} s.") from None
+            what = f"{self._become_there}: " if become else ""
+            raise ConnectError(
+                f"{what}ssh to {self.name} did not come to an end within {deadline.seconds:g} s."
+            ) from None
 
     def _explain_become(self, words: str, exc: AnsibleError) -> None:
         """Raise an error if become has failed, and not ssh."""

@@ -127,7 +127,10 @@ def test_password_by_the_variable_of_sudo(make: Make) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"become_password": "wrong one"}, "(sudo, root): Incorrect sudo password. Set ansible_become_password of hv."),
+        (
+            {"become_password": "wrong one", "ssh_retries": 2},
+            "(sudo, root): Incorrect sudo password. Set ansible_become_password of hv.",
+        ),
         ({}, "(sudo, root): Missing sudo password. Set ansible_become_password of hv."),
         ({"become_method": "su", "become_password": "wrong one"}, "(su, root): Incorrect su password. Set"),
         ({"become_method": "su"}, "(su, root): it has neither begun nor asked for a password in a way"),
@@ -142,7 +145,14 @@ def test_become_that_fails(variables: dict[str, Any], words: str, make: Make) ->
     ansible, sshd = make("ALL", **variables)
     run = ping(ansible, "-vvvvv")
     assert "become on hv" in run.message and words in run.message
+    assert "ssh_retry: attempt" not in run.output, "a wrong password is tried once"
     assert "wrong one" not in run.output and not sshd.left_behind(RELAY)
+
+
+def test_become_that_is_slow(make: Make) -> None:
+    ansible, _sshd = make("ALL", become_method="su")
+    message = ping(ansible, "-e", "ansible_qga_timeout=4").message
+    assert "become on hv (su, root): ssh to hv did not come to an end within 4 s" in message
 
 
 def test_su(make: Make) -> None:

@@ -99,6 +99,12 @@ class Started:
                 links.append(os.readlink(descriptor))
         return sum(link.startswith("socket:") for link in links) - 1
 
+    def wait_for_sockets(self, count: int = 0, seconds: float = relay._LINGER_SECONDS / 2) -> None:
+        end = time.monotonic() + seconds
+        while self.sockets() != count:
+            assert time.monotonic() < end, f"{self.sockets()} sockets, not {count}, are open"
+            time.sleep(0.01)
+
 
 Start = Callable[..., Started]
 
@@ -212,10 +218,7 @@ def test_many_connections_at_once(start: Start, listener: socket.socket) -> None
             agent.sendall(b"reply %4d" % number)
         for number, sock in enumerate(socks):
             assert received(sock, 10) == b"reply %4d" % number
-    end = time.monotonic() + SECONDS
-    while running.sockets():
-        assert time.monotonic() < end, "descriptors stay open"
-        time.sleep(0.01)
+    running.wait_for_sockets()
 
 
 def test_first_line_in_pieces_and_what_follows_it(start: Start, listener: socket.socket) -> None:
@@ -256,7 +259,7 @@ def test_last_words_arrive(first: str, pair: Pair) -> None:
         for _attempt in range(100):
             other.send(b"nobody is there")
             time.sleep(0.01)
-    assert running.sockets() == 0
+    running.wait_for_sockets()
 
 
 def test_agent_that_does_nothing_is_left_with_its_client(pair: Pair) -> None:
@@ -265,10 +268,7 @@ def test_agent_that_does_nothing_is_left_with_its_client(pair: Pair) -> None:
     sock.sendall(b"request")
     sock.close()
     assert received(agent) == b"request", "its end is told"
-    end = time.monotonic() + relay._LINGER_SECONDS / 2
-    while running.sockets():
-        assert time.monotonic() < end, "the agent's socket stays open"
-        time.sleep(0.01)
+    running.wait_for_sockets()
 
 
 def test_agent_that_reads_nothing_is_left_after_a_time(start: Start, listener: socket.socket) -> None:
@@ -278,7 +278,7 @@ def test_agent_that_reads_nothing_is_left_after_a_time(start: Start, listener: s
         sock.close()
         assert running.sleeps() and running.sockets() == 2
         time.sleep(3)
-        assert running.sockets() == 0
+        running.wait_for_sockets()
 
 
 @pytest.mark.parametrize("reader", ["client", "agent"])
@@ -315,7 +315,8 @@ def test_client_that_says_nothing(start: Start, listener: socket.socket) -> None
             with suppress(OSError):
                 slow.send(bytes([byte]))
             time.sleep(0.05)
-        assert received(silent) == b"" and running.sockets() == 2
+        assert received(silent) == b""
+        running.wait_for_sockets(2)
         with listener.accept()[0] as agent:
             sock.sendall(b"request")
             assert received(agent, 7) == b"request"
@@ -396,7 +397,7 @@ def test_what_is_no_socket_of_an_agent(start: Start, listener: socket.socket, di
         running.connect("/" + "x" * 2000)
     listener.close()
     assert told(running, f"{directory}/agent.sock").startswith(b"nothing listens on this socket")
-    assert running.sockets() == 0
+    running.wait_for_sockets()
 
 
 def test_socket_for_those_who_cannot_say_a_first_line(start: Start, listener: socket.socket) -> None:
