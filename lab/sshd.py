@@ -66,6 +66,10 @@ class Sshd(Leashed):
         """Return how many connections have been let in so far."""
         return len(re.findall(r"^Accepted publickey ", self._said(), re.MULTILINE))
 
+    def commands(self) -> int:
+        """Return how many commands have been run there so far."""
+        return len(re.findall(r"^Starting session: command ", self._said(), re.MULTILINE))
+
     def refused(self) -> int:
         """Return how many connections have been dropped because too many had not logged in yet."""
         return len(re.findall(r"MaxStartups|^drop connection", self._said(), re.MULTILINE))

@@ -178,8 +178,10 @@ def test_user_who_is_not_root(agent: LooseAgent, make: Make) -> None:
 
 def test_login_that_is_that_user_already_needs_no_become(make: Make) -> None:
     ansible, sshd = make(user="root", become_method="su", become_exe="/nope")
-    ping(ansible, rc=0)
+    for _task in range(2):
+        ping(ansible, rc=0)
     assert not sshd.left_behind(RELAY)
+    assert sshd.commands() == 2, "who that is, is asked once"
 
 
 def test_interpreter(make: Make) -> None:
@@ -211,6 +213,7 @@ def test_many_guests_of_one_hypervisor(make: Make, make_ansible: MakeAnsible, tm
         )
         assert all(counts["ok"] == 2 for counts in run.recap.values()) and len(run.recap) == MANY
     assert (sshd.logins(), sshd.refused(), len(sshd.left_behind(RELAY))) == (1, 0, 1)
+    assert sshd.commands() == 3, "to log in, to ask who that is, and to start the relay"
 
 
 def test_relay_that_is_killed_between_plays(make: Make, tmp_path: Path) -> None:
