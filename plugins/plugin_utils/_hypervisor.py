@@ -80,6 +80,7 @@ _COMMAND_LINE = ("remote_user", "private_key_file", "ssh_common_args", "ssh_extr
 # What ansible.builtin.ssh says if become wants another password, or none was given.
 _PASSWORD = re.compile(r"(Incorrect|Missing) .*password")
 _NO_ANSWER = re.compile(r"Timeout \(\d+s\) waiting for privilege escalation prompt")
+_LINES_OF_BECOME = 3  # that are shown if it fails; sudo's last one is not the one that tells
 # ssh's own messages at -vvvv and above.
 _CHATTER = re.compile(r"(debug\d|Transferred|Bytes per second|Warning): |OpenSSH_|Authenticated to ")
 _SSH = ("ssh", "smart", "paramiko", "paramiko_ssh", "ansible.builtin.ssh", "ansible.builtin.paramiko_ssh")
@@ -301,8 +302,8 @@ class Hypervisor:
         path = started_path(stdout)
         if path:
             return login._replace(path=path)
-        words = _last_words(stderr) or _last_words(stdout) or f"exit status {status}"
-        if words == NO_PYTHON:
+        words = _last_words(stderr, _LINES_OF_BECOME) or _last_words(stdout) or f"exit status {status}"
+        if words.endswith(NO_PYTHON):
             raise ConnectError(
                 f"{self._become_there}: become on a hypervisor needs Python 3 there, 3.6 or later. There is none; "
                 f"{_PYTHON} of {self.name} (now {python or 'not set'}) can name it."
@@ -411,10 +412,10 @@ def _short_name(login: Mapping[str, Any]) -> str:
     return str(login.get(_METHOD) or C.DEFAULT_BECOME_METHOD).rpartition(".")[2]
 
 
-def _last_words(output: bytes) -> str:
-    """Return the last line that is not ssh's own talk."""
-    lines = output.decode("utf-8", "replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip() and not _CHATTER.match(line)), "")
+def _last_words(output: bytes, lines: int = 1) -> str:
+    """Return the last lines that are not ssh's own talk, as one."""
+    said = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if not _CHATTER.match(line)]
+    return "; ".join(list(filter(None, said))[-lines:])
 
 
 def _check_destination(name: str) -> None:

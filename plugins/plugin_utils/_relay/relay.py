@@ -267,7 +267,6 @@ class Relay:
         if tells and not self._tell(connection, b"ok %s\n" % self._answer):
             self._close(connection)
             return False
-        connection.client.pass_on(connection.target)
         return True
 
     def _listen(self, connection: Connection, path: bytes) -> bool:

@@ -138,7 +138,10 @@ def test_password_by_the_variable_of_sudo(make: Make) -> None:
             {"become_method": "nope.nope.nope"},
             "there is no become plugin nope.nope.nope. Set ansible_become_method of hv",
         ),
-        ({"become_user": "nobody.at.all", "become_password": Sshd.PASSWORD}, "unknown user nobody.at.all"),
+        (
+            {"become_user": "nobody.at.all", "become_password": Sshd.PASSWORD, "ssh_verbosity": 3},
+            "(sudo, nobody.at.all): no relay could be started: sudo: unknown user nobody.at.all",
+        ),
     ],
 )
 def test_become_that_fails(variables: dict[str, Any], words: str, make: Make) -> None:
