@@ -51,6 +51,10 @@ options:
         P(ansible.builtin.local#connection) is this machine.
       - Anything else is a destination of C(ssh) (V([USER@]HOST), V(ssh://[USER@]HOST[:PORT]), or what the user's C(ssh)
         configuration knows). The options O(ssh_common_args) and so on apply then.
+      - Where the variables of that inventory host say C(ansible_become), with C(ansible_become_method),
+        C(ansible_become_password) and so on, the sockets may be those of root or of another user there. A small
+        program of that user leads to them then, for which the machine needs Python 3.6 or later. It ends a minute
+        after its last use.
       - All guests of a hypervisor, and all tasks, go through one C(ssh). It ends a minute after the last one. Nobody is
         asked for a password or a host key.
       - With V(libvirt:DOMAIN), the domain is one of that machine's libvirt, whose socket is forwarded. O(libvirt_uri)

@@ -79,6 +79,15 @@ def test_only_the_same_login_shares_a_connection(monkeypatch: pytest.MonkeyPatch
     assert found("hv", login).identity != identity
 
 
+def test_become_belongs_to_the_login() -> None:
+    login = {"ansible_host": "192.0.2.1", "ansible_become": "yes", "ansible_become_method": "community.general.pfexec"}
+    hypervisor = found("hv", login)
+    for variable in ("python_interpreter", "pfexec_pass", "become_password"):
+        assert found("hv", {**login, f"ansible_{variable}": "other"}).identity == hypervisor.identity, variable
+    for variable in ("become_user", "pfexec_flags", "become_method", "become"):
+        assert found("hv", {**login, f"ansible_{variable}": "other"}).identity != hypervisor.identity, variable
+
+
 def test_address() -> None:
     one, other = found("root@hv"), found("hv")
     assert str(one.address("/run/vm1.qga")) == "unix:/run/vm1.qga on root@hv"
