@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Look into a mount namespace, for controller.py, which runs this as root.
 
-    left.py processes HOLDER DIRECTORY     JSON: [pid, name, PSS, RSS, descriptors] of all but the process HOLDER
-    left.py sockets HOLDER DIRECTORY       JSON: the sockets in DIRECTORY there
+left.py processes HOLDER DIRECTORY     JSON: [pid, name, PSS, RSS, descriptors] of all but the process HOLDER
+left.py sockets HOLDER DIRECTORY       JSON: the sockets in DIRECTORY there
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from lab.controller import Controller
 from lab.sshd import Sshd
 
 RUNNER = COMMANDS / "ansible-runner"
-SECONDS = 120
+SECONDS = 50
+"""Less than the ssh to the hypervisor stays: the job must not wait for what it leaves on the node."""
 
 pytestmark = pytest.mark.skipif(not RUNNER.exists(), reason="the newest core's environment has ansible-runner")
 
@@ -35,7 +36,7 @@ PLAY = {
     "tasks": [
         {"ansible.builtin.copy": {"content": "by an execution node", "dest": "/srv/node", "mode": "0600"}},
         {"ansible.builtin.command": "cat /srv/node"},
-        {"qemu.guest.qga_info": {"gather_subset": ["hostname"]}},
+        {"qemu.guest.qga_info": {"gather_subset": ["osinfo"]}},
         {"qemu.guest.qga_ping": {}, "delegate_to": "hv"},
     ],
 }
@@ -115,8 +116,7 @@ def test_job_by_ansible_runner(kind: str, agent: LooseAgent, node: Controller, t
     with Sshd() as sshd:
         write_job(tmp_path / "job", kind, agent, sshd)
         output = run_job(tmp_path / "job", result, node)
-        assert sshd.logins() == 1, "all of it went through one ssh"
-    (artifacts,) = (result / "artifacts").iterdir()
-    assert (artifacts / "status").read_text(encoding="ascii") == "successful", output
+        assert (result / "artifacts" / "status").read_text(encoding="ascii") == "successful", output
+        assert sshd.logins() == 2, "one for the guest's tasks, and Ansible's own for the one that is delegated"
     assert look(agent, "cat /srv/node; rm /srv/node") == "by an execution node"
     assert not (node.directory / "home" / ".ssh").exists()
