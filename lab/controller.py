@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lab import host
 from lab.leash import Leashed
@@ -87,8 +87,8 @@ class Controller(Leashed):
         self._running()
         return int((self.directory / "pid").read_text(encoding="ascii"))
 
-    def _look(self, what: str) -> list:  # type: ignore[type-arg]
+    def _look(self, what: str) -> list[Any]:
         argv = [sys.executable, "-I", "-S", str(_LEFT), what, str(self._holder), _KEPT]
         done = subprocess.run(host.as_root(argv), stdout=subprocess.PIPE, check=True, cwd=os.sep)
-        found: list[object] = json.loads(done.stdout)
+        found: list[Any] = json.loads(done.stdout)
         return found

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fleets: what an inventory, ad-hoc commands and plays take on many guests, and what they leave on the controller.
 
-The guests are loose agents. Each way has a controller of its own (lab/controller.py), so that what it leaves is told from
-what others leave. An agent has one seat: before another way is measured, the former one has left.
+The guests are loose agents. Each way has a controller of its own (lab/controller.py), so that what it leaves is told
+from what others leave. An agent has one seat: before another way is measured, the former one has left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from lab import ssh
 from lab.agent import LooseAgent
 from lab.bench import report
-from lab.bench.contenders import PYTHON, QGA, ROOT, SSH, Task, environment, qga, seconds_in, timed
+from lab.bench.contenders import NULL, PYTHON, QGA, ROOT, SSH, Task, environment, null, qga, seconds_in, timed
 from lab.bench.growth import TASKS
 from lab.bench.guest import progress
 from lab.bench.plays import TRUE
@@ -39,12 +39,14 @@ INVENTORY = "inventory: agent, OS, host name, addresses"
 INFO, PING = "`qga_info`", "`ping`"
 FIVE = f"{TASKS} commands"
 PROCESSES, PSS, RSS, DESCRIPTORS = "processes", "memory, their share (PSS), MB", "memory (RSS), MB", "descriptors"
-AFTERWARDS = "processes after the persist time"
+AFTERWARDS = "processes and sockets after the persist time"
+WORKING = "a play at work: memory of all processes (PSS), MB"
 MEGABYTE = 1_000_000
 
 _ENDING_SECONDS = 10.0
 """More than the persist time that is the default."""
 _RAW: Task = {"ansible.builtin.raw": "true"}
+_SLEEP: Task = {"ansible.builtin.raw": "sleep 1"}
 
 Figures = dict[tuple[str, int], dict[str, list[float]]]
 
@@ -58,8 +60,12 @@ class Way:
     tree: Path = ROOT
 
     @property
-    def has_inventory(self) -> bool:
-        return self.name == QGA and (self.tree / "plugins" / "inventory" / "qga.py").exists()
+    def ours(self) -> bool:
+        """Whether it is this collection, of whatever checkout."""
+        return self.name not in (SSH, NULL)
+
+    def reaches(self, guests: int) -> bool:
+        return self.name != SSH or guests <= MOST_OVER_SSH
 
 
 def measure(
@@ -69,6 +75,7 @@ def measure(
     ways = [Way(QGA, lambda agent: qga(agent.agent_socket)), Way(SSH, _over_ssh)]
     if beside:
         ways.append(Way(_version(beside), lambda agent: qga(agent.agent_socket), beside))
+    ways.append(Way(NULL, lambda _agent: null(scratch / "null").variables))
     loads = [os.getloadavg()[0]]
     with ExitStack() as stack:
         fleet = Fleet(scratch, ways, [])
@@ -79,8 +86,10 @@ def measure(
     loads.append(os.getloadavg()[0])
     names = [way.name for way in ways]
     seconds = report.fleet_table("seconds", fleet.seconds, names)
-    left = report.fleet_table("left on the controller after a play", fleet.left, names)
-    return "\n".join([*seconds, "", *left, "", *report.fleet_conditions(rounds, date, loads, fleet.notes)])
+    left = report.fleet_table("left on the controller after a play", fleet.left, names[:-1])
+    more = report.extrapolation_table({**fleet.seconds, **fleet.left}, QGA, MOST_FORKS)
+    conditions = report.fleet_conditions(rounds, date, loads, fleet.notes)
+    return "\n".join([*seconds, "", *left, "", *more, "", *conditions])
 
 
 def _over_ssh(agent: LooseAgent) -> Mapping[str, Any]:
@@ -104,8 +113,8 @@ class Fleet:
     left: Figures = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     notes: list[str] = field(
         default_factory=lambda: [
-            f"agents: without guests, directly on the host; forks: one for each guest, {MOST_FORKS} at most; ssh with up "
-            f"to {MOST_OVER_SSH} guests, a server for each on the files of its agent"
+            f"agents: without guests, directly on the host; forks: one for each guest, {MOST_FORKS} at most; ssh with "
+            f"up to {MOST_OVER_SSH} guests, a server for each on the files of its agent"
         ]
     )
 
@@ -119,35 +128,40 @@ class Fleet:
     def round(self, number: int) -> None:
         """Measure everything once with the agents that there are; who is first alternates."""
         for way in self.ways[:: -1 if number % 2 else 1]:
-            if way.name != SSH or len(self.agents) <= MOST_OVER_SSH:
+            if way.reaches(len(self.agents)):
                 with Controller() as controller:
                     play = Play(self.scratch, way, controller, self.agents)
                     self._seconds(play, number)
-                    if not number:
+                    if not number and way.name != NULL:
                         self._left(play)
 
     def _seconds(self, play: Play, number: int) -> None:
         if not number:
             play.run([TRUE])  # what is kept between plays is there afterwards
-        if play.way.has_inventory:
-            self._note(play, INVENTORY, play.inventory())
-        elif play.way.name == QGA and INVENTORY not in "".join(self.notes):
-            self.notes.append(f"{INVENTORY}: not measured, there is no plugins/inventory/qga.py")
-        if play.way.name != SSH:
+        if play.way.name == QGA:
+            self._inventory(play)
+        if play.way.ours:
             self._note(play, INFO, play.adhoc("qemu.guest.qga_info"))
-        self._note(play, PING, play.adhoc("ansible.builtin.ping"))
+        if play.way.name != NULL:
+            self._note(play, PING, play.adhoc("ansible.builtin.ping"))
         self._note(play, FIVE, seconds_in(play.run(timed([TRUE] * TASKS))))
-        if play.way.name != SSH:
-            play.end()
+        play.end()
+
+    def _inventory(self, play: Play) -> None:
+        if (play.way.tree / "plugins" / "inventory" / "qga.py").exists():
+            self._note(play, INVENTORY, play.inventory())
+        elif not any(note.startswith(INVENTORY) for note in self.notes):
+            self.notes.append(f"{INVENTORY}: not measured, there is no plugins/inventory/qga.py")
 
     def _left(self, play: Play) -> None:
-        """Measure what a play leaves while the channels of all guests are kept, and after that."""
+        """Measure what a play takes at work, and what it leaves while the channels of all guests are kept, and then."""
+        self._add(self.left, play, WORKING, play.peak([_SLEEP]) / MEGABYTE)
+        play.end()
         persist = max(15.0, len(self.agents) / 4)  # seconds: longer than the play takes
         play.run([_RAW], {"ansible_qga_persist": persist})
-        left = play.controller.left()
-        for title, figure in _sums(left).items():
+        for title, figure in _sums(play.controller.left()).items():
             self._add(self.left, play, title, figure)
-        if play.way.name != SSH:
+        if play.way.ours:
             play.end(persist + _ENDING_SECONDS)
             self._add(self.left, play, AFTERWARDS, len(play.controller.left()) + len(play.controller.sockets()))
 
@@ -182,14 +196,23 @@ class Play:
 
     def run(self, tasks: list[Task], variables: Mapping[str, Any] | None = None) -> str:
         """Run a play on all guests; return what it printed."""
-        playbook = self._write("playbook.json", [{"hosts": "all", "gather_facts": False, "tasks": tasks}])
-        hosts = {name: {**own, **(variables or {})} for name, own in self._hosts.items()}
-        return self._output("ansible-playbook", "-i", self._inventory(hosts), "--forks", self._forks, playbook)
+        return self._output(*self._play(tasks, variables))
+
+    def peak(self, tasks: list[Task]) -> int:
+        """Return the most memory that the processes of a play on all guests take at a time, in bytes."""
+        argv = self._play(tasks)
+        most = 0
+        with subprocess.Popen(self._command(argv), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                most = max(most, sum(one.pss for one in self.controller.left()))
+                time.sleep(0.2)
+        if process.returncode != 0:
+            raise LabError(f"{argv[0]} failed over {self.way.name} with {process.returncode}")
+        return most
 
     def adhoc(self, module: str) -> float:
         """Return the seconds of a run of one module on all guests, when no channel is kept."""
-        if self.way.name != SSH:
-            self.end()
+        self.end()
         inventory = self._inventory(self._hosts)
         started = time.monotonic()
         self._output("ansible", "all", "-i", inventory, "--forks", self._forks, "-m", module)
@@ -214,12 +237,17 @@ class Play:
         return seconds
 
     def end(self, seconds: float = _ENDING_SECONDS) -> None:
-        """Wait until nothing is left here.
+        """Wait until nothing of this collection is left here.
 
         :raise LabError: if it is not so in time.
         """
-        if not self.controller.wait_empty(seconds):
+        if self.way.ours and not self.controller.wait_empty(seconds):
             raise LabError(f"{self.way.name} leaves this after {seconds:.0f} s: {self.controller.left()}")
+
+    def _play(self, tasks: list[Task], variables: Mapping[str, Any] | None = None) -> list[str]:
+        playbook = self._write("playbook.json", [{"hosts": "all", "gather_facts": False, "tasks": tasks}])
+        hosts = {name: {**own, **(variables or {})} for name, own in self._hosts.items()}
+        return ["ansible-playbook", "-i", self._inventory(hosts), "--forks", self._forks, playbook]
 
     def _inventory(self, hosts: Mapping[str, Mapping[str, Any]]) -> str:
         return self._write("inventory.json", {"all": {"hosts": hosts}})
@@ -229,10 +257,12 @@ class Play:
         path.write_text(json.dumps(content), encoding="utf-8")
         return str(path)
 
+    def _command(self, argv: Sequence[str]) -> list[str]:
+        return self.controller.command(argv, environment(self._scratch, self.way.tree), self.way.tree)
+
     def _output(self, *argv: str) -> str:
-        variables = environment(self._scratch, self.way.tree)
         done = subprocess.run(
-            self.controller.command(argv, variables, self.way.tree),
+            self._command(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

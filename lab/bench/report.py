@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from operator import truediv
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 
 from lab import accel, image
 from lab.bench.contenders import LIBVIRT, LIBVIRT_QEMU, NULL, QGA, ROOT, Contender
@@ -155,6 +155,28 @@ def fleet_table(what: str, rows: Rows, names: Sequence[str]) -> list[str]:
         ratios = [f"{figure / figures[0]:.1f}" if figures[0] and figure is not None else "" for figure in figures[1:]]
         lines.append(f"| {title} | {guests} | {' | '.join([*shown, *ratios])} |")
     return lines
+
+
+EXTRAPOLATED = (1_000, 10_000)
+"""Guests."""
+
+
+def extrapolation_table(rows: Rows, name: str, least: int) -> list[str]:
+    """Return what more guests would take: the straight line through what was measured with ``least`` guests or more.
+
+    It is empty where there are no two such numbers of guests.
+    """
+    lines = _head(f"{name}, extrapolated", *(f"{guests:,} guests" for guests in EXTRAPOLATED))
+    by_title: dict[str, dict[int, float]] = {}
+    for (title, guests), by_name in rows.items():
+        if guests >= least and by_name.get(name):
+            by_title.setdefault(title, {})[guests] = median(by_name[name])
+    for title, figures in by_title.items():
+        if len(figures) > 1:
+            slope, start = linear_regression(list(figures), list(figures.values()))
+            more = [_short_figure(round(start + slope * guests, 1)) for guests in EXTRAPOLATED]
+            lines.append(f"| {title} | {' | '.join(more)} |")
+    return lines if len(lines) > 2 else []
 
 
 def _short_figure(figure: float) -> str:
