@@ -38,9 +38,10 @@ MOST_OVER_SSH = 100
 INVENTORY = "inventory: agent, OS, host name, addresses"
 INFO, PING = "`qga_info`", "`ping`"
 FIVE = f"{TASKS} commands"
-PROCESSES, PSS, RSS, DESCRIPTORS = "processes", "memory, their share (PSS), MB", "memory (RSS), MB", "descriptors"
-AFTERWARDS = "processes and sockets after the persist time"
-WORKING = "a play at work: memory of all processes (PSS), MB"
+WORKING = "a play at work: MB (PSS)"
+PROCESSES, DESCRIPTORS = "left by a play: processes", "left by a play: descriptors"
+PSS, RSS = "left by a play: MB (PSS)", "left by a play: MB (RSS)"
+AFTERWARDS = "after the persist time: processes and sockets"
 MEGABYTE = 1_000_000
 
 _ENDING_SECONDS = 10.0
@@ -86,7 +87,7 @@ def measure(
     loads.append(os.getloadavg()[0])
     names = [way.name for way in ways]
     seconds = report.fleet_table("seconds", fleet.seconds, names)
-    left = report.fleet_table("left on the controller after a play", fleet.left, names[:-1])
+    left = report.fleet_table("on the controller", fleet.left, names[:-1])
     more = report.extrapolation_table({**fleet.seconds, **fleet.left}, QGA, MOST_FORKS)
     conditions = report.fleet_conditions(rounds, date, loads, fleet.notes)
     return "\n".join([*seconds, "", *left, "", *more, "", *conditions])
