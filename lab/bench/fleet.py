@@ -49,6 +49,10 @@ _ENDING_SECONDS = 10.0
 _RAW: Task = {"ansible.builtin.raw": "true"}
 _SLEEP: Task = {"ansible.builtin.raw": "sleep 1"}
 
+_HOW = (
+    f"agents: without guests, directly on the host; forks: one for each guest, {MOST_FORKS} at most; ssh with up to "
+    f"{MOST_OVER_SSH} guests, a server for each on the files of its agent"
+)
 Figures = dict[tuple[str, int], dict[str, list[float]]]
 
 
@@ -89,7 +93,7 @@ def measure(
     seconds = report.fleet_table("seconds", fleet.seconds, names)
     left = report.fleet_table("on the controller", fleet.left, names[:-1])
     more = report.extrapolation_table({**fleet.seconds, **fleet.left}, QGA, MOST_FORKS)
-    conditions = report.fleet_conditions(rounds, date, loads, fleet.notes)
+    conditions = report.fleet_conditions(rounds, date, loads, _HOW)
     return "\n".join([*seconds, "", *left, "", *more, "", *conditions])
 
 
@@ -112,12 +116,6 @@ class Fleet:
     agents: list[LooseAgent]
     seconds: Figures = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     left: Figures = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    notes: list[str] = field(
-        default_factory=lambda: [
-            f"agents: without guests, directly on the host; forks: one for each guest, {MOST_FORKS} at most; ssh with "
-            f"up to {MOST_OVER_SSH} guests, a server for each on the files of its agent"
-        ]
-    )
 
     def grow(self, stack: ExitStack, size: int, release: str) -> None:
         """Start agents until there are ``size``."""
@@ -140,19 +138,13 @@ class Fleet:
         if not number:
             play.run([TRUE])  # what is kept between plays is there afterwards
         if play.way.name == QGA:
-            self._inventory(play)
+            self._note(play, INVENTORY, play.inventory())
         if play.way.ours:
             self._note(play, INFO, play.adhoc("qemu.guest.qga_info"))
         if play.way.name != NULL:
             self._note(play, PING, play.adhoc("ansible.builtin.ping"))
         self._note(play, FIVE, seconds_in(play.run(timed([TRUE] * TASKS))))
         play.end()
-
-    def _inventory(self, play: Play) -> None:
-        if (play.way.tree / "plugins" / "inventory" / "qga.py").exists():
-            self._note(play, INVENTORY, play.inventory())
-        elif not any(note.startswith(INVENTORY) for note in self.notes):
-            self.notes.append(f"{INVENTORY}: not measured, there is no plugins/inventory/qga.py")
 
     def _left(self, play: Play) -> None:
         """Measure what a play takes at work, and what it leaves while the channels of all guests are kept, and then."""

@@ -183,7 +183,7 @@ def _short_figure(figure: float) -> str:
     return f"{figure:.0f}" if figure == int(figure) else f"{figure:.2f}" if figure < 10 else f"{figure:.1f}"
 
 
-def fleet_conditions(rounds: int, date: str, loads: Sequence[float], notes: Sequence[str]) -> list[str]:
+def fleet_conditions(rounds: int, date: str, loads: Sequence[float], how: str) -> list[str]:
     """Return how the figures of a fleet were taken."""
     return [
         f"Taken on {date}, {rounds} rounds in turns, medians.",
@@ -191,7 +191,7 @@ def fleet_conditions(rounds: int, date: str, loads: Sequence[float], notes: Sequ
         f"- host: {os.cpu_count()} processors ({platform.machine()}), for the controller and all agents; load average "
         f"{loads[0]:.1f} before the rounds and {loads[1]:.1f} after them",
         f"- controller: {_versions()}, Python {platform.python_version()}, {_said('ssh', '-V')}",
-        *(f"- {note}" for note in notes),
+        f"- {how}",
     ]
 
 
