@@ -72,11 +72,11 @@ def test_play_on_many_guests_leaves_one_small_process(controller: Controller) ->
     """It closes what is over, and then ends."""
     with fleet(SEVERAL) as guests:
         hosts = {name: {**variables, "ansible_qga_persist": PERSIST} for name, variables in guests.items()}
-        hosts["guest0"]["ansible_qga_persist"] = 3 * PERSIST
+        hosts["guest0"]["ansible_qga_persist"] = 5 * PERSIST
         run(controller, hosts, {"ansible.builtin.raw": "true"})
         (mux,) = controller.left()
         assert mux.name == "qga-mux" and mux.pss <= LARGEST
         assert mux.descriptors <= OWN_DESCRIPTORS + 2 * SEVERAL
         until(lambda: [one.descriptors for one in controller.left()] == [OWN_DESCRIPTORS + 2], PERSIST + 2, "closed")
-        assert controller.wait_empty(3 * PERSIST)
+        assert controller.wait_empty(5 * PERSIST)
         assert controller.sockets() == []
