@@ -44,8 +44,8 @@ agents:  ## integration tests against the real agent, without a guest
 guests:  ## integration tests against booted guests
 	$(RUN) guests
 
-bench:  ## seconds of plays and MB/s, beside ssh, mitogen and libvirt_qemu, on one guest
-	@tests/tools/with bench python -m lab.bench
+bench:  ## seconds of plays, beside ssh and others, on one guest and on many agents (BENCH_ARGS='--only fleet' narrows)
+	@tests/tools/with bench python -m lab.bench $(BENCH_ARGS)
 
 docs:  ## the plugins' documentation as HTML, in the cache
 	@tests/tools/docs

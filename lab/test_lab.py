@@ -26,6 +26,7 @@ from lab.__main__ import main
 from lab.agent import DANGEROUS, LooseAgent
 from lab.bench.contenders import ROOT
 from lab.bench.machineries import MACHINERIES, Machinery
+from lab.controller import Controller
 from lab.host import LabError
 from lab.vm import Guest
 
@@ -242,6 +243,19 @@ def test_restart_forgets_handles_and_is_quick(loose: LooseAgent) -> None:
     assert time.monotonic() - started < 1
     assert loose.pid != pid
     assert "has not been found" in ask(loose.agent_socket, "guest-file-close", handle=handle)["error"]["desc"]
+
+
+def test_controller_sees_what_is_left_there_and_ends_it() -> None:
+    with Controller() as controller:
+        assert (controller.left(), controller.sockets()) == ([], [])
+        script = "sleep 1000 >/dev/null & ls -A /run/qemu-guest; echo $X; echo $HOME"
+        argv = controller.command(["sh", "-c", script], {"PATH": os.defpath, "X": "one two"}, Path("/"))
+        done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=30)
+        assert done.stdout == b"one two\n\n", "it is empty, and nothing else is in the environment"
+        (left,) = controller.left()
+        assert left.name == "sleep" and 0 < left.pss <= left.rss and left.descriptors == 3
+        assert not controller.wait_empty(0)
+    assert gone(lambda: not Path(f"/proc/{left.pid}").exists())
 
 
 def test_accelerator_probe_is_exact_and_bounded() -> None:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`make bench`. Rounds alternate between the contenders, so that what else the machine does hurts all alike.
 
-With --write, the tables go into docs/benchmarks.md, and the picture beside it.
+With --write, the tables go into docs/benchmarks.md, and the picture beside it; those of a fleet into docs/scale.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from lab.agent import LooseAgent
-from lab.bench import report
+from lab.bench import fleet, report
 from lab.bench.growth import growth
 from lab.bench.guest import Bench, boot, progress
 from lab.bench.plays import FILES_PER_ROUND
@@ -29,15 +29,30 @@ RELEASE = "bookworm"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m lab.bench", description="Seconds of plays and MB/s, compared.")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default: 3)")
+    parser.add_argument("--only", choices=["guest", "fleet"], help="one guest, or many agents (default: both)")
+    parser.add_argument("--guests", type=int, nargs="+", default=fleet.GUESTS, help="sizes of the fleet, rising")
+    parser.add_argument("--beside", type=Path, help="another checkout, which is measured on the same fleet")
     parser.add_argument("--write", action="store_true", help="put tables and picture into docs/")
     parser.add_argument("--date", default=datetime.date.today().isoformat(), help="the date to write there")
     options = parser.parse_args()
     try:
-        _measure(options.rounds, options.date, options.write)
+        if options.only != "fleet":
+            _measure(options.rounds, options.date, options.write)
+        if options.only != "guest":
+            _measure_fleet(options)
     except LabError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _measure_fleet(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        beside = options.beside.resolve() if options.beside else None
+        text = fleet.measure(Path(name), RELEASE, options.guests, options.rounds, options.date, beside)
+    print(f"\n{text}")
+    if options.write:
+        report.write(text, report.SCALE)
 
 
 def _measure(rounds: int, date: str, write: bool) -> None:

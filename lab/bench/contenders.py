@@ -111,11 +111,14 @@ def _strategies() -> Path | None:
     return strategies if strategies.exists() else None
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """Return an environment with nothing of the user's settings of Ansible and Python in it."""
+def environment(scratch: Path, tree: Path = ROOT) -> dict[str, str]:
+    """Return an environment with nothing of the user's settings of Ansible and Python in it.
+
+    ``tree`` is the checkout whose collection is used.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHON"))}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
-    own = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(scratch / "ansible")}
+    own = {"ANSIBLE_CONFIG": str(tree / "ansible.cfg"), "ANSIBLE_HOME": str(scratch / "ansible")}
     own["ANSIBLE_CONNECTION_PLUGINS"] = str(CONNECTIONS)
     return {**kept, **own, "ANSIBLE_LOCALHOST_WARNING": "false", "LC_ALL": "C.UTF-8"}
 
@@ -133,10 +136,19 @@ def seconds_of(
 
     ``anew`` ends what others have left in the guest and here; otherwise there is a connection already.
     """
+    return seconds_in(run(scratch, hosts, timed(tasks, anew=anew), extra, forks))
+
+
+def timed(tasks: list[Task], *, anew: bool = False) -> list[Task]:
+    """Return tasks that print what ``seconds_in`` reads; see ``seconds_of``."""
     before: Task = RESET if anew else {"ansible.builtin.raw": "true"}
     started = {"ansible.builtin.set_fact": {"started": "{{ lookup('pipe', 'date +%s.%N') }}"}, "run_once": True}
     ended = {"ansible.builtin.debug": {"msg": "ended={{ lookup('pipe', 'date +%s.%N') }} started={{ started }}"}}
-    output = run(scratch, hosts, [before, started, *tasks, {**ended, "run_once": True}], extra, forks)
+    return [before, started, *tasks, {**ended, "run_once": True}]
+
+
+def seconds_in(output: str) -> float:
+    """Return the seconds that the tasks took, by what they printed."""
     match = re.search(r"ended=([0-9.]+) started=([0-9.]+)", output)
     if match is None:
         raise LabError(f"the playbook printed no time: {output}")

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from operator import truediv
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 
 from lab import accel, image
 from lab.bench.contenders import LIBVIRT, LIBVIRT_QEMU, NULL, QGA, ROOT, Contender
@@ -22,7 +22,11 @@ from lab.libvirt import Domain
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "benchmarks.svg"
+SCALE = ROOT / "docs" / "scale.md"
 MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+
+Rows = Mapping[tuple[str, int], Mapping[str, Sequence[float]]]
+"""What was measured, by title and number of guests, and by name."""
 
 
 def plays_table(contenders: Sequence[Contender], what: str) -> list[str]:
@@ -141,14 +145,64 @@ def _said(*argv: str) -> str:
     return done.stdout.splitlines()[0].partition(" (")[0].partition(",")[0].replace("emulator version ", "")
 
 
-def write(text: str) -> None:
+def fleet_table(what: str, rows: Rows, names: Sequence[str]) -> list[str]:
+    """Return a table of medians by title and number of guests: those of each name, and the ratios to the first."""
+    first, *others = names
+    lines = _head(what, "guests", *names, *(f"{other} / {first}" for other in others))
+    for (title, guests), by_name in rows.items():
+        figures = [median(by_name[name]) if by_name.get(name) else None for name in names]
+        shown = ["" if figure is None else _short_figure(figure) for figure in figures]
+        ratios = [f"{figure / figures[0]:.1f}" if figures[0] and figure is not None else "" for figure in figures[1:]]
+        lines.append(f"| {title} | {guests} | {' | '.join([*shown, *ratios])} |")
+    return lines
+
+
+EXTRAPOLATED = (1_000, 10_000)
+"""Guests."""
+
+
+def extrapolation_table(rows: Rows, name: str, least: int) -> list[str]:
+    """Return what more guests would take: the straight line through what was measured with ``least`` guests or more.
+
+    It is empty where there are no two such numbers of guests.
+    """
+    lines = _head(f"{name}, extrapolated", *(f"{guests:,} guests" for guests in EXTRAPOLATED))
+    by_title: dict[str, dict[int, float]] = {}
+    for (title, guests), by_name in rows.items():
+        if guests >= least and by_name.get(name):
+            by_title.setdefault(title, {})[guests] = median(by_name[name])
+    for title, figures in by_title.items():
+        if len(figures) > 1:
+            slope, start = linear_regression(list(figures), list(figures.values()))
+            more = [_short_figure(round(start + slope * guests, 1)) for guests in EXTRAPOLATED]
+            lines.append(f"| {title} | {' | '.join(more)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _short_figure(figure: float) -> str:
+    return f"{figure:.0f}" if figure == int(figure) else f"{figure:.2f}" if figure < 10 else f"{figure:.1f}"
+
+
+def fleet_conditions(rounds: int, date: str, loads: Sequence[float], how: str) -> list[str]:
+    """Return how the figures of a fleet were taken."""
+    return [
+        f"Taken on {date}, {rounds} rounds in turns, medians.",
+        "",
+        f"- host: {os.cpu_count()} processors ({platform.machine()}), for the controller and all agents; load average "
+        f"{loads[0]:.1f} before the rounds and {loads[1]:.1f} after them",
+        f"- controller: {_versions()}, Python {platform.python_version()}, {_said('ssh', '-V')}",
+        f"- {how}",
+    ]
+
+
+def write(text: str, document: Path = DOCUMENT) -> None:
     """Put the tables into the document."""
-    before, _begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKERS[0])
+    before, _begin, rest = document.read_text(encoding="utf-8").partition(MARKERS[0])
     _old, end, after = rest.partition(MARKERS[1])
     if not end:
-        raise SystemExit(f"bench: {DOCUMENT} does not have the lines {MARKERS[0]} and {MARKERS[1]}")
-    DOCUMENT.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", encoding="utf-8")
-    print(f"bench: written to {DOCUMENT}")
+        raise SystemExit(f"bench: {document} does not have the lines {MARKERS[0]} and {MARKERS[1]}")
+    document.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", encoding="utf-8")
+    print(f"bench: written to {document}")
 
 
 def draw(contenders: Sequence[Contender], growth: Mapping[str, Mapping[int, float]], path: Path = PICTURE) -> None:

@@ -26,6 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import co
 from ansible_collections.qemu.guest.tests.integration.commands import COVERED
 from lab import image
 from lab.agent import LooseAgent
+from lab.controller import Controller
 from lab.tally import Count, Tally
 from lab.vm import Guest
 
@@ -66,10 +67,16 @@ class Run:
 
 
 class Ansible:
-    """The commands of this environment's ansible-core, with an inventory and directories of their own."""
+    """The commands of this environment's ansible-core, with an inventory and directories of their own.
 
-    def __init__(self, directory: Path, hosts: Mapping[str, Mapping[str, Any]]) -> None:
+    With a ``controller``, they run there, as root.
+    """
+
+    def __init__(
+        self, directory: Path, hosts: Mapping[str, Mapping[str, Any]], controller: Controller | None = None
+    ) -> None:
         self.directory = directory
+        self._controller = controller
         self.inventory = directory / "inventory.json"
         directory.mkdir(parents=True, exist_ok=True)
         self.inventory.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
@@ -112,10 +119,13 @@ class Ansible:
         argv = [str(COMMANDS / command), "-i", str(self.inventory), *arguments]
         if variables:
             argv += ["-e", json.dumps(variables)]
+        variables_of_run = {**self.environment(), **(environment or {})}
+        if self._controller:
+            argv = self._controller.command(argv, variables_of_run, ROOT)
         process = subprocess.Popen(
             argv,
             cwd=ROOT,
-            env={**self.environment(), **(environment or {})},
+            env=variables_of_run,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -90,6 +90,36 @@ def test_growth_table_ends_with_ratios_to_the_null_connection() -> None:
     assert cells(table[-1])[1:] == ["1.5", "2.0"]
 
 
+def test_fleet_table_medians_and_ratios_to_the_first() -> None:
+    rows = {
+        ("ping", 1): {QGA: [1.0, 3.0, 2.0], SSH: [8.0, 7.0, 9.0]},
+        ("ping", 200): {QGA: [20.0]},
+        ("processes afterwards", 1): {QGA: [0.0], SSH: [1.0]},
+    }
+    table = report.fleet_table("seconds", rows, [QGA, SSH])
+    assert [cells(line) for line in table if "---" not in line] == [
+        ["seconds", "guests", QGA, SSH, "ssh / qga"],
+        ["ping", "1", "2", "8", "4.0"],
+        ["ping", "200", "20", "", ""],
+        ["processes afterwards", "1", "0", "1", ""],
+    ]
+
+
+def test_extrapolation_table_straight_line_through_many_guests() -> None:
+    rows = {("ping", guests): {QGA: [seconds]} for guests, seconds in ((1, 9.0), (50, 6.0), (100, 11.0), (200, 21.0))}
+    rows["one size", 50] = {QGA: [1.0]}
+    table = report.extrapolation_table(rows, QGA, least=50)
+    assert [cells(line) for line in table[2:]] == [["ping", "101", "1001"]]
+    assert report.extrapolation_table({("ping", 50): {QGA: [1.0]}}, QGA, least=50) == []
+
+
+def test_write_replaces_what_is_between_the_markers(tmp_path: Path) -> None:
+    document = tmp_path / "scale.md"
+    document.write_text(f"before\n{report.MARKERS[0]}\nold\n{report.MARKERS[1]}\nafter\n")
+    report.write("new", document)
+    assert document.read_text() == f"before\n{report.MARKERS[0]}\n\nnew\n\n{report.MARKERS[1]}\nafter\n"
+
+
 def over_null(scratch: Path, tasks: list[dict[str, Any]], **variables: str) -> str:
     """Run tasks over the null connection; return what Ansible printed."""
     return run(scratch, {"guest": {**null(scratch / "null").variables, **variables}}, tasks)

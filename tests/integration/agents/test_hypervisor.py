@@ -12,7 +12,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ from ansible_collections.qemu.guest.tests.integration.harness import Ansible, gu
 from lab import ssh
 from lab.agent import LooseAgent
 from lab.sshd import Sshd
-
-MANY = 12
-"""Guests of one hypervisor: more than an sshd lets log in at a time."""
 
 
 @pytest.fixture
@@ -112,17 +108,6 @@ def test_password(agent: LooseAgent, make_ansible: MakeAnsible, sshd: Sshd) -> N
         "qemu.guest.qga_ping", "", "--limit", "guest", "-vvvvv", rc=None, timeout=120
     )
     assert "secret word" not in run.output
-
-
-def test_many_guests_of_one_hypervisor(make_ansible: MakeAnsible, sshd: Sshd, tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        agents = {f"guest{n}": stack.enter_context(LooseAgent("bookworm")) for n in range(MANY)}
-        ansible = make_ansible({**{name: on(agent, "hv") for name, agent in agents.items()}, "hv": sshd.variables()})
-        run = ansible.playbook(
-            play(tmp_path, READ | {"ansible.builtin.command": "hostname"}, PING), "--forks", str(MANY)
-        )
-        assert all(counts["ok"] == 2 for counts in run.recap.values()) and len(run.recap) == MANY
-    assert (sshd.logins(), sshd.refused()) == (1, 0)
 
 
 def test_ssh_that_is_killed_between_plays(ansible: Ansible, sshd: Sshd, tmp_path: Path) -> None:
