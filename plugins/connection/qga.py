@@ -335,7 +335,7 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 
 if TYPE_CHECKING:
-    from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
+    from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 
 display = Display()
 
@@ -684,7 +684,10 @@ class Connection(ConnectionBase):
         if not name:
             return None
         with kept_bytecode():  # only tasks on guests of other machines import it
-            from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import find_hypervisor, host_variables
+            from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.find import (
+                find_hypervisor,
+                host_variables,
+            )
         options = {variable: self.get_option(option) for option, variable in _SSH_OPTIONS.items()}
         given = {variable: value for variable, value in options.items() if value is not None}
         return find_hypervisor(name, host_variables(name, self._hostvars), given)

@@ -246,7 +246,8 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_b
 
 with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
-    from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor, find_hypervisor
+    from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.find import find_hypervisor
+    from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.find import Findings, Wishes, find
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.groups import GuardedInventory
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, HERE, Guest

@@ -25,8 +25,8 @@ FORMS = "/path/to/socket, unix:/path/to/socket, unix:@NAME, vsock:CID:PORT, tcp:
 class Address(NamedTuple):
     """An agent's address. ``kind`` is ``unix``, ``vsock``, ``tcp`` or ``libvirt``; the fields that it needs are set.
 
-    C(ssh) is a UNIX socket on another machine, ``host``, see plugin_utils/_hypervisor.py: ``login`` tells the ways to
-    log in there apart. A libvirt may be another machine's as well.
+    C(ssh) is a UNIX socket on another machine, ``host``, see plugin_utils/_hypervisor: ``login`` tells the ways to log
+    in there apart. A libvirt may be another machine's as well.
     """
 
     kind: str

@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import with_underscores
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, OFF, SILENT, Guest
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.parallel import in_parallel
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.text import bounded, line

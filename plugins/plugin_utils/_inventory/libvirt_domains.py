@@ -18,7 +18,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent im
     DEFAULT_URI,
     SOCKETS,
 )
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.command_line import AGENT_PORT
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import HERE, NO_AGENT, OFF, Guest
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.parallel import in_parallel

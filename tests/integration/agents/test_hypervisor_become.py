@@ -19,7 +19,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import user_path
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import find_hypervisor
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.find import find_hypervisor
 from ansible_collections.qemu.guest.tests.integration.agents.test_hypervisor import (
     COMPARE,
     COPY,

@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.ask import GATHER, ask_all
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, NO_AGENT, OFF, SILENT, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Scripted

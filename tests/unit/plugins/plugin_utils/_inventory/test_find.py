@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory import find as find_module
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.find import BY_SHELL, Findings, Wishes, find
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, OFF, SILENT

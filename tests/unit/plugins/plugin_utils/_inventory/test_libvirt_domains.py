@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import Hypervisor
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory import libvirt_domains
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import NO_AGENT, OFF
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.libvirt_domains import (

@@ -17,11 +17,8 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import (
-    Hypervisor,
-    find_hypervisor,
-    host_variables,
-)
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.find import find_hypervisor, host_variables
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 
 
 @pytest.fixture(autouse=True)

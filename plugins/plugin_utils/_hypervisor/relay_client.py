@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
 
-__all__ = ("NO_PYTHON", "Login", "RelayGone", "forget", "python_command", "started_path")
+__all__ = ("NO_PYTHON", "RelayGone", "RelayNote", "forget", "python_command", "started_path")
 
 _IDLE_SECONDS = 60.0
 _LONGEST_REPLY = 1024
@@ -45,7 +45,7 @@ class RelayGone(Exception):
     """What replies at the relay's socket, if anything, is not the relay."""
 
 
-class Login(NamedTuple):
+class RelayNote(NamedTuple):
     """Who the login is on a hypervisor, and the relay there; ``path`` is empty if there is none.
 
     ``ask`` is what the relay wants to be told, and ``answer`` what only the relay knows: another user may have taken
@@ -59,13 +59,13 @@ class Login(NamedTuple):
     answer: str = ""
 
     @classmethod
-    def parse(cls, output: bytes) -> Login | None:
+    def parse(cls, output: bytes) -> RelayNote | None:
         """Return the login that has C(id -u; id -un) print this; None if that has printed something else."""
         match = re.search(rb"(?:\A|\n)(\d+)\n([^\s]+)\s*\Z", output)
         return cls(int(match[1]), match[2].decode("utf-8", "replace")) if match else None
 
     @classmethod
-    def load(cls, file: str) -> Login | None:
+    def load(cls, file: str) -> RelayNote | None:
         """Return what was saved; None if nothing was."""
         try:
             return cls(**json.loads(Path(file).read_bytes()))
@@ -79,7 +79,7 @@ class Login(NamedTuple):
             json.dump(self._asdict(), new)
         os.replace(f"{file}.new", file)
 
-    def with_secrets(self) -> Login:
+    def with_secrets(self) -> RelayNote:
         """Return this login with secrets for a relay that is to be started."""
         return self._replace(ask=secrets.token_hex(16), answer=secrets.token_hex(16))
 
@@ -131,7 +131,7 @@ def forget(file: str) -> None:
 
 
 def python_command(interpreter: Any) -> str:
-    """Return a shell command that runs ``Login.program``; ``interpreter`` is Ansible's variable, in words."""
+    """Return a shell command that runs ``RelayNote.program``; ``interpreter`` is Ansible's variable, in words."""
     text = str(interpreter or "auto")
     pythons = _PYTHONS if text.startswith("auto") else (text,)
     return _START % {

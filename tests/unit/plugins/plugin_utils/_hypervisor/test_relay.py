@@ -25,8 +25,8 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._relay import client, relay
-from ansible_collections.qemu.guest.plugins.plugin_utils._relay.client import Login, RelayGone
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import relay, relay_client
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.relay_client import RelayGone, RelayNote
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -38,7 +38,7 @@ SECONDS = 20.0
 class Started:
     """A relay that runs."""
 
-    def __init__(self, login: Login, pid: int) -> None:
+    def __init__(self, login: RelayNote, pid: int) -> None:
         self.login = login
         self.pid = pid
         self.path = Path(login.path)
@@ -115,7 +115,7 @@ def start() -> Iterator[Start]:
     with ExitStack() as stack:
 
         def started(seconds: float = 60, uid: int = 0, user: int = 0, files: int = 0, **constants: float) -> Started:
-            login = Login(uid, "it").with_secrets()
+            login = RelayNote(uid, "it").with_secrets()
             program = login.program(seconds).decode("utf-8")
             for name, value in constants.items():
                 before, line, after = program.partition(f"\n_{name} = ")
@@ -123,13 +123,13 @@ def start() -> Iterator[Start]:
                 program = f"{before}{line}{value}\n{after.partition(chr(10))[2]}"
             prefix = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
             done = subprocess.run(
-                [*prefix, "sh", "-c", client.python_command(sys.executable if not user else "/usr/bin/python3")],
+                [*prefix, "sh", "-c", relay_client.python_command(sys.executable if not user else "/usr/bin/python3")],
                 input=program.encode("utf-8"),
                 stdout=subprocess.PIPE,
                 preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None,
                 check=True,
             )
-            path = client.started_path(done.stdout)
+            path = relay_client.started_path(done.stdout)
             assert path, done.stdout
             running = Started(login._replace(path=path), int(done.stdout.split()[-1]))
             stack.callback(running.stop)

@@ -14,16 +14,16 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._relay.client import (
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.relay_client import (
     NO_PYTHON,
-    Login,
     RelayGone,
+    RelayNote,
     forget,
     python_command,
     started_path,
 )
 
-LOGIN = Login(1000, "ops", "/run/qga-relay.x/socket", "a" * 32, "b" * 32)
+LOGIN = RelayNote(1000, "ops", "/run/qga-relay.x/socket", "a" * 32, "b" * 32)
 
 
 @pytest.mark.parametrize("reply", [b"", b"ok\n", b"ok " + b"a" * 32 + b"\n", b"x" * 5000, b"\xff\n"])
@@ -54,27 +54,27 @@ def test_relay_that_hangs() -> None:
 @pytest.mark.parametrize(
     ("output", "login"),
     [
-        (b"0\nroot\n", Login(0, "root")),
-        (b"Welcome!\n1000\nops\n", Login(1000, "ops")),
+        (b"0\nroot\n", RelayNote(0, "root")),
+        (b"Welcome!\n1000\nops\n", RelayNote(1000, "ops")),
         (b"1000\r\n", None),
         (b"id: not found\n", None),
         (b"", None),
     ],
 )
-def test_who_the_login_is(output: bytes, login: Login | None) -> None:
-    assert Login.parse(output) == login
+def test_who_the_login_is(output: bytes, login: RelayNote | None) -> None:
+    assert RelayNote.parse(output) == login
 
 
 def test_note(tmp_path: Path) -> None:
     note = tmp_path / "notes" / "note"
     note.parent.mkdir()
-    assert Login.load(str(note)) is None
+    assert RelayNote.load(str(note)) is None
     for login in (LOGIN, LOGIN._replace(path="/other")):
         login.save(str(note))
-        assert Login.load(str(note)) == login and note.stat().st_mode & 0o777 == 0o600
+        assert RelayNote.load(str(note)) == login and note.stat().st_mode & 0o777 == 0o600
     for text in ("", "[]", '{"uid": 1}', '{"uid": 1, "user": "x", "other": 1}'):
         note.write_text(text, encoding="ascii")
-        assert Login.load(str(note)) is None
+        assert RelayNote.load(str(note)) is None
     forget(str(note))
     forget(str(note))
     assert not list(note.parent.iterdir())

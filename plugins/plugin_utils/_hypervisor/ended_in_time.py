@@ -1,0 +1,58 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wait for ssh no longer than a deadline, and leave none behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+
+__all__ = ("ended_in_time",)
+
+T = TypeVar("T")
+
+
+def ended_in_time(deadline: Deadline, control_path: str, call: Callable[[], T]) -> T:
+    """Return the result of ``call``, which starts an ssh with that control path. At the deadline, the ssh is ended.
+
+    :raise TimeoutError: at the deadline.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as exc:  # raised in the caller's thread
+            outcome["error"] = exc
+
+    thread = threading.Thread(target=run, name="ssh", daemon=True)
+    thread.start()
+    thread.join(deadline.left())
+    if not outcome:
+        _end_below(control_path)
+        raise TimeoutError
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]  # type: ignore[no-any-return]
+
+
+def _end_below(control_path: str) -> None:
+    """End the processes below this one that have the argument ``control_path``: ssh, and sshpass around it."""
+    parents: dict[int, int] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+            parents[int(name)] = int(stat.read().rpartition(b")")[2].split()[1])
+    below = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    for pid in below - {os.getpid()}:
+        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as command:
+            if os.fsencode(control_path) in command.read():
+                os.kill(pid, signal.SIGKILL)
