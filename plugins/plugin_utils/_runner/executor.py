@@ -45,7 +45,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     unknown,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 
 __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
@@ -135,7 +135,8 @@ class Runner(Executor):
         try:
             self._start_one(self.agent)
         except (CommandUnavailable, NoRunnerError) as exc:
-            self._no_runner = exc
+            if not (isinstance(exc, CommandUnavailable) and exc.reason == "frozen"):
+                self._no_runner = exc
             raise
 
     def process_id(self, pid: int) -> int:
@@ -203,12 +204,17 @@ class Runner(Executor):
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _rung(self, number: int) -> bool:
-        """Ring for a request; return False if there is no runner.
+        """Ring for a request; return False if there is no runner. If the guest is frozen meanwhile, wait for the thaw.
 
         If it is unknown whether the ring arrived, the program may run already. A caller that waits rings again.
         """
+        line = f"{number}.part\n{number}" if number in self._forgotten else str(number)
         try:
-            return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
+            return when_thawed(self.agent, lambda: self._spool.ring(line))
+        except CommandUnavailable as exc:
+            if exc.command == "guest-file-open":
+                raise
+            return True  # the agent may have the line, and write it when it closes the ring
         except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
             return True
 
