@@ -197,6 +197,10 @@ class Runner(Executor):
             except GuestFileError as exc:
                 if exc.errno != errno.ENOSPC:
                     raise
+                with suppress(
+                    GuestFileError
+                ):  # to empty it makes room, even if the agent has none to note that it is open
+                    self._spool.write(f"{number}.in", b"")
                 with suppress(GuestFileError):
                     self._spool.forget(number)
                 raise NoRunnerError("The guest's /run is full; the runner there was given nothing to run.") from exc
@@ -262,6 +266,8 @@ class Runner(Executor):
         Check this very request each time: the guest may have been reverted to a state before it.
         """
         if not self._spool.has(f"{number}.taken"):
+            if self._spool.has(f"{number}.dropped"):
+                raise _not_run()
             if number not in self._untaken or not self._spool.has(f"{number}.in"):
                 # Look for .taken again: the request may have been taken since.
                 known = number in self._untaken and self._spool.has(f"{number}.taken")
@@ -274,6 +280,16 @@ class Runner(Executor):
         if self._spool.is_served() or self._spool.has(f"{number}.rc"):
             return ""
         return "the runner in the guest ended while the program ran (was the guest rebooted?)"
+
+
+def _not_run() -> OutcomeUnknownError:
+    """Return the error for a request that the runner has dropped. It is about the program, and knows its fate."""
+    error = OutcomeUnknownError(
+        "the runner in the guest has dropped it, because it was not told in time to run it (was the guest frozen?)",
+        command="guest-exec",
+    )
+    error.executed, error.fate = "no", "was not run"
+    return error
 
 
 class GuestExecOrRunner(Executor):
