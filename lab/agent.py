@@ -70,9 +70,12 @@ class LooseAgent(Leashed):
 
     @property
     def shell(self) -> list[str]:
-        """The beginning of a command line that runs a shell command among the agent's files, without the agent."""
+        """The beginning of a command line that runs a shell command beside the agent, without the agent.
+
+        The command is in all of the agent's namespaces, so it signals the processes that it sees, and none of the host.
+        """
         clean = [host.find("env") or "env", "-i", f"PATH={_PATH}", "LC_ALL=C.UTF-8"]
-        return host.as_root([*clean, host.find("chroot") or "chroot", f"/proc/{self.pid}/root", "/bin/sh", "-c"])
+        return host.as_root([*clean, *self._enter, "/bin/sh", "-c"])
 
     def run(self, command: str, timeout: float = 120.0, check: bool = True) -> tuple[int, str]:
         """Run a shell command so; return its exit status and its exact output."""
@@ -85,8 +88,12 @@ class LooseAgent(Leashed):
     @property
     def sshd(self) -> list[str]:
         """The command line, for root, of an ssh server beside the agent; it speaks on its standard input and output."""
-        enter = ["nsenter", f"--target={self.pid}", *NAMESPACES_OF, "--root", "--wd"]
-        return [*enter, "setpriv", BOUNDS, "/usr/sbin/sshd", "-i", "-o", "UsePAM=no", "-o", "UseDNS=no"]
+        return [*self._enter, "setpriv", BOUNDS, "/usr/sbin/sshd", "-i", "-o", "UsePAM=no", "-o", "UseDNS=no"]
+
+    @property
+    def _enter(self) -> list[str]:
+        enter = host.find("nsenter") or "nsenter"
+        return [enter, f"--target={self.pid}", *NAMESPACES_OF, "--root", "--wd"]
 
     def start(self) -> LooseAgent:
         """Start the agent; return when it listens. It ends with this process at the latest."""

@@ -224,6 +224,12 @@ def test_loose_agent_lacks_the_privileges_too(loose: LooseAgent) -> None:
     assert shell(loose.agent_socket, writable) == ""
 
 
+def test_command_beside_a_loose_agent_signals_what_it_sees(loose: LooseAgent) -> None:
+    own = Path(f"/proc/{loose.pid}/ns/pid").readlink()
+    assert loose.run("readlink /proc/$$/ns/pid; hostname") == (0, f"{own}\n{loose.release}\n")
+    assert loose.run("kill -0 $(pgrep -o qemu-ga)") == (0, "")
+
+
 def test_loose_agent_leaves_the_image_alone(loose: LooseAgent) -> None:
     tree = image.build(loose.release).tree
     places = [tree / place for place in ("", "etc", "root", "run", "tmp", "usr/bin", "var")]

@@ -322,6 +322,7 @@ with kept_bytecode():
     )
     from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
     from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
+    from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
     from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
         Asking,
         asking,
@@ -368,6 +369,7 @@ class Connection(ConnectionBase):
         self._executor: Executor | None = None
         self._runner: Runner | None = None
         self._warm: WarmPython | None = None
+        self._in_task = False  # whether a step of the task has been done in the guest; a loop's items count as one task
         self._hostvars: Mapping[str, Any] | None = None  # those of all hosts, where the core gives them
         self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
 
@@ -499,7 +501,7 @@ class Connection(ConnectionBase):
         if self._agent is not None:
             self._agent.close()
             self._agent = self._executor = self._runner = self._warm = None
-        self._connected = False
+        self._connected = self._in_task = False
 
     def _executor_of(self, agent: Agent) -> Executor:
         """Return the executor for operations; make the runner and warm Python that the options ask for."""
@@ -579,7 +581,9 @@ class Connection(ConnectionBase):
             return None
         try:
             return self._warm.run(command, stdin)
-        except (CommandUnavailable, NoRunnerError):
+        except (CommandUnavailable, NoRunnerError) as exc:
+            if _is_frozen(exc):
+                raise
             return None  # nothing was run; the plain path has other means, or reports the error
 
     def _begin_warm_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
@@ -618,7 +622,7 @@ class Connection(ConnectionBase):
             try:
                 return self._runner.finish(start_shell(self._runner, command, stdin))
             except (CommandUnavailable, NoRunnerError) as exc:
-                if not executor.is_available() or self.get_option("exec_method") == "runner":
+                if _is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
                     raise
                 display.vvv(printable(f"{exc} Using guest-exec."), host=self._name)
                 self._runner = None
@@ -711,9 +715,15 @@ class Connection(ConnectionBase):
             raise AnsibleError(f"{self._name}: ansible_qga_max_fetch_size: {exc}") from exc
 
     def _guarded(self, action: Callable[[], T]) -> T:
-        """Return what ``action`` returns; convert this collection's errors to ansible-core's."""
+        """Return what ``action`` returns; convert this collection's errors to ansible-core's.
+
+        In the middle of a task, a frozen guest is waited for. The agent refuses all that could begin then, so nothing
+        of the action has been run.
+        """
         try:
-            return action()
+            value = when_thawed(self.agent, action) if self._in_task else action()
+            self._in_task = True
+            return value
         except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
             self._warm = None  # ending it would wait for the agent again
             self.close()
@@ -742,6 +752,11 @@ class Connection(ConnectionBase):
     @property
     def _name(self) -> str:
         return self._play_context.remote_addr or "guest"
+
+
+def _is_frozen(exc: QgaError) -> bool:
+    """Return whether a frozen guest is the reason: there is no other way to run anything then."""
+    return isinstance(exc, CommandUnavailable) and exc.reason == "frozen"
 
 
 def _show(show: Callable[..., None], host: str, text: str) -> None:

@@ -189,6 +189,16 @@ class LibvirtAgent(Agent):
         text = protocol.encode_request(command, arguments, "").decode("ascii")
         _check_length(command, arguments or {}, text)
         domain, deadline = self._in_step(deadline)
+        try:
+            return self._sent(domain, command, text, deadline)
+        except ConnectError:
+            # Nothing was sent: since the agent's last reply, the domain was paused, saved or made anew. That was too
+            # soon for a ping; now one goes ahead, and waits for the domain.
+            domain, deadline = self._in_step(deadline)
+            return self._sent(domain, command, text, deadline)
+
+    def _sent(self, domain: Any, command: str, text: str, deadline: Deadline) -> dict[str, Any]:
+        """Send the request ``text`` once and return the reply; raise as ``_request`` does."""
         # Reset first: an interrupted request leaves the agent's state unknown.
         self._in_step_since = 0.0
         started = time.monotonic()

@@ -49,7 +49,7 @@ _RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
 # With guest-exec, the program arrives on standard input. A unit of its own outlives a restart of the agent.
 _STARTER = f"""
 umask 077
-mkdir -p {HOME} && chmod 0700 {HOME} && cat >{{new}}.sh || exit
+mkdir -p {HOME} && chmod 0700 {HOME} && cat >{{new}}.sh || {{{{ rm -f {{new}}.sh; exit 1; }}}}
 if [ -d /run/systemd/system ] && systemd-run {_UNIT} {_RUN}; then exit; fi
 own=$(command -v setsid)
 # No background job: what a shell starts as one ignores SIGINT and SIGQUIT for good, and so would all that it runs.

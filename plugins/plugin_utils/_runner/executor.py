@@ -45,7 +45,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     unknown,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 
 __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
@@ -135,7 +135,8 @@ class Runner(Executor):
         try:
             self._start_one(self.agent)
         except (CommandUnavailable, NoRunnerError) as exc:
-            self._no_runner = exc
+            if not (isinstance(exc, CommandUnavailable) and exc.reason == "frozen"):
+                self._no_runner = exc
             raise
 
     def process_id(self, pid: int) -> int:
@@ -196,6 +197,10 @@ class Runner(Executor):
             except GuestFileError as exc:
                 if exc.errno != errno.ENOSPC:
                     raise
+                with suppress(
+                    GuestFileError
+                ):  # to empty it makes room, even if the agent has none to note that it is open
+                    self._spool.write(f"{number}.in", b"")
                 with suppress(GuestFileError):
                     self._spool.forget(number)
                 raise NoRunnerError("The guest's /run is full; the runner there was given nothing to run.") from exc
@@ -203,12 +208,17 @@ class Runner(Executor):
         raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
 
     def _rung(self, number: int) -> bool:
-        """Ring for a request; return False if there is no runner.
+        """Ring for a request; return False if there is no runner. If the guest is frozen meanwhile, wait for the thaw.
 
         If it is unknown whether the ring arrived, the program may run already. A caller that waits rings again.
         """
+        line = f"{number}.part\n{number}" if number in self._forgotten else str(number)
         try:
-            return self._spool.ring(f"{number}.part\n{number}" if number in self._forgotten else str(number))
+            return when_thawed(self.agent, lambda: self._spool.ring(line))
+        except CommandUnavailable as exc:
+            if exc.command == "guest-file-open":
+                raise
+            return True  # the agent may have the line, and write it when it closes the ring
         except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
             return True
 
@@ -256,6 +266,8 @@ class Runner(Executor):
         Check this very request each time: the guest may have been reverted to a state before it.
         """
         if not self._spool.has(f"{number}.taken"):
+            if self._spool.has(f"{number}.dropped"):
+                raise _not_run()
             if number not in self._untaken or not self._spool.has(f"{number}.in"):
                 # Look for .taken again: the request may have been taken since.
                 known = number in self._untaken and self._spool.has(f"{number}.taken")
@@ -268,6 +280,16 @@ class Runner(Executor):
         if self._spool.is_served() or self._spool.has(f"{number}.rc"):
             return ""
         return "the runner in the guest ended while the program ran (was the guest rebooted?)"
+
+
+def _not_run() -> OutcomeUnknownError:
+    """Return the error for a request that the runner has dropped. It is about the program, and knows its fate."""
+    error = OutcomeUnknownError(
+        "the runner in the guest has dropped it, because it was not told in time to run it (was the guest frozen?)",
+        command="guest-exec",
+    )
+    error.executed, error.fate = "no", "was not run"
+    return error
 
 
 class GuestExecOrRunner(Executor):

@@ -7,12 +7,12 @@
 #
 # In the spool: `ring`; `pid`, the runner's own; and of each request NUMBER.in, then .taken, .pid, .out, .err and at
 # last .rc. Whoever creates .taken runs it, so a request that was rung for twice runs once. Where the line NUMBER.part
-# comes before that, nothing stays when the program has ended. The spool appears and vanishes whole, by renaming:
-# guest-file-open would make a plain file of a ring that is missing. A runner without work for IDLE seconds ends (0:
-# never); one that a SIGKILL ended leaves a ring that cannot be opened. Where one runs already, another ends at once, or
-# with "over" takes its place (roles/guest_prep).
+# comes before that, nothing stays when the program has ended. A request that nobody rings for is not run: .dropped
+# takes its place. The spool appears and vanishes whole, by renaming: guest-file-open would make a plain file of a ring
+# that is missing. A runner without work for IDLE seconds ends (0: never); one that a SIGKILL ended leaves a ring that
+# cannot be opened. Where one runs already, another ends at once, or with "over" takes its place (roles/guest_prep).
 #
-# Shells of guests run this: dash, bash, busybox, mksh, yash. All have [ -O ] and [ -ef ].
+# Shells of guests run this: dash, bash, busybox, mksh, yash. All have [ -O ], [ -ef ] and [ -nt ].
 #
 # Globs are meant to be expanded, pids to be taken when a trap is set, and `kill` to read nothing. Requests use $own.
 # shellcheck disable=SC2034,SC2064,SC2086,SC2125,SC2216,SC2260,SC3067
@@ -167,11 +167,31 @@ busy() {
     done
     return 1
 }
-# A result that nobody has fetched from one tick to the next has no client any more.
+# Whether the file $1 was there at the last tick, and has not been written to since.
+stale() {
+    [ -f "$1" ] || return
+    if [ -f "$1.seen" ] && [ ! "$1" -nt "$1.seen" ]; then return; fi
+    : >"$1.seen"
+    return 1
+}
+# What nobody has fetched, rung for or gone on with from one tick to the next has no client any more. If a client comes
+# all the same, .dropped tells that its request was not run, and will not be.
 forget() {
-    for f in "$d"/*.rc; do
-        [ -f "$f" ] || continue
-        if [ -f "${f%rc}old" ]; then rm -f "${f%rc}"*; else : >"${f%rc}old"; fi
+    for f in "$d"/*.rc "$d"/*.dropped; do
+        if stale "$f"; then rm -f "${f%.*}".*; fi
+    done
+    for f in "$d"/*.in; do
+        n=${f%in}
+        if [ ! -e "${n}taken" ] && [ ! -e "${n}rc" ] && stale "$f" && (set -C; : >"${n}taken"); then
+            : >"${n}dropped"
+            rm -f "${n}in" "$f.seen" "${n}taken"
+        fi
+    done
+    for f in "${d%/*}"/warm-*.parts; do
+        if stale "$f"; then rm -f "$f" "$f.seen"; fi
+    done
+    for f in "${d%/*}"/warm-*.parts.seen; do
+        [ -f "${f%.seen}" ] || rm -f "$f"
     done
 }
 trap end TERM

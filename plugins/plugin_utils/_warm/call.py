@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
     GuestFileError,
     HandleLostError,
     OutcomeUnknownError,
@@ -24,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import lost, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import (
     ANSWER,
@@ -67,15 +68,18 @@ class Call:
     def ask(self, request: ClientRequest) -> bool:
         """Hand the request to the server; return False if there is none.
 
+        If the guest is frozen once the ring is open, wait for the thaw.
+
+        :raise CommandUnavailable: if nothing was handed over.
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
         """
         packed = request.packed()
         line = ring_line(self.number, packed)
         try:
             with self._spool.bell() as bell:  # which fails if there is no server
-                self._file = GuestFile(self._agent, self._path, "w+")
+                self._file = when_thawed(self._agent, lambda: GuestFile(self._agent, self._path, "w+"))
                 if len(line) + _ROOM > LONGEST_RING:
-                    self._spool.write(f"{self.number}.in", packed)
+                    when_thawed(self._agent, lambda: self._spool.write(f"{self.number}.in", packed))
                     line = ring_line(self.number)
                 bell.write(line + b"\n")
         except GuestFileError as exc:
@@ -83,6 +87,11 @@ class Call:
             if exc.errno not in NOBODY:
                 raise
             return False
+        except CommandUnavailable as exc:
+            if exc.command in ("guest-file-open", "guest-file-write"):
+                self._drop_handle()  # to close it would be waited for, too
+                raise
+            # The agent may have the line, and write it when it closes the ring.
         except HandleLostError:  # the agent was restarted: nothing was rung
             self.close()
             return self.ask(request)

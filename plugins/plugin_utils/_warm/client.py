@@ -19,12 +19,19 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    GuestFileError,
+    OutcomeUnknownError,
+    QgaError,
+    TransferError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, lost, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
@@ -232,7 +239,8 @@ class WarmPython:
     def _bring(self, archive: Archive, missing: Container[str], python: str, number: int) -> bool:
         """Write the missing parts of an archive; return whether that could be done."""
         # A file that is not whole is no harm: the server verifies its checksum.
-        return self._spool.write(f"{number}.{PARTS_SUFFIX}", archive.brought(missing, code=_is_ours(python)))
+        brought = archive.brought(missing, code=_is_ours(python))
+        return when_thawed(self._runner.agent, lambda: self._spool.write(f"{number}.{PARTS_SUFFIX}", brought))
 
     def end(self) -> None:
         """End all warm interpreters, if any, as soon as they are idle."""
@@ -244,7 +252,7 @@ class WarmPython:
         The word is _NO_SERVER if there is no server; see _warm/guest/wire.py for others. For ``waits``, see
         Call.answer; the usual ones are `pauses`.
         """
-        call = self._send(request, number)
+        call = when_thawed(self._runner.agent, lambda: self._send(request, number))
         return self._ended(call, waits) if call else _NO_SERVER
 
     @_with_room
@@ -263,9 +271,15 @@ class WarmPython:
             return content.decode("ascii", "replace").strip()
         if content.startswith(LOST):
             raise ended_meanwhile(content[len(LOST) :])
-        rc, out, err = self._spool.result(call.number, content)
+        try:
+            rc, out, err = self._spool.result(call.number, content)
+        except (OutcomeUnknownError, TransferError):
+            raise
+        except QgaError as exc:  # never one that says that nothing was run: it would be run again
+            raise lost(exc, f"the task has ended, and its output could not be fetched: {exc.message}") from None
         if len(out) + len(err) > _FORGOTTEN_AT_ONCE:
-            call.forget()
+            with suppress(QgaError):  # the server removes the files some minutes later
+                call.forget()
         return ExecResult(rc, None, out, err)
 
     @_with_room
@@ -287,10 +301,10 @@ class WarmPython:
         # Use the wait for the start to compile. A guest as quick as this machine compiles as soon by itself.
         code = is_slow and _is_ours(python)
         brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
-        runners.write(f"{prefix}.{PARTS_SUFFIX}", brought)
+        when_thawed(self._runner.agent, lambda: runners.write(f"{prefix}.{PARTS_SUFFIX}", brought))
         for looks, pause in enumerate(pauses(_SERVER_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
-            if self._spool.is_served():
+            if when_thawed(self._runner.agent, self._spool.is_served):
                 return True
             # Look seldom: the agent writes each file that it opens to the guest's log.
             if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):

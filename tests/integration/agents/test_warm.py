@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import Ansible, Run, guest_variables, look, until
-from lab import host
 from lab.agent import LooseAgent
 
 USER = "qgaone"
@@ -127,22 +125,16 @@ END = "pkill -9 -f '^/[a-z/]*/python3 -S' || :"
 PLACE = "/srv/place"
 
 
-def beside(agent: LooseAgent, command: str) -> int:
-    """Run a command that the agent may not run: among its mounts."""
-    enter = ["nsenter", f"--target={agent.pid}", "--mount", "--root", "/bin/sh", "-c", command]
-    return subprocess.run(host.as_root(enter), check=False).returncode
-
-
 @pytest.fixture
 def place(agent: LooseAgent, user: str) -> Iterator[str]:
     """A filesystem of its own, where an interpreter is, and a user at home."""
-    assert beside(agent, f"mkdir {PLACE} && mount -t tmpfs -o mode=755 place {PLACE}") == 0
+    look(agent, f"mkdir {PLACE} && mount -t tmpfs -o mode=755 place {PLACE}")
     look(agent, f"cp $(readlink -f /usr/bin/python3) {PLACE}/python3")
     # An earlier user had the same number, and interpreters take some seconds to end: usermod refuses until then.
     until(lambda: agent.run(f"usermod -d {PLACE} {user}", check=False)[0] == 0, 20, "nobody has the user's number")
     look(agent, f"chown {user} {PLACE}")
     yield PLACE
-    beside(agent, f"umount -l {PLACE}; rmdir {PLACE}")
+    look(agent, f"umount -l {PLACE}; rmdir {PLACE}")
 
 
 def test_place_that_tasks_worked_in_is_not_kept(agent: LooseAgent, ansible: Ansible, place: str) -> None:
@@ -161,7 +153,7 @@ def test_place_of_what_stays_is_let_go(agent: LooseAgent, ansible: Ansible, plac
     look(agent, END)
     tasks = [own, own, as_user(WHO), as_user(WHO)]
     assert play(ansible, *tasks if first else [WHO, *tasks, WHO]).recap["vm"]["ok"] == (4 if first else 6)
-    until(lambda: beside(agent, f"umount {place}") == 0, 20, "nobody holds it")
+    until(lambda: agent.run(f"umount {place}", check=False)[0] == 0, 20, "nobody holds it")
     assert play(ansible, WHO, WHO).recap["vm"]["ok"] == 2
 
 

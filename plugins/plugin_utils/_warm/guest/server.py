@@ -272,9 +272,13 @@ class Server:
             self.forget(number)
 
     def sweep(self) -> None:
-        """Remove files of clients that went away before they asked: those seen by the last sweep, too."""
-        names = {name for name in os.listdir(self.spool) if name.partition(".")[0].isdecimal()}
-        strangers = {name for name in names if int(name.partition(".")[0]) not in self.answered_at}
+        """Remove files of clients that went away before they asked: those seen by the last sweep, too.
+
+        On a slow line, a client may still be writing one of its files.
+        """
+        files = [file for file in os.scandir(self.spool) if file.name.partition(".")[0].isdecimal()]
+        known = {file.name.partition(".")[0] for file in files if is_recent(file)} | set(map(str, self.answered_at))
+        strangers = {file.name for file in files if file.name.partition(".")[0] not in known}
         for name in strangers & self.strangers:
             with suppress(OSError):
                 os.unlink(f"{self.spool}/{name}")

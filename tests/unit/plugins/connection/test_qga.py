@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import pwd
 import shlex
@@ -23,12 +24,13 @@ from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.connection import qga
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted, closes, sends, swallows
+from ansible_collections.qemu.guest.tests.unit.scripted import STATUS, Clock, Scripted, closes, sends, swallows
 
 Connect = Callable[..., Any]
 
@@ -120,6 +122,50 @@ def test_frozen_timeout(
     with pytest.raises(CommandUnavailable, match="frozen"):
         guest_file.flush()
     assert seconds <= clock.now - began <= seconds + 1
+
+
+def frozen_at(monkeypatch: pytest.MonkeyPatch, agent: Agent, server: Scripted, request: int) -> None:
+    """Freeze the guest for seven seconds before this request from now on."""
+    execute, number = agent.execute, itertools.count()
+
+    def executed(*what: Any, **how: Any) -> Any:
+        if next(number) == request:
+            server.freeze(7)
+        return execute(*what, **how)
+
+    monkeypatch.setattr(agent, "execute", executed)
+
+
+@pytest.mark.parametrize("method", ["auto", "guest-exec", "runner"])
+def test_guest_that_is_frozen_in_the_middle_of_a_task(
+    connection: Connect, server: Scripted, guest: Guest, clock: Clock, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Whichever request of a later command is refused: it is waited for, and the command is run once."""
+    clock.on_sleep = lambda: time.sleep(0.002)
+    warned: list[str] = []
+    monkeypatch.setattr(Display(), "warning", lambda text, **how: warned.append(text))
+    server.answers[STATUS] = "thawed"
+    made = connection(address=str(server.path), exec_method=method)
+    made.exec_command(wrapped("true"))
+    for request in range(12):
+        with monkeypatch.context() as patched:
+            frozen_at(patched, made.agent, server, request)
+            assert made.exec_command(wrapped(f"echo {request} | tee -a {guest.tools}/count"))[0] == 0
+        clock.advance(7)
+    assert (guest.tools / "count").read_text() == "".join(f"{request}\n" for request in range(12))
+    assert any("is frozen; waiting up to 300 s" in text for text in warned)
+
+
+@pytest.mark.parametrize("method", ["auto", "guest-exec", "runner"])
+def test_task_that_begins_in_a_frozen_guest(
+    connection: Connect, server: Scripted, clock: Clock, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    server.freeze(1000)
+    made = connection(address=str(server.path), exec_method=method)
+    for _time in range(2):
+        with pytest.raises(AnsibleError, match="frozen"):
+            made.exec_command(wrapped("true"))
+    assert clock.now < 1010
 
 
 def test_modules_are_piped(connection: Connect, server: Scripted) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import os
@@ -27,6 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
     CommandUnavailable,
     ConnectError,
+    GuestFileError,
     HandleLostError,
     NoRunnerError,
     OperationError,
@@ -760,6 +762,96 @@ def test_result_that_nobody_fetches_is_removed(
         eventually(lambda: not any("lost" in read(guest, name) for name in in_spool(guest)), "it stays")
         assert process.poll() is None
         end(process, guest)
+
+
+def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
+    """It does not keep the runner from ending; one that is still being written stays."""
+    with runner(guest, 30) as process:
+        spool = guest.runner / "1"
+        eventually((spool / "pid").exists, "no runner")
+        left, written, result = spool / "7.in", spool / "8.in", spool / "9.rc"
+        parts = guest.runner / "warm-0.7.parts"
+
+        def ticks() -> None:
+            result.touch()
+            (spool / "ring").write_text("tick\n")
+            eventually((spool / "9.rc.seen").exists, "no tick")
+            (spool / "9.rc.seen").unlink()
+
+        for path in (left, written, parts):
+            path.write_text("half of a request")
+        ticks()
+        assert left.exists() and parts.exists()
+        time.sleep(1.1)  # some shells compare whole seconds
+        written.write_text("more of it")
+        ticks()
+        eventually(lambda: not parts.exists(), "it stays")
+        assert in_spool(guest) == {"7.dropped", "8.in", "8.in.seen", "9.rc"}
+        (spool / "ring").write_text("7\n")  # too late
+        time.sleep(1.1)
+        written.write_text("all of it")
+        ticks()
+        eventually(lambda: in_spool(guest) == {"7.dropped", "7.dropped.seen", "8.in", "8.in.seen", "9.rc"}, "it stays")
+        ticks()
+        eventually(lambda: in_spool(guest) == {"8.dropped", "9.rc"}, "it stays")
+        (spool / "ring").write_text("tick\n")
+        assert process.wait(20) == 0
+
+
+@only_sh
+def test_request_that_was_dropped_was_not_run(executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that rings too late learns so within seconds."""
+    run_shell(executor, b"true")
+    ring = executor._spool.ring
+
+    def late(line: str) -> bool:
+        for seen in ("in.seen", "dropped"):
+            (guest.runner / "1" / "ring").write_text("tick\n")
+            eventually((guest.runner / "1" / f"{line}.{seen}").exists, "not dropped")
+        return ring(line)
+
+    monkeypatch.setattr(executor._spool, "ring", late)
+    with pytest.raises(
+        OutcomeUnknownError, match="guest-exec was not run: the runner in the guest has dropped"
+    ) as caught:
+        run_shell(executor, f"echo ran >>{guest.tools}/count".encode())
+    assert caught.value.executed == "no"
+    assert not (guest.tools / "count").exists()
+
+
+@only_sh
+def test_request_that_there_is_no_room_for_leaves_the_room_that_it_took(
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_shell(executor, b"true")
+    execute = executor.agent.execute
+
+    def is_full() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return any(path.stat().st_size for path in (guest.runner / "1").glob("*.in"))
+        return False
+
+    def executed(command: str, *arguments: Any, **how: Any) -> Any:
+        if is_full() and command == "guest-file-open":
+            return without_room(execute, command)(command, *arguments, **how)
+        value = execute(command, *arguments, **how)
+        if is_full() and command == "guest-file-write":
+            raise GuestFileError("there is no room", command=command, errno=errno.ENOSPC)
+        return value
+
+    monkeypatch.setattr(executor.agent, "execute", executed)
+    with pytest.raises(NoRunnerError, match="/run is full"):
+        executor.start("/bin/true")
+    eventually(lambda: not in_spool(guest), "it stays")
+
+
+def test_start_that_there_is_no_room_for_leaves_nothing(guest: Guest) -> None:
+    tool(guest, "cat", "exit 1")
+    starter = bootstrap._STARTER.format(new=f"{guest.runner}/0123456789abcdef")
+    starter = starter.replace(_executor.HOME, str(guest.runner))
+    done = subprocess.run([*guest.shell, "-c", f"PATH={guest.tools}:$PATH\n{starter}"], stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert list(guest.runner.iterdir()) == []
 
 
 def read(guest: Guest, name: str) -> str:

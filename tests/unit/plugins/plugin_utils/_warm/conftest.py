@@ -17,15 +17,20 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
-from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+from ansible_collections.qemu.guest.tests.unit.scripted import STATUS, Clock, Scripted
 
 
 @pytest.fixture
-def agent(guest: Guest, clock: Clock, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> Runner:
+def server(guest: Guest, scripted: Callable[..., Scripted]) -> Scripted:
+    return scripted({**guest.answers(), STATUS: "thawed"})
+
+
+@pytest.fixture
+def agent(guest: Guest, clock: Clock, server: Scripted, connect: Callable[..., SocketAgent]) -> Runner:
     # Where this machine has systemd, it is not to start anything; and all of this needs real time.
     tool(guest, "systemd-run", "exit 1")
     clock.on_sleep = lambda: time.sleep(0.005)
-    below = connect(scripted(guest.answers()))
+    below = connect(server)
     return Runner(below, functools.partial(start_runner, routes=(), log=lambda line: None))
 
 

@@ -20,7 +20,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import NoRunnerError, OutcomeUnknownError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
+    NoRunnerError,
+    OutcomeUnknownError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import new_number
@@ -30,6 +34,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.call import Call
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode, compiler
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
     LIBRARIES,
@@ -490,6 +495,75 @@ def test_guest_whose_room_ends_during_a_task(agent: Runner, warm: WarmPython, mo
     monkeypatch.undo()
     assert result and result.stdout == b"there\n"
     assert time.monotonic() - began < 15
+
+
+def frozen_at(monkeypatch: pytest.MonkeyPatch, agent: Runner, server: Scripted, request: int) -> None:
+    """Freeze the guest for seven seconds before this request from now on."""
+    execute, number = agent.agent.execute, itertools.count()
+
+    def executed(*what: Any, **how: Any) -> Any:
+        if next(number) == request:
+            server.freeze(7)
+        return execute(*what, **how)
+
+    monkeypatch.setattr(agent.agent, "execute", executed)
+
+
+@pytest.mark.parametrize("size", [1, 9000], ids=["short", "long"])
+def test_guest_that_is_frozen_while_a_task_is_handed_over(
+    agent: Runner,
+    warm: WarmPython,
+    guest: Guest,
+    server: Scripted,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+) -> None:
+    """What has begun waits; only the very first request is refused. The task is run once."""
+    warmed(warm)
+    payload = module(f"open('{guest.tools}/count', 'a').write('x')") + b"# " + os.urandom(size).hex().encode()
+    assert warm.run(COMMAND, payload) is not None
+    for request in range(1, 9):
+        with monkeypatch.context() as patched:
+            frozen_at(patched, agent, server, request)
+            result = warm.run(COMMAND, payload)
+            assert result is not None and result.rc == 0
+        clock.advance(7)
+    assert (guest.tools / "count").read_text() == "x" * 9
+
+
+@pytest.mark.parametrize("command", ["guest-file-open", "guest-file-write", "guest-file-close"])
+def test_task_that_has_ended_in_a_frozen_guest_is_not_run_again(
+    agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Where the guest is thawed too late, no error may say that nothing was run."""
+    warmed(warm)
+    payload = module("print('o' * 100000)")
+    assert warm.run(COMMAND, payload) is not None
+    answer = Call.answer
+
+    def answered(self: Call, *waits: Any) -> bytes:
+        content = answer(self, *waits)
+        execute = agent.agent.execute
+
+        def refused(name: str, *what: Any, **how: Any) -> Any:
+            if name == command:
+                error = CommandUnavailable("it is frozen", command=name, reason="frozen")
+                error.was_waited_for = True
+                raise error
+            return execute(name, *what, **how)
+
+        monkeypatch.setattr(agent.agent, "execute", refused)
+        return content
+
+    monkeypatch.setattr(Call, "answer", answered)
+    if command == "guest-file-write":  # the output was fetched; that its files may be removed could not be told
+        result = warm.run(COMMAND, payload)
+        assert result is not None and len(result.stdout) == 100_001
+    else:
+        with pytest.raises(OutcomeUnknownError, match="the task has ended"):
+            warm.run(COMMAND, payload)
+    monkeypatch.undo()
 
 
 def test_server_that_was_killed_is_replaced(agent: Runner, warm: WarmPython, guest: Guest) -> None:

@@ -220,14 +220,15 @@ def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _server.S
 
 def test_files_of_a_client_that_never_asked_are_swept_away(server: _server.Server, spool: Path) -> None:
     """Not at once, it may be about to; and whatever the clock says."""
-    for name in ("1.rc", "2.rc", "2.in", "pid"):
+    for name in ("1.rc", "2.rc", "2.in", "3.rc", "3.in", "pid"):
         (spool / name).touch()
         os.utime(spool / name, (0, 0))
+    os.utime(spool / "3.in")  # it is still being written
     server.answered_at = {1: 0.0}
     server.sweep()
     assert (spool / "2.in").exists()
     server.sweep()
-    assert {path.name for path in spool.iterdir()} == {"1.rc", "pid", "ring"}
+    assert {path.name for path in spool.iterdir()} == {"1.rc", "3.rc", "3.in", "pid", "ring"}
 
 
 def test_no_room_for_the_interpreter_of_commands_is_no_harm(
