@@ -94,7 +94,9 @@ def measure(
     names = [way.name for way in ways]
     seconds = report.fleet_table("seconds", fleet.seconds, names)
     left = report.fleet_table("on the controller", fleet.left, names[:-1])
-    more = report.extrapolation_table({**fleet.seconds, **fleet.left}, QGA, MOST_FORKS)
+    # Not PSS: that is as much about who else runs the same programs.
+    growing = {key: by_name for key, by_name in fleet.left.items() if key[0] in (RSS, DESCRIPTORS)}
+    more = report.extrapolation_table({**fleet.seconds, **growing}, QGA, MOST_FORKS)
     conditions = report.fleet_conditions(rounds, date, loads, _HOW)
     return "\n\n".join("\n".join(part) for part in (seconds, left, more, conditions) if part)
 
