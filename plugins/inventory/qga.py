@@ -238,6 +238,7 @@ from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.helpers import get_group_vars
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
+from ansible.plugins.loader import connection_loader
 from ansible.template import Templar
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
@@ -255,7 +256,8 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import Places
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.names import Taken, Wish, distinct, first_safe
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.text import line
-    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.variables import host_variables
+    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.variables import CONNECTION, host_variables
+    from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
 
 _CACHE_FORMAT = 1
 # Names that guests give themselves, and what has to be gathered for them.
@@ -286,6 +288,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         guests = self._guests(path, machines, cache)
         kept = [guest for guest in guests if self._is_wanted(guest)]
         self._add(kept, self._named(kept))
+        # As ansible-core does with its own plugins: the processes of all tasks have it then, and load nothing.
+        connection_loader.get(CONNECTION, class_only=True)
+        bundle.digest()
 
     def _warn(self, text: str) -> None:
         """Warn, once."""

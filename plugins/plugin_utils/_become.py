@@ -63,7 +63,7 @@ _SILENCE = 60
 # The end of any prompt, where a plugin names none.
 _WORDS = ("Password",)
 # Messages of sudo-rs and su-rs without a password, with -n and at the end of input. ansible-core does not know them.
-_REFUSED = re.compile(rb"interactive authentication is required|Authentication required but not attempted")
+_REFUSED = (b"interactive authentication is required", b"Authentication required but not attempted")
 
 
 class Asking(NamedTuple):
@@ -128,7 +128,7 @@ def without_marker(plugin: Any, output: bytes) -> bytes:
 
 def refused(output: bytes) -> bool:
     """Return whether a program wants a password, by messages that become plugins may not know."""
-    return bool(_REFUSED.search(output))
+    return any(words in output for words in _REFUSED)
 
 
 def last_words(result: ExecResult) -> str:

@@ -29,6 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Co
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
+from ansible_collections.qemu.guest.plugins.plugin_utils import _connection
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import STATUS, Clock, Scripted, closes, sends, swallows
 
@@ -93,7 +94,7 @@ def test_libvirt_uri(connection: Connect, monkeypatch: pytest.MonkeyPatch) -> No
         given.append((str(at), how["libvirt_uri"]))
         return SocketAgent(at, timeout)
 
-    monkeypatch.setattr(qga, "open_agent", opened)
+    monkeypatch.setattr(_connection, "open_agent", opened)
     assert connection(address="libvirt:web", libvirt_uri="qemu:///session").agent
     assert connection(host=f"libvirt:{'0' * 8}").agent
     assert given == [("libvirt:web", "qemu:///session"), ("libvirt:00000000", None)]

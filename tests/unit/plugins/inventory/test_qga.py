@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -489,3 +490,24 @@ def test_hypervisor_that_is_down_is_named_and_the_cache_left_alone(
     assert names(inventory) == ["web"]
     assert any("the guests of hv1 are missing" in each and "Connection refused" in each for each in place.warnings)
     assert not list(cache.iterdir()) if cache.exists() else True
+
+
+def test_processes_of_tasks_inherit_the_connection(tmp_path: Path) -> None:
+    """To load it takes a third of a quick task, and each task has a process of its own."""
+    source = tmp_path / "guests.qga.yml"
+    source.write_text("plugin: qemu.guest.qga\nsources: [sockets]\n", encoding="utf-8")
+    program = """
+import sys
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+init_plugin_loader(sys.argv[1:2])
+name = "ansible_collections.qemu.guest.plugins.connection.qga"
+assert name not in sys.modules
+InventoryManager(DataLoader(), sys.argv[2])
+print(name in sys.modules)
+"""
+    collections = Path(qga.__file__).parents[5]
+    argv = [sys.executable, "-c", program, str(collections), str(source)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
