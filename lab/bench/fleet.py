@@ -48,6 +48,7 @@ MEGABYTE = 1_000_000
 
 _ENDING_SECONDS = 10.0
 """More than the persist time that is the default."""
+_FOUND = ("ansible_connection", "ansible_qga_address")
 _RAW: Task = {"ansible.builtin.raw": "true"}
 _SLEEP: Task = {"ansible.builtin.raw": "sleep 1"}
 
@@ -227,15 +228,7 @@ class Play:
     def inventory(self) -> float:
         """Return the seconds of the inventory plugin, which finds all guests by their sockets."""
         self.end()
-        directory = self._scratch / "sockets"
-        directory.mkdir(exist_ok=True)
-        for number, socket in enumerate(self._sockets):
-            link = directory / f"guest{number}.qga"
-            link.unlink(missing_ok=True)
-            link.symlink_to(socket)
-        asked = {"sources": ["sockets"], "sockets": [f"{directory}/*.qga"]}
-        gather = ["agent", "osinfo", "hostname", "addresses"]
-        path = self._write("fleet.qga.yml", {"plugin": "qemu.guest.qga", **asked, "gather": gather})
+        path = self._found(gather=["agent", "osinfo", "hostname", "addresses"])
         started = time.monotonic()
         output = self._output("ansible-inventory", "-i", path, "--list")
         seconds = time.monotonic() - started
@@ -256,7 +249,23 @@ class Play:
         return ["ansible-playbook", "-i", self._inventory(hosts), "--forks", self._forks, playbook]
 
     def _inventory(self, hosts: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return an inventory of ``hosts``. This checkout finds them itself, and gives them their other variables."""
+        if self.way.name == QGA:
+            (variables, *_others) = hosts.values()
+            own = {name: repr(value) for name, value in variables.items() if name not in _FOUND}
+            return self._found(compose=own)
         return self._write("inventory.json", {"all": {"hosts": hosts}})
+
+    def _found(self, **options: Any) -> str:
+        """Return an inventory that finds all guests by their sockets."""
+        directory = self._scratch / "sockets"
+        directory.mkdir(exist_ok=True)
+        for number, socket in enumerate(self._sockets):
+            link = directory / f"guest{number}.qga"
+            link.unlink(missing_ok=True)
+            link.symlink_to(socket)
+        asked = {"sources": ["sockets"], "sockets": [f"{directory}/*.qga"]}
+        return self._write("fleet.qga.yml", {"plugin": "qemu.guest.qga", **asked, **options})
 
     def _write(self, name: str, content: object) -> str:
         path = self._scratch / name
