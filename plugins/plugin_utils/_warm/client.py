@@ -45,7 +45,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import
     QUIT,
     ClientRequest,
 )
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, MalformedArchive, read_archive
 
 __all__ = ("WarmPython",)
 
@@ -182,7 +182,10 @@ class WarmPython:
         if python and payload and archive and not _is_login(command):
             without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
             request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
-            return self._run_module(request, archive, python.group(1))
+            try:
+                return self._run_module(request, archive, python.group(1))
+            except MalformedArchive:  # it was not run; the plain path has Python's own error
+                return None
         begun = self.begin_shell(Command.of(command), stdin)
         return begun() if begun else None
 

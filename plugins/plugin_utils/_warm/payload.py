@@ -12,14 +12,14 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.bytecode import packed
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.compiler import ARCHIVE, compiled
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import REMEMBERED, checksum, joined, recipe
 
-__all__ = ("Archive", "read_archive")
+__all__ = ("Archive", "MalformedArchive", "read_archive")
 
 # Bytes of a file's header before its name, and the offset in it of the lengths of name and extra field.
 _HEADER = 30
@@ -30,17 +30,55 @@ Source = tuple[str, tuple[bytes, str]]
 """A module's source: its digest, and its text with its path."""
 
 
-class Archive(NamedTuple):
-    """An archive: the ``digest`` of its content, its ``parts`` by checksum, and how these make it (``recipe``).
+class MalformedArchive(Exception):
+    """What ansible-core has packed cannot be unpacked."""
 
-    The digest does not depend on the time of packing: ansible-core packs the same files anew in each run. A part is the
-    compressed data of one file. The ``sources`` are those of modules, by their parts.
-    """
 
-    digest: str
+class Entry(NamedTuple):
+    """A file in an archive: its ``name``, and where its compressed data begins and how long that is."""
+
+    name: str
+    start: int
+    size: int
+    info: zipfile.ZipInfo
+
+
+class _Made(NamedTuple):
+    """How parts make an archive, the parts by checksum, and the sources of modules, by their parts."""
+
     recipe: bytes
     parts: dict[str, bytes]
     sources: dict[str, Source]
+
+
+class Archive:
+    """An archive: the ``digest`` of its content, its ``parts`` by checksum, and how these make it (``recipe``).
+
+    The digest does not depend on the time of packing: ansible-core packs the same files anew in each run. A part is the
+    compressed data of one file. The ``sources`` are those of modules, by their parts. Most tasks need the digest only.
+
+    :raise MalformedArchive: from all but the digest.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+        self._entries = _entries(text)
+        content = hashlib.sha256()
+        for entry in self._entries:
+            content.update(f"{checksum(self._part(entry))} {entry.name}\n".encode("utf-8", "surrogateescape"))
+        self.digest = content.hexdigest()
+
+    @property
+    def recipe(self) -> bytes:
+        return self._made.recipe
+
+    @property
+    def parts(self) -> dict[str, bytes]:
+        return self._made.parts
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        return self._made.sources
 
     def brought(self, missing: Container[str], *, code: bool = False, programs: bytes = b"") -> bytes:
         """Return the file for the server and its start, with the parts ``missing`` in the guest, and their ``code``."""
@@ -52,46 +90,62 @@ class Archive(NamedTuple):
         """Return the short checksums of the parts."""
         return [name[:REMEMBERED] for name in self.parts]
 
+    def _part(self, entry: Entry) -> bytes:
+        return self._text[entry.start : entry.start + entry.size]
+
+    @functools.cached_property
+    def _made(self) -> _Made:
+        try:
+            texts = _texts(self._text, self._entries)
+        except _ERRORS as exc:
+            raise MalformedArchive(f"{exc}") from exc
+        parts, sources, between, listed = {}, {}, [], []
+        table: dict[str, tuple[str, bool]] = {}
+        end = length = 0
+        for entry in sorted(self._entries, key=lambda entry: entry.start):
+            digest = hashlib.sha256(texts[entry.name]).hexdigest()[:32]
+            is_module = entry.name.endswith(".py")
+            if is_module:
+                is_package = entry.name.endswith("/__init__.py")
+                table[entry.name[: -len("/__init__.py" if is_package else ".py")].replace("/", ".")] = (
+                    digest,
+                    is_package,
+                )
+            if entry.size:
+                between.append(self._text[end : entry.start])
+                length += entry.start - end
+                end = entry.start + entry.size
+                name = checksum(self._part(entry))
+                parts[name] = self._part(entry)
+                if is_module:
+                    sources[name] = digest, (texts[entry.name], f"{ARCHIVE}/{entry.name}")
+                listed.append((name, length))
+        between.append(self._text[end:])
+        return _Made(recipe(self.digest, listed, table, b"".join(between)), parts, sources)
+
 
 @functools.lru_cache(maxsize=16)
 def read_archive(encoded: bytes) -> Archive | None:
-    """Return an archive, given in base64; None if it is malformed."""
+    """Return an archive, given in base64; None if it is malformed, as far as its directory tells."""
     try:
-        packed = base64.b64decode(encoded, validate=True)
-        digest, table, places = _contents(packed)
-    except (NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error):
+        return Archive(base64.b64decode(encoded, validate=True))
+    except _ERRORS:
         return None
-    parts, sources, between, listed = {}, {}, [], []
-    end = length = 0
-    for start, size, source in sorted(places):
-        if size:
-            between.append(packed[end:start])
-            length += start - end
-            end = start + size
-            part = packed[start:end]
-            name = checksum(part)
-            parts[name] = part
-            if source:
-                sources[name] = source
-            listed.append((name, length))
-    between.append(packed[end:])
-    return Archive(digest, recipe(digest, listed, table, b"".join(between)), parts, sources)
 
 
-def _contents(packed: bytes) -> tuple[str, dict[str, tuple[str, bool]], list[tuple[int, int, Source | None]]]:
-    """Return an archive's digest; of its modules, digest and whether they are packages; and of each file, the offset
-    and size of its compressed data, and its source.
-    """
-    content, table, places = hashlib.sha256(), {}, []
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        for entry in archive.infolist():
-            name, text = entry.filename, archive.read(entry)
-            digest = hashlib.sha256(text).hexdigest()[:32]
-            content.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
-            if name.endswith(".py"):
-                package = name.endswith("/__init__.py")
-                table[name[: -len("/__init__.py" if package else ".py")].replace("/", ".")] = (digest, package)
-            lengths = _LENGTHS.unpack_from(packed, entry.header_offset + _AT)
-            source = (digest, (text, f"{ARCHIVE}/{name}")) if name.endswith(".py") else None
-            places.append((entry.header_offset + _HEADER + sum(lengths), entry.compress_size, source))
-    return content.hexdigest(), table, places
+_ERRORS = (NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+def _entries(text: bytes) -> list[Entry]:
+    with zipfile.ZipFile(io.BytesIO(text)) as archive:
+        entries = []
+        for info in archive.infolist():
+            lengths = _LENGTHS.unpack_from(text, info.header_offset + _AT)
+            entries.append(Entry(info.filename, info.header_offset + _HEADER + sum(lengths), info.compress_size, info))
+        return entries
+
+
+def _texts(text: bytes, entries: Iterable[Entry]) -> dict[str, bytes]:
+    """Return the content of each file, by its name."""
+    with zipfile.ZipFile(io.BytesIO(text)) as archive:
+        return {entry.name: archive.read(entry.info) for entry in entries}

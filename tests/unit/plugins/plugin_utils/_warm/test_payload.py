@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.payload_cache import Archives
-from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, read_archive
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import REMEMBERED, joined
+from ansible_collections.qemu.guest.plugins.plugin_utils._warm.payload import Archive, MalformedArchive, read_archive
 
 FILES = {f"ansible/module_utils/m{number}.py": f"VALUE = {number}\n" * (number * 50) for number in range(4)}
 OTHER = {**FILES, "ansible/modules/work.py": "print('other')\n"}
@@ -51,8 +52,6 @@ def brought(
     archives: Archives, path: Path, archive: Archive, recipe: bytes | None = None
 ) -> tuple[bytes, list[list[str]]]:
     """Bring an archive; return what the server has of it then, and which parts were brought, each time."""
-    if recipe is not None:
-        archive = archive._replace(recipe=recipe)
     asked: list[list[str]] = []
     for _time in range(3):
         content, answer = archives.found(archive.digest, str(path))
@@ -62,7 +61,9 @@ def brought(
         what, *there = answer.decode().split()
         assert what == "missing"
         asked.append([part for part in archive.remembered() if part not in there])
-        path.write_bytes(archive.brought(asked[-1]))
+        parts = [part for name, part in archive.parts.items() if name[:REMEMBERED] in asked[-1]]
+        file = archive.brought(asked[-1])
+        path.write_bytes(file if recipe is None else joined([recipe, b"", b"", *parts]))
     return b"", asked
 
 
@@ -143,6 +144,13 @@ def damaged(place: int) -> bytes:
     return base64.b64encode(content)
 
 
-@pytest.mark.parametrize("text", [b"bm8gYXJjaGl2ZQ==", b"A", packed(FILES)[4:], damaged(100), damaged(-30)])
+@pytest.mark.parametrize("text", [b"bm8gYXJjaGl2ZQ==", b"A"])
 def test_what_is_no_archive(text: bytes) -> None:
     assert read_archive(text) is None
+
+
+@pytest.mark.parametrize("text", [packed(FILES)[4:], damaged(100), damaged(-30)])
+def test_archive_that_is_damaged(text: bytes) -> None:
+    """It is brought to no guest."""
+    with pytest.raises(MalformedArchive):
+        read(text).brought([])
