@@ -666,6 +666,27 @@ def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: Runner, warm: W
     assert server_pid(guest) == pid
 
 
+def test_interpreter_that_its_user_stops_is_replaced(
+    agent: Runner, warm: WarmPython, guest: Guest, tmp_path: Path
+) -> None:
+    """What it has not read is not run, not even when it goes on; the plain path is left for that."""
+    count = tmp_path / "count"
+    payload = module(f"open({str(count)!r}, 'a').write('x')")
+    warmed(warm, program=payload)
+    ran = count.read_text()
+    zygote = int(children(server_pid(guest)).split()[0])  # it was started first
+    os.kill(zygote, signal.SIGSTOP)
+    began = time.monotonic()
+    assert warm.run(COMMAND, payload) is None
+    assert time.monotonic() - began < 20
+    with suppress(ProcessLookupError):
+        os.kill(zygote, signal.SIGCONT)
+    until(lambda: not os.path.exists(f"/proc/{zygote}"))
+    assert count.read_text() == ran
+    warmed(warm, program=payload)
+    assert count.read_text() == ran + "x"
+
+
 def test_why_an_interpreter_ended_is_told(warm: WarmPython) -> None:
     warmed(warm)
     zygote = "import os; error = os.open(f'/proc/{os.getppid()}/fd/2', os.O_WRONLY | os.O_APPEND); "
