@@ -579,6 +579,24 @@ def test_server_that_was_killed_is_replaced(agent: Runner, warm: WarmPython, gue
     assert not list(guest.runner.glob(f"{SPOOL}*.failed")), "it would be taken for the end of the new one"
 
 
+def test_server_that_is_killed_as_soon_as_it_serves_is_not_waited_for(
+    warm_with: Callable[..., WarmPython], guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells that the start failed, because it did not."""
+    warm = warm_with(start_seconds=3600)
+    served = warm._spool.is_served
+
+    def killed() -> bool:
+        if served():
+            os.kill(server_pid(guest), signal.SIGKILL)
+            until(lambda: not served())
+        return False
+
+    monkeypatch.setattr(warm._spool, "is_served", killed)
+    assert warm.run(COMMAND, module("")) is None
+    assert not list(guest.runner.glob(f"{SPOOL}.*.parts"))
+
+
 def children(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
