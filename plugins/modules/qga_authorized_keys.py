@@ -18,6 +18,9 @@ description:
     place, unless there are comments of their own lines in the file, or the agent cannot read it; then it becomes the
     last. Blanks around a line do not count.
   - Where the file is changed, its last line ends with a line break, and empty lines are removed.
+  - The agent cannot remove lines that are not UTF-8, or, among comments, have blanks around them. Where such a line has
+    one of the O(keys), the file is replaced as a whole by a program, so the agent must be allowed to run programs.
+    Nothing is changed before all that is needed is known to be allowed.
   - Where SELinux is enforced, what the agent makes gets its label by C(restorecon), without which C(sshd) may not read
     it. Where the agent may not run programs, a warning says so.
 extends_documentation_fragment:
@@ -120,7 +123,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import Attributes, place
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, enforces_selinux
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
@@ -137,6 +142,8 @@ GET = "guest-ssh-get-authorized-keys"
 ADD = "guest-ssh-add-authorized-keys"
 REMOVE = "guest-ssh-remove-authorized-keys"
 
+WRITE = "write"  # no command of the agent's: replace the file by programs
+
 LARGEST = 1 << 20  # most bytes of a file with keys, or of /etc/passwd
 
 Keys = List[str]
@@ -147,13 +154,17 @@ _KEY = re.compile(r"(?:^|\s)([a-z][a-z0-9@.-]+)[ \t]+(AAAA[0-9A-Za-z+/]+=*)(?:\s
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 # The agent writes line breaks only between lines, so an empty last line makes the one at the end.
 END = ""
+# What agents list in the place of bytes that are not UTF-8.
+SUBSTITUTE = "\ufffd"
 
 
 class Current(NamedTuple):
     """The user's ``keys``, in the order of the file, and the possible changes to it.
 
     ``exists``: there is a file. ``whole``: it is known to have nothing but these lines, so it may be rewritten.
-    ``adds`` and ``removes``: the agent may add and remove keys.
+    ``adds`` and ``removes``: the agent may add and remove keys. ``path``, ``owner`` and ``text`` are the file's, if the
+    agent can read it; bytes that are not UTF-8 are surrogates. ``programs``: the file has lines that the agent lists
+    otherwise, and it may run programs.
     """
 
     keys: Keys
@@ -161,21 +172,36 @@ class Current(NamedTuple):
     whole: bool = False
     adds: bool = True
     removes: bool = True
+    path: str = ""
+    owner: str = ""
+    text: str | None = None
+    programs: bool = False
 
 
 def read(executor: Executor, params: Params) -> Current:
     agent = executor.agent
     agent.require(GET, REMOVE if params["state"] == "absent" else ADD)
     keys = keys_of(agent, params["user"])
-    text = _text(agent, params["user"])
-    lines = [line.strip() for line in (text or "").split("\n")]
-    return Current(
+    home, owner = _login(agent, params["user"])
+    path = f"{home}/.ssh/authorized_keys" if home else ""
+    text = _content(agent, path) if path else None
+    differs = text is not None and not set(keys) <= set(text.split("\n"))
+    current = Current(
         keys,
         exists=bool(keys) or text is not None,
-        whole=text is not None and [line for line in lines if line] == keys,
+        whole=text is not None and [line.strip() for line in text.split("\n") if line.strip()] == keys,
         adds=agent.supports(ADD),
         removes=agent.supports(REMOVE),
+        path=path,
+        owner=owner,
+        text=text,
+        programs=differs and executor.is_available(),
     )
+    # All of what is to come, before any of it is done.
+    planned = plan(current, params)
+    if planned.changes:
+        agent.require(*[command for command, _arguments in planned.todo[2] if command != WRITE])
+    return current
 
 
 def keys_of(agent: Agent, user: str) -> Keys:
@@ -196,19 +222,13 @@ def keys_of(agent: Agent, user: str) -> Keys:
     return [expect(key, str, "a key") for key in reversed(keys)]
 
 
-def _text(agent: Agent, user: str) -> str | None:
-    """Return the content of the user's file; None if the agent cannot read it."""
-    home = _home(agent, user)
-    return _content(agent, f"{home}/.ssh/authorized_keys") if home else None
-
-
-def _home(agent: Agent, user: str) -> str:
-    """Return the user's home; empty if /etc/passwd does not have the user."""
+def _login(agent: Agent, user: str) -> tuple[str, str]:
+    """Return the user's home and C(UID:GID); empty if /etc/passwd does not have the user."""
     for line in (_content(agent, "/etc/passwd") or "").split("\n"):
         fields = line.split(":")
         if fields[0] == user and len(fields) == 7:
-            return fields[5]
-    return ""
+            return fields[5], f"{fields[2]}:{fields[3]}"
+    return "", ""
 
 
 def _content(agent: Agent, path: str) -> str | None:
@@ -268,6 +288,8 @@ def _by_lines(
     gone = [line for line in current.keys if identity(line) in keys and line != keys[identity(line)]]
     if state == "absent":
         gone = [line for line in current.keys if identity(line) in keys]
+    if gone and not _agent_knows(current, gone):
+        return _by_content(current, keys, state)
     after = [line for line in current.keys if line not in gone]
     missing = [] if state == "absent" else [line for line in keys.values() if line not in after]
     commands: list[tuple[str, dict[str, Any]]] = []
@@ -278,6 +300,45 @@ def _by_lines(
     if gone:
         commands.append((REMOVE, {**user, "keys": gone}))
     return after + missing, commands
+
+
+def _agent_knows(current: Current, lines: Keys) -> bool:
+    """Return whether the agent can remove these lines: the file has them as the agent has listed them.
+
+    It lists them without the blanks around them, and with a substitute for what is not UTF-8.
+    """
+    if current.text is None:
+        return not any(SUBSTITUTE in line for line in lines)
+    return set(lines) <= set(current.text.split("\n"))
+
+
+def _by_content(current: Current, keys: Mapping[str, str], state: str) -> tuple[Keys, list[tuple[str, dict[str, Any]]]]:
+    """Return the desired lines, and what replaces the file; all other lines stay as they are, byte by byte.
+
+    :raise OperationError: if that cannot be done.
+    """
+    raw = (current.text or "").split("\n")
+    listed = [line for line in raw if line.strip() and not line.strip().startswith("#")]
+    if not current.programs or len(listed) != len(current.keys):
+        raise OperationError(
+            "the file has a line for one of these keys that the agent cannot remove, because it is not UTF-8 or has "
+            "blanks around it, and the agent may not read the file and run programs. exclusive=true rewrites the file."
+        )
+    names = iter(current.keys)
+    lines: Keys = []
+    after: Keys = []
+    for line in raw:
+        name = next(names) if line.strip() and not line.strip().startswith("#") else ""
+        if name and identity(name) in keys:
+            line = name = "" if state == "absent" else keys[identity(name)]
+            if not name or name in after:
+                continue
+        lines += [line] if line.strip() else []
+        after += [name] if name else []
+    missing = [] if state == "absent" else [line for line in keys.values() if line not in after]
+    text = "\n".join([*lines, *missing, END])
+    write = {"path": current.path, "owner": current.owner, "old": current.text, "new": text}
+    return after + missing, [(WRITE, write)]
 
 
 def wanted(params: Params) -> Mapping[str, str]:
@@ -306,7 +367,10 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     agent = executor.agent
     user, after, commands = plan.todo
     for command, arguments in commands:
-        agent.execute(command, arguments)
+        if command == WRITE:
+            _write(executor, **arguments)
+        else:
+            agent.execute(command, arguments)
     now = keys_of(agent, user)
     if sorted(now) != sorted(after):
         raise OperationError(
@@ -317,9 +381,17 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     return {"warnings": _label(executor, user)} if enforces_selinux(agent) else {}
 
 
+def _write(executor: Executor, path: str, owner: str, old: str, new: str) -> None:
+    """Replace the file at once, if it is still what it was, with the owner and mode that the agent gives it, too."""
+    if _content(executor.agent, path) != old:
+        raise OperationError(f"{path} was changed meanwhile; nothing was written.")
+    content = new.encode("utf-8", "surrogateescape")
+    place(executor, content, path, Attributes(owner, mode="600"), sha256=sha256_of([content]))
+
+
 def _label(executor: Executor, user: str) -> list[str]:
     """Set the SELinux labels of the files that the agent made; return warnings if that fails."""
-    home = _home(executor.agent, user)
+    home, _owner = _login(executor.agent, user)
     home = shlex.quote(home) if home else f"~{user}"  # unquoted, but the agent has found a user of that name
     reason = "the agent may not run programs"
     if executor.is_available():

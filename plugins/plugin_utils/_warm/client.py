@@ -312,6 +312,8 @@ class WarmPython:
             # Look seldom: the agent writes each file that it opens to the guest's log.
             if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):
                 break
+            if looks % (2 * _LOOKS) == 0 and not runners.has(f"{prefix}.{PARTS_SUFFIX}"):
+                break  # its shell has removed that: it was killed when all had succeeded
             if time.monotonic() - began > self._start_seconds:
                 break
         return False

@@ -120,6 +120,19 @@ def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible
     assert play(ansible, WHO).output.count('"stdout": "root"') == 1
 
 
+def test_user_who_stops_an_interpreter_keeps_nobody(agent: LooseAgent, ansible: Ansible, user: str) -> None:
+    """Not even tasks as that user, nor in the background. None of them is run twice, also if it goes on."""
+    play(ansible, WHO, as_user(WHO), as_user(WHO))
+    count = {"ansible.builtin.shell": "echo x >>~/count; id -un"}
+    look(agent, f"pkill -STOP -u {user}; pgrep -u {user}")
+    began = time.monotonic()
+    run = play(ansible, as_user(count), as_user({**count, "async": 60, "poll": 1}), WHO)
+    assert time.monotonic() - began < 60
+    assert run.recap["vm"]["ok"] == 3
+    look(agent, f"pkill -CONT -u {user} || :")
+    assert look(agent, f"sleep 1; cat ~{user}/count") == "x\nx\n"
+
+
 HELD = "for p in /proc/[0-9]*; do readlink $p/cwd $p/exe $p/fd/*; cat $p/maps; done 2>/dev/null | grep -F {} || :"
 END = "pkill -9 -f '^/[a-z/]*/python3 -S' || :"
 PLACE = "/srv/place"

@@ -10,9 +10,12 @@ and content are checked, and malformed data ends that interpreter and nothing el
 from __future__ import annotations
 
 import _socket
+import fcntl
 import itertools
 import json
 import os
+import signal
+import sys
 import time
 from contextlib import suppress
 
@@ -22,6 +25,7 @@ from .task_output import LOST, Task
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from .fingerprint import LoginFiles
@@ -37,6 +41,8 @@ UNKEPT_IDLE_SECONDS = 5.0
 STUCK_SECONDS = 10.0
 # How many of an interpreter's processes are looked at: its shells, what becomes another user, itself, its children.
 MOST_PROCESSES = 16
+MOST_FILES = 64  # how many of a process's open files are looked at
+SIGNAL_SECONDS = 1.0  # how long processes may take to stop, or to end, by a signal
 MOST_STARTUP_OUTPUT = 64 << 10  # bytes that an interpreter may write at its start, to each of its streams
 
 
@@ -83,6 +89,9 @@ class Interpreter:
         self.tasks: dict[int, Task] = {}
         self.serials = itertools.count(1)
         self.queue: list[Outgoing] = []
+        # Serial number of the request that was sent last, until it is known to have been read; and when it was sent.
+        self.unread = 0
+        self.unread_since = 0.0
         self.known: list[str] = []  # archives that it has
         self.marker = marker
         self.path = path
@@ -193,6 +202,7 @@ class Interpreter:
         for one in self.queue:
             one.close()
         self.queue = []
+        self.unread = 0
 
     # Sending
 
@@ -209,8 +219,10 @@ class Interpreter:
         task = Task(number, request, path, preamble, errors)
         streams, task.theirs = task.theirs, []
         self.tasks[serial] = task
+        self.used = time.monotonic()
+        if not self.queue:
+            self.last_sent = self.used
         self.queue.append(Outgoing(serial, self.packed(serial, request), streams))
-        self.used = self.last_sent = time.monotonic()
         self.send()
 
     def packed(self, serial: int, request: ClientRequest) -> bytes:
@@ -232,8 +244,8 @@ class Interpreter:
         return frame(json.dumps(header).encode("ascii"), content, request.program)
 
     def send(self) -> None:
-        """Send as much of the queue as the interpreter takes now."""
-        while self.queue:
+        """Send as much of the queue as the interpreter takes now; see ``is_held_up``."""
+        while self.queue and not self.is_held_up:
             first = self.queue[0]
             try:
                 sent = self.socket.sendmsg([first.data], rights(first.streams))
@@ -248,7 +260,37 @@ class Interpreter:
             first.close()
             first.data = first.data[sent:]
             if not first.data:
-                self.queue.pop(0)
+                self.unread, self.unread_since = self.queue.pop(0).serial, self.last_sent
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the next request waits until the last one is read: so only that one's fate can ever be in doubt."""
+        return bool(self.queue and self.queue[0].streams and not self.has_read())
+
+    def has_read(self) -> bool:
+        """Return whether it has read all that it was sent."""
+        if self.unread and not unread_bytes(self.socket):
+            self.unread = 0
+        return not self.unread
+
+    def give_up_unread(self) -> None:
+        """End an interpreter that has not read a request for long: its user can stop it (SIGSTOP), and never go on.
+
+        It is stopped, looked at again, and killed. So a request that it has not read was not run, and never will be.
+        One that merely takes long may go on with what it has at work.
+        """
+        if self.dead or self.has_read() or time.monotonic() - self.unread_since < self.stuck_seconds:
+            return
+        if len(self.tasks) > 1 + len(self.queue) and not is_stopped(self.process):
+            return
+        readers = readers_of(self.process)
+        stopped = told(readers, signal.SIGSTOP, "TZX")
+        if self.has_read():
+            told(readers, signal.SIGCONT)
+            return
+        if told(readers, signal.SIGKILL, "ZX") and stopped:
+            self.tasks[self.unread].rc = NOT_RUN
+        self.end()
 
     def pop_refused(self) -> list[Task]:
         """Remove and return the tasks that it refused because it is stale; another interpreter gets them."""
@@ -261,13 +303,74 @@ def is_stopped(process: int) -> bool:
     look, seen = [process], 0
     while look and seen < MOST_PROCESSES:
         pid, seen = look.pop(0), seen + 1
-        with suppress(OSError):  # it has ended
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                if file.read().rpartition(b") ")[2][:1] in b"Tt":
-                    return True
-            with open(f"/proc/{pid}/task/{pid}/children") as file:
-                look += map(int, file.read().split())
+        if state_of(pid) in ("T", "t"):
+            return True
+        with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:  # unless it has ended
+            look += map(int, file.read().split())
     return False
+
+
+def unread_bytes(connection: _socket.socket) -> int:
+    """Return how much memory that takes which the other end of a UNIX socket has not read yet."""
+    try:
+        import termios  # only here: a task does not wait for it
+
+        left = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (ImportError, OSError):  # it cannot be told
+        return 0
+    return int.from_bytes(left, sys.byteorder)
+
+
+def readers_of(process: int) -> list[int]:
+    """Return the processes that can read what an interpreter is sent, and belong to its user.
+
+    ``process`` was started for it, and has its socket as standard output. What became starts the interpreter with is
+    root's, keeps that, and reads nothing; a program of a user's that runs as root is none of these either.
+    """
+    owners: dict[int, int] = {}
+    look, seen = [process], 0
+    with suppress(OSError):
+        link = os.readlink(f"/proc/{process}/fd/1")
+        while look and seen < MOST_PROCESSES and link.startswith("socket:"):
+            pid, seen = look.pop(0), seen + 1
+            with suppress(OSError):  # it has ended
+                if pid != os.getpid() and has_open(pid, link):
+                    owners[pid] = os.stat(f"/proc/{pid}").st_uid
+                with open(f"/proc/{pid}/task/{pid}/children") as file:
+                    look += map(int, file.read().split())
+    users = [pid for pid, owner in owners.items() if owner]
+    return users or list(owners)
+
+
+def has_open(pid: int, link: str) -> bool:
+    """Return whether one of the first open files of a process is that which ``link`` names."""
+    for file in itertools.islice(os.scandir(f"/proc/{pid}/fd"), MOST_FILES):
+        with suppress(OSError):  # it was closed
+            if os.readlink(file.path) == link:
+                return True
+    return False
+
+
+def told(processes: Sequence[int], number: int, states: str = "") -> bool:
+    """Send processes a signal; return whether all of them are gone, or in one of these states, soon after."""
+    for pid in processes:
+        with suppress(OSError):
+            os.kill(pid, number)
+    end = time.monotonic() + SIGNAL_SECONDS
+    while states and not all(state_of(pid) in states.lower() + states for pid in processes):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return bool(processes)
+
+
+def state_of(pid: int) -> str:
+    """Return the letter for a process's state; empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1].decode("ascii")
+    except OSError:
+        return ""
 
 
 def close_slowly(theirs: _socket.socket) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 600
 TICK_SECONDS = 60
 KEPT_SECONDS = 60  # how long an answer can be fetched
+HELD_UP_SECONDS = 0.01  # how soon to look whether an interpreter has read its last request
 MOST_INTERPRETERS = 6
 MOST_TRIES = 3  # for a request whose interpreters are stale at once
 LEAST_SECONDS = 60  # an interpreter that was used so lately is not ended for another
@@ -141,7 +142,7 @@ class Server:
         for one in everyone:
             if not one.dead:
                 readers[one.socket.fileno()] = functools.partial(self.guarded, one, one.listen)
-                if one.queue:
+                if one.queue and not one.is_held_up:
                     writers[one.socket.fileno()] = functools.partial(self.guarded, one, one.send)
             for task in one.tasks.values():
                 readers.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
@@ -164,6 +165,8 @@ class Server:
     def patience(self, everyone: Sequence[Interpreter]) -> float:
         """Return after how many seconds there is something to do, even if nothing arrives."""
         if self.waiting or any(one.told_to_end_at or one.queue for one in everyone):
+            return HELD_UP_SECONDS if any(one.is_held_up for one in everyone) else START_SECONDS / 10
+        if any(one.unread for one in everyone):
             return START_SECONDS / 10
         if not self.stays or any(one.ready and not one.stays for one in everyone):
             return UNKEPT_IDLE_SECONDS / 5
@@ -188,13 +191,14 @@ class Server:
     def settle(self, everyone: Sequence[Interpreter]) -> None:
         """Do what is due, in this order.
 
-        Dispatch what waited; give another interpreter what a stale one refused; answer ended tasks; retire idle
-        interpreters that do not stay; drop those that have gone; remove old answers.
+        Dispatch what waited; end interpreters that do not read; give another interpreter what a stale one refused;
+        answer ended tasks; retire idle interpreters that do not stay; drop those that have gone; remove old answers.
         """
         waiting, self.waiting = self.waiting, []
         for number, request in waiting:
             self.take(number, request)
         for one in everyone:
+            self.guarded(one, one.give_up_unread)
             for task in one.pop_refused():
                 task.drop()
                 self.retire(one)

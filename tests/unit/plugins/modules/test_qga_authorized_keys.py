@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ProtocolError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
 from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
@@ -287,6 +289,125 @@ def test_comments_are_kept(scripted: Start, connect: Connect) -> None:
     agent = connect(scripted(Disk(file).answers()))
     assert run(agent, OTHER_A)[NAME] == [B, OTHER_A]
     assert file.lines == ["# my keys", B, OTHER_A, ""]
+
+
+class RealFile:
+    """The authorized_keys of alice in a directory here, as agents manage it: byte by byte, but for what they list."""
+
+    def __init__(self, guest: Guest, content: bytes) -> None:
+        self.guest = guest
+        home = guest.directory / "home"
+        (home / ".ssh").mkdir(parents=True)
+        self.path = home / ".ssh" / "authorized_keys"
+        self.path.write_bytes(content)
+        self.passwd = guest.directory / "passwd"
+        self.passwd.write_text(f"alice:x:{os.getuid()}:{os.getgid()}::{home}:/bin/sh\n")
+
+    def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        return {**self.guest.answers(), "guest-file-open": self.open, GET: self.get, ADD: self.add, REMOVE: self.remove}
+
+    def open(self, arguments: Mapping[str, Any]) -> int:
+        is_passwd = arguments["path"] == "/etc/passwd"
+        return self.guest.open({**arguments, "path": str(self.passwd)} if is_passwd else arguments)
+
+    @property
+    def lines(self) -> list[bytes]:
+        return self.path.read_bytes().split(b"\n")
+
+    def get(self, arguments: Mapping[str, Any]) -> Any:
+        lines = [line.decode("utf-8", "replace").strip() for line in self.lines]
+        return {"keys": [line for line in reversed(lines) if line and not line.startswith("#")]}
+
+    def add(self, arguments: Mapping[str, Any]) -> Any:
+        kept = [] if arguments.get("reset") else self.lines
+        new = [key.encode() for key in arguments["keys"]]
+        self.path.write_bytes(b"\n".join(kept + [key for key in new if key not in kept]))
+        return {}
+
+    def remove(self, arguments: Mapping[str, Any]) -> Any:
+        gone = [key.encode() for key in arguments["keys"]]
+        self.path.write_bytes(b"\n".join(line for line in self.lines if line not in gone))
+        return {}
+
+
+LATIN = f"{A} m\xfcller".encode("latin-1")
+LATIN_B = f"{B} stra\xdfe".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("before", "keys", "given", "after"),
+    [
+        ([LATIN], [A], ABSENT, []),
+        ([LATIN], [A], {}, [A.encode()]),
+        (
+            [b"# \xfc", b" " + LATIN, LATIN_B, LATIN],
+            [OTHER_A, C],
+            {},
+            [b"# \xfc", OTHER_A.encode(), LATIN_B, C.encode()],
+        ),
+        ([b"#", LATIN_B, LATIN], [A], ABSENT, [b"#", LATIN_B]),
+        ([b"# blanks", b"  " + A.encode(), LATIN_B], [A], ABSENT, [b"# blanks", LATIN_B]),
+        ([LATIN], [C], {}, [LATIN, C.encode()]),
+    ],
+)
+def test_lines_that_the_agent_does_not_know(
+    scripted: Start,
+    connect: Connect,
+    guest: Guest,
+    before: list[bytes],
+    keys: list[str],
+    given: dict[str, Any],
+    after: list[bytes],
+) -> None:
+    """The others stay as they are."""
+    file = RealFile(guest, b"\n".join(before))
+    agent = connect(scripted(file.answers()))
+    result = run(agent, *keys, **given)
+    assert result["changed"] and len(result[NAME]) == len([line for line in after if not line.startswith(b"#")])
+    assert file.lines == [*after, b""]
+    assert file.path.stat().st_mode & 0o777 == (0o600 if guest.started else 0o644)
+    assert not run(agent, *keys, **given)["changed"]
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+@pytest.mark.parametrize("without", ["guest-exec", "guest-file-open"])
+def test_lines_that_the_agent_does_not_know_and_may_not_change(
+    scripted: Start, connect: Connect, guest: Guest, without: str, check_mode: bool
+) -> None:
+    file = RealFile(guest, LATIN + b"\n")
+    answers = file.answers()
+    del answers[without]
+    agent = connect(scripted(answers))
+    for given in ({}, ABSENT):
+        with pytest.raises(OperationError, match=r"not UTF-8 .* exclusive=true rewrites the file"):
+            run(agent, A, check_mode=check_mode, **given)
+    assert file.path.read_bytes() == LATIN + b"\n"
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_all_that_is_needed_is_known_to_be_allowed_first(
+    scripted: Start, connect: Connect, guest: Guest, check_mode: bool
+) -> None:
+    file = RealFile(guest, f"# comment\n{OTHER_A}".encode())
+    answers = file.answers()
+    del answers[REMOVE]
+    agent = connect(scripted(answers, blocked={REMOVE: f"Command {REMOVE} has been disabled"}))
+    with pytest.raises(CommandUnavailable, match=f"{REMOVE} was not run"):
+        run(agent, A, check_mode=check_mode)
+    assert file.lines == [b"# comment", OTHER_A.encode()]
+    assert run(agent, C)["changed"], "that needs no removal"
+
+
+def test_file_that_is_changed_meanwhile_is_left_alone(
+    scripted: Start, connect: Connect, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = RealFile(guest, LATIN)
+    agent = connect(scripted(file.answers()))
+    planned = OPERATION.plan(OPERATION.read(GuestExec(agent), options(A)), options(A))
+    file.path.write_bytes(LATIN_B)
+    with pytest.raises(OperationError, match="was changed meanwhile; nothing was written"):
+        OPERATION.apply(GuestExec(agent), planned)
+    assert file.path.read_bytes() == LATIN_B
 
 
 def enforcing(file: File) -> dict[str, Callable[[Mapping[str, Any]], Any]]:

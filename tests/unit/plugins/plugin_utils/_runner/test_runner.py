@@ -736,7 +736,7 @@ def is_up(process: subprocess.Popen[bytes]) -> bool:
 @only_sh
 def test_taking_the_place_of_one_that_is_ended(guest: Guest) -> None:
     with runner(guest, 0) as old:
-        eventually(lambda: is_up(old), "no runner")
+        eventually(lambda: is_up(old) and (guest.runner / "1" / "pid").exists(), "no runner")
         old.send_signal(signal.SIGSTOP)
         with runner(guest, 0, "over") as new:
             eventually(lambda: runner_pid(guest) == new.pid, "no successor")

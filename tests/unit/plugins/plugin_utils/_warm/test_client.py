@@ -579,6 +579,24 @@ def test_server_that_was_killed_is_replaced(agent: Runner, warm: WarmPython, gue
     assert not list(guest.runner.glob(f"{SPOOL}*.failed")), "it would be taken for the end of the new one"
 
 
+def test_server_that_is_killed_as_soon_as_it_serves_is_not_waited_for(
+    warm_with: Callable[..., WarmPython], guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells that the start failed, because it did not."""
+    warm = warm_with(start_seconds=3600)
+    served = warm._spool.is_served
+
+    def killed() -> bool:
+        if served():
+            os.kill(server_pid(guest), signal.SIGKILL)
+            until(lambda: not served())
+        return False
+
+    monkeypatch.setattr(warm._spool, "is_served", killed)
+    assert warm.run(COMMAND, module("")) is None
+    assert not list(guest.runner.glob(f"{SPOOL}.*.parts"))
+
+
 def children(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
@@ -664,6 +682,27 @@ def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: Runner, warm: W
     result = warm.run(COMMAND, module("print('next')"))
     assert result and result.stdout == b"next\n"
     assert server_pid(guest) == pid
+
+
+def test_interpreter_that_its_user_stops_is_replaced(
+    agent: Runner, warm: WarmPython, guest: Guest, tmp_path: Path
+) -> None:
+    """What it has not read is not run, not even when it goes on; the plain path is left for that."""
+    count = tmp_path / "count"
+    payload = module(f"open({str(count)!r}, 'a').write('x')")
+    warmed(warm, program=payload)
+    ran = count.read_text()
+    zygote = int(children(server_pid(guest)).split()[0])  # it was started first
+    os.kill(zygote, signal.SIGSTOP)
+    began = time.monotonic()
+    assert warm.run(COMMAND, payload) is None
+    assert time.monotonic() - began < 20
+    with suppress(ProcessLookupError):
+        os.kill(zygote, signal.SIGCONT)
+    until(lambda: not os.path.exists(f"/proc/{zygote}"))
+    assert count.read_text() == ran
+    warmed(warm, program=payload)
+    assert count.read_text() == ran + "x"
 
 
 def test_why_an_interpreter_ended_is_told(warm: WarmPython) -> None:

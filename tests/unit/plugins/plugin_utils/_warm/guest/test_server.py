@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +80,110 @@ def test_interpreter_that_reads_nothing_is_given_up(server: _server.Server, spoo
             server.poll([one])
             server.settle([one])
     assert said(server, 7) == b"7 begun\n7 answer 6\nplain\n"
+
+
+@contextmanager
+def stopped_interpreter(seconds: float = 0.5) -> Iterator[tuple[interpreter.Interpreter, socket.socket, Any]]:
+    """One whose processes do not read, because they are stopped: a shell that waits for another process."""
+    one, zygote = an_interpreter(stuck_seconds=seconds)
+    shell = ["sh", "-c", "sleep 60 & kill -STOP $!; echo $! >&2; wait"]
+    with zygote, subprocess.Popen(shell, stdout=zygote.fileno(), stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        one.process, sleeps = process.pid, int(process.stderr.readline())
+        try:
+            yield one, zygote, sleeps
+        finally:
+            for pid in (sleeps, process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def settled(server: _server.Server, one: interpreter.Interpreter) -> None:
+    began = time.monotonic()
+    while one.tasks and time.monotonic() - began < 10:
+        server.poll([one])
+        server.settle([one])
+
+
+def test_stopped_interpreter_is_killed_before_its_requests_are_said_to_be_unrun(
+    server: _server.Server, spool: Path
+) -> None:
+    """Its user may let it go on at any time."""
+    with stopped_interpreter() as (one, _zygote, sleeps):
+        server.interpreters["k"] = one
+        for number in (7, 8):
+            (spool / f"{number}.rc").touch()
+            server.take(number, a_request())
+        began = time.monotonic()
+        settled(server, one)
+        assert time.monotonic() - began > 0.4
+        until(lambda: interpreter.state_of(sleeps) in ("", "Z"))
+    for number in (7, 8):
+        assert said(server, number) == b"%d begun\n%d answer 6\nplain\n" % (number, number)
+
+
+def test_request_that_a_stopped_interpreter_has_read_may_have_run(server: _server.Server, spool: Path) -> None:
+    """It is left alone as long as nothing else is wanted of it: the task may have stopped itself."""
+    with stopped_interpreter() as (one, zygote, sleeps):
+        server.interpreters["k"] = one
+        for number in (7, 8):
+            (spool / f"{number}.rc").touch()
+        server.take(7, a_request())
+        request = frames.receive(zygote)
+        assert request
+        server.stays = False  # for it to look soon
+        server.poll([one])
+        server.settle([one])
+        assert one.tasks and not one.dead and interpreter.state_of(sleeps) == "T"
+        server.take(8, a_request())
+        settled(server, one)
+        request.close()
+    assert said(server, 7).startswith(b"7 begun\n7 answer ") and b"lost\n" in said(server, 7)
+    assert said(server, 8) == b"8 begun\n8 answer 6\nplain\n"
+
+
+def test_stopped_interpreter_that_cannot_be_found_may_have_run_it(server: _server.Server, spool: Path) -> None:
+    with stopped_interpreter() as (one, _zygote, _sleeps):
+        one.process = 2**22 + 1  # none has that number
+        server.interpreters["k"] = one
+        (spool / "7.rc").touch()
+        server.take(7, a_request())
+        settled(server, one)
+    assert b"lost\n" in said(server, 7)
+
+
+def test_request_waits_until_the_one_before_it_is_read(server: _server.Server, spool: Path) -> None:
+    """So that there is no doubt which of them was."""
+    one, zygote = an_interpreter()
+    server.interpreters["k"] = one
+    with zygote:
+        for number in (7, 8):
+            (spool / f"{number}.rc").touch()
+            server.take(number, a_request())
+            server.poll([one])
+        assert one.is_held_up and server.patience([one]) < 0.1
+        for _number in (7, 8):
+            request = frames.receive(zygote)
+            assert request
+            request.close()
+            server.poll([one])
+        assert not one.queue and one.has_read()
+
+
+def test_interpreter_that_takes_long_and_has_work_is_not_ended(server: _server.Server, spool: Path) -> None:
+    with stopped_interpreter() as (one, zygote, sleeps):
+        os.kill(sleeps, signal.SIGCONT)
+        server.interpreters["k"] = one
+        for number in (7, 8):
+            (spool / f"{number}.rc").touch()
+            server.take(number, a_request())
+            if number == 7:
+                at_work = frames.receive(zygote)
+        for _time in range(2):
+            server.poll([one])
+            server.settle([one])
+        assert at_work and len(one.tasks) == 2 and not one.dead
+        at_work.close()
 
 
 def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
