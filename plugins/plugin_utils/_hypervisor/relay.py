@@ -142,7 +142,7 @@ class Relay:
         self._closing: List[socket.socket] = []
         self._accepts = False
         # By descriptor: the connection that asked for this listener, and what who connects there is led to.
-        self._listeners: Dict[int, Tuple[Connection, bytes]] = {}
+        self._listeners: Dict[int, Tuple[Connection, socket.socket, bytes]] = {}
 
     def serve(self) -> None:
         """Serve clients; return when the relay is no longer used."""
@@ -201,10 +201,9 @@ class Relay:
         self._connections[client.fileno()] = connection, connection.client
         return connection
 
-    def _accept_led(self, owner: Connection, path: bytes) -> None:
+    def _accept_led(self, owner: Connection, listener: socket.socket, path: bytes) -> None:
         try:
-            assert owner.listener
-            client = owner.listener.accept()[0]
+            client = listener.accept()[0]
         except OSError:
             self._close(owner)
             return
@@ -279,7 +278,7 @@ class Relay:
             self._close(connection)
             return False
         connection.listener.setblocking(False)
-        self._listeners[connection.listener.fileno()] = connection, path
+        self._listeners[connection.listener.fileno()] = connection, connection.listener, path
         self._epoll.register(connection.listener.fileno(), select.EPOLLIN)
         return self._tell(connection, b"ok %s %s\n" % (self._answer, name.encode("ascii")))
 

@@ -266,7 +266,7 @@ def test_mux_that_is_killed_while_others_wait(
 def test_mux_ends_when_nobody_needs_it(server: Scripted, address: Address, connect: Connect) -> None:
     agent = connect(server, share=functools.partial(share, seconds=0.3))
     agent.execute("guest-ping")
-    until(lambda: alive())
+    until(alive)
     time.sleep(0.6)
     assert alive(), "somebody is connected"
     agent.close()

@@ -273,7 +273,8 @@ def test_agent_that_does_nothing_is_left_with_its_client(pair: Pair) -> None:
 
 def test_agent_that_reads_nothing_is_left_after_a_time(start: Start, listener: socket.socket) -> None:
     running = start(LINGER_SECONDS=3)
-    with running.connect(listener.getsockname()) as sock, listener.accept()[0]:
+    sock = running.connect(listener.getsockname())
+    with sock, listener.accept()[0]:
         filled(sock)
         sock.close()
         assert running.sleeps() and running.sockets() == 2

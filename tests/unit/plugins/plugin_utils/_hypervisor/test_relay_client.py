@@ -96,6 +96,7 @@ def test_interpreter_that_is_not_there(interpreter: str | None, tmp_path: Path) 
         ["/bin/sh", "-c", python_command(interpreter).replace("/usr/libexec/", "/nope/")],
         env={"PATH": str(tmp_path)},
         capture_output=True,
+        check=False,
         input=b"print(1)\n",
     )
     assert (done.returncode, done.stderr.decode("ascii").strip()) == (127, NO_PYTHON)
@@ -111,6 +112,7 @@ def test_interpreter_that_is_found(name: str, tmp_path: Path) -> None:
         ["/bin/sh", "-c", python_command(None)],
         env={"PATH": f"{tmp_path}:/nope"},
         capture_output=True,
+        check=False,
         input=b"given\ndef main(g): print(g)\n",
     )
     assert (done.stdout, done.stderr) == (b"b'given\\n'\n", b"")
