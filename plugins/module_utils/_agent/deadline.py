@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from typing import Any, Callable, TypeVar
 
-__all__ = ("Deadline",)
+__all__ = ("Deadline", "Stuck", "within")
+
+T = TypeVar("T")
+
 # No caller needs to wait longer, and poll() cannot.
 _LONGEST_SECONDS = 1_000_000.0
 
@@ -26,3 +31,30 @@ class Deadline:
     @property
     def expired(self) -> bool:
         return self.left() <= 0.0
+
+
+class Stuck(Exception):
+    """A call did not return in time."""
+
+
+def within(seconds: float, call: Callable[[], T], name: str = "") -> T:
+    """Return the result of ``call``, run in a thread of that ``name``, because it may wait without limit.
+
+    :raise Stuck: if it takes longer than ``seconds``. The thread goes on then, and keeps nothing from ending.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as exc:  # raised in the caller's thread
+            outcome["error"] = exc
+
+    thread = threading.Thread(target=run, name=name or None, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "value" not in outcome:
+        raise Stuck
+    return outcome["value"]  # type: ignore[no-any-return]

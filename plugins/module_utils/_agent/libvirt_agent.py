@@ -14,7 +14,6 @@ import errno
 import math
 import os
 import re
-import threading
 import time
 from contextlib import suppress
 from typing import Any, Callable, ContextManager, Mapping, TypeVar
@@ -25,7 +24,7 @@ from ansible.module_utils.basic import missing_required_lib
 from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Agent, Log
-from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline, Stuck, within
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
     AgentSilentError,
@@ -46,7 +45,7 @@ except ImportError as _exc:
 else:
     _WHY_MISSING = ""
 
-__all__ = ("AT_SOCKET", "DEFAULT_URI", "SOCKETS", "LibvirtAgent")
+__all__ = ("AT_SOCKET", "DEFAULT_URI", "SOCKETS", "THREADS", "LibvirtAgent")
 
 T = TypeVar("T")
 
@@ -58,6 +57,9 @@ Forward = Callable[[str, Deadline], ContextManager[str]]
 # Where libvirt's daemon listens, on its own machine: that for everything, or the one for QEMU alone.
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 AT_SOCKET = "qemu+unix:///system?socket={}"
+
+THREADS = "libvirt"
+"""The name of threads that wait for libvirt."""
 
 # libvirt (9.0) writes a request to the agent's socket at once. If it does not fit in the socket's buffer (208 KiB
 # almost everywhere), libvirt starts over with it, and the agent gets garbage.
@@ -119,10 +121,6 @@ _TOO_LONG = "Have the output written to a file in the guest, and fetch that."
 _RESTART = f"libvirt does not talk to this agent until that is restarted (in the guest). {_TOO_LONG}"
 
 
-class _Stuck(Exception):
-    """libvirt did not return in time."""
-
-
 class LibvirtAgent(Agent):
     """The agent of a libvirt domain. ``uri`` selects the libvirt; the default is from the environment.
 
@@ -164,7 +162,7 @@ class LibvirtAgent(Agent):
         deadline = Deadline(self.timeout)
         try:
             return f"libvirt:{self._found(deadline).UUIDString()}"
-        except _Stuck:
+        except Stuck:
             raise self._hangs(deadline) from None
         except libvirt.libvirtError as exc:
             raise self._failure(exc) from exc
@@ -182,7 +180,7 @@ class LibvirtAgent(Agent):
         connection = self._connection
         self._forget()
         if connection is not None:
-            with suppress(libvirt.libvirtError, _Stuck):
+            with suppress(libvirt.libvirtError, Stuck):
                 _within(_GRACE, connection.close)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
@@ -204,7 +202,7 @@ class LibvirtAgent(Agent):
         started = time.monotonic()
         try:
             reply = _ask(domain, command, text, deadline)
-        except _Stuck:
+        except Stuck:
             self._leave()
             raise OutcomeUnknownError(f"libvirt did not return within {deadline.seconds:g} s") from None
         except libvirt.libvirtError as exc:
@@ -258,7 +256,7 @@ class LibvirtAgent(Agent):
         """
         try:
             _ask(self._found(deadline), "guest-ping", _PING, deadline)
-        except _Stuck:
+        except Stuck:
             raise self._hangs(deadline) from None
         except libvirt.libvirtError as exc:
             return self._failure(exc), exc
@@ -274,7 +272,7 @@ class LibvirtAgent(Agent):
                 return False
             state = _within(_GRACE, self._domain.state)[0]
             return bool(state == _PAUSED or (state == _SHUT_OFF and _within(_GRACE, self._domain.hasManagedSaveImage)))
-        except (libvirt.libvirtError, _Stuck):
+        except (libvirt.libvirtError, Stuck):
             return False
 
     def _found(self, deadline: Deadline) -> Any:
@@ -384,26 +382,11 @@ def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Return the result of ``call``, run in a thread because libvirt waits without limit for a daemon that hangs.
+    """Return the result of ``call``: libvirt waits without limit for a daemon that hangs.
 
-    :raise _Stuck: if it takes longer than ``seconds``. The thread goes on then.
+    :raise Stuck: if it takes longer than ``seconds``.
     """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["value"] = call()
-        except BaseException as exc:  # raised in the caller's thread
-            outcome["error"] = exc
-
-    thread = threading.Thread(target=run, name="libvirt", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "value" not in outcome:
-        raise _Stuck
-    return outcome["value"]  # type: ignore[no-any-return]
+    return within(seconds, call, THREADS)
 
 
 def _ask(domain: Any, command: str, text: str, deadline: Deadline) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline, Stuck, within
 
 __all__ = ("ended_in_time",)
 
@@ -22,25 +21,13 @@ T = TypeVar("T")
 def ended_in_time(deadline: Deadline, control_path: str, call: Callable[[], T]) -> T:
     """Return the result of ``call``, which starts an ssh with that control path. At the deadline, the ssh is ended.
 
-    :raise TimeoutError: at the deadline.
+    :raise Stuck: at the deadline.
     """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["value"] = call()
-        except BaseException as exc:  # raised in the caller's thread
-            outcome["error"] = exc
-
-    thread = threading.Thread(target=run, name="ssh", daemon=True)
-    thread.start()
-    thread.join(deadline.left())
-    if not outcome:
+    try:
+        return within(deadline.left(), call, "ssh")
+    except Stuck:
         _end_below(control_path)
-        raise TimeoutError
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]  # type: ignore[no-any-return]
+        raise
 
 
 def _end_below(control_path: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline, Stuck
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import lock_file, private_path
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.control_socket import ControlSocket
@@ -103,7 +103,7 @@ class Ssh:
                 self._explain_become(words, exc)
             words = words.removeprefix("Failed to connect to the host via ssh: ")
             raise ConnectError(f"cannot connect to {self._login.name} by ssh: {words}") from exc
-        except TimeoutError:
+        except Stuck:
             what = f"{self._login.become_there}: " if become else ""
             raise ConnectError(
                 f"{what}ssh to {self._login.name} did not come to an end within {deadline.seconds:g} s."

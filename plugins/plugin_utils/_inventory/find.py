@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import THREADS
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.ask import ask_all
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import SILENT, Guest
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.libvirt_domains import (
-    THREADS,
     domains,
     domains_of,
     hypervisor_of,

@@ -11,17 +11,17 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline, Stuck, within
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import (
     AT_SOCKET,
     DEFAULT_URI,
     SOCKETS,
+    THREADS,
 )
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.command_line import AGENT_PORT
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import HERE, NO_AGENT, OFF, Guest
-from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.parallel import in_parallel
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.text import line
 
 try:
@@ -29,10 +29,7 @@ try:
 except ImportError:
     libvirt = None
 
-__all__ = ("THREADS", "default_uris", "domains", "domains_of", "guest_of", "hypervisor_of")
-
-THREADS = "libvirt"
-"""The name of threads that wait for libvirt."""
+__all__ = ("default_uris", "domains", "domains_of", "guest_of", "hypervisor_of")
 
 _LONGEST_XML = 4 * 1024 * 1024
 
@@ -65,14 +62,14 @@ def domains(uri: str, hypervisor: str, seconds: float) -> list[Guest]:
     """
     if libvirt is None:
         raise ConnectError("libvirt's Python library is missing (most distributions: the package python3-libvirt)")
-    (found,) = in_parallel(lambda each: _domains(each, hypervisor), [uri], seconds, name=THREADS)
-    if found is None:
-        raise ConnectError(f"libvirt did not answer within {seconds:g} s")
-    if isinstance(found, libvirt.libvirtError):
-        raise ConnectError(f"{found.get_error_message()}")
-    if isinstance(found, Exception):
-        raise ConnectError(f"{found}")
-    return found
+    try:
+        return within(seconds, lambda: _domains(uri, hypervisor), THREADS)
+    except Stuck:
+        raise ConnectError(f"libvirt did not answer within {seconds:g} s") from None
+    except libvirt.libvirtError as exc:
+        raise ConnectError(f"{exc.get_error_message()}") from exc
+    except Exception as exc:  # one libvirt must not spoil the others
+        raise ConnectError(f"{exc}") from exc
 
 
 def domains_of(machine: Hypervisor, name: str, listening: Collection[str], seconds: float) -> list[Guest]:

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 def in_parallel(
-    work: Callable[[T], R], items: Sequence[T], seconds: float, threads: int = 128, name: str = "inventory"
+    work: Callable[[T], R], items: Sequence[T], seconds: float, threads: int = 128
 ) -> list[R | Exception | None]:
     """Return the result of ``work`` for each item, or what it raised; None where that was not there in time.
 
@@ -44,7 +44,7 @@ def in_parallel(
                     done.put((index, exc))
 
     for _number in range(threads):
-        threading.Thread(target=run, name=name, daemon=True).start()
+        threading.Thread(target=run, name="inventory", daemon=True).start()
     results: list[R | Exception | None] = [None] * len(items)
     # Each thread may have to wait for several items in turn.
     deadline = Deadline(seconds * -(-len(items) // threads) if items else 0)

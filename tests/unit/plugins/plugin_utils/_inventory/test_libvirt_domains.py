@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import THREADS
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory import libvirt_domains
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import NO_AGENT, OFF
@@ -122,7 +123,7 @@ def test_libvirt_that_hangs_is_left_and_its_ssh_ended(monkeypatch: pytest.Monkey
     assert time.monotonic() - before < 5 and asked == ["qemu+ssh://hv1/system?no_tty=1"]
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     try:
-        end_children_of_threads(libvirt_domains.THREADS)
+        end_children_of_threads(THREADS)
         assert started[0].wait(10) == -9
         assert bystander.poll() is None
     finally:
