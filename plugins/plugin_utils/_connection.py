@@ -45,7 +45,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
     Asking,
     asking,
@@ -306,7 +306,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         try:
             return self._warm.run(command, stdin)
         except (CommandUnavailable, NoRunnerError) as exc:
-            if _is_frozen(exc):
+            if is_frozen(exc):
                 raise
             return None  # nothing was run; the plain path has other means, or reports the error
 
@@ -346,7 +346,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             try:
                 return self._runner.finish(start_shell(self._runner, command, stdin))
             except (CommandUnavailable, NoRunnerError) as exc:
-                if _is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
+                if is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
                     raise
                 display.vvv(printable(f"{exc} Using guest-exec."), host=self._name)
                 self._runner = None
@@ -491,11 +491,6 @@ def _start_runner(agent: Agent, **how: Any) -> None:
     with kept_bytecode():
         from ansible_collections.qemu.guest.plugins.plugin_utils._runner.bootstrap import start_runner
     start_runner(agent, **how)
-
-
-def _is_frozen(exc: QgaError) -> bool:
-    """Return whether a frozen guest is the reason: there is no other way to run anything then."""
-    return isinstance(exc, CommandUnavailable) and exc.reason == "frozen"
 
 
 def _show(show: Callable[..., None], host: str, text: str) -> None:

@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 
-__all__ = ("patiently", "when_thawed")
+__all__ = ("is_frozen", "patiently", "when_thawed")
 
 T = TypeVar("T")
 
@@ -40,6 +40,11 @@ _PAUSE = 0.2
 _FROZEN_PAUSE = 1.0
 
 _SILENT = (AgentSilentError, ChannelBusyError, HandleLostError, OutcomeUnknownError)
+
+
+def is_frozen(exc: QgaError) -> bool:
+    """Return whether a frozen guest is the reason for an error: nothing can be started in it then."""
+    return isinstance(exc, CommandUnavailable) and exc.reason == "frozen"
 
 
 class _Outages:
@@ -57,7 +62,7 @@ class _Outages:
         :raise CommandUnavailable: ``exc``, if it is not about a frozen guest or the guest was frozen too long.
         """
         seconds = self._agent.frozen_timeout
-        if exc.reason != "frozen" or exc.was_waited_for:
+        if not is_frozen(exc) or exc.was_waited_for:
             raise exc
         if self._frozen is None:
             self._frozen = Deadline(seconds)

@@ -45,7 +45,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     unknown,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen, patiently, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 
 __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
@@ -135,7 +135,7 @@ class Runner(Executor):
         try:
             self._start_one(self.agent)
         except (CommandUnavailable, NoRunnerError) as exc:
-            if not (isinstance(exc, CommandUnavailable) and exc.reason == "frozen"):
+            if not is_frozen(exc):
                 self._no_runner = exc
             raise
 
@@ -197,9 +197,8 @@ class Runner(Executor):
             except GuestFileError as exc:
                 if exc.errno != errno.ENOSPC:
                     raise
-                with suppress(
-                    GuestFileError
-                ):  # to empty it makes room, even if the agent has none to note that it is open
+                # To empty it makes room, even if the agent has none to note that it is open.
+                with suppress(GuestFileError):
                     self._spool.write(f"{number}.in", b"")
                 with suppress(GuestFileError):
                     self._spool.forget(number)
