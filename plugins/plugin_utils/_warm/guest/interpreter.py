@@ -25,7 +25,7 @@ from .task_output import LOST, Task
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from .fingerprint import LoginFiles
@@ -300,14 +300,19 @@ class Interpreter:
 
 def is_stopped(process: int) -> bool:
     """Return whether a process, or one that it has started, is stopped by a signal."""
-    look, seen = [process], 0
-    while look and seen < MOST_PROCESSES:
-        pid, seen = look.pop(0), seen + 1
-        if state_of(pid) in ("T", "t"):
-            return True
+    return any(state_of(pid) in ("T", "t") for pid in family_of(process))
+
+
+def family_of(process: int) -> Iterator[int]:
+    """Yield a process, and those that it and they have started, MOST_PROCESSES of them."""
+    look = [process]
+    for _number in range(MOST_PROCESSES):
+        if not look:
+            return
+        pid = look.pop(0)
+        yield pid
         with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:  # unless it has ended
             look += map(int, file.read().split())
-    return False
 
 
 def unread_bytes(connection: _socket.socket) -> int:
@@ -328,16 +333,12 @@ def readers_of(process: int) -> list[int]:
     root's, keeps that, and reads nothing; a program of a user's that runs as root is none of these either.
     """
     owners: dict[int, int] = {}
-    look, seen = [process], 0
     with suppress(OSError):
         link = os.readlink(f"/proc/{process}/fd/1")
-        while look and seen < MOST_PROCESSES and link.startswith("socket:"):
-            pid, seen = look.pop(0), seen + 1
+        for pid in family_of(process) if link.startswith("socket:") else ():
             with suppress(OSError):  # it has ended
                 if pid != os.getpid() and has_open(pid, link):
                     owners[pid] = os.stat(f"/proc/{pid}").st_uid
-                with open(f"/proc/{pid}/task/{pid}/children") as file:
-                    look += map(int, file.read().split())
     users = [pid for pid, owner in owners.items() if owner]
     return users or list(owners)
 
