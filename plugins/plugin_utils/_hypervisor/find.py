@@ -10,11 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.module_utils.parsing.convert_bool import boolean
-
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
-from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.login import BECOME, PYTHON, become_method
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.login import PYTHON, become_method, wants_become
 
 __all__ = ("THIS_MACHINE", "find_hypervisor", "host_variables")
 
@@ -52,7 +50,7 @@ def find_hypervisor(
             "it is this machine."
         )
     login = {key: variables[key] for key in variables if _LOGIN.fullmatch(key)}
-    if boolean(login.get(BECOME), strict=False):
+    if wants_become(login):
         own = f"ansible_{become_method(login)}_"
         login |= {key: variables[key] for key in variables if key.startswith(own) or key == PYTHON}
     login.setdefault("ansible_host", name)

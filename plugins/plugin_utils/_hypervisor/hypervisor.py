@@ -9,6 +9,7 @@ All guests of that machine and all tasks use one connection (ssh.py), with the l
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import socket
@@ -57,7 +58,7 @@ class Hypervisor:
         """A name that is the same for the same login: only those share a connection."""
         return self._login.identity
 
-    @property
+    @functools.cached_property
     def _ssh(self) -> Ssh:
         # A machine that is logged in to may have been started anew: its relay has gone then.
         return Ssh(self._login, lambda: forget(self._note_path))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -23,10 +24,10 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
 
-__all__ = ("BECOME", "PYTHON", "Login", "become_method")
+__all__ = ("PYTHON", "Login", "become_method", "wants_become")
 
-BECOME = "ansible_become"
 PYTHON = "ansible_python_interpreter"
+_BECOME = "ansible_become"
 _METHOD = "ansible_become_method"
 
 # Seconds for which the connection stays when nothing goes through it any more: what Ansible's ssh_args say, too.
@@ -57,7 +58,7 @@ class Login:
         self._variables = variables
         self._is_host = is_host
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """A name that is the same for the same login: only those share a connection."""
         told = [
@@ -81,7 +82,7 @@ class Login:
     @property
     def becomes(self) -> bool:
         """Whether another user is wanted there."""
-        return bool(boolean(self._variables.get(BECOME), strict=False))
+        return wants_become(self._variables)
 
     @property
     def become_there(self) -> str:
@@ -119,6 +120,11 @@ class Login:
         plugin.set_option("ssh_args", f"{shlex.join(own)} {plugin.get_option('ssh_args') or ''}")
         plugin.set_option("timeout", max(1, math.ceil(min(deadline.left(), plugin.get_option("timeout")))))
         return plugin
+
+
+def wants_become(login: Mapping[str, Any]) -> bool:
+    """Return whether the variables of a login ask for become."""
+    return bool(boolean(login.get(_BECOME), strict=False))
 
 
 def become_method(login: Mapping[str, Any]) -> str:
