@@ -228,13 +228,16 @@ class MuxServer:
 
     def look(self) -> None:
         """Close the channels that were idle for their time, and set the time of the next look."""
-        now = time.monotonic()
-        idle = [(channel.expires, key) for key, channel in self.channels.items() if not channel.clients]
+        now, idle = time.monotonic(), self.idle()
         for expires, key in idle:
             if expires <= now:
                 self.drop(key)
         self.next_look = min((expires for expires, _key in idle if expires > now), default=_NEVER)
         self.is_done = not self.channels and not self.clients
+
+    def idle(self) -> list[tuple[float, bytes]]:
+        """Return when each channel without clients is to be closed, and its key."""
+        return [(channel.expires, key) for key, channel in self.channels.items() if not channel.clients]
 
     def welcome(self) -> None:
         try:
@@ -253,7 +256,7 @@ class MuxServer:
 
     def make_room(self) -> None:
         """Close the channel that will be needed last, of those without clients."""
-        idle = [(channel.expires, key) for key, channel in self.channels.items() if not channel.clients]
+        idle = self.idle()
         if idle:
             self.drop(min(idle)[1])
         else:

@@ -223,9 +223,8 @@ def connect_to_mux() -> socket.socket | None:
     except OSError:  # not on every system
         return None
     try:
-        control.settimeout(
-            _SECONDS_TO_NOTE
-        )  # with one, connect fails at once where a mux that hangs has too many clients
+        # With a timeout, connect fails at once where a mux that hangs has too many clients.
+        control.settimeout(_SECONDS_TO_NOTE)
         control.connect(mux_path())
         credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] == os.geteuid():
