@@ -21,15 +21,18 @@ options:
   gather_subset:
     description:
       - What to return. Each subset is one command of the agent and has the name of its return value.
-      - V(all) means everything, V(min) means V(agent), V(osinfo), V(host_name) and V(fsfreeze_status).
-        V(!name) leaves out a subset that others include.
+      - Without it, the subsets that O(query) names are gathered, and only RV(result) is returned; without O(query), the
+        default.
+      - V(default) means everything but V(cpustats), V(diskstats), V(memory_block_info) and V(memory_blocks), which are
+        long and of no use to most. V(all) means everything, V(min) means V(agent), V(osinfo), V(host_name) and
+        V(fsfreeze_status). V(!name) leaves out a subset that others include.
+      - A subset that the guest's operating system cannot have is left out silently, unless it is named here.
       - >-
         The subsets are V(agent), V(cpustats), V(devices), V(disks), V(diskstats), V(fsfreeze_status), V(fsinfo),
         V(host_name), V(load), V(memory_block_info), V(memory_blocks), V(network_interfaces), V(network_route),
         V(osinfo), V(time), V(timezone), V(users), V(vcpus).
     type: list
     elements: str
-    default: [all]
   authorized_keys_of:
     description:
       - Users of the guest whose authorized SSH keys to return too.
@@ -39,6 +42,7 @@ options:
   query:
     description:
       - A JMESPath expression that is applied to the return values. What it yields is returned as RV(result).
+      - Without O(gather_subset), the subsets that it names are gathered for it, or the default if it names none.
       - Needs the Python library jmespath where the task runs, or in the controller where O(address) is left out.
     type: str
 requirements:
@@ -56,7 +60,14 @@ EXAMPLES = r"""
 - name: Everything about a guest, from its hypervisor
   qemu.guest.qga_info:
     address: /run/vm1.qga
+    gather_subset: [all]
   register: vm1
+
+- name: What system a guest runs, and nothing else
+  qemu.guest.qga_info:
+    address: /run/vm1.qga
+    query: osinfo.pretty_name
+  register: system
 
 # vm1.addresses['52:54:00:12:34:56'] is then a list of the addresses of the interface with that MAC address.
 - name: The addresses of a guest's network interfaces
@@ -67,7 +78,6 @@ EXAMPLES = r"""
 
 - name: The IPv4 addresses of a guest that is connected to by qemu.guest.qga
   qemu.guest.qga_info:
-    gather_subset: [network_interfaces]
     query: network_interfaces[?name!='lo'].ip_addresses[] | [?ip_address_type=='ipv4'].ip_address
   register: ipv4
 """
@@ -194,7 +204,7 @@ timezone:
 unavailable:
   description: Why there is no answer, for each subset that was asked for and has none. See also RV(users).
   type: dict
-  returned: success
+  returned: success; with O(query) and without O(gather_subset), only if there is one
   sample: {"load": "this agent (version 7.2.22) does not know the command."}
 users:
   description:
@@ -215,12 +225,16 @@ vcpus:
 """
 
 import ipaddress
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from ansible.module_utils.basic import missing_required_lib
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandError,
+    CommandUnavailable,
+    OperationError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import with_underscores
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
@@ -233,7 +247,7 @@ except ImportError:
     jmespath = None
 
 SPEC: dict[str, dict[str, Any]] = {
-    "gather_subset": {"type": "list", "elements": "str", "default": ["all"]},
+    "gather_subset": {"type": "list", "elements": "str"},
     "authorized_keys_of": {"type": "list", "elements": "str", "default": [], "no_log": False},
     "query": {"type": "str"},
 }
@@ -264,6 +278,7 @@ _NO_UTMP = (
 )
 
 MIN = ("agent", "osinfo", "host_name", "fsfreeze_status")
+NOT_BY_DEFAULT = ("cpustats", "diskstats", "memory_block_info", "memory_blocks")
 KEYS_COMMAND = "guest-ssh-get-authorized-keys"
 
 
@@ -272,11 +287,14 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
         raise OperationError(missing_required_lib("jmespath", reason="for query"))
     gathered: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
-    for name in wanted(params["gather_subset"]):
+    named = params["gather_subset"] or []
+    for name in wanted(params["gather_subset"] or subsets_of(params["query"])):
         try:
             agent.require(COMMANDS[name])
             gathered[name] = with_underscores(agent.execute(COMMANDS[name]))
         except CommandError as exc:
+            if isinstance(exc, CommandUnavailable) and exc.reason == "elsewhere" and name not in named:
+                continue
             unavailable[name] = f"{exc.message} {exc.hint}".strip()
     if gathered.get("users") == [] and _writes_no_utmp(agent):
         unavailable["users"] = _NO_UTMP
@@ -300,16 +318,50 @@ def _writes_no_utmp(agent: Agent) -> bool:
         return False
 
 
+def subsets_of(query: str | None) -> list[str]:
+    """Return the subsets whose names occur in a query; V(default) if none does, or there is no query.
+
+    :raise OperationError: if the query has a syntax error.
+    """
+    if not query:
+        return ["default"]
+    names = set(_fields(_checked(jmespath.compile, query).parsed))
+    if "addresses" in names:
+        names.add("network_interfaces")
+    return sorted(names & set(COMMANDS)) or ["!all" if "authorized_keys" in names else "default"]
+
+
+def _fields(node: Any) -> Iterator[str]:
+    """Return the names of fields in a parsed query, and in what it is made of."""
+    if isinstance(node, dict):  # the numbers of a slice are no nodes
+        if node["type"] == "field":
+            yield node["value"]
+        for child in node["children"]:
+            yield from _fields(child)
+
+
+def _checked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of jmespath.
+
+    :raise OperationError: if the query is wrong.
+    """
+    try:
+        return function(*arguments)
+    except jmespath.exceptions.JMESPathError as exc:
+        raise OperationError(f"query: {exc}") from exc
+
+
 def wanted(subsets: Sequence[str]) -> list[str]:
     """Return the names of the subsets that C(gather_subset) asks for, sorted.
 
     :raise OperationError: if it names one that does not exist.
     """
-    groups = {"all": set(COMMANDS), "min": set(MIN), **{name: {name} for name in COMMANDS}}
+    default = set(COMMANDS).difference(NOT_BY_DEFAULT)
+    groups = {"all": set(COMMANDS), "default": default, "min": set(MIN), **{name: {name} for name in COMMANDS}}
     for name in (subset[1:] if subset.startswith("!") else subset for subset in subsets):
         if name not in groups:
             raise OperationError(f"gather_subset: there is no subset {name!r}; there are {', '.join(sorted(groups))}.")
-    included = [groups[s] for s in subsets if not s.startswith("!")] or [set(COMMANDS)]
+    included = [groups[s] for s in subsets if not s.startswith("!")] or [default]
     excluded = [groups[s[1:]] for s in subsets if s.startswith("!")]
     return sorted(set().union(*included).difference(*excluded))
 
@@ -319,10 +371,10 @@ def plan(current: dict[str, Any], params: Params) -> Plan:
     if "network_interfaces" in result:
         result["addresses"] = addresses_by_mac(result["network_interfaces"])
     if params["query"]:
-        try:
-            result["result"] = jmespath.search(params["query"], result)
-        except jmespath.exceptions.JMESPathError as exc:
-            raise OperationError(f"query: {exc}") from exc
+        found = _checked(jmespath.search, params["query"], result)
+        if params["gather_subset"] is None:
+            result = {"unavailable": result["unavailable"]} if result["unavailable"] else {}
+        result["result"] = found
     return Plan(result=result)
 
 

@@ -145,7 +145,9 @@ class CommandError(QgaError):
 
 
 class CommandUnavailable(CommandError):
-    """The agent will not run this command. ``reason`` is ``unknown``, ``disabled`` or ``frozen``."""
+    """The agent will not run this command. ``reason`` is ``elsewhere`` (another system has it),
+    ``unknown``, ``disabled`` or ``frozen``.
+    """
 
     executed = "no"
     fate = "was not run"

@@ -59,12 +59,11 @@ def refusal(commands: Sequence[str], info: AgentInfo, system: str, *, frozen: bo
         message, hint = _TEXTS[reason](names, what, info, system)
         messages.append(message)
         hints.append(hint)
-    reason = next(iter(groups))
     return CommandUnavailable(
         f"{'; '.join(messages)}.",
         command=commands[0],
         hint=" ".join(filter(None, hints)),
-        reason="unknown" if reason == "elsewhere" else reason,
+        reason=next(iter(groups)),
     )
 
 

@@ -19,11 +19,21 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_info
-from ansible_collections.qemu.guest.plugins.modules.qga_info import COMMANDS, KEYS_COMMAND, MIN, OPERATION, plan, wanted
+from ansible_collections.qemu.guest.plugins.modules.qga_info import (
+    COMMANDS,
+    KEYS_COMMAND,
+    MIN,
+    NOT_BY_DEFAULT,
+    OPERATION,
+    plan,
+    subsets_of,
+    wanted,
+)
 from ansible_collections.qemu.guest.tests.unit.documentation import documentation, examples, returned
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Scripted, swallows
 
 ALL = sorted(COMMANDS)
+DEFAULT = [name for name in ALL if name not in NOT_BY_DEFAULT]
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -37,17 +47,19 @@ def options(**given: Any) -> dict[str, Any]:
     ("subsets", "names"),
     [
         (["all"], ALL),
+        (["default"], DEFAULT),
+        (["default", "vcpus", "memory_blocks"], sorted([*DEFAULT, "memory_blocks"])),
         (["min"], sorted(MIN)),
         (["users"], ["users"]),
         (["users", "time", "users"], ["time", "users"]),
         (["min", "time"], sorted([*MIN, "time"])),
         (["all", "!users"], [name for name in ALL if name != "users"]),
-        (["!users"], [name for name in ALL if name != "users"]),
+        (["!users"], [name for name in DEFAULT if name != "users"]),
         (["!users", "users"], []),
         (["min", "!osinfo"], sorted(set(MIN) - {"osinfo"})),
         (["all", "!min"], sorted(set(ALL) - set(MIN))),
         (["!all"], []),
-        ([], ALL),
+        ([], DEFAULT),
     ],
 )
 def test_wanted(subsets: list[str], names: list[str]) -> None:
@@ -66,6 +78,30 @@ def test_subset_that_is_left_out_twice() -> None:
         wanted(["!!users"])
 
 
+@pytest.mark.parametrize(
+    ("query", "subsets"),
+    [
+        (None, ["default"]),
+        ("", ["default"]),
+        ("@", ["default"]),
+        ("keys(@)", ["default"]),
+        ("unavailable", ["default"]),
+        ("nope", ["default"]),
+        ("osinfo.id", ["osinfo"]),
+        ("[osinfo.id, host_name]", ["host_name", "osinfo"]),
+        ("{users: length(vcpus), name: host_name.host_name}", ["host_name", "vcpus"]),
+        ("vcpus[?online][:2].logical_id | sort(@)", ["vcpus"]),
+        ("addresses.*[]", ["network_interfaces"]),
+        ("max_by(memory_blocks, &phys_index).phys_index", ["memory_blocks"]),
+        ("load.load1m > `1` && !(fsfreeze_status == 'frozen')", ["fsfreeze_status", "load"]),
+        ("authorized_keys.root", ["!all"]),
+        ("{keys: authorized_keys.root, name: host_name}", ["host_name"]),
+    ],
+)
+def test_subsets_of_a_query(query: str | None, subsets: list[str]) -> None:
+    assert subsets_of(query) == subsets
+
+
 def test_every_command_that_reads_is_here() -> None:
     reading = {name for name, known in schema.COMMANDS.items() if known.read_only}
     not_about_the_guest = {"guest-ping", "guest-sync", "guest-sync-delimited", KEYS_COMMAND}
@@ -74,7 +110,7 @@ def test_every_command_that_reads_is_here() -> None:
 
 def test_subsets_are_documented() -> None:
     text = " ".join(documentation("qga_info")["options"]["gather_subset"]["description"])
-    assert set(re.findall(r"V\(([a-z_]+)\)", text)) == {*COMMANDS, "all", "min"}
+    assert set(re.findall(r"(?<!R)V\(([a-z_]+)\)", text)) == {*COMMANDS, "all", "default", "min"}
     assert {*COMMANDS, "addresses", "authorized_keys", "unavailable", "result"} <= returned("qga_info")
 
 
@@ -112,15 +148,21 @@ def test_plan() -> None:
     ],
 )
 def test_query(query: str, result: Any) -> None:
-    planned = plan(GATHERED, options(query=query))
+    planned = plan(GATHERED, options(gather_subset=["network_interfaces"], query=query))
     assert planned.result == {**GATHERED, "addresses": {}, "result": result}
+    assert plan(GATHERED, options(query=query)).result == {"result": result}
 
 
-def test_query_of_the_example() -> None:
-    (query,) = (
-        task["qemu.guest.qga_info"]["query"] for task in examples("qga_info") if "query" in task["qemu.guest.qga_info"]
-    )
-    assert plan(GATHERED, options(query=query)).result["result"] == ["192.0.2.10"]
+def test_query_over_what_is_unavailable() -> None:
+    current = {"unavailable": {"users": "disabled"}}
+    assert plan(current, options(query="users")).result == {"result": None, **current}
+
+
+def test_queries_of_the_examples() -> None:
+    tasks = (task["qemu.guest.qga_info"] for task in examples("qga_info"))
+    current = {**GATHERED, "osinfo": {"pretty_name": "Debian"}}
+    found = [plan(current, options(query=task["query"])).result["result"] for task in tasks if "query" in task]
+    assert found == ["Debian", ["192.0.2.10"]]
 
 
 @pytest.mark.parametrize("query", ["[", "a b", "nope(@)", "length(`5`)", "length(@, @)"])
@@ -196,7 +238,7 @@ def test_interfaces_that_are_not_as_in_the_schema(interface: Any) -> None:
 
 
 def test_query_over_addresses() -> None:
-    current = {"network_interfaces": [interface("52:54:00:00:00:01", "192.0.2.1")]}
+    current = {"network_interfaces": [interface("52:54:00:00:00:01", "192.0.2.1")], "unavailable": {}}
     assert plan(current, options(query='addresses."52:54:00:00:00:01"')).result["result"] == ["192.0.2.1"]
 
 
@@ -225,7 +267,7 @@ def test_everything(scripted: Callable[..., Scripted], connect: Callable[..., So
         blocked={"guest-get-users": "Command guest-get-users has been disabled"},
     )
     server.answers["guest-get-vcpus"] = lambda arguments: _refuse("this guest has no such thing")
-    result = run(connect(server))
+    result = run(connect(server), gather_subset=["all"])
     assert result["host_name"] == {"host_name": "vm1"}
     assert result["osinfo"] == {"id": "debian", "version_id": "12"}
     assert result["agent"]["version"] == "7.2.22"
@@ -233,11 +275,32 @@ def test_everything(scripted: Callable[..., Scripted], connect: Callable[..., So
     assert result["fsfreeze_status"] == "thawed"
     assert result["time"] == 1
     unavailable = result["unavailable"]
-    assert set(result) | set(unavailable) == {*COMMANDS, "unavailable"}
+    assert set(result) | set(unavailable) == {*COMMANDS, "unavailable"} - {"devices"}
     assert "disabled by the guest's administrator" in unavailable["users"]
     assert "does not know the command" in unavailable["load"] and "10.0" in unavailable["load"]
     assert unavailable["vcpus"] == "this guest has no such thing"
     assert "guest-get-load" not in server.work, "what the agent does not have is not asked for"
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["as disabled", "not listed"])
+@pytest.mark.parametrize(("system", "lacks"), [("debian", "devices"), ("mswindows", "network_route")])
+def test_subset_that_other_systems_have(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], system: str, lacks: str, listed: bool
+) -> None:
+    """Unless the subset is named, there is no word about a command that the guest's system cannot have."""
+    blocked = {COMMANDS[lacks]: "Command has been disabled"} if listed else {}
+    agent = connect(scripted({**ANSWERS, "guest-get-osinfo": {"id": system}}, blocked=blocked))
+    assert lacks not in run(agent)["unavailable"]
+    assert "only agents in" in run(agent, gather_subset=[lacks])["unavailable"][lacks]
+
+
+def test_default_leaves_out_what_is_long(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    answers = {**ANSWERS, "guest-get-memory-blocks": [], "guest-get-diskstats": []}
+    result = run(connect(scripted(answers)))
+    assert not set(NOT_BY_DEFAULT) & {*result, *result["unavailable"]}
+    assert result["users"] and "load" in result["unavailable"]
 
 
 def _refuse(text: str) -> Any:
@@ -307,7 +370,20 @@ def test_authorized_keys(scripted: Callable[..., Scripted], connect: Callable[..
 
 
 def test_query_over_what_the_agent_says(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
-    assert run(connect(scripted(ANSWERS)), gather_subset=["osinfo"], query="osinfo.version_id")["result"] == "12"
+    server = scripted(ANSWERS)
+    agent = connect(server)
+    assert run(agent, query="osinfo.version_id") == {"result": "12"}
+    assert server.work == ["guest-info", "guest-get-osinfo"]
+    assert run(agent, query="load")["unavailable"].keys() == {"load"}, "it says why"
+
+
+def test_query_that_is_wrong_is_said_before_anything_is_asked(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    server = scripted(ANSWERS)
+    with pytest.raises(OperationError, match="query: "):
+        run(connect(server), query="osinfo[")
+    assert server.commands == []
 
 
 def test_lost_reply_is_an_error_and_nothing_that_is_unavailable(

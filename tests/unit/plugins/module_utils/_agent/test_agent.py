@@ -1022,7 +1022,7 @@ def test_command_of_another_operating_system(
     blocked = {command: f"Command {command} has been disabled"} if listed else {}
     error = unavailable(connect(scripted(answers, blocked=blocked)), command)
     if elsewhere:
-        assert error.reason == "unknown" and not error.hint
+        assert error.reason == "elsewhere" and not error.hint
         assert error.message == f"only agents in {elsewhere} guests have the command."
     else:
         assert error.reason == ("disabled" if listed else "unknown") and error.hint
