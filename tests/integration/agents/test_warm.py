@@ -121,7 +121,10 @@ def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible
 
 
 def test_user_who_stops_an_interpreter_keeps_nobody(agent: LooseAgent, ansible: Ansible, user: str) -> None:
-    """Not even tasks as that user, nor in the background. None of them is run twice, also if it goes on."""
+    """Not even tasks as that user, nor in the background. None of them is run twice, also if it goes on.
+
+    Nor does it leave behind what root became the user with: sudo stops itself when what it runs is stopped.
+    """
     play(ansible, WHO, as_user(WHO), as_user(WHO))
     count = {"ansible.builtin.shell": "echo x >>~/count; id -un"}
     look(agent, f"pkill -STOP -u {user}; pgrep -u {user}")
@@ -131,6 +134,7 @@ def test_user_who_stops_an_interpreter_keeps_nobody(agent: LooseAgent, ansible: 
     assert run.recap["vm"]["ok"] == 3
     look(agent, f"pkill -CONT -u {user} || :")
     assert look(agent, f"sleep 1; cat ~{user}/count") == "x\nx\n"
+    until(lambda: look(agent, f"pgrep -f '^sudo .* {user} ' || :") == "", 20, "sudo has ended")
 
 
 HELD = "for p in /proc/[0-9]*; do readlink $p/cwd $p/exe $p/fd/*; cat $p/maps; done 2>/dev/null | grep -F {} || :"

@@ -283,13 +283,14 @@ class Interpreter:
             return
         if len(self.tasks) > 1 + len(self.queue) and not is_stopped(self.process):
             return
-        readers = readers_of(self.process)
+        family, readers = list(family_of(self.process)), readers_of(self.process)
         stopped = told(readers, signal.SIGSTOP, "TZX")
         if self.has_read():
             told(readers, signal.SIGCONT)
             return
         if told(readers, signal.SIGKILL, "ZX") and stopped:
             self.tasks[self.unread].rc = NOT_RUN
+        told(family, signal.SIGCONT)  # sudo stops itself when what it runs is stopped, and would never end
         self.end()
 
     def pop_refused(self) -> list[Task]:
