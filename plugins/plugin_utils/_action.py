@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
-from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
 
@@ -33,7 +32,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.run import argu
 
 CONNECTION = "qemu.guest.qga"
 
-# From 2.22 on, ansible-core hides the secrets that validate_argument_spec found, and deprecates remove_values.
+# From 2.22 on, ansible-core hides the secrets that validate_argument_spec found.
 _CORE_HIDES_SECRETS = find_spec("ansible.module_utils.secrets") is not None
 
 # The options that say where the agent is, and the variables that say it for a guest.
@@ -160,8 +159,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
             result = {"failed": True, "msg": str(exc), **exc.as_result()}
         finally:
             agent.timeout, agent.frozen_timeout = usual  # the next item of a loop has the same agent
-        result = _with_lines(result)
-        return result if _CORE_HIDES_SECRETS else dict(remove_values(result, validation._no_log_values))
+        return _without_secrets(_with_lines(result), validation)
+
+
+def _without_secrets(result: dict[str, Any], validation: Any) -> dict[str, Any]:
+    if _CORE_HIDES_SECRETS:
+        return result
+    from ansible.module_utils.common.parameters import remove_values  # newer cores deprecate it
+
+    return dict(remove_values(result, validation._no_log_values))
 
 
 def _means_unreachable(exc: QgaError) -> bool:

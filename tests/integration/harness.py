@@ -99,12 +99,13 @@ class Ansible:
         environment: Mapping[str, str] | None = None,
         timeout: float = 600.0,
     ) -> Run:
-        """Run `command` from the checkout, with its output and its errors in one text."""
+        """Run `command` from the checkout, with its output and its errors in one text: nothing deprecated is used."""
         started = time.monotonic()
         with self.start(command, *arguments, variables=variables, environment=environment) as process:
             output = _output(process, timeout)
         run = Run(process.returncode, output, time.monotonic() - started)
         assert rc is None or run.rc == rc, f"exit status {run.rc}, not {rc}, of {command} {arguments}:\n{output}"
+        assert "[DEPRECATION WARNING]" not in output, output
         return run
 
     @contextmanager

@@ -70,7 +70,7 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("python", "core"), [("3.10", "2.16"), ("3.11", "2.16"), ("3.13", "2.19"), ("3.14", "2.21"), ("3.8", "")]
+    ("python", "core"), [("3.10", "2.16"), ("3.11", "2.16"), ("3.13", "2.19"), ("3.14", "2.20"), ("3.8", "")]
 )
 def test_core_whose_python_is_here(tmp_path: Path, python: str, core: str) -> None:
     assert Machine(tmp_path, python).run("core_at_hand").strip() == core

@@ -63,7 +63,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def as_module(**params: Any) -> dict[str, Any]:
         # Newer cores want to be asked for what the others return unasked.
-        how = {"_ansible_inject_invocation": True} if CORE >= (2, 20) else {}
+        how = {"_ansible_inject_invocation": True} if CORE >= (2, 21) else {}
         arguments = json.dumps({"ANSIBLE_MODULE_ARGS": {**how, **params}}).encode()
         monkeypatch.setattr(basic, "_ANSIBLE_ARGS", arguments)
         monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)  # of core 2.19 and later
