@@ -3,6 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._action import ActionModule
+from typing import Any
+
+from ansible_collections.qemu.guest.plugins.plugin_utils import _action
 
 __all__ = ("ActionModule",)
+
+
+class ActionModule(_action.ActionModule):
+    supports_raw_params = True  # ansible-core before 2.19 refuses them for all but its own actions
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Take a command without an option's name for C(cmd), as ansible.builtin.command does."""
+        if "_raw_params" in self._task.args:
+            self._task.args.setdefault("cmd", self._task.args.pop("_raw_params"))
+        return super().run(tmp, task_vars)

@@ -41,14 +41,14 @@ options:
     required: true
   keys:
     description:
-      - Lines as in C(authorized_keys), such as V(ssh-ed25519 AAAAC3Nza… alice), each of one key. Options before the key
-        are allowed.
-      - Empty lines, comments, and several keys in one item are refused, and with O(state=present) what does not look
-        like a public key.
-      - Give a list. A single text is split at its commas, which options may have.
-    type: list
-    elements: str
+      - A list of lines as in C(authorized_keys), such as V(ssh-ed25519 AAAAC3Nza… alice), each of one key. Options
+        before the key are allowed.
+      - In a list, empty lines, comments, and several keys in one item are refused, and with O(state=present) what does
+        not look like a public key.
+      - Or one text of such lines, as a file of public keys has them. Empty lines and comments in it are left out.
+    type: raw
     required: true
+    aliases: [key]
   state:
     description:
       - V(present) adds the lines that are missing, and replaces those that have the same key and differ. V(absent)
@@ -84,7 +84,7 @@ EXAMPLES = r"""
   qemu.guest.qga_authorized_keys:
     address: /run/vm1.qga
     user: root
-    keys: "{{ lookup('ansible.builtin.file', 'admins.pub').splitlines() }}"
+    key: "{{ lookup('ansible.builtin.file', 'admins.pub') }}"
     exclusive: true
 
 - name: Shut Alice out
@@ -133,7 +133,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_
 
 SPEC: dict[str, dict[str, Any]] = {
     "user": {"type": "str", "required": True},
-    "keys": {"type": "list", "elements": "str", "required": True, "no_log": False},
+    "keys": {"type": "raw", "required": True, "no_log": False, "aliases": ["key"]},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "exclusive": {"type": "bool", "default": False},
 }
@@ -348,19 +348,30 @@ def wanted(params: Params) -> Mapping[str, str]:
     """
     if params["exclusive"] and params["state"] == "absent":
         raise OperationError("exclusive: to have exactly these keys, or none, use it with state=present.")
-    keys = [key.strip() for key in params["keys"]]
+    keys = _lines(params["keys"])
     for number, key in enumerate(keys):
         if not key or key.startswith("#") or re.search(r"[\n\r\0]", key):
             raise OperationError(
-                f"keys[{number}] is not one line with a key: it is empty, a comment, or several lines. The lines of a "
-                "file are a list after .splitlines()."
+                f"keys[{number}] is not one line with a key: it is empty, a comment, or several lines."
             )
         if params["state"] == "present" and not _KEY.search(key):
-            raise OperationError(
-                f"keys[{number}] is not a public key (expected 'ssh-ed25519 AAAA… comment'). A text in place of a list "
-                "is split at its commas."
-            )
+            raise OperationError(f"keys[{number}] is not a public key (expected 'ssh-ed25519 AAAA… comment').")
     return {identity(key): key for key in keys}
+
+
+def _lines(keys: Any) -> list[str]:
+    """Return the items of a list, or the lines of a text without those that are empty or a comment.
+
+    :raise OperationError: if it is neither, or a text without any line. Who wants no key at all gives an empty list.
+    """
+    if isinstance(keys, str):
+        lines = [line.strip() for line in keys.splitlines()]
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise OperationError("keys: there is no key in the text.")
+    if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
+        raise OperationError("keys: it should be a list of lines, or a text of them.")
+    return [key.strip() for key in keys]
 
 
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:

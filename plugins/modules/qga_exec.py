@@ -29,7 +29,8 @@ attributes:
   check_mode:
     support: partial
     details:
-      - The program is not run. O(creates) and O(removes) are looked at, and a change is reported if it would be run.
+      - The program is not run. With O(creates) or O(removes), these are looked at, and a change is reported if it
+        would be run. Without them, the task is skipped.
   diff_mode:
     support: none
     details:
@@ -42,9 +43,16 @@ options:
   argv:
     description:
       - The program and its arguments. A program without a slash is looked for in PATH. No shell interprets them.
-      - One of O(argv) and O(shell) is required.
+      - One of O(argv), O(cmd) and O(shell) is required.
     type: list
     elements: str
+  cmd:
+    description:
+      - The program and its arguments in one text, which is split at blanks, as M(ansible.builtin.command) does. Quotes
+        and backslashes keep blanks together. No shell interprets it.
+      - With ansible-core 2.19 and later, it may be given without its name (C(ansible vm1 -m qemu.guest.qga_exec -a
+        'uname -a')).
+    type: str
   shell:
     description:
       - A command for the guest's C(/bin/sh).
@@ -56,6 +64,11 @@ options:
   stdin_add_newline:
     description:
       - Whether a newline is added to O(stdin).
+    type: bool
+    default: true
+  strip_empty_ends:
+    description:
+      - Whether line breaks at the end of the output are left out of RV(stdout) and RV(stderr).
     type: bool
     default: true
   env:
@@ -86,6 +99,13 @@ notes:
 """
 
 EXAMPLES = r"""
+- name: Which kernel is it?
+  qemu.guest.qga_exec:
+    address: /run/vm1.qga
+    cmd: uname -r
+  register: kernel
+  changed_when: false
+
 - name: Load a SQL file that only the controller has
   qemu.guest.qga_exec:
     address: /run/vm1.qga
@@ -100,10 +120,17 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+cmd:
+  description: What was run, or would be. It is O(argv), or O(cmd) as a list, or O(shell).
+  type: raw
+  returned: success, or when the program was run
+  sample: [uname, -r]
 rc:
-  description: The exit status. Null, or absent with ansible-core 2.21, if a signal ended the program.
+  description:
+    - The exit status. Null, or absent with ansible-core 2.21 and later, if a signal ended the program.
+    - 0 if the program was not run because of O(creates) or O(removes).
   type: int
-  returned: when the program was run
+  returned: when the program was run, or not because of O(creates) or O(removes)
   sample: 0
 signal:
   description:
@@ -115,12 +142,12 @@ signal:
 stdout:
   description: What the program wrote to its standard output. Bytes that are not UTF-8 are replaced.
   type: str
-  returned: when the program was run
+  returned: as RV(rc)
   sample: done
 stdout_b64:
   description: The exact output, in base64.
   type: str
-  returned: when RV(stdout) is not exact
+  returned: when the output is not UTF-8
 stdout_truncated:
   description: Whether the program wrote more than the agent kept.
   type: bool
@@ -129,12 +156,12 @@ stdout_truncated:
 stderr:
   description: What the program wrote to its standard error output. Bytes that are not UTF-8 are replaced.
   type: str
-  returned: when the program was run
+  returned: as RV(rc)
   sample: ""
 stderr_b64:
   description: The exact error output, in base64.
   type: str
-  returned: when RV(stderr) is not exact
+  returned: when the error output is not UTF-8
 stderr_truncated:
   description: Whether the program wrote more than the agent kept.
   type: bool
@@ -172,9 +199,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_
 
 SPEC: dict[str, dict[str, Any]] = {
     "argv": {"type": "list", "elements": "str"},
+    "cmd": {"type": "str"},
     "shell": {"type": "str"},
     "stdin": {"type": "str"},
     "stdin_add_newline": {"type": "bool", "default": True},
+    "strip_empty_ends": {"type": "bool", "default": True},
     "env": {"type": "dict", "default": {}},
     "chdir": {"type": "str"},
     "creates": {"type": "str"},
@@ -194,28 +223,47 @@ def read(executor: Executor, params: Params) -> dict[str, bool]:
 
 
 def plan(current: dict[str, bool], params: Params) -> Plan:
+    argv = program(params)
+    cmd = params["shell"] if argv is None else argv
+    not_run = {"cmd": cmd, "rc": 0, "stdout": "", "stderr": ""}
     if current.get("creates", False):
-        return Plan(changed=False, result={"msg": f"not run, since {params['creates']} exists"})
+        return Plan(changed=False, result={**not_run, "msg": f"not run, since {params['creates']} exists"})
     if not current.get("removes", True):
-        return Plan(changed=False, result={"msg": f"not run, since {params['removes']} does not exist"})
-    return Plan(changed=True, todo={**params, "command": shell_command(params)})
+        return Plan(changed=False, result={**not_run, "msg": f"not run, since {params['removes']} does not exist"})
+    todo = {**params, "cmd": cmd, "command": shell_command(params, argv)}
+    return Plan(changed=True, todo=todo, result={"cmd": cmd}, unforeseeable=not current)
 
 
-def shell_command(params: Params) -> bytes:
+def program(params: Params) -> list[str] | None:
+    """Return the program and its arguments; None for a shell command.
+
+    :raise OperationError: if there is no program, or a quote in C(cmd) that does not end.
+    """
+    option = "argv" if params["cmd"] is None else "cmd"
+    if params[option] is None:
+        return None
+    try:
+        argv: list[str] = params["argv"] if option == "argv" else shlex.split(params["cmd"])
+    except ValueError as exc:
+        raise OperationError(f"cmd: {exc} in {params['cmd']!r}") from exc
+    if not argv:
+        raise OperationError(f"{option}: there is no program in it")
+    return argv
+
+
+def shell_command(params: Params, argv: list[str] | None) -> bytes:
     """Return the command for the guest's shell.
 
-    :raise OperationError: for an empty argv, or an invalid name of an environment variable.
+    :raise OperationError: for an invalid name of an environment variable.
     """
     lines = []
-    if params["argv"] is not None and not params["argv"]:
-        raise OperationError("argv: there is no program in it")
     for name, value in params["env"].items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
             raise OperationError(f"env: {name!r} cannot be the name of an environment variable")
         lines.append(f"export {name}={shlex.quote(str(value))}")
     if params["chdir"]:
         lines.append(f"cd {shlex.quote(params['chdir'])} || {{ echo '{_NO_DIRECTORY}' >&2; exit 1; }}")
-    lines.append("exec " + " ".join(map(shlex.quote, params["argv"])) if params["argv"] else params["shell"])
+    lines.append("exec " + " ".join(map(shlex.quote, argv)) if argv else params["shell"])
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
@@ -229,7 +277,8 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     spool = "" if executor.passes_long_replies else new_spool()
     result = shell_result(executor, params["command"], stdin.encode("utf-8", "surrogateescape"), spool, waiting.ended)
     elapsed = round(time.monotonic() - started, 3)
-    answer = {"changed": True, **(described(result) if result else {}), "elapsed": elapsed}
+    outcome = described(result, params["strip_empty_ends"]) if result else {}
+    answer = {"changed": True, "cmd": params["cmd"], **outcome, "elapsed": elapsed}
     process = waiting.process
     if process is not None:
         which = f"its pid is {process}" if process else "nothing tells its pid (is the guest's /run full?)"
@@ -280,14 +329,14 @@ def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:
     return OperationError(": ".join(filter(None, ("the program failed", how, last_line(words)))), result=answer)
 
 
-def described(result: ExecResult) -> dict[str, Any]:
-    """Return ``result`` as members of the task's result."""
+def described(result: ExecResult, strips: bool) -> dict[str, Any]:
+    """Return ``result`` as members of the task's result; ``strips``: without line breaks at the end of the output."""
     answer: dict[str, Any] = {"rc": result.rc, "signal": result.signal}
     warnings = []
     for name in ("stdout", "stderr"):
         data = getattr(result, name)
         text = data.decode("utf-8", "replace")
-        answer[name] = text
+        answer[name] = text.rstrip("\r\n") if strips else text
         answer[f"{name}_truncated"] = getattr(result, f"{name}_truncated")
         if text.encode("utf-8") != data:
             answer[f"{name}_b64"] = base64.b64encode(data).decode("ascii")
@@ -301,7 +350,7 @@ OPERATION = Operation(
     read,
     plan,
     apply,
-    constraints={"required_one_of": [("argv", "shell")], "mutually_exclusive": [("argv", "shell")]},
+    constraints={name: [("argv", "cmd", "shell")] for name in ("required_one_of", "mutually_exclusive")},
     quiet=("stdin", "env"),
     runs_programs=True,
     executor=GuestExec,

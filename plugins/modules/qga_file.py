@@ -38,6 +38,7 @@ options:
         refused.
     type: str
     required: true
+    aliases: [dest]
   state:
     description:
       - V(present) makes the file have the given content, mode and owner. Without O(content) and O(src), a file that
@@ -62,8 +63,8 @@ options:
     default: false
   mode:
     description:
-      - The file's mode in octal, quoted, such as V("0644").
-      - By default, a new file has V("0644") and an existing one keeps its mode.
+      - The file's mode in octal, quoted, such as V("0644"), or in symbols, such as V(u=rw,g=r,o=) or V(u+x).
+      - By default, a new file has V("0644") and an existing one keeps its mode. Symbols change that.
     type: raw
   owner:
     description:
@@ -162,7 +163,10 @@ import re
 import shlex
 import stat
 import time
+from contextlib import suppress
 from typing import Any, Mapping, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError, OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
@@ -187,7 +191,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.operation impor
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
-    "path": {"type": "str", "required": True},
+    "path": {"type": "str", "required": True, "aliases": ["dest"]},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "content": {"type": "str"},
     "src": {"type": "path"},
@@ -379,7 +383,7 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
     :raise QgaError: if there are such options.
     """
     exists = current.kind != "absent"
-    agents_mode = not exists and params["mode"] is not None and octal(params["mode"]) == AGENTS_MODE
+    agents_mode = not exists and params["mode"] is not None and mode_of(params["mode"], DEFAULT_MODE) == AGENTS_MODE
     needs_programs = (
         (exists if params["state"] == "absent" else False)
         or (params["mode"] is not None and not agents_mode)
@@ -448,7 +452,7 @@ def _after(current: Current, params: Params) -> dict[str, Any]:
     if not current.programs:
         return after
     default = current.mode if current.mode is not None else DEFAULT_MODE
-    after["mode"] = f"{octal(params['mode']) if params['mode'] is not None else default:04o}"
+    after["mode"] = f"{mode_of(params['mode'], default) if params['mode'] is not None else default:04o}"
     # The number of the present owner is not a change, though the name is shown.
     if params["owner"] is not None and params["owner"] != current.uid:
         after["owner"] = params["owner"]
@@ -457,18 +461,32 @@ def _after(current: Current, params: Params) -> dict[str, Any]:
     return after
 
 
-def octal(mode: Any) -> int:
-    """Return a mode as a number; YAML has turned C(0644) into one already.
+def mode_of(mode: Any, present: int) -> int:
+    """Return a mode as a number; YAML has turned C(0644) into one already. Symbols change ``present``.
 
-    :raise OperationError: if it is not an octal mode.
+    :raise OperationError: if it is no mode.
     """
-    try:
+    with suppress(ValueError):
         value = mode if isinstance(mode, int) else int(str(mode), 8)
+        if 0 <= value <= 0o7777:
+            return value
+    umask = os.umask(0o022)  # of a login in the guest: it applies to symbols without u, g, o or a
+    try:
+        if not all(re.search("[-+=]", symbols) for symbols in str(mode).split(",")):
+            raise ValueError
+        return int(AnsibleModule._symbolic_mode_to_octal(_Status(present), str(mode)))
     except ValueError:
-        value = -1
-    if not 0 <= value <= 0o7777:
-        raise OperationError(f"mode: {mode!r} should be an octal number in quotes, such as '0644'")
-    return value
+        raise OperationError(
+            f"mode: {mode!r} should be an octal number in quotes, such as '0644', or in symbols, such as u=rw,g=r,o="
+        ) from None
+    finally:
+        os.umask(umask)
+
+
+class _Status(NamedTuple):
+    """Of os.stat_result what AnsibleModule reads of a plain file."""
+
+    st_mode: int
 
 
 def _new_content(current: Current, params: Params) -> bytes | None:

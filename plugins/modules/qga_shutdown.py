@@ -34,12 +34,12 @@ attributes:
 options:
   mode:
     description:
-      - V(powerdown) turns the machine off. QEMU ends then, or has the status V(shutdown) if it was started with
-        C(-no-shutdown).
+      - V(powerdown), or V(poweroff), turns the machine off. QEMU ends then, or has the status V(shutdown) if it was
+        started with C(-no-shutdown).
       - V(halt) stops the guest's system but leaves the machine on. QEMU goes on and tells nothing of it.
       - V(reboot) starts the guest's system anew.
     type: str
-    choices: [powerdown, halt, reboot]
+    choices: [powerdown, poweroff, halt, reboot]
     default: powerdown
   qmp_address:
     description:
@@ -140,7 +140,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
-    "mode": {"type": "str", "choices": ["powerdown", "halt", "reboot"], "default": "powerdown"},
+    "mode": {"type": "str", "choices": ["powerdown", "poweroff", "halt", "reboot"], "default": "powerdown"},
     "qmp_address": {"type": "str"},
     "timeout": {"type": "float", "default": 300},
     "wait_for_agent": {"type": "bool", "default": True},
@@ -169,7 +169,8 @@ def read(agent: Agent, params: Params) -> Current:
 
 
 def plan(current: Current, params: Params) -> Plan:
-    mode, boot_id = params["mode"], current.boot.id
+    # The agent's word, and that of systemctl.
+    mode, boot_id = params["mode"].replace("poweroff", "powerdown"), current.boot.id
     off = current.status == "shutdown" and mode == "powerdown"
     if current.status != "running" and not off:
         raise OperationError(
@@ -181,7 +182,7 @@ def plan(current: Current, params: Params) -> Plan:
         before, after = {"status": "running", "boot": boot_id or "this"}, {"status": "running", "boot": "another"}
     else:
         before, after = {"status": current.status}, {"status": "halted" if mode == "halt" else "shutdown"}
-    return Plan(before=before, after=after, todo=(current.boot, params), result=result)
+    return Plan(before=before, after=after, todo=(current.boot, {**params, "mode": mode}), result=result)
 
 
 def apply(agent: Agent, plan: Plan, timing: Timing = USUAL) -> Mapping[str, Any]:

@@ -36,6 +36,7 @@ options:
       - The user's name. The user must exist.
     type: str
     required: true
+    aliases: [name]
   password:
     description:
       - The new password, or the hash of it with O(crypted=true). Not empty, and without line breaks.
@@ -102,7 +103,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.operation impor
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
-    "user": {"type": "str", "required": True},
+    "user": {"type": "str", "required": True, "aliases": ["name"]},
     "password": {"type": "str", "required": True, "no_log": True},
     "crypted": {"type": "bool", "default": False},
 }

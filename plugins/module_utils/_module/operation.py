@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     ``changed`` overrides that for actions that are done in any state (True). ``todo`` is for ``apply``;
     ``always``: call ``apply`` even without a change, for work that does not change the guest. ``result`` is always
     returned. ``texts``: content before and after, for a line-by-line diff; ``subject``: the header of the diff.
+    ``unforeseeable``: nobody knows what the work changes, so check mode skips the task.
     """
 
     before: Mapping[str, Any] = {}
@@ -54,6 +55,7 @@ class Plan(NamedTuple):
     warnings: Sequence[str] = ()
     subject: str = ""
     texts: tuple[str, str] | None = None
+    unforeseeable: bool = False
 
     @property
     def changes(self) -> bool:
@@ -133,6 +135,8 @@ def _run(
         applied = dict(operation.apply(given, plan))
         warnings += applied.pop("warnings", ())
         result.update(applied)
+    elif plan.changes and plan.unforeseeable:
+        result.update(changed=False, skipped=True)
     if warnings:
         # The guest's name makes warnings distinct: ansible-core shows identical ones once.
         result["warnings"] = [printable(f"{agent.name}: {warning}") for warning in warnings]

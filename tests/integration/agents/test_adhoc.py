@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from ansible.release import __version__
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, hypervisor_variables
 from lab import image
 from lab.agent import LooseAgent
+
+CORE = tuple(int(number) for number in __version__.split(".")[:2])
 
 
 @pytest.mark.parametrize("name", ["qga_info", "qemu.guest.qga_info"])
@@ -53,3 +56,13 @@ def test_check_mode_and_facts(agents: Mapping[str, LooseAgent], make_ansible: Ma
     ansible = make_ansible({"sid": guest_variables(agents["sid"])})
     run = ansible.adhoc("ansible.builtin.setup", "filter=ansible_distribution*", "--check")
     assert '"ansible_distribution": "Debian"' in run.output
+
+
+@pytest.mark.skipif(CORE < (2, 19), reason="ansible-core before 2.19 takes that for its own actions only")
+def test_command_without_an_option(agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    agent = agents["sid"]
+    guest, hypervisor = {"vm": guest_variables(agent)}, {"hypervisor": hypervisor_variables(agent)}
+    for hosts, where in ((guest, ""), (hypervisor, f" address={agent.agent_socket}")):
+        run = make_ansible(hosts).adhoc("qga_exec", f"echo 'a  b' $HOME{where}")
+        assert '"stdout": "a  b $HOME"' in run.output
+        assert '"stdout_lines"' in run.output

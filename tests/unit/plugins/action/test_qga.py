@@ -232,9 +232,15 @@ def test_agent_that_cannot_be_reached(playbook: Playbook, tmp_path: Path, module
 @pytest.mark.parametrize("status", [0, 3])
 def test_output_of_a_program(playbook: Playbook, vm1: Any, status: int) -> None:
     result = playbook.run("qga_exec", vm1, shell=f"echo out; echo; echo more; echo err >&2; exit {status}")
-    assert (result.get("failed", False), result["rc"], result["stdout"]) == (status != 0, status, "out\n\nmore\n")
+    assert (result.get("failed", False), result["rc"], result["stdout"]) == (status != 0, status, "out\n\nmore")
     assert (result["stdout_lines"], result["stderr_lines"]) == (["out", "", "more"], ["err"])
     assert result["changed"] is True
+
+
+def test_command_without_an_option(playbook: Playbook, vm1: Any) -> None:
+    assert playbook.run("qga_exec", vm1, _raw_params="echo 'a  b' $HOME")["stdout"] == "a  b $HOME"
+    with pytest.raises(AnsibleActionFail, match="mutually exclusive"):
+        playbook.run("qga_exec", vm1, _raw_params="true", shell="true")
 
 
 # become

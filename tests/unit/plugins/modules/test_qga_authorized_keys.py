@@ -28,6 +28,7 @@ from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
     OPERATION,
     REMOVE,
     Current,
+    wanted,
 )
 from ansible_collections.qemu.guest.tests.unit.documentation import examples, returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -151,10 +152,33 @@ def test_none_exclusively() -> None:
         plan([], A, state="absent", exclusive=True)
 
 
+def test_text_of_a_file_of_keys() -> None:
+    text = f"# admins\n{A}\r\n\n  {FREE_A.replace('x', 'x,y')} \n{B}"
+    assert wanted({**options(), "keys": text}) == wanted(options(A, FREE_A.replace("x", "x,y"), B))
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# none\n"])
+def test_text_without_a_key_removes_none(text: str) -> None:
+    with pytest.raises(OperationError, match="there is no key in the text"):
+        wanted({**options(exclusive=True), "keys": text})
+
+
+def test_text_of_a_private_key_is_not_shown() -> None:
+    with pytest.raises(OperationError, match=r"keys\[0\] is not a public key") as caught:
+        wanted({**options(), "keys": "-----BEGIN KEY-----\nc2VjcmV0\n-----END KEY-----\n"})
+    assert "c2Vj" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [{"a": 1}, 5, [5], [A, None], [[A]]])
+def test_keys_that_are_neither_list_nor_text(keys: Any) -> None:
+    with pytest.raises(OperationError, match="a list of lines, or a text"):
+        wanted({**options(), "keys": keys})
+
+
 def test_examples_can_be_planned() -> None:
     for task in examples("qga_authorized_keys"):
         given = task["qemu.guest.qga_authorized_keys"]
-        if isinstance(given["keys"], list):
+        if isinstance(given.get("keys"), list):
             qga_authorized_keys.plan(Current([]), {**options(), **given})
 
 

@@ -19,7 +19,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
-from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, shell_command
+from ansible_collections.qemu.guest.plugins.modules.qga_exec import OPERATION, described, plan, program, shell_command
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
@@ -29,7 +29,9 @@ NO_DIRECTORY = b"{ echo 'qga_exec: the program was not run, because of chdir' >&
 
 
 def options(**given: Any) -> dict[str, Any]:
-    return {**{name: option.get("default") for name, option in OPERATION.spec.items()}, **given}
+    """Return the options of a task, with the exact output unless they say otherwise."""
+    defaults = {name: option.get("default") for name, option in OPERATION.spec.items()}
+    return {**defaults, "strip_empty_ends": False, **given}
 
 
 # plan
@@ -43,6 +45,8 @@ def options(**given: Any) -> dict[str, Any]:
         ({"argv": ["ls"]}, b"exec ls"),
         ({"argv": ["ls", "-l", "a b", "", "it's", "$x", "\n"]}, b"exec ls -l 'a b' '' 'it'\"'\"'s' '$x' '\n'"),
         ({"argv": ["\u00fc", "\udcff"]}, b"exec '\xc3\xbc' '\xff'"),
+        ({"cmd": "uname  -a"}, b"exec uname -a"),
+        ({"cmd": "echo 'a b' \"it's\" c\\ d $HOME | *"}, b"exec echo 'a b' 'it'\"'\"'s' 'c d' '$HOME' '|' '*'"),
         ({"shell": "x", "chdir": "/a b"}, b"cd '/a b' || " + NO_DIRECTORY + b"\nx"),
         ({"shell": "x", "env": {"A": "1 2", "_b3": "'"}}, b"export A='1 2'\nexport _b3=''\"'\"''\nx"),
         ({"shell": "x", "env": {"N": 5, "T": True}}, b"export N=5\nexport T=True\nx"),
@@ -50,18 +54,29 @@ def options(**given: Any) -> dict[str, Any]:
     ],
 )
 def test_command(given: dict[str, Any], command: bytes) -> None:
-    assert shell_command(options(**given)) == command
+    params = options(**given)
+    assert shell_command(params, program(params)) == command
 
 
 @pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "A\n", "Ü", "$(id)"])
 def test_environment_variable_that_cannot_be(name: str) -> None:
     with pytest.raises(OperationError, match="cannot be the name"):
-        shell_command(options(shell="x", env={name: "1"}))
+        shell_command(options(shell="x", env={name: "1"}), None)
 
 
-def test_no_program() -> None:
-    with pytest.raises(OperationError):
-        shell_command(options(argv=[]))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"argv": []}, "argv: there is no program in it"),
+        ({"cmd": ""}, "cmd: there is no program in it"),
+        ({"cmd": " \t"}, "cmd: there is no program in it"),
+        ({"cmd": "echo 'a"}, 'cmd: No closing quotation in "echo \'a"'),
+        ({"cmd": "echo \\"}, "cmd: No escaped character"),
+    ],
+)
+def test_no_program(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(OperationError, match=message):
+        program(options(**given))
 
 
 @pytest.mark.parametrize(
@@ -80,14 +95,16 @@ def test_no_program() -> None:
 def test_plan(current: dict[str, bool], message: str | None) -> None:
     planned = plan(current, options(shell="x", creates="/c", removes="/r"))
     assert planned.changes is (message is None)
-    assert planned.result == ({} if message is None else {"msg": message})
+    not_run = {"msg": message, "rc": 0, "stdout": "", "stderr": ""}
+    assert planned.result == {"cmd": "x", **({} if message is None else not_run)}
+    assert planned.unforeseeable is (not current)
 
 
 # described
 
 
 def test_described() -> None:
-    assert described(ExecResult(3, None, b"out\n", b"\xc3\xbc")) == {
+    assert described(ExecResult(3, None, b"out\n", b"\xc3\xbc"), strips=False) == {
         "rc": 3,
         "signal": None,
         "stdout": "out\n",
@@ -97,17 +114,27 @@ def test_described() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [(b"a\n", "a"), (b"\n a \r\n\n", "\n a "), (b"a\nb", "a\nb"), (b"\n", ""), (b"", ""), (b"a ", "a ")],
+)
+def test_line_breaks_at_the_end(output: bytes, text: str) -> None:
+    answer = described(ExecResult(0, None, output, output), strips=True)
+    assert (answer["stdout"], answer["stderr"]) == (text, text)
+    assert "stdout_b64" not in answer
+
+
 def test_output_that_is_not_utf8_comes_in_base64_too() -> None:
-    answer = described(ExecResult(None, 9, b"a\xff", b"\xfe"))
+    answer = described(ExecResult(None, 9, b"a\xff\n", b"\xfe"), strips=True)
     assert (answer["stdout"], answer["stderr"]) == ("a\ufffd", "\ufffd")
-    assert base64.b64decode(answer["stdout_b64"]) == b"a\xff"
+    assert base64.b64decode(answer["stdout_b64"]) == b"a\xff\n"
     assert base64.b64decode(answer["stderr_b64"]) == b"\xfe"
     assert "warnings" not in answer
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_truncation_is_never_silent(stream: str) -> None:
-    answer = described(ExecResult(0, None, **{f"{stream}_truncated": True}))  # type: ignore[arg-type]
+    answer = described(ExecResult(0, None, **{f"{stream}_truncated": True}), strips=True)  # type: ignore[arg-type]
     assert answer[f"{stream}_truncated"] is True
     (warning,) = answer["warnings"]
     assert stream in warning
@@ -128,7 +155,7 @@ def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
 
 def run(agent: SocketAgent, check_mode: bool = False, **given: Any) -> dict[str, Any]:
     result = run_operation(OPERATION, agent, options(**given), check_mode=check_mode)
-    assert set(result) - {"changed"} <= returned("qga_exec")
+    assert set(result) - {"changed", "skipped"} <= returned("qga_exec")
     return result
 
 
@@ -144,6 +171,7 @@ def test_run(agent: SocketAgent, tmp_path: Path) -> None:
     assert result.pop("elapsed") >= 0
     assert result == {
         "changed": True,
+        "cmd": 'echo "$A"; pwd; cat >&2',
         "rc": 0,
         "signal": None,
         "stdout": f"a\nb\n{tmp_path}\n",
@@ -187,6 +215,12 @@ def test_program_that_fails(agent: SocketAgent) -> None:
     assert str(error) == "the program failed: exit status 3: err"
     assert error.result["changed"] is True, "as ansible.builtin.command says, whatever failed_when makes of it"
     assert (error.result["rc"], error.result["stdout"], error.result["stderr"]) == (3, "out\n", "err\n")
+
+
+def test_output_as_of_ansible_builtin_command(agent: SocketAgent) -> None:
+    assert run(agent, cmd="printf 'a b\n\n'", strip_empty_ends=True)["stdout"] == "a b"
+    error = failure(agent, cmd="ls /nonexistent", strip_empty_ends=True)
+    assert error.result["cmd"] == ["ls", "/nonexistent"] and not error.result["stderr"].endswith("\n")
 
 
 def test_program_that_a_signal_ends(agent: SocketAgent) -> None:
@@ -284,7 +318,11 @@ def test_creates_and_removes(agent: SocketAgent, server: Scripted, tmp_path: Pat
     assert run(agent, shell=f"touch '{path}'", creates=path)["changed"] is True
     assert run(agent, shell=f"touch '{path}'", creates=path) == {
         "changed": False,
+        "cmd": f"touch '{path}'",
         "msg": f"not run, since {path} exists",
+        "rc": 0,
+        "stdout": "",
+        "stderr": "",
     }
     assert run(agent, shell=f"rm '{path}'", removes=path)["changed"] is True
     assert run(agent, shell=f"rm '{path}'", removes=path)["changed"] is False
@@ -292,8 +330,9 @@ def test_creates_and_removes(agent: SocketAgent, server: Scripted, tmp_path: Pat
 
 
 def test_check_mode_runs_nothing(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
-    assert run(agent, check_mode=True, shell="x") == {"changed": True}
+    assert run(agent, check_mode=True, cmd="x y") == {"changed": False, "skipped": True, "cmd": ["x", "y"]}
     assert run(agent, check_mode=True, shell="x", creates=str(tmp_path))["changed"] is False
+    assert run(agent, check_mode=True, shell="x", removes=str(tmp_path)) == {"changed": True, "cmd": "x"}
     assert "guest-exec" not in server.work
 
 

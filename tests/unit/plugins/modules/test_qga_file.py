@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent imp
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_file
-from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, octal, plan
+from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, mode_of, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
@@ -196,13 +196,40 @@ def test_plan_shows_content(now: Current, params: dict[str, Any], texts: Any) ->
     ("mode", "number"), [("0644", 0o644), ("644", 0o644), (0o644, 0o644), ("0", 0), ("7777", 0o7777), ("0o600", 0o600)]
 )
 def test_mode(mode: Any, number: int) -> None:
-    assert octal(mode) == number
+    assert mode_of(mode, 0) == number
 
 
-@pytest.mark.parametrize("mode", ["", "0888", "u=rw", "-1", "10000", 0o10000, -1, 6.44, None, [], "0644x"])
+@pytest.mark.parametrize(
+    ("mode", "present", "number"),
+    [
+        ("u=rw,g=r,o=", 0o777, 0o640),
+        ("u+x", 0o644, 0o744),
+        ("a-w", 0o666, 0o444),
+        ("go=u", 0o640, 0o666),
+        ("u=rwX,go=rX", 0o700, 0o755),
+        ("u=rwX,go=rX", 0o600, 0o644),
+        ("u+s,g+s,+t", 0o755, 0o7755),
+        ("=", 0o777, 0),
+        # Without u, g, o or a, the umask of a login in the guest applies, whatever that of this process is.
+        ("+w", 0o444, 0o644),
+        ("+x", 0o644, 0o755),
+    ],
+)
+def test_mode_in_symbols(mode: str, present: int, number: int) -> None:
+    umask = os.umask(0o077)
+    try:
+        assert mode_of(mode, present) == number
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize(
+    "mode", ["", "0888", "u=rwz", "z+r", "u=rw,", "u", "-1", "10000", 0o10000, -1, 6.44, None, [], "0644x"]
+)
 def test_mode_that_is_none(mode: Any) -> None:
     with pytest.raises(OperationError, match=r"mode: .* should be an octal number"):
-        octal(mode)
+        mode_of(mode, 0o644)
 
 
 # read, plan, apply: in a guest that is this machine

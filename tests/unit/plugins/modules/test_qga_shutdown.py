@@ -93,6 +93,13 @@ def test_plan_for_a_guest_that_hears_nothing(mode: str, status: str) -> None:
 # Down, as QEMU tells
 
 
+def test_poweroff_is_what_the_agent_calls_powerdown(machines: Machines, connect: Connect) -> None:
+    machine = machines()
+    machine.shutdown = machine.stops("SHUTDOWN", "shutdown")
+    assert run(connect(machine), machine, mode="poweroff")["mode"] == "powerdown"
+    assert machine.requests[-1].arguments == {"mode": "powerdown"}
+
+
 @pytest.mark.parametrize("mode", ["powerdown", "halt"])
 def test_event(machines: Machines, connect: Connect, mode: str) -> None:
     machine = machines()
