@@ -191,17 +191,17 @@ class Current(NamedTuple):
     """The overlays of the snapshot, and the guest's status: C(frozen) or C(thawed)."""
 
     overlays: Sequence[Overlay]
-    status: str = "thawed"
+    status: str
 
 
 def read(agent: Agent, params: Params) -> Current:
+    status = freeze.ready_to_freeze(agent, params)
     files = {str(disk): str(file) for disk, file in params["files"].items()}
     with snapshots(agent, params["qmp_address"]) as host:
         found = overlays(choose(host.disks(), params["disks"]), params["name"], files)
-        if any(overlay.exists for overlay in found):
-            return Current(found)
-        host.refuse_existing(found)
-    return Current(found, freeze.ready_to_freeze(agent, params))
+        if not any(overlay.exists for overlay in found):
+            host.refuse_existing(found)
+    return Current(found, status)
 
 
 def plan(current: Current, params: Params) -> Plan:
@@ -211,7 +211,7 @@ def plan(current: Current, params: Params) -> Plan:
             f"some of the disks have a snapshot {params['name']}, and these have none: "
             f"{', '.join(overlay.disk.name for overlay in new)}. Nothing was done: choose another name."
         )
-    if current.status == "frozen":
+    if new and current.status == "frozen":
         raise OperationError(
             "the guest is frozen already. Its freeze is not this task's to end, and may end at any moment. Nothing was "
             "done: repeat the task when it is thawed (by a backup that is at work, or by qga_fsfreeze)."
