@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module import freeze
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot_qmp import QmpSnapshots
 from ansible_collections.qemu.guest.plugins.modules.qga_snapshot import OPERATION
 from ansible_collections.qemu.guest.tests.integration.harness import until
 from ansible_collections.qemu.guest.tests.unit.filesystems import Disks, Timers
@@ -26,24 +32,24 @@ from lab import qmp
 from lab.host import LabError
 
 MIB = 1024 * 1024
-USUAL = ("first.qcow2", "second.raw", "third.qcow2")
+USUAL = ("first.qcow2", "second.qcow2", "third.raw")
 
 
 class Machine:
-    """A machine with a disk of -drive, one of -drive and -device, one of -blockdev, a CD, and variables."""
+    """A machine with a disk of -drive, one of -drive and -device with a template below, one of -blockdev, and more."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.socket = directory / "qmp.sock"
 
     def arguments(self) -> list[str]:
-        third = self.path("third.qcow2")
+        third = self.path("third.raw")
         return [
             *("-drive", "file=first.qcow2,format=qcow2,if=virtio,cache=unsafe,discard=unmap"),
-            *("-drive", f"file={self.path('second.raw')},format=raw,if=none,id=second,cache=none"),
+            *("-drive", f"file={self.path('second.qcow2')},format=qcow2,if=none,id=second,cache=none"),
             *("-device", "virtio-blk-pci,drive=second,id=disk2"),
             *("-blockdev", f"driver=file,filename={third},node-name=file3"),
-            *("-blockdev", "driver=qcow2,file=file3,node-name=third"),
+            *("-blockdev", "driver=raw,file=file3,node-name=third"),
             *("-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=third,id=disk3"),
             *("-drive", f"if=ide,media=cdrom,format=raw,file={self.path('cd.raw')}"),
             *("-drive", f"if=pflash,format=raw,file={self.path('vars.raw')}"),
@@ -80,9 +86,11 @@ class Machine:
 def machine(tmp_path: Path) -> Iterator[Machine]:
     machine = Machine(tmp_path / "vm")
     machine.directory.mkdir()
+    machine.path("template.raw").write_bytes(bytes(10 * MIB))
     for name in USUAL:
-        how = ["-f", name.rpartition(".")[2], str(machine.path(name)), "10M"]
-        subprocess.run(["qemu-img", "create", "-q", *how], check=True)
+        below = ["-F", "raw", "-b", str(machine.path("template.raw"))] if name == "second.qcow2" else []
+        argv = ["qemu-img", "create", "-q", "-f", name.rpartition(".")[2], *below, str(machine.path(name)), "10M"]
+        subprocess.run(argv, check=True)
     machine.path("cd.raw").write_bytes(bytes(MIB))
     machine.path("vars.raw").write_bytes(bytes(4 * MIB))
     argv = ["qemu-system-x86_64", "-S", "-no-user-config", "-nodefaults", "-display", "none", "-m", "16"]
@@ -101,17 +109,26 @@ def disks() -> Disks:
 
 
 @pytest.fixture
-def agent(tmp_path: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch) -> Iterator[SocketAgent]:
+def server(tmp_path: Path, disks: Disks) -> Iterator[Scripted]:
     with Scripted(tmp_path / "agent.sock", disks.answers()) as server:
-        timers = Timers(server)
-        monkeypatch.setattr(freeze, "arm", timers.arm)
-        monkeypatch.setattr(freeze, "disarm", timers.disarm)
-        agent = SocketAgent(Address("unix", path=str(server.path)), 20)
-        with agent:
-            yield agent
+        yield server
 
 
-def run(agent: SocketAgent, machine: Machine, **given: Any) -> dict[str, Any]:
+@pytest.fixture
+def agent(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> Iterator[SocketAgent]:
+    timers = Timers(server)
+    monkeypatch.setattr(freeze, "arm", timers.arm)
+    monkeypatch.setattr(freeze, "disarm", timers.disarm)
+    agent = connect(server)
+    with agent:
+        yield agent
+
+
+def connect(server: Scripted) -> SocketAgent:
+    return SocketAgent(Address("unix", path=str(server.path)), 20)
+
+
+def run(agent: Agent, machine: Machine, **given: Any) -> dict[str, Any]:
     usual = {name: option.get("default") for name, option in OPERATION.spec.items()}
     params = {**usual, "qmp_address": str(machine.socket), **given}
     return run_operation(OPERATION, agent, params, check_mode=params.pop("check_mode", False))
@@ -129,8 +146,8 @@ def test_disks_of_all_kinds(agent: SocketAgent, machine: Machine, disks: Disks) 
     assert run(agent, machine, name="tuesday")["consistent"]
     assert machine.files() == ["first.tuesday", "second.tuesday", "third.tuesday"]
     for image in USUAL:
-        stem = image.partition(".")[0]
-        assert machine.chain(f"{stem}.tuesday") == [f"{stem}.tuesday", f"{stem}.monday", image]
+        stem, below = image.partition(".")[0], ["template.raw"] if image == "second.qcow2" else []
+        assert machine.chain(f"{stem}.tuesday") == [f"{stem}.tuesday", f"{stem}.monday", image, *below]
     for name in ("monday", "tuesday"):
         again = run(agent, machine, name=name)
         assert not again["changed"]
@@ -157,14 +174,17 @@ def test_one_disk_by_its_device(agent: SocketAgent, machine: Machine) -> None:
     assert machine.files() == ["first.qcow2", "second.monday", "third.monday"]
 
 
-def test_snapshot_can_be_merged_as_the_documentation_says(agent: SocketAgent, machine: Machine) -> None:
-    run(agent, machine, name="monday", disks=["second"])
-    machine.qmp("block-commit", device="second", **{"job-id": "merge"})
+def test_snapshots_can_be_merged_as_the_documentation_says(agent: SocketAgent, machine: Machine) -> None:
+    (taken,) = run(agent, machine, name="monday", disks=["second"])["disks"]
+    run(agent, machine, name="tuesday", disks=["second"])
+    machine.qmp("block-commit", device="second", base=taken["image"], **{"job-id": "merge"})
     until(lambda: any(job["status"] == "ready" for job in machine.qmp("query-jobs")), 30, "it can be completed")
     machine.qmp("job-complete", id="merge")
     until(lambda: not machine.qmp("query-block-jobs"), 30, "it is merged")
     assert machine.files() == list(USUAL)
-    machine.path("second.monday").unlink()
+    assert machine.chain("second.qcow2") == ["second.qcow2", "template.raw"], "nothing went into the template"
+    for day in ("monday", "tuesday"):
+        machine.path(f"second.{day}").unlink()
     assert run(agent, machine, name="monday", disks=["second"])["changed"]
 
 
@@ -196,3 +216,30 @@ def test_directory_that_does_not_exist(agent: SocketAgent, machine: Machine) -> 
         run(agent, machine, name="monday", files=files, disks=["third", "second"])
     assert machine.listed() == before
     assert not [node for node in machine.qmp("query-named-block-nodes") if node["node-name"].startswith("qga-")]
+
+
+def test_task_is_killed_while_the_guest_is_frozen(
+    server: Scripted, machine: Machine, disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody but the timer is left to thaw. The files that were made are told from a snapshot."""
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setattr(lock, "_private_directory", lambda: str(tmp_path / "locks"))
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(QmpSnapshots, "take", lambda *_arguments: time.sleep(600))
+            run(connect(server), machine, name="monday", thaw_after=5.0)
+        finally:
+            os._exit(1)
+    try:
+        until(lambda: disks.frozen, 30, "the guest is frozen")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert disks.frozen
+    until(lambda: not disks.frozen, 30, "the timer thaws")
+    assert machine.files() == list(USUAL)
+    with connect(server) as agent, pytest.raises(QgaError, match=r"first\.monday exists already .* killed has left it"):
+        run(agent, machine, name="monday")
+    with connect(server) as agent:
+        assert run(agent, machine, name="tuesday")["consistent"]

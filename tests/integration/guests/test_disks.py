@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,7 +24,7 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
     look,
     until,
 )
-from lab import host
+from ansible_collections.qemu.guest.tests.integration.images import Filesystem
 from lab.vm import Guest
 
 SNAPSHOTS = 20
@@ -87,35 +85,6 @@ def committed(guest: Guest) -> int:
     return int(look(guest, "cat /run/committed 2>/dev/null || echo 0"))
 
 
-class Filesystem:
-    """The ext4 filesystem that an image of the chain has, taken out of it and never mounted."""
-
-    def __init__(self, image: str, directory: Path) -> None:
-        self._raw = directory / "raw"
-        self._directory = directory
-        argv = ["qemu-img", "convert", "--force-share", "-O", "raw", image, str(self._raw)]
-        subprocess.run(argv, check=True)
-
-    @property
-    def needs_recovery(self) -> bool:
-        return "needs_recovery" in self._said("dumpe2fs", "-h")
-
-    def check(self) -> None:
-        self._said("e2fsck", "-f", "-n")
-
-    def database(self) -> sqlite3.Connection:
-        """Return the database, with its log, as SQLite finds them there."""
-        for name in ("database", "database-wal"):
-            self._said("debugfs", "-R", f"dump /{name} {self._directory / name}")
-        return sqlite3.connect(self._directory / "database")
-
-    def _said(self, program: str, *options: str) -> str:
-        argv = [host.find(program) or program, *options, str(self._raw)]
-        done = subprocess.run(argv, capture_output=True, text=True)
-        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-
 def test_database_is_intact_in_each_of_twenty_snapshots(
     guest: Guest, make_ansible: MakeAnsible, tmp_path: Path
 ) -> None:
@@ -132,7 +101,7 @@ def test_database_is_intact_in_each_of_twenty_snapshots(
         loose = guest.directory / "loose"
         guest.qmp("blockdev-snapshot-sync", device="virtio1", **{"snapshot-file": str(loose)})
     taken = json.loads(results.read_text(encoding="utf-8"))
-    assert len(taken) == len(at_freeze) == SNAPSHOTS
+    assert len(taken) == len(at_freeze) == SNAPSHOTS and at_freeze == sorted(set(at_freeze)), "rows were added to each"
     print("frozen for", [result["frozen_seconds"] for result in taken], "s")
     for result, least in zip(taken, at_freeze, strict=True):
         assert result["consistent"] and result["changed"]
