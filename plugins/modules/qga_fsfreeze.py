@@ -67,11 +67,13 @@ options:
       - A freeze that takes longer than this has failed. Only for O(state=frozen).
     type: float
 notes:
-  - See C(docs/snapshots.md) of the collection for a pattern that thaws the guest in any case.
+  - M(qemu.guest.qga_snapshot) freezes, takes a snapshot by QEMU or libvirt, and thaws. For other snapshots, see
+    C(docs/snapshots.md) of the collection for a pattern that thaws the guest in any case.
   - Windows thaws by itself after 10 seconds.
   - The timer does not survive its machine. Where Ansible runs in a container, it ends with the container. Where
     systemd-logind has C(KillUserProcesses=yes), it ends with the login of a user other than root.
 seealso:
+  - module: qemu.guest.qga_snapshot
   - module: qemu.guest.qga_fstrim
   - module: qemu.guest.qga_info
 """

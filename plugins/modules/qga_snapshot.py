@@ -81,7 +81,10 @@ options:
     default: 60
 notes:
   - A guest that is frozen already is left alone, and the task fails. A backup may be at work there.
-  - It needs QEMU 3.0 or newer. Snapshots are merged with other tools; C(docs/snapshots.md) of the collection says how.
+  - The next start of the guest must be with the new files. libvirt sees to that; the command line of a QEMU that you
+    start yourself names the old ones still.
+  - It needs QEMU 3.0 or newer. C(docs/snapshots.md) of the collection says how to copy and merge snapshots, and how to
+    go back to one.
   - Proxmox VE and other programs that manage disks themselves do not know of such snapshots. Use their own there.
 seealso:
   - module: qemu.guest.qga_fsfreeze

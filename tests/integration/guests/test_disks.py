@@ -55,7 +55,13 @@ PLAY = [
         "gather_facts": False,
         "tasks": [
             {
-                "qemu.guest.qga_snapshot": {"qmp_address": "{{ qmp }}", "name": "s{{ item }}", "disks": ["virtio1"]},
+                "qemu.guest.qga_snapshot": {
+                    "qmp_address": "{{ qmp }}",
+                    "name": "s{{ item }}",
+                    "disks": ["virtio1"],
+                    # The hook runs either way.
+                    "mountpoints": "{{ ['/small'] if item % 2 else omit }}",
+                },
                 "loop": "{{ range(1, snapshots + 1) | list }}",
                 "register": "taken",
             },
@@ -105,6 +111,7 @@ def test_database_is_intact_in_each_of_twenty_snapshots(
     print("frozen for", [result["frozen_seconds"] for result in taken], "s")
     for result, least in zip(taken, at_freeze, strict=True):
         assert result["consistent"] and result["changed"]
+        assert result["filesystems"] == (1 if result["item"] % 2 else 2)
         directory = tmp_path / str(result["item"])
         directory.mkdir()
         filesystem = Filesystem(result["disks"][0]["image"], directory)

@@ -588,6 +588,7 @@ def test_thaw_that_fails(agent: SocketAgent, qemu: Qemu, server: Scripted, timer
     server.then(THAW, loss)
     message, result = failure(agent, qemu)
     assert "THE GUEST MAY BE FROZEN" in message and "The snapshot was taken" in message
+    assert "were made" not in message, "its files are in use"
     assert (result["changed"], result["consistent"], result["status_after"]) == (True, False, "frozen")
     assert result["disks"] == described(qemu) and Path(overlay(qemu, "vm1")).exists()
     assert timers.done == ["arm 60"]
