@@ -28,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.modules.qga_snapshot import OPERATIO
 from ansible_collections.qemu.guest.tests.integration.harness import until
 from ansible_collections.qemu.guest.tests.unit.filesystems import Disks, Timers
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
-from lab import qmp
+from lab import host, qmp
 from lab.host import LabError
 
 MIB = 1024 * 1024
@@ -84,6 +84,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
+    host.need("qemu-system-x86_64", "qemu-img")
     machine = Machine(tmp_path / "vm")
     machine.directory.mkdir()
     machine.path("template.raw").write_bytes(bytes(10 * MIB))
