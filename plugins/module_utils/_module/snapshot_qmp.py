@@ -65,7 +65,7 @@ class QmpSnapshots(Snapshots):
         names = [device, *(given.groups("") if given else ()), node]
         # What has no qdev belongs to no device of the guest. A snapshot of the firmware's variables is of no use.
         usual = not inserted.get("ro") and bool(qdev) and "flash" not in device + qdev
-        return Disk([name for name in names if name], chain, usual, encrypted, node, size)
+        return Disk([name for name in names if name] or [node], chain, usual, encrypted, node, size)
 
     def exists(self, file: str) -> bool:
         """Have QEMU open ``file``: what can be seen of it from here may be another machine's."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module import freeze, snapshot_qmp
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
-from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot import Disk, Image, overlays
+from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot import Disk, Image, choose, overlays
 from ansible_collections.qemu.guest.plugins.modules.qga_snapshot import OPERATION, Current, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.filesystems import FREEZE, LIST, STATUS, THAW, Disks, Timers
+from ansible_collections.qemu.guest.tests.unit.plugins.modules.test_garbage import damaged
 from ansible_collections.qemu.guest.tests.unit.scripted import (
     Request,
     Scripted,
@@ -396,6 +398,16 @@ def test_nonsense_of_qemu(agent: SocketAgent, qemu: Qemu, blocks: Any) -> None:
     qemu.answers["query-block"] = blocks
     with pytest.raises(QmpError, match="query-block may have run"):
         run(agent, qemu)
+
+
+def test_garbage_of_qemu(qemu: Qemu) -> None:
+    """Whatever query-block returns, there are disks or there is an error."""
+    entry = {"device": "virtio0", "qdev": "/machine/peripheral/disk0", "inserted": inserted("n", ["/b", "/a.raw"])}
+    with snapshot_qmp.QmpSnapshots(str(qemu.path)) as host:
+        for reply in damaged([entry]):
+            qemu.answers["query-block"] = reply
+            with suppress(QgaError):
+                overlays(choose(host.disks(), None), "monday", {})
 
 
 def test_names_of_overlays() -> None:
