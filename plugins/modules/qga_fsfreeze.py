@@ -21,6 +21,7 @@ description:
 extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
+  - qemu.guest.freeze
 attributes:
   check_mode:
     support: full
@@ -65,28 +66,14 @@ options:
         writes to syslog what it did.
       - A freeze that takes longer than this has failed. Only for O(state=frozen).
     type: float
-  allow_stacked:
-    description:
-      - Freezes even where the task would refuse to, because a filesystem may lie in a file of another one that is
-        frozen before it. Then the guest can hang in its kernel, frozen, for minutes, and O(thaw_after) cannot help.
-      - Agents older than 10.0 freeze a filesystem at the mount point that was mounted last. So the file of a loop
-        device is on a frozen filesystem, if that was mounted once more (a bind mount) after the loop device's was.
-      - The error message names mount points for O(mountpoints) that freeze the same filesystems without that. Set this
-        if you know that the file is elsewhere.
-    type: bool
-    default: false
-  timeout:
-    description:
-      - Seconds that the guest may take to freeze or to thaw, in place of O(agent_timeout). To freeze, it runs the hooks
-        of its administrator and writes all unsaved data to its disks, which may take minutes.
-    type: float
-    default: 300
 notes:
-  - See C(docs/snapshots.md) of the collection for a pattern that thaws the guest in any case.
+  - M(qemu.guest.qga_snapshot) freezes, takes a snapshot by QEMU or libvirt, and thaws. For other snapshots, see
+    C(docs/snapshots.md) of the collection for a pattern that thaws the guest in any case.
   - Windows thaws by itself after 10 seconds.
   - The timer does not survive its machine. Where Ansible runs in a container, it ends with the container. Where
     systemd-logind has C(KillUserProcesses=yes), it ends with the login of a user other than root.
 seealso:
+  - module: qemu.guest.qga_snapshot
   - module: qemu.guest.qga_fstrim
   - module: qemu.guest.qga_info
 """
@@ -159,150 +146,27 @@ thaw_timer:
       returned: always
 """
 
-from contextlib import suppress
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
-    CommandError,
-    CommandUnavailable,
-    OperationError,
-    OutcomeUnknownError,
-    ProtocolError,
-    QgaError,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._module import freeze
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import RETRY_SECONDS, Timer, arm, disarm
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import arm
 
 SPEC: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["frozen", "thawed"], "required": True},
-    "mountpoints": {"type": "list", "elements": "str"},
-    "thaw_after": {"type": "float"},
-    "allow_stacked": {"type": "bool", "default": False},
-    "timeout": {"type": "float", "default": 300},
+    **freeze.SPEC,
 }
-
-_BY_HAND = (
-    "By hand: ansible HOST -m qemu.guest.qga_fsfreeze -a state=thawed (on a hypervisor with address=… too); or on the "
-    "guest's console, fsfreeze --unfreeze with each mount point."
-)
-
-# From this version on, agents freeze each filesystem once, at the mount point that was mounted first.
-_ONCE_EACH = (10,)
-
-# These are never written to, so they cannot wait for a frozen filesystem.
-_READ_ONLY = ("squashfs", "iso9660", "erofs", "cramfs", "romfs")
-
-
-class _NothingFrozenError(OperationError):
-    """The agent froze nothing, so there is nothing of ours to thaw."""
-
-
-class Filesystem(NamedTuple):
-    """A mounted filesystem from guest-get-fsinfo. ``on_disk``: its device is on a disk that the agent knows.
-
-    ``name`` is the device's, so it is the same for all mount points of one filesystem.
-    """
-
-    name: str
-    mountpoint: str
-    type: str
-    on_disk: bool
 
 
 def read(agent: Agent, params: Params) -> str:
-    _check(params)
-    status = _status(agent)
     if params["state"] == "frozen":
-        agent.refresh_info()  # the cached reply may be from a time when the guest was frozen
-        agent.require("guest-fsfreeze-thaw")
-        if status == "thawed":
-            agent.require(_freeze_command(params))
-            if not params["allow_stacked"]:
-                _refuse_stacked(agent, params["mountpoints"])
-    return status
-
-
-def _check(params: Params) -> None:
-    if params["state"] == "thawed" and (params["mountpoints"] is not None or params["thaw_after"] is not None):
+        return freeze.ready_to_freeze(agent, params)
+    if params["mountpoints"] is not None or params["thaw_after"] is not None:
         raise OperationError("mountpoints and thaw_after are for state=frozen; state=thawed thaws everything now.")
-    if params["mountpoints"] is not None and not params["mountpoints"]:
-        raise OperationError("mountpoints is empty, so nothing would be frozen. Without it, all filesystems are.")
-
-
-def _refuse_stacked(agent: Agent, points: Sequence[str] | None) -> None:
-    """Refuse to freeze filesystems on which an older agent would hang.
-
-    :raise OperationError: with the mount points to name instead.
-    """
-    if agent.info.version_tuple >= _ONCE_EACH or not agent.supports("guest-get-fsinfo"):
-        return
-    try:
-        listed = filesystems(agent.execute("guest-get-fsinfo"))
-    except CommandError:
-        return  # the agent fails for devices that it does not understand, but can still freeze
-    found = stacked(listed, points)
-    if found:
-        upper, lower = found
-        raise OperationError(
-            f"nothing was frozen, because the guest may hang in it: {upper.mountpoint} is on {upper.name}, which may "
-            f"lie in a file of {lower.name}, and the guest's agent (version {agent.info.version}) freezes that before "
-            f"it, at {lower.mountpoint}. Name each filesystem once: mountpoints={first_mounted(listed, points)}. If "
-            f"you know that no file of {lower.name} is below {upper.name}, set allow_stacked=true."
-        )
-
-
-def filesystems(reply: Sequence[Any]) -> list[Filesystem]:
-    """Return the filesystems from guest-get-fsinfo, in its order: last mounted first, the order of freezing.
-
-    :raise ProtocolError: if the reply does not match the schema.
-    """
-    found = []
-    for entry in reply:
-        entry = expect(entry, dict, "a filesystem")
-        name, point, kind = (expect(entry.get(member), str, member) for member in ("name", "mountpoint", "type"))
-        found.append(Filesystem(name, point, kind, bool(expect(entry.get("disk", []), list, "disk"))))
-    return found
-
-
-def stacked(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -> tuple[Filesystem, Filesystem] | None:
-    """Return a filesystem that may lie in a file of one that is frozen before it, and the latter; None if none does.
-
-    ``listed`` is in the order of freezing; with ``points``, only those mount points are frozen. A filesystem may lie in
-    a file if its device is on no disk; the file is on a filesystem that was mounted earlier.
-    """
-    for position, upper in enumerate(listed):
-        if upper.on_disk or upper.type in _READ_ONLY or not _frozen_at(upper, points):
-            continue
-        before = {other.name for other in listed[position + 1 :]} - {upper.name}
-        for lower in listed[:position]:
-            if lower.name in before and _frozen_at(lower, points):
-                return upper, lower
-    return None
-
-
-def first_mounted(listed: Sequence[Filesystem], points: Sequence[str] | None = None) -> list[str]:
-    """Return the first mount point of each filesystem to freeze, in the order of mounting."""
-    wanted = {filesystem.name for filesystem in listed if _frozen_at(filesystem, points)}
-    first = {filesystem.name: filesystem.mountpoint for filesystem in listed if filesystem.name in wanted}
-    return [f.mountpoint for f in reversed(listed) if first.get(f.name) == f.mountpoint]
-
-
-def _frozen_at(filesystem: Filesystem, points: Sequence[str] | None) -> bool:
-    return points is None or filesystem.mountpoint in points
-
-
-def _status(agent: Agent) -> str:
-    status = agent.execute("guest-fsfreeze-status")
-    if status not in ("thawed", "frozen"):
-        raise ProtocolError(f"the agent says that the status is {status[:80]!r}.", command="guest-fsfreeze-status")
-    return str(status)
-
-
-def _freeze_command(params: Params) -> str:
-    return "guest-fsfreeze-freeze" if params["mountpoints"] is None else "guest-fsfreeze-freeze-list"
+    return freeze.freeze_status(agent)
 
 
 def plan(current: str, params: Params) -> Plan:
@@ -324,111 +188,8 @@ def plan(current: str, params: Params) -> Plan:
 def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     params = plan.todo
     if params["state"] == "thawed":
-        return _thaw(agent, plan.before["status"], params["timeout"])
-    return _freeze(agent, params) if plan.changes else _shown(arm(agent, params["thaw_after"]))
-
-
-def _freeze(agent: Agent, params: Params) -> dict[str, Any]:
-    seconds = params["thaw_after"]
-    # Armed before the freeze is sent: after that, only the timer may be left to thaw.
-    timer = arm(agent, seconds) if seconds else None
-    if not timer:
-        disarm(agent)  # a timer left from an earlier freeze must not end this one
-    try:
-        count = _frozen(agent, params, min(params["timeout"], seconds or params["timeout"]))
-    except QgaError as exc:
-        if exc.command == _freeze_command(params) and exc.executed == "no":
-            # Not ours to thaw: if the guest is frozen, another client was faster.
-            disarm(agent)
-            raise
-        raise _undone(agent, exc, timer) from exc
-    return {"count": count, **_shown(timer)}
-
-
-def _frozen(agent: Agent, params: Params, timeout: float) -> int:
-    """Freeze, and return the number of frozen filesystems.
-
-    :raise QgaError: if the guest is not frozen as asked, or may not be.
-    """
-    points = params["mountpoints"]
-    arguments = None if points is None else {"mountpoints": points}
-    count = int(agent.execute(_freeze_command(params), arguments, timeout=timeout))
-    if points is not None and count < len(set(points)):
-        raise (OperationError if count else _NothingFrozenError)(
-            f"the guest froze {count} of {len(set(points))} mount points ({', '.join(points)}). Each must be the mount "
-            "point of a filesystem that can be frozen and is not frozen already."
-        )
-    if count == 0:
-        raise _NothingFrozenError("the guest found no filesystem to freeze.")
-    if _status(agent) != "frozen":
-        raise OperationError(f"the guest froze {count} filesystems, and they did not stay so: its status is thawed.")
-    return count
-
-
-def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
-    """Thaw after a freeze that failed, or may have failed; return an error with the outcome."""
-    # If nothing was frozen, do not thaw: that would thaw filesystems frozen by other means than the agent. Else thaw
-    # whatever the status is: it need not cover all frozen filesystems.
-    if not isinstance(exc, _NothingFrozenError) or _status_if_told(agent) != "thawed":
-        with suppress(QgaError):  # the status below shows whether it worked
-            agent.execute("guest-fsfreeze-thaw")
-    status = _status_if_told(agent)
-    result = {"status_before": "thawed", "status_after": status, **exc.as_result()}
-    if status == "thawed":
-        disarm(agent)
-        exc.hint = "The guest's filesystems are thawed."
-        return OperationError(str(exc), result=result)
-    exc.hint = f"THE GUEST MAY BE FROZEN: its status is {status}."
-    try:
-        timer = timer or arm(agent, 0)
-    except QgaError as no_timer:
-        return OperationError(f"{exc} Nothing goes on trying to thaw it: {no_timer} {_BY_HAND}", result=result)
-    return OperationError(
-        f"{exc} The process {timer.pid} on this machine tries to thaw it from {timer.deadline} on, for "
-        f"{RETRY_SECONDS / 60:g} minutes. {_BY_HAND}",
-        result={**result, **_shown(timer)},
-    )
-
-
-def _thaw(agent: Agent, before: str, timeout: float) -> dict[str, Any]:
-    count, trouble = None, None
-    try:
-        count = int(agent.execute("guest-fsfreeze-thaw", timeout=timeout))
-    except QgaError as exc:
-        trouble = exc
-    status = _status_if_told(agent)
-    changed = before == "frozen" or bool(count)
-    result = {"changed": changed, "count": count, "status_before": before, "status_after": status}
-    if status != "thawed":
-        trouble = trouble or OperationError(f"the guest thawed {count} filesystems, and its status is {status}.")
-        trouble.hint = f"THE GUEST MAY BE FROZEN: its status is {status}. A timer that is armed stays so. {_BY_HAND}"
-        raise OperationError(str(trouble), result={**result, **trouble.as_result()})
-    timer = disarm(agent)
-    result.update(_shown(timer))
-    if trouble and not isinstance(trouble, OutcomeUnknownError):
-        if not isinstance(trouble, CommandUnavailable):
-            trouble.hint = "The guest's filesystems are thawed, but a hook of its administrator may not have run."
-        raise OperationError(str(trouble), result={**result, **trouble.as_result()})
-    warnings = [f"{trouble.message}; the guest's status is thawed"] if trouble else []
-    return {**result, "warnings": [*warnings, *([] if changed else _too_late(timer))]}
-
-
-def _status_if_told(agent: Agent) -> str:
-    try:
-        return _status(agent)
-    except QgaError:
-        return "unknown"
-
-
-def _too_late(timer: Timer | None) -> list[str]:
-    """Return a warning if the timer had thawed the guest already."""
-    if not timer or not timer.fired:
-        return []
-    return [f"the timer thawed the guest at {timer.fired}: what was done after that, was not done to a frozen guest."]
-
-
-def _shown(timer: Timer | None) -> dict[str, Any]:
-    return {"thaw_timer": timer.as_result()} if timer else {}
+        return freeze.thaw(agent, plan.before["status"], params["timeout"])
+    return freeze.freeze(agent, params) if plan.changes else freeze.shown(arm(agent, params["thaw_after"]))
 
 
 OPERATION = Operation(SPEC, read, plan, apply)

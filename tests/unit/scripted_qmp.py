@@ -29,7 +29,8 @@ class ScriptedQmp:
     """QEMU's monitor at ``path``; a context manager that runs it in a thread.
 
     ``status`` is what query-status tells. ``answers`` maps commands to what they return: a value, bytes to send in
-    place of a reply, NOTHING, or a function that returns one of these. ``greeting`` is what a client gets first.
+    place of a reply, NOTHING, or a function that returns one of these; it finds the command's arguments in
+    ``arguments``. ``greeting`` is what a client gets first.
     """
 
     def __init__(self, path: Path, answers: Mapping[str, Any] | None = None, greeting: bytes | None = None) -> None:
@@ -45,6 +46,7 @@ class ScriptedQmp:
         }
         self.greeting = line(GREETING) if greeting is None else greeting
         self.commands: list[str] = []
+        self.arguments: Mapping[str, Any] = {}
         self.clients = 0
         self._ending = False
         self._client: socket.socket | None = None
@@ -55,6 +57,10 @@ class ScriptedQmp:
     def work(self) -> list[str]:
         """The commands received, those left out that every client sends."""
         return [command for command in self.commands if command not in ("qmp_capabilities", "query-status")]
+
+    def note(self, command: str, arguments: Mapping[str, Any]) -> None:
+        self.commands.append(command)
+        self.arguments = arguments
 
     def emit(self, event: str, **data: Any) -> None:
         """Send an event to the client, if there is one."""
@@ -104,7 +110,7 @@ class ScriptedQmp:
         with client.makefile("rb") as requests:
             for text in requests:
                 request = json.loads(text)
-                self.commands.append(request["execute"])
+                self.note(request["execute"], request.get("arguments", {}))
                 reply = self._reply(request["execute"])
                 if reply is NOTHING:
                     continue

@@ -19,8 +19,8 @@ The tree answers the one question that matters after a failure: did the command 
     ├── NoRunnerError          programs need a runner in the guest, and none could be started
     ├── TransferError          content arrived differently from how it was sent
     │   └── FileChangedError   because the file was written to meanwhile
-    ├── QmpError               QEMU's monitor cannot be used; nothing was sent to it
-    │   ├── QmpCommandError    QEMU replied with an error
+    ├── QmpError               QEMU's monitor or libvirt cannot be used; nothing was sent to it
+    │   ├── QmpCommandError    it replied with an error
     │   └── QmpLostError       sent, no reply: it may have run, or may yet run
     └── OperationError         the operation cannot be done as asked; carries results to show
 """

@@ -33,6 +33,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
+    QmpCommandError,
+    QmpError,
+    QmpLostError,
     TransferError,
 )
 
@@ -173,6 +176,32 @@ class LibvirtAgent(Agent):
     @property
     def passes_long_replies(self) -> bool:
         return False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether libvirt is on this machine."""
+        return not self._forward and not urlsplit(self._uri).hostname
+
+    def ask_domain(self, command: str, call: Callable[[Any], T], seconds: float) -> T:
+        """Return ``call(domain)``, which asks libvirt and not the agent. ``command`` names it in errors.
+
+        :raise QmpCommandError: if libvirt refuses.
+        :raise QmpLostError: if it does not return within ``seconds``, or contact is lost.
+        """
+        if self._process != os.getpid():
+            self._leave()
+        error: QmpError
+        try:
+            domain = self._found(Deadline(seconds))
+            return _within(seconds, lambda: call(domain))
+        except Stuck:
+            self._leave()
+            error = QmpLostError(f"it did not return within {seconds:g} s.", command=command)
+        except libvirt.libvirtError as exc:
+            kind = QmpLostError if exc.get_error_domain() == _FROM_RPC else QmpCommandError
+            error = kind(exc.get_error_message(), command=command)
+        error.party, error.address = "libvirt", self._uri
+        raise error
 
     def close(self) -> None:
         if self._process != os.getpid():

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""QEMU's monitor (QMP): the few calls with which the agent's schema says to confirm a shutdown or a suspend.
+"""QEMU's monitor (QMP): its commands, and the events that confirm a shutdown or a suspend.
 
 A QMP socket serves one client, like an agent's. QEMU greets the client that it serves, and nothing is sent before that
 greeting: QEMU runs the commands of a waiting client even after that client has given up.
@@ -34,7 +34,7 @@ __all__ = ("Qmp",)
 SECONDS = 10.0
 """Seconds that QEMU may take for its greeting, the wait for the socket included, and for each reply."""
 
-# The longest reply asked for, to query-commands, has 20 KiB.
+# The reply to query-commands has 20 KiB. That to query-block has about 600 bytes for each image in each disk's chain.
 _MAX_REPLY = 1024 * 1024
 
 # The events used here. Others are dropped, so that a guest that causes events cannot fill the memory.
@@ -73,7 +73,7 @@ class Qmp:
             self._channel = open_channel(where, deadline)
         except ConnectError as exc:
             hint = _ONE_SEAT if isinstance(exc, ChannelBusyError) else ""
-            raise self._told(QmpError(exc.message, hint=hint)) from exc
+            raise self.told(QmpError(exc.message, hint=hint)) from exc
         try:
             self._greeting(deadline)
             self.execute("qmp_capabilities")
@@ -91,39 +91,39 @@ class Qmp:
         """Close the connection, and so leave the socket to other clients."""
         self._channel.close()
 
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Run the QMP command ``command`` and return its return value.
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, seconds: float | None = None) -> Any:
+        """Run the QMP command ``command`` and return its return value. ``seconds`` replaces the usual limit.
 
         :raise QmpCommandError: if QEMU replies with an error.
         :raise QmpLostError: if it does not reply.
         """
-        deadline = Deadline(self._seconds)
+        deadline = Deadline(self._seconds if seconds is None else seconds)
         request_id = f"qga-{next(self._ids)}"
         try:
             self._channel.send(protocol.encode_request(command, arguments, request_id), deadline)
         except (ConnectError, OutcomeUnknownError) as exc:
-            raise self._told(QmpLostError(exc.message, command=command, closed=not deadline.expired)) from exc
+            raise self.told(QmpLostError(exc.message, command=command, closed=not deadline.expired)) from exc
         while True:
             message = self._next(deadline, command)
             if message is None:
-                raise self._told(QmpLostError(f"no reply within {deadline.seconds:g} s.", command=command))
+                raise self.told(QmpLostError(f"no reply within {deadline.seconds:g} s.", command=command))
             # A message without this id is an event, or the reply to an abandoned command.
             if message.get("id") == request_id:
                 return self._value(message, command)
 
     def status(self) -> str:
         """Return the status from query-status: C(running), C(suspended), C(shutdown), …"""
-        return str(self._member(self.execute("query-status"), "status", str, "query-status"))
+        return str(self.member(self.execute("query-status"), "status", str, "query-status"))
 
     def why_not_wake(self) -> str:
         """Return why this QEMU cannot wake a guest that suspends to RAM; empty if it can."""
-        listed = self._checked(self.execute("query-commands"), list, "query-commands")
-        commands = {self._member(entry, "name", str, "query-commands") for entry in listed}
+        listed = self.checked(self.execute("query-commands"), list, "query-commands")
+        commands = {self.member(entry, "name", str, "query-commands") for entry in listed}
         if "system_wakeup" not in commands:
             return "it has no command system_wakeup"
         # From QEMU 4.0 on; older versions do not report it.
         if "query-current-machine" in commands:
-            machine = self._checked(self.execute("query-current-machine"), dict, "query-current-machine")
+            machine = self.checked(self.execute("query-current-machine"), dict, "query-current-machine")
             if machine.get("wakeup-suspend-support") is False:
                 return "its query-current-machine says that this machine does not support wakeup-suspend"
         return ""
@@ -147,16 +147,16 @@ class Qmp:
         try:
             message = self._next(deadline, None)
         except QmpLostError as exc:
-            raise self._told(QmpError(f"no greeting: {exc.message}", hint="Is this a QMP socket?")) from exc
+            raise self.told(QmpError(f"no greeting: {exc.message}", hint="Is this a QMP socket?")) from exc
         if message is None:
             taken, who = other_client(self._path, self._channel.inode) if self._path else (False, "")
             if taken:
                 text = f"another client ({who or 'unknown'}) has it and did not leave it within {deadline.seconds:g} s."
-                raise self._told(QmpError(text, hint=_ONE_SEAT))
+                raise self.told(QmpError(text, hint=_ONE_SEAT))
             hint = f"Is it a QMP socket, and does nobody else use it? {_ONE_SEAT}"
-            raise self._told(QmpError(f"no greeting within {deadline.seconds:g} s.", hint=hint))
+            raise self.told(QmpError(f"no greeting within {deadline.seconds:g} s.", hint=hint))
         if not isinstance(message.get("QMP"), dict):
-            raise self._told(QmpError("what greets there is not QMP."))
+            raise self.told(QmpError("what greets there is not QMP."))
 
     def _next(self, deadline: Deadline, command: str | None) -> dict[str, Any] | None:
         """Return the next message, and keep it if it is an event; None at the deadline."""
@@ -167,9 +167,9 @@ class Qmp:
             except OutcomeUnknownError as exc:
                 if deadline.expired:
                     return None
-                raise self._told(QmpLostError("QEMU closed the connection.", command=command, closed=True)) from exc
+                raise self.told(QmpLostError("QEMU closed the connection.", command=command, closed=True)) from exc
             except ProtocolError as exc:
-                raise self._told(QmpLostError(exc.message, command=command)) from exc
+                raise self.told(QmpLostError(exc.message, command=command)) from exc
         message = self._received.popleft()
         if message.get("event") in _EVENTS:
             self._events.append(message["event"])
@@ -177,21 +177,27 @@ class Qmp:
 
     def _value(self, message: Mapping[str, Any], command: str) -> Any:
         if "error" in message:
-            error = self._checked(message["error"], dict, command)
-            raise self._told(QmpCommandError(str(error.get("desc", "")), command=command))
+            error = self.checked(message["error"], dict, command)
+            raise self.told(QmpCommandError(str(error.get("desc", "")), command=command))
         if "return" not in message:
-            raise self._told(QmpLostError("the reply has neither a return value nor an error.", command=command))
+            raise self.told(QmpLostError("the reply has neither a return value nor an error.", command=command))
         return message["return"]
 
-    def _member(self, value: Any, name: str, kind: type, command: str) -> Any:
-        return self._checked(self._checked(value, dict, command).get(name), kind, command, name)
+    def member(self, value: Any, name: str, kind: type, command: str) -> Any:
+        """Return the member ``name`` of ``value``, from the reply to ``command``; see ``checked``."""
+        return self.checked(self.checked(value, dict, command).get(name), kind, command, name)
 
-    def _checked(self, value: Any, kind: type, command: str, what: str = "the reply") -> Any:
+    def checked(self, value: Any, kind: type, command: str, what: str = "the reply") -> Any:
+        """Return ``value``, from the reply to ``command``, if it is of this type.
+
+        :raise QmpLostError: otherwise.
+        """
         try:
             return protocol.expect(value, kind, what)
         except ProtocolError as exc:
-            raise self._told(QmpLostError(exc.message, command=command)) from exc
+            raise self.told(QmpLostError(exc.message, command=command)) from exc
 
-    def _told(self, exc: QmpError) -> QmpError:
+    def told(self, exc: QmpError) -> QmpError:
+        """Return ``exc`` with the monitor's name."""
         exc.address = self._name
         return exc

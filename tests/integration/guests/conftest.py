@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
 from ansible.release import __version__ as core_version
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look, releases
 from lab import image
 from lab.host import LabError
@@ -87,3 +89,25 @@ def blocked(guest: Guest, commands: str) -> Iterator[None]:
         yield
     finally:
         look(guest, "rm /etc/qemu/qemu-ga.conf; service qemu-guest-agent restart")
+
+
+@contextmanager
+def configured(guest: Guest, settings: str) -> Iterator[None]:
+    """Restart the agent with ``settings``, lines of its configuration file."""
+    look(guest, f"mkdir -p /etc/qemu; printf '[general]\\n{settings}\\n' >/etc/qemu/qemu-ga.conf")
+    look(guest, "systemctl restart qemu-guest-agent")
+    try:
+        yield
+    finally:
+        # An agent that has frozen ignores the signal to end.
+        with suppress(CommandUnavailable), open_agent(str(guest.agent_socket), 60) as agent:
+            agent.execute("guest-fsfreeze-thaw")
+        look(guest, "rm /etc/qemu/qemu-ga.conf; systemctl restart qemu-guest-agent")
+
+
+@contextmanager
+def with_hook(guest: Guest, script: str) -> Iterator[None]:
+    """Have the agent run ``script`` with the argument freeze before it freezes, and thaw after it thawed."""
+    look(guest, f"cat >/etc/hook <<'END'\n#!/bin/sh\n{script}\nEND\nchmod +x /etc/hook; rm -f /run/hook-*")
+    with configured(guest, "fsfreeze-hook=/etc/hook"):
+        yield

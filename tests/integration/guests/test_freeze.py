@@ -18,16 +18,15 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.guests.conftest import configured, with_hook
 from ansible_collections.qemu.guest.tests.integration.harness import (
-    ROOT,
     guest_variables,
     hypervisor_variables,
     look,
     until,
 )
-from lab import host, image
+from lab import image
 from lab.vm import Guest
 
 Guests = Mapping[str, Guest]
@@ -69,28 +68,6 @@ def written(guest: Guest) -> bool:
 def is_frozen(guest: Guest) -> bool:
     write(guest)
     return not written(guest)
-
-
-@contextmanager
-def configured(guest: Guest, settings: str) -> Iterator[None]:
-    """Restart the agent with ``settings``, lines of its configuration file."""
-    look(guest, f"mkdir -p /etc/qemu; printf '[general]\\n{settings}\\n' >/etc/qemu/qemu-ga.conf")
-    look(guest, "systemctl restart qemu-guest-agent")
-    try:
-        yield
-    finally:
-        # An agent that has frozen ignores the signal to end.
-        with suppress(CommandUnavailable), open_agent(str(guest.agent_socket), 60) as agent:
-            agent.execute("guest-fsfreeze-thaw")
-        look(guest, "rm /etc/qemu/qemu-ga.conf; systemctl restart qemu-guest-agent")
-
-
-@contextmanager
-def with_hook(guest: Guest, script: str) -> Iterator[None]:
-    """Have the agent run ``script`` with the argument freeze before it freezes, and thaw after it thawed."""
-    look(guest, f"cat >/etc/hook <<'END'\n#!/bin/sh\n{script}\nEND\nchmod +x /etc/hook; rm -f /run/hook-*")
-    with configured(guest, "fsfreeze-hook=/etc/hook"):
-        yield
 
 
 def processes_of(process: subprocess.Popen[str]) -> list[int]:
@@ -220,32 +197,3 @@ def test_thaw_of_what_the_status_does_not_tell_of(guests: Guests, make_ansible: 
         for guest in guests.values():
             assert not is_frozen(guest)
             assert look(guest, "cat /run/hook-log") == "thaw\nthaw\n", "the hook runs at each thaw"
-
-
-def test_example(guest: Guest, make_ansible: MakeAnsible) -> None:
-    """The snapshot has nothing to recover, which an image that the guest was writing to has."""
-    journal = [host.find("dumpe2fs") or "dumpe2fs", "-h", str(guest.directory / "small.raw")]
-    look(guest, "echo x >/small/example; sync")
-    assert "needs_recovery" in subprocess.run(journal, capture_output=True, text=True, check=True).stdout
-    names = {"virtio0": "root", "virtio1": "small"}
-    overlays = {device: guest.directory / f"{name}-1.qcow2" for device, name in names.items()}
-    variables = {
-        "address": str(guest.agent_socket),
-        "qmp": str(guest.qmp_socket),
-        "disks": [{"device": device, "overlay": str(overlay)} for device, overlay in overlays.items()],
-    }
-    ansible = make_ansible(hosts({guest.release: guest}, "hypervisor"))
-    playbook = ROOT / "playbooks" / "snapshot.yml"
-    ansible.playbook(playbook, "--check", variables={**variables, "hypervisor": guest.release})
-    run = ansible.playbook(playbook, variables={**variables, "hypervisor": guest.release})
-    assert run.recap[guest.release]["changed"] == 3, run.output
-    disks = {block["device"]: block["inserted"] for block in guest.qmp("query-block") if "inserted" in block}
-    for device, overlay in overlays.items():
-        assert disks[device]["file"] == str(overlay)
-    assert not is_frozen(guest)
-    assert "needs_recovery" not in subprocess.run(journal, capture_output=True, text=True, check=True).stdout
-    # The second time, the overlays exist: the snapshot fails, and the guest is thawed all the same.
-    look(guest, "rm -f /run/wrote")
-    again = ansible.playbook(playbook, variables={**variables, "disks": [{"device": "none", "overlay": "/x"}]}, rc=2)
-    assert "none" in again.message
-    assert not is_frozen(guest)

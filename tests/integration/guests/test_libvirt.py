@@ -36,7 +36,16 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Gue
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import WAYS, Ansible, in_background, look, until
+from ansible_collections.qemu.guest.tests.integration.harness import (
+    HERE,
+    PLACES,
+    WAYS,
+    Ansible,
+    in_background,
+    look,
+    until,
+)
+from ansible_collections.qemu.guest.tests.integration.images import Filesystem
 from lab.libvirt import Daemon, Domain
 from lab.sshd import Sshd
 
@@ -148,6 +157,36 @@ def test_freeze_and_timer(hypervisor: Ansible, domain: Domain) -> None:
     late = hypervisor.adhoc("qemu.guest.qga_fsfreeze", {**where, "state": "thawed"})
     assert "the timer thawed the guest at" in late.output and '"changed": false' in late.output
     assert look(domain, "touch /srv/thawed-by-timer; ls /srv/thawed-by-timer") == "/srv/thawed-by-timer\n"
+
+
+@pytest.mark.parametrize("place", ["guest", "hypervisor"])
+def test_snapshots(place: str, make_ansible: MakeAnsible, domain: Domain, agent: Agent, tmp_path: Path) -> None:
+    variables = {"target": "qga_snapshot", "place": place, "disk": "vdb", "existing": str(domain.boot_log)}
+    uri = {"ansible_qga_libvirt_uri": domain.daemon.uri, "ansible_qga_address": f"libvirt:{NAME}"}
+    if place == "hypervisor":
+        uri = {"libvirt_uri": domain.daemon.uri, "qga_address": f"libvirt:{NAME}"}
+    ansible = make_ansible({"vm": {**PLACES[place](domain), **uri}})
+    ansible.playbook(HERE / "targets.yml", variables=variables)
+    assert not Filesystem(str(domain.directory / f"small.{place}-1"), tmp_path).needs_recovery
+    assert domain.daemon.virsh("snapshot-list", "--name", NAME).strip() == "", "nothing to be cleaned up there"
+
+
+def test_snapshot_that_libvirt_refuses(hypervisor: Ansible, domain: Domain, agent: Agent) -> None:
+    """The second disk is busy. The first one has no snapshot then either, no file is left, and the guest is thawed."""
+    before = domain.daemon.virsh("domblklist", NAME)
+    target = str(domain.directory / "busy")
+    domain.daemon.virsh("blockcopy", NAME, "vdb", target, "--transient-job", "--format", "raw")
+    files = sorted(domain.directory.iterdir())
+    try:
+        options = {"address": f"libvirt:{NAME}", "libvirt_uri": domain.daemon.uri, "name": "refused"}
+        run = hypervisor.adhoc("qemu.guest.qga_snapshot", options, rc=2)
+        assert "virDomainSnapshotCreateXML failed: " in run.message
+        assert "The guest's filesystems are thawed." in run.message and '"consistent": false' in run.output
+    finally:
+        domain.daemon.virsh("blockjob", NAME, "vdb", "--abort")
+    assert domain.daemon.virsh("domblklist", NAME) == before
+    assert sorted(domain.directory.iterdir()) == files
+    assert look(domain, "touch /srv/goes-on; ls /srv/goes-on") == "/srv/goes-on\n"
 
 
 def test_output_and_files(agent: Agent, domain: Domain, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsibl
 from ansible_collections.qemu.guest.tests.integration.harness import PLACES, run_target
 from lab.vm import Guest
 
-# They end their guest, and want QEMU's monitor: test_power.py.
-ELSEWHERE = ("qga_shutdown", "qga_suspend")
+# They want QEMU's monitor: test_power.py, test_disks.py.
+ELSEWHERE = ("qga_shutdown", "qga_snapshot", "qga_suspend")
 
 
 @pytest.mark.parametrize("place", PLACES)

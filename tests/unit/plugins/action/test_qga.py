@@ -112,6 +112,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "qga_fetch": {"src": "/x", "dest": "/x"},
     "qga_file": {"path": "/x"},
     "qga_fsfreeze": {"state": "thawed"},
+    "qga_snapshot": {"name": "monday"},
 }
 REQUIRED_TOO: dict[str, dict[str, Any]] = {
     "qga_authorized_keys": {"user": "root", "keys": []},

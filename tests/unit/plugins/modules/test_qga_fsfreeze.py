@@ -17,19 +17,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._module import freeze
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.stacked import filesystems, first_mounted, stacked
 from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
 from ansible_collections.qemu.guest.plugins.modules import qga_fsfreeze
-from ansible_collections.qemu.guest.plugins.modules.qga_fsfreeze import (
-    OPERATION,
-    filesystems,
-    first_mounted,
-    plan,
-    stacked,
-)
+from ansible_collections.qemu.guest.plugins.modules.qga_fsfreeze import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
+from ansible_collections.qemu.guest.tests.unit.filesystems import FREEZE, LIST, STATUS, THAW, Disks, Timers
 from ansible_collections.qemu.guest.tests.unit.scripted import (
-    AgentError,
     Scripted,
     Step,
     answers,
@@ -42,57 +38,7 @@ from ansible_collections.qemu.guest.tests.unit.scripted import (
 
 Start = Callable[..., Scripted]
 Connect = Callable[..., SocketAgent]
-STATUS, FREEZE, LIST, THAW = (f"guest-fsfreeze-{name}" for name in ("status", "freeze", "freeze-list", "thaw"))
 FSINFO = "guest-get-fsinfo"
-
-
-class Disks:
-    """The filesystems of a guest, as its agent freezes and thaws them."""
-
-    def __init__(self, *points: str) -> None:
-        self.points = points or ("/", "/srv")
-        self.frozen: list[str] = []
-
-    def answers(self) -> dict[str, Any]:
-        return {
-            STATUS: lambda arguments: "frozen" if self.frozen else "thawed",
-            FREEZE: lambda arguments: self.freeze(self.points),
-            LIST: lambda arguments: self.freeze(arguments["mountpoints"]),
-            THAW: lambda arguments: self.thaw(),
-        }
-
-    def freeze(self, points: Any) -> int:
-        if self.frozen:
-            raise AgentError(f"Command {FREEZE} has been disabled: the agent is in frozen state", "CommandNotFound")
-        self.frozen = [point for point in self.points if point in points]
-        return len(self.frozen)
-
-    def thaw(self) -> int:
-        count, self.frozen = len(self.frozen), []
-        return count
-
-
-class Timers:
-    """Stands in for the timers: notes what is done with them, among the commands that the agent gets."""
-
-    def __init__(self, server: Scripted) -> None:
-        self.server = server
-        self.armed: Timer | None = None
-        self.notes: list[tuple[str, tuple[str, ...]]] = []
-
-    def arm(self, agent: Agent, seconds: float) -> Timer:
-        self.notes.append((f"arm {seconds:g}", tuple(self.server.work)))
-        self.armed = Timer("token", 4711, seconds, "2026-11-24T19:30:00Z")
-        return self.armed
-
-    def disarm(self, agent: Agent) -> Timer | None:
-        self.notes.append(("disarm", tuple(self.server.work)))
-        armed, self.armed = self.armed, None
-        return armed
-
-    @property
-    def done(self) -> list[str]:
-        return [what for what, _when in self.notes]
 
 
 @pytest.fixture
@@ -108,8 +54,9 @@ def server(scripted: Start, disks: Disks) -> Scripted:
 @pytest.fixture(autouse=True)
 def timers(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> Timers:
     timers = Timers(server)
-    monkeypatch.setattr(qga_fsfreeze, "arm", timers.arm)
-    monkeypatch.setattr(qga_fsfreeze, "disarm", timers.disarm)
+    for module in (freeze, qga_fsfreeze):
+        monkeypatch.setattr(module, "arm", timers.arm)
+    monkeypatch.setattr(freeze, "disarm", timers.disarm)
     return timers
 
 
@@ -349,7 +296,7 @@ def test_no_timer_for_want_of_processes(
     def arm(agent: Agent, seconds: float) -> Timer:
         raise OperationError("the thaw timer could not be armed: no more processes.")
 
-    monkeypatch.setattr(qga_fsfreeze, "arm", arm)
+    monkeypatch.setattr(freeze, "arm", arm)
     server.then(FREEZE, answers_late)
     server.then(THAW, swallows)
     message, _result = failure(agent, "frozen")

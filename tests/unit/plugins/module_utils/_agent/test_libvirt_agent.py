@@ -35,6 +35,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
+    QmpCommandError,
+    QmpError,
+    QmpLostError,
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import LibvirtAgent
@@ -808,3 +811,45 @@ def run() -> Callable[..., dict[str, Any]]:
         return run_operation(qga_exec.OPERATION, agent, {**defaults, **params})
 
     return over
+
+
+# What libvirt is asked, and not the agent
+
+
+def test_domain_is_asked(daemon: Libvirt, agent: Any) -> None:
+    assert agent.ask_domain("virDomainGetName", lambda domain: domain.name(), 5) == "web"
+    assert daemon.commands == [] and daemon.opened == ["qemu:///system"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "fate"),
+    [
+        (LibvirtError(1, "internal error: no"), QmpCommandError, "failed"),
+        (BROKEN, QmpLostError, "may have run"),
+    ],
+)
+def test_domain_that_refuses(agent: Any, error: LibvirtError, kind: type[QmpError], fate: str) -> None:
+    def refuse(domain: Any) -> None:
+        raise error
+
+    with pytest.raises(kind) as caught:
+        agent.ask_domain("virDomainSnapshotCreateXML", refuse, 5)
+    assert str(caught.value) == f"libvirt at qemu:///system: virDomainSnapshotCreateXML {fate}: {error}"
+
+
+def test_domain_that_does_not_return(daemon: Libvirt, agent: Any) -> None:
+    release = threading.Event()
+    with pytest.raises(QmpLostError, match=r"virDomainGetName may have run: it did not return within 0\.1 s"):
+        agent.ask_domain("virDomainGetName", lambda domain: release.wait(30), 0.1)
+    release.set()
+    agent.execute("guest-ping")
+    assert daemon.opened == ["qemu:///system"] * 2, "by another connection: that one hangs"
+
+
+@pytest.mark.parametrize(
+    ("uri", "here"),
+    [(None, True), ("qemu:///session", True), ("qemu+ssh://h/system", False), ("qemu+tls://h/system", False)],
+)
+def test_where_libvirt_is(daemon: Libvirt, uri: str | None, here: bool) -> None:
+    assert agent_for(libvirt_uri=uri).is_here is here
+    assert not agent_for(forward=lambda path, deadline: None).is_here

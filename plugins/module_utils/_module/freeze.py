@@ -1,0 +1,183 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Freeze and thaw a guest, so that whatever fails, it does not stay frozen.
+
+``params`` are those options of a module that SPEC names.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
+    OperationError,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Params
+from ansible_collections.qemu.guest.plugins.module_utils._module.stacked import refuse_stacked
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import RETRY_SECONDS, Timer, arm, disarm
+
+__all__ = ("SPEC", "freeze", "freeze_status", "ready_to_freeze", "shown", "thaw")
+
+SPEC: dict[str, dict[str, Any]] = {
+    "mountpoints": {"type": "list", "elements": "str"},
+    "thaw_after": {"type": "float"},
+    "allow_stacked": {"type": "bool", "default": False},
+    "timeout": {"type": "float", "default": 300},
+}
+
+_BY_HAND = (
+    "By hand: ansible HOST -m qemu.guest.qga_fsfreeze -a state=thawed (on a hypervisor with address=… too); or on the "
+    "guest's console, fsfreeze --unfreeze with each mount point."
+)
+
+
+class _NothingFrozenError(OperationError):
+    """The agent froze nothing, so there is nothing of ours to thaw."""
+
+
+def freeze_status(agent: Agent) -> str:
+    """Return what the agent says, C(frozen) or C(thawed)."""
+    status = agent.execute("guest-fsfreeze-status")
+    if status not in ("thawed", "frozen"):
+        raise ProtocolError(f"the agent says that the status is {status[:80]!r}.", command="guest-fsfreeze-status")
+    return str(status)
+
+
+def ready_to_freeze(agent: Agent, params: Params) -> str:
+    """Check that the guest can be frozen and thawed, and return its status: C(thawed), or C(frozen) if it is already.
+
+    :raise QgaError: if it cannot.
+    """
+    if params["mountpoints"] is not None and not params["mountpoints"]:
+        raise OperationError("mountpoints is empty, so nothing would be frozen. Without it, all filesystems are.")
+    now = freeze_status(agent)
+    agent.refresh_info()  # the cached reply may be from a time when the guest was frozen
+    agent.require("guest-fsfreeze-thaw")
+    if now == "thawed":
+        agent.require(_freeze_command(params))
+        if not params["allow_stacked"]:
+            refuse_stacked(agent, params["mountpoints"])
+    return now
+
+
+def _freeze_command(params: Params) -> str:
+    return "guest-fsfreeze-freeze" if params["mountpoints"] is None else "guest-fsfreeze-freeze-list"
+
+
+def freeze(agent: Agent, params: Params) -> dict[str, Any]:
+    """Freeze a guest that is thawed; return ``count``, and the timer if one was armed.
+
+    :raise QgaError: if that failed. The guest is thawed then, or the error says that it may be frozen.
+    """
+    seconds = params["thaw_after"]
+    # Armed before the freeze is sent: after that, only the timer may be left to thaw.
+    timer = arm(agent, seconds) if seconds else None
+    if not timer:
+        disarm(agent)  # a timer left from an earlier freeze must not end this one
+    try:
+        count = _frozen(agent, params, min(params["timeout"], seconds or params["timeout"]))
+    except QgaError as exc:
+        if exc.command == _freeze_command(params) and exc.executed == "no":
+            # Not ours to thaw: if the guest is frozen, another client was faster.
+            disarm(agent)
+            raise
+        raise _undone(agent, exc, timer) from exc
+    return {"count": count, **shown(timer)}
+
+
+def _frozen(agent: Agent, params: Params, timeout: float) -> int:
+    """Freeze, and return the number of frozen filesystems.
+
+    :raise QgaError: if the guest is not frozen as asked, or may not be.
+    """
+    points = params["mountpoints"]
+    arguments = None if points is None else {"mountpoints": points}
+    count = int(agent.execute(_freeze_command(params), arguments, timeout=timeout))
+    if points is not None and count < len(set(points)):
+        raise (OperationError if count else _NothingFrozenError)(
+            f"the guest froze {count} of {len(set(points))} mount points ({', '.join(points)}). Each must be the mount "
+            "point of a filesystem that can be frozen and is not frozen already."
+        )
+    if count == 0:
+        raise _NothingFrozenError("the guest found no filesystem to freeze.")
+    if freeze_status(agent) != "frozen":
+        raise OperationError(f"the guest froze {count} filesystems, and they did not stay so: its status is thawed.")
+    return count
+
+
+def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
+    """Thaw after a freeze that failed, or may have failed; return an error with the outcome."""
+    # If nothing was frozen, do not thaw: that would thaw filesystems frozen by other means than the agent. Else thaw
+    # whatever the status is: it need not cover all frozen filesystems.
+    if not isinstance(exc, _NothingFrozenError) or _status_if_told(agent) != "thawed":
+        with suppress(QgaError):  # the status below shows whether it worked
+            agent.execute("guest-fsfreeze-thaw")
+    status = _status_if_told(agent)
+    result = {"status_before": "thawed", "status_after": status, **exc.as_result()}
+    if status == "thawed":
+        disarm(agent)
+        exc.hint = "The guest's filesystems are thawed."
+        return OperationError(str(exc), result=result)
+    exc.hint = f"THE GUEST MAY BE FROZEN: its status is {status}."
+    try:
+        timer = timer or arm(agent, 0)
+    except QgaError as no_timer:
+        return OperationError(f"{exc} Nothing goes on trying to thaw it: {no_timer} {_BY_HAND}", result=result)
+    return OperationError(
+        f"{exc} The process {timer.pid} on this machine tries to thaw it from {timer.deadline} on, for "
+        f"{RETRY_SECONDS / 60:g} minutes. {_BY_HAND}",
+        result={**result, **shown(timer)},
+    )
+
+
+def thaw(agent: Agent, before: str, timeout: float) -> dict[str, Any]:
+    """Thaw a guest whose status was ``before``, and disarm its timer; return the results of qga_fsfreeze.
+
+    :raise OperationError: if that failed. It says whether the guest may be frozen.
+    """
+    count, trouble = None, None
+    try:
+        count = int(agent.execute("guest-fsfreeze-thaw", timeout=timeout))
+    except QgaError as exc:
+        trouble = exc
+    status = _status_if_told(agent)
+    changed = before == "frozen" or bool(count)
+    result = {"changed": changed, "count": count, "status_before": before, "status_after": status}
+    if status != "thawed":
+        trouble = trouble or OperationError(f"the guest thawed {count} filesystems, and its status is {status}.")
+        trouble.hint = f"THE GUEST MAY BE FROZEN: its status is {status}. A timer that is armed stays so. {_BY_HAND}"
+        raise OperationError(str(trouble), result={**result, **trouble.as_result()})
+    timer = disarm(agent)
+    result.update(shown(timer))
+    if trouble and not isinstance(trouble, OutcomeUnknownError):
+        if not isinstance(trouble, CommandUnavailable):
+            trouble.hint = "The guest's filesystems are thawed, but a hook of its administrator may not have run."
+        raise OperationError(str(trouble), result={**result, **trouble.as_result()})
+    warnings = [f"{trouble.message}; the guest's status is thawed"] if trouble else []
+    return {**result, "warnings": [*warnings, *([] if changed else _too_late(timer))]}
+
+
+def _status_if_told(agent: Agent) -> str:
+    try:
+        return freeze_status(agent)
+    except QgaError:
+        return "unknown"
+
+
+def _too_late(timer: Timer | None) -> list[str]:
+    """Return a warning if the timer had thawed the guest already."""
+    if not timer or not timer.fired:
+        return []
+    return [f"the timer thawed the guest at {timer.fired}: what was done after that, was not done to a frozen guest."]
+
+
+def shown(timer: Timer | None) -> dict[str, Any]:
+    """Return the timer as a member of a task's result."""
+    return {"thaw_timer": timer.as_result()} if timer else {}
