@@ -288,9 +288,12 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
     gathered: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
     named = params["gather_subset"] or []
-    for name in wanted(params["gather_subset"] or subsets_of(params["query"])):
+    names = wanted(params["gather_subset"] or subsets_of(params["query"]))
+    refusals = agent.refusals(*(COMMANDS[name] for name in names))
+    for name in names:
         try:
-            agent.require(COMMANDS[name])
+            if COMMANDS[name] in refusals:
+                raise refusals[COMMANDS[name]]
             gathered[name] = with_underscores(agent.execute(COMMANDS[name]))
         except CommandError as exc:
             if isinstance(exc, CommandUnavailable) and exc.reason == "elsewhere" and name not in named:
