@@ -494,6 +494,18 @@ def test_runner_of_a_full_run_is_not_started_again(
 
 
 @only_sh
+def test_frozen_guest_does_not_tell_whether_it_has_a_runner(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    server = scripted({**guest.answers(), "guest-fsfreeze-status": "thawed"}, blocked=BLOCKED)
+    agent = connect(server)
+    agent.info  # noqa: B018 - it was not frozen then
+    server.freeze(100)
+    with pytest.raises(CommandUnavailable, match="frozen"):
+        runner_by(agent).is_available()
+
+
+@only_sh
 def test_rung_for_twice_runs_once(executor: Runner, guest: Guest) -> None:
     pid = executor.start("/bin/sh", ["-c", f"echo ran >>{guest.tools}/count; sleep 0.3"])
     for _time in range(5):
