@@ -300,6 +300,21 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
     assert sum(said) < 1 << 20
 
 
+def test_answer_that_is_shorter_than_it_says_is_not_waited_for(warm: WarmPython, guest: Guest) -> None:
+    warmed(warm)
+
+    def answered() -> None:
+        for path in (guest.runner / SPOOL).glob("*.rc"):
+            with path.open("a") as file:
+                file.write(f"{path.stem} answer 100\n0 - - .\n")
+
+    threading.Timer(0.5, answered).start()
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknownError, match="the task's answer is damaged"):
+        warm.run(COMMAND, module("import time; time.sleep(30)"))
+    assert time.monotonic() - began < 15
+
+
 def test_nonsense_in_place_of_what_is_missing(agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was run, then, and the plain path is taken."""
     warmed(warm)
