@@ -313,10 +313,9 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
 
 def _writes_no_utmp(agent: Agent) -> bool:
     """Return whether the guest is a Linux without /run/utmp, as far as the agent's commands can show."""
-    if not agent.supports("guest-file-open", "guest-file-close"):
-        return False
     try:
-        return exists(agent, "/proc/version") and not exists(agent, "/run/utmp")
+        can_look = agent.supports("guest-file-open", "guest-file-close")
+        return can_look and exists(agent, "/proc/version") and not exists(agent, "/run/utmp")
     except CommandError:
         return False
 

@@ -211,17 +211,32 @@ class Agent(ABC):
         return info
 
     def supports(self, *commands: str) -> bool:
-        """Return whether the agent has all of ``commands`` and has them enabled."""
-        return all(self.info.commands.get(command, False) for command in commands)
+        """Return whether the agent has all of ``commands`` and has them enabled.
+
+        :raise CommandUnavailable: if that is unknown, because the guest is frozen.
+        """
+        info = self.info
+        missing = info.missing(commands)
+        if missing and info.looks_frozen:
+            refused = self._refusal(missing)
+            if refused.reason == "frozen":
+                raise refused
+        return not missing
 
     def require(self, *commands: str) -> None:
         """Check, before an operation begins, that all ``commands`` can be run.
 
         :raise CommandUnavailable: if some cannot. It names all of them, with the reasons and what to do.
         """
-        missing = [command for command in commands if not self.supports(command)]
+        missing = self.info.missing(commands) if commands else []
         if missing:
-            raise self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
+            raise self._refusal(missing)
+
+    def _refusal(self, missing: Sequence[str]) -> CommandUnavailable:
+        """Return the error for commands that guest-info does not list as enabled."""
+        error = self._unavailable(missing, "", Deadline(self.timeout))
+        self._told(error, missing[0])
+        return error
 
     def refusals(self, *commands: str) -> dict[str, CommandUnavailable]:
         """Return what ``require`` raises for each of ``commands`` by itself; those that can be run are not in it."""
