@@ -26,11 +26,12 @@ _PYTHONS = ("python3", "python", "/usr/libexec/platform-python")
 NO_PYTHON = "qga-relay: no Python"
 # The first line of the input is for the program, which is the rest. -I: nothing is imported from the login's home.
 _BEGIN = "import sys; i = sys.stdin.buffer; g = i.readline(); exec(compile(i.read(), 'qga-relay', 'exec')); main(g)"
-_START = r"""for p in %(pythons)s; do
-    $p -I -c 'import sys; sys.exit(sys.version_info < (3, 6))' </dev/null >/dev/null 2>&1 && exec $p -I -c %(begin)s
-done
-echo %(no_python)s >&2
-exit 127"""
+# One line: become's plugin quotes it for the login's shell, and csh does not know a quoted newline.
+_START = (
+    "for p in %(pythons)s; do "
+    "$p -I -c 'import sys; sys.exit(sys.version_info < (3, 6))' </dev/null >/dev/null 2>&1 && exec $p -I -c %(begin)s; "
+    "done; echo %(no_python)s >&2; exit 127"
+)
 
 _TROUBLE = {
     "ENOENT": "there is no such socket. QEMU makes it when the guest starts: is the guest running there?",
