@@ -83,7 +83,7 @@ def _looked(wishes: Wishes, findings: Findings) -> Iterable[Guest]:
     """Yield what every machine and every libvirt has, and note which did not answer."""
     jobs: list[tuple[str, Callable[[], Iterable[Guest]]]] = []
     if set(wishes.sources) & set(BY_SHELL):
-        jobs += [(name, partial(_on, name, machine, wishes)) for name, machine in wishes.hypervisors.items()]
+        jobs += [(name, partial(_on, name, machine, wishes, findings)) for name, machine in wishes.hypervisors.items()]
     for uri in wishes.libvirt_uris if "libvirt" in wishes.sources else ():
         where = hypervisor_of(uri, list(wishes.hypervisors))
         jobs.append((uri, partial(domains, uri, where, wishes.hypervisor_timeout)))
@@ -98,14 +98,17 @@ def _looked(wishes: Wishes, findings: Findings) -> Iterable[Guest]:
         findings.warnings.append(f"the guests of {line(name, 200)} are missing: {line(why, 400)}")
 
 
-def _on(name: str, machine: Hypervisor | None, wishes: Wishes) -> Iterable[Guest]:
-    """Yield the guests of one machine.
+def _on(name: str, machine: Hypervisor | None, wishes: Wishes, findings: Findings) -> Iterable[Guest]:
+    """Yield the guests of one machine, and note if it did not tell all.
 
     :raise ConnectError: if it cannot be looked at.
     """
     view = look(
         machine, [s for s in wishes.sources if s in BY_SHELL], wishes.sockets, wishes.places, wishes.hypervisor_timeout
     )
+    if not view.whole:
+        findings.complete = False
+        findings.warnings.append(f"some guests of {line(name, 200)} are missing: not all that it told has come")
     yield from _guests(view, name, machine is not None)
     if machine and "libvirt" in wishes.sources:
         yield from domains_of(machine, name, view.listening, wishes.hypervisor_timeout)

@@ -77,7 +77,7 @@ def test_guests_of_another_machine(tmp_path: Path, stack: ExitStack) -> None:
     stack.enter_context(Scripted(tmp_path / "run-a.qga"))
     there = Machine(
         *(f"socket sockets\n/run/{name}.qga\0/run/{name}.qga" for name in ("a", "dead", "forbidden")),
-        "process 7\n/usr/bin/kvm\n\0/\n\0kvm\0-name\0abstract\0-chardev\0socket,id=c,path=x,abstract=on,server=on\0"
+        "process 7\n/usr/bin/kvm\n\0/\n\0\0kvm\0-name\0abstract\0-chardev\0socket,id=c,path=x,abstract=on,server=on\0"
         "-device\0virtserialport,chardev=c,name=org.qemu.guest_agent.0\0",
         "users\ndr-xr-xr-x 9 root root 0 Nov 30 06:07 /proc/7\n",
         "listening\n/run/forbidden.qga\n/run/a.qga\n",
@@ -103,6 +103,17 @@ def test_one_that_is_down_and_one_that_fails_spoil_nothing() -> None:
         "the guests of down are missing: ssh: Connection refused\\x1b[2J",
         "the guests of mad are missing: RuntimeError('mad')",
     ]
+
+
+def test_one_that_does_not_tell_all() -> None:
+    class Half(Machine):
+        def run(self, command: str, stdin: bytes, seconds: float) -> tuple[int, bytes, bytes]:
+            return 0, super().run(command, stdin, seconds)[1].rpartition(b"\n")[0].removesuffix(b"end"), b""
+
+    findings = found({"half": Half("socket sockets\n/a\0/a")})
+    assert [guest.address for guest in findings.guests] == ["/a"]
+    assert findings.warnings[0] == "some guests of half are missing: not all that it told has come"
+    assert not findings.complete
 
 
 def test_one_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
