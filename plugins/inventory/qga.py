@@ -251,7 +251,7 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.find import Findings, Wishes, find
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.groups import GuardedInventory
-    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, HERE, Guest
+    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, HERE, QEMU_USERS, Guest
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.libvirt_domains import default_uris
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import Places
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.names import Taken, Wish, distinct, first_safe
@@ -263,7 +263,6 @@ _CACHE_FORMAT = 1
 # Names that guests give themselves, and what has to be gathered for them.
 _OWN_NAMES = {"hostname": "hostname", "address": "addresses"}
 _NAMES = ("name", "uuid", "vmid")
-_QEMU_USERS = ("root", "qemu", "libvirt-qemu")
 _SAID_BY_HYPERVISORS = [f"qga_{name}" for name in (*_NAMES, "hypervisor", "qmp_address", "source", "tags", "user")]
 
 
@@ -506,7 +505,7 @@ def _is_known_early(expression: str) -> bool:
 
 def _counts(guest: Guest) -> bool:
     """Return whether the name of a guest is an administrator's: anybody can start a process that is called so."""
-    users = {*_QEMU_USERS} if guest.remote else {*_QEMU_USERS, _me()}
+    users = {*QEMU_USERS} if guest.remote else {*QEMU_USERS, _me()}
     return guest.source != "process" or guest.user in users
 
 

@@ -281,7 +281,7 @@ def test_hypervisors_name_adds_to_a_host(hostnames: list[str], place: Place) -> 
 
 
 def test_process_of_a_stranger_takes_no_name_of_another_host(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qga, "_QEMU_USERS", ())
+    monkeypatch.setattr(qga, "QEMU_USERS", ())
     name = f"inv{os.getpid()}"
     before = {"all": {"hosts": {name: {"precious": 1}}}}
     options: dict[str, Any] = {"before": before, "sources": ["process"], "filters": [f"qga_name == '{name}'"]}
