@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ import pytest
 from ansible.plugins.loader import become_loader, connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
-from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline, within
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import login
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.control_socket import ControlSocket
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.find import find_hypervisor, host_variables
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 
@@ -159,6 +161,14 @@ def test_plugins_are_loaded_by_one_thread_at_a_time(directory: Path, monkeypatch
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(load, range(8)))
     assert alone == [True] * 16
+
+
+def test_ssh_that_hangs_with_a_full_queue_is_not_waited_for(directory: Path) -> None:
+    control = ControlSocket(str(directory / "ctl"), "ssh")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(control.path)
+        listener.listen(0)
+        assert [within(5, control.listens) for _number in range(3)] == [True, False, False]
 
 
 def test_what_ssh_says_is_told(directory: Path) -> None:
