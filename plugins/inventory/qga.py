@@ -344,7 +344,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         for entities in (host.get_groups(), [host]):
             variables = combine_vars(variables, get_vars_from_inventory_sources(self.loader, sources, entities, "all"))
         variables = combine_vars(variables, {**host.get_vars(), "inventory_hostname": host.name})
-        templar = Templar(loader=self.loader, variables=combine_vars(variables, self._vars or {}))
+        variables = combine_vars(variables, self._vars or {})  # -e
+        templar = Templar(loader=self.loader, variables=variables)
         done = {}
         for key in (key for key in variables if key.startswith("ansible_")):
             try:

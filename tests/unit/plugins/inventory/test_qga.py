@@ -21,6 +21,7 @@ from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins import inventory as inventory_plugins
 from ansible.plugins.loader import inventory_loader
 from ansible.template import Templar
 from ansible.utils.display import Display
@@ -463,6 +464,14 @@ def test_machines_that_are_this_one(place: Place) -> None:
         assert names(inventory) == ["one", "web"]
         assert inventory.get_host("web").vars["qga_hypervisor"] == "localhost"
         assert "ansible_qga_hypervisor" not in inventory.get_host("web").vars
+
+
+def test_extra_variables_count_for_the_login(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.add_agent("web")
+    extra = {"ansible_connection": "local"}
+    monkeypatch.setattr(inventory_plugins, "load_extra_vars", lambda loader: extra)
+    before = {"all": {"hosts": {"one": {"ansible_connection": "ssh", "ansible_ssh_executable": "/nonexistent"}}}}
+    assert names(place.inventory(before=before, hypervisors=["one"])) == ["one", "web"]
 
 
 def test_guest_with_the_name_of_a_hypervisor(place: Place) -> None:
