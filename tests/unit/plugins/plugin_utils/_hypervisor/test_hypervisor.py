@@ -76,6 +76,9 @@ def test_only_the_same_login_shares_a_connection(monkeypatch: pytest.MonkeyPatch
     identity = found("hv", login).identity
     assert found("hv", {**login, "ansible_password": "another", "qga_address": "/run/vm1.qga"}).identity == identity
     assert found("other name", login).identity == identity
+    facts = {"ansible_ssh_host_key_rsa_public": "AAAA", "ansible_ssh_host_key_rsa_public_keytype": "ssh-rsa"}
+    assert found("hv", {**login, **facts}).identity == identity
+    assert found("hv", {**login, "ansible_ssh_host_key_checking": False}).identity != identity
     for variable in ("host", "port", "user", "ssh_common_args", "ssh_args", "private_key_file", "become_user"):
         assert found("hv", {**login, f"ansible_{variable}": "other"}).identity != identity, variable
     monkeypatch.setenv("ANSIBLE_HOST_KEY_CHECKING", "False")
