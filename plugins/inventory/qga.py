@@ -360,7 +360,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         kept = self.get_option("cache")
         key = f"{self.get_cache_key(path)}_{_digest(wishes, self.get_option('filters'), self.get_option('exclude'))}"
         if kept and cache:
-            with suppress(KeyError, ValueError, TypeError):
+            with suppress(AnsibleError, KeyError, ValueError, TypeError):  # AnsibleError: the file was damaged
                 data = self._cache[key]
                 if data["format"] == _CACHE_FORMAT:
                     return [Guest.from_plain(each) for each in data["guests"]]

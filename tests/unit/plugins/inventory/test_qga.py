@@ -447,7 +447,7 @@ def test_cache_is_not_used_for_other_options_or_what_is_broken(place: Place) -> 
     assert "hostname" not in place.agents["web"].work
     place.inventory(gather=["hostname"], **options)
     assert len(list(directory.iterdir())) == 2
-    for broken in ('{"format": 1}', '{"format": 1, "guests": [{"name": 5}]}', '{"format": 0, "guests": []}', "[]"):
+    for broken in ('{"format": 1}', '{"format": 1, "guests": [{"name": 5}]}', '{"format": 0, "guests": []}', "[]", "{"):
         file.write_text(broken)
         assert names(place.inventory(**options)) == ["web"]
 
