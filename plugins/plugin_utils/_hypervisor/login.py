@@ -114,11 +114,13 @@ class Login:
         """Return ansible.builtin.ssh, ready to connect and to leave a connection behind at ``control_path``."""
         play = PlayContext()
         play.remote_addr = self._variables["ansible_host"]
-        # Who names a destination of ssh's means ssh's own user for it, not the one for the guests.
+        # Who names a destination of ssh's means ssh's own user for it, not the one for the guests. The user for inventory
+        # hosts of the command line (-u) counts less than variables, as a play's keyword.
         direct = {} if self._is_host else {"remote_user": ""}
+        keywords = {"remote_user": context.CLIARGS.get("remote_user")}
         with _LOADING:
             plugin = connection_loader.get("ansible.builtin.ssh", play, os.devnull)
-            plugin.set_options(var_options=dict(self._variables), direct=direct)
+            plugin.set_options(task_keys=keywords, var_options=dict(self._variables), direct=direct)
         own = [*_OPTIONS, f"-oControlPath={control_path}"]
         if not plugin.get_option("password"):
             own.append(_NOBODY_TO_ASK)

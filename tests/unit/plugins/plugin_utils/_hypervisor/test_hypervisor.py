@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from ansible import context
+from ansible.module_utils.common.collections import ImmutableDict
 from ansible.plugins.loader import become_loader, connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
@@ -132,6 +134,17 @@ def test_ssh_that_hangs_is_ended(script: str, directory: Path) -> None:
     while os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]:
         assert time.monotonic() < end, "it runs on"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_host", "user"), [({}, True, "ops"), ({"ansible_user": "root"}, True, "root"), ({}, False, "")]
+)
+def test_user_of_the_command_line(
+    variables: dict[str, Any], is_host: bool, user: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "CLIARGS", ImmutableDict(remote_user="ops"))
+    it = login.Login("hv", {"ansible_host": "hv", **variables}, is_host=is_host)
+    assert it.ssh("/nowhere", Deadline(5)).get_option("remote_user") == user
 
 
 def test_plugins_are_loaded_by_one_thread_at_a_time(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
