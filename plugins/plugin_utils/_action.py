@@ -95,11 +95,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
             kind = parse_address(str(address)).kind
         except AddressError:
             return
-        hypervisor = variables.get("ansible_qga_hypervisor", "localhost")
-        if kind == "unix" and self._connection.transport == "local" and hypervisor != "localhost":
+        hypervisor, there = variables.get("ansible_qga_hypervisor", "localhost"), self._task.delegate_to
+        # A destination of ssh's may be the same machine as an inventory host of another name.
+        is_known = self._connection.transport == "local" or hypervisor in task_vars.get("hostvars", {})
+        if hypervisor not in ("localhost", there) and is_known:
             raise AnsibleActionFail(
-                f"the agent's socket {address} is on {hypervisor}, and this task is delegated to the machine that runs "
-                f"Ansible. Delegate it to {hypervisor}, or run it on the guest."
+                f"the agent {address} is on {hypervisor}, and this task is delegated to {there}, where that may be "
+                f"another guest's. Delegate it to {hypervisor}, run it on the guest, or give it an address."
             )
         given = {"address": address}
         if kind == "libvirt" and variables.get("ansible_qga_libvirt_uri"):
