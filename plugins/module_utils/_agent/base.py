@@ -234,13 +234,11 @@ class Agent(ABC):
 
     def _refusal(self, missing: Sequence[str]) -> CommandUnavailable:
         """Return the error for commands that guest-info does not list as enabled."""
-        error = self._unavailable(missing, "", Deadline(self.timeout))
-        self._told(error, missing[0])
-        return error
+        return self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
 
     def refusals(self, *commands: str) -> dict[str, CommandUnavailable]:
         """Return what ``require`` raises for each of ``commands`` by itself; those that can be run are not in it."""
-        missing = [command for command in commands if not self.supports(command)]
+        missing = self.info.missing(commands)
         state = self._state(Deadline(self.timeout)) if missing else None
         return {name: self._told(_explained([name], "", state), name) for name in missing}
 
