@@ -127,11 +127,8 @@ ansible_facts:
       sample: Debian
 """
 
-import collections
 import fnmatch
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
-
-from ansible.module_utils.facts.collector import get_collector_names
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -227,11 +224,15 @@ def wanted(subsets: Sequence[str]) -> list[str]:
 
     :raise OperationError: if it names one that does not exist.
     """
-    try:
-        names = get_collector_names(frozenset(SUBSETS), MIN, list(subsets), collections.defaultdict(set))
-    except TypeError as exc:
-        raise OperationError(f"gather_subset: {exc}") from None
-    return [name for name in SUBSETS if name in names]
+    groups = {"all": frozenset(SUBSETS), "min": MIN}
+    named = {subset for subset in subsets if not subset.startswith("!")} - set(groups)
+    for name in sorted(named - set(SUBSETS)):
+        known = ", ".join(sorted([*groups, *SUBSETS]))
+        raise OperationError(f"gather_subset: there is no subset {name!r}; there are {known}.")
+    left_out = {**groups, "all": groups["all"] - MIN}
+    excluded = [left_out.get(subset[1:], {subset[1:]}) for subset in subsets if subset.startswith("!")]
+    included = MIN.union(named, SUBSETS if "all" in subsets or not subsets else ())
+    return [name for name in SUBSETS if name in named or name in included.difference(*excluded)]
 
 
 def _ask(agent: Agent, commands: Sequence[str], replies: Replies) -> None:
