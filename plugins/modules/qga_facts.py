@@ -250,9 +250,7 @@ def _ask(agent: Agent, commands: Sequence[str], replies: Replies) -> None:
 def _read_files(agent: Agent, paths: Sequence[str], replies: Replies) -> None:
     """Add the content of the files that are there and that tell what no reply does."""
     for path in paths:
-        if path == distribution.DEBIAN_VERSION and replies.osinfo.get("id") != "debian":
-            continue
-        if path in (routes.ROUTES_4, routes.ROUTES_6) and "guest-network-get-route" in replies.commands:
+        if path in _needless(replies):
             continue
         try:
             with GuestFile(agent, path) as file:
@@ -260,6 +258,12 @@ def _read_files(agent: Agent, paths: Sequence[str], replies: Replies) -> None:
         except (CommandError, TransferError) as exc:
             if is_frozen(exc):
                 raise
+
+
+def _needless(replies: Replies) -> Sequence[str]:
+    """Return the files that tell nothing more than the replies do."""
+    of_routes = (routes.ROUTES_4, routes.ROUTES_6) if "guest-network-get-route" in replies.commands else ()
+    return (*of_routes, distribution.needless_file(replies))
 
 
 def _refused(agent: Agent, commands: Sequence[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.address import p
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
+from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
 from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import run_here
 
 CONNECTION = "qemu.guest.qga"
@@ -69,7 +70,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         if self._task.async_val:
             msg = f"{name} cannot be run with async over {CONNECTION}: it runs in the controller."
             return {**result, "failed": True, "msg": msg}
-        operation: Operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION
+        with kept_bytecode():
+            operation: Operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION
         user = self._become_user() if operation.runs_programs else None
         if user not in (None, "root"):
             msg = (

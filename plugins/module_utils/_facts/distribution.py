@@ -11,7 +11,7 @@ from typing import Mapping
 from ansible_collections.qemu.guest.plugins.module_utils._facts.platform import windows_version
 from ansible_collections.qemu.guest.plugins.module_utils._facts.replies import Facts, Replies, text
 
-__all__ = ("DEBIAN_VERSION", "OS_RELEASE", "distribution_facts")
+__all__ = ("DEBIAN_VERSION", "OS_RELEASE", "distribution_facts", "needless_file")
 
 OS_RELEASE = "/etc/os-release"
 DEBIAN_VERSION = "/etc/debian_version"
@@ -48,6 +48,12 @@ _ASSIGNMENT = re.compile(r"^([A-Z_]+)=([\"']?)(.*)\2\s*$", re.MULTILINE)
 _DEBIAN_CODENAME = re.compile(r"PRETTY_NAME=[^(]+ \(?([^)]+?)\)")
 _CODENAME = re.compile(r"\((\D+)\)|,\s*(\D+)")
 _FREEBSD = re.compile(r"(\d+)\.(\d+)-(?:RELEASE|STABLE|CURRENT|RC|PRERELEASE)")
+
+
+def needless_file(replies: Replies) -> str:
+    """Return which of the two files tells nothing more: for Debian's releases, the agent tells all else."""
+    is_release = text(replies.osinfo, "id") == "debian" and bool(text(replies.osinfo, "version-id"))
+    return OS_RELEASE if is_release else DEBIAN_VERSION
 
 
 def distribution_facts(replies: Replies) -> Facts:
