@@ -103,7 +103,8 @@ def _of_linux(replies: Replies) -> Facts:
         return {}
     facts = {
         "distribution": _NAMES[identity],
-        "distribution_release": _codename(release),
+        # Without the file, nobody knows of a codename beside the one in the version.
+        "distribution_release": _codename(release) if OS_RELEASE in replies.files else None,
         "distribution_version": release.get("VERSION_ID") or None,
         "distribution_major_version": release.get("VERSION_ID", "").split(".")[0] or None,
     }

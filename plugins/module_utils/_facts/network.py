@@ -142,8 +142,9 @@ def _default_ipv4(route: Route | None, links: Sequence[Link]) -> Facts:
     facts = _way(route)
     link = next((link for link in links if link.name == route.interface), None)
     held = link.of_version(4) if link else []
-    chosen = next((address for address in held if route.gateway in address.network), held[0] if held else None)
-    if link and chosen:
+    if link and held:
+        near = [address for address in held if route.gateway and route.gateway in address.network]
+        chosen = (near or held)[0]
         facts.update(_ipv4(chosen), alias=link.name)
         facts.update({"macaddress": link.mac} if link.mac else {})
     return facts
@@ -155,7 +156,7 @@ def _default_ipv6(route: Route | None, links: Sequence[Link]) -> Facts:
         return {}
     facts = _way(route)
     link = next((link for link in links if link.name == route.interface), None)
-    held = [address for address in link.of_version(6) if _scope(address) == "global"] if link else []
+    held = [address for address in link.of_version(6) if _scope(address) not in ("link", "host")] if link else []
     if link and len(held) == 1:
         facts.update(_ipv6(held[0]))
         facts.update({"macaddress": link.mac} if link.mac else {})
