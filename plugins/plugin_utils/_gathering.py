@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.plugins.modules.qga_facts import OPERATION
 from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import run_here
@@ -27,7 +29,7 @@ _ARGUMENTS = re.compile(rb"^ *(?:ANSIBALLZ_PARAMS = |params=)(['\"].*['\"]),?$",
 
 
 def gathered(connection: Connection, payload: bytes) -> bytes | None:
-    """Return what the module qga_facts prints; None if ``payload`` is another module, or one with an address.
+    """Return what the module qga_facts prints; None if ``payload`` is another module.
 
     :raise AnsibleConnectionFailure: if the agent cannot be reached.
     """
@@ -35,8 +37,6 @@ def gathered(connection: Connection, payload: bytes) -> bytes | None:
     if not arguments:
         return None
     given = json.loads(ast.literal_eval(arguments.group(1).decode("utf-8")))["ANSIBLE_MODULE_ARGS"]
-    if given.get("address"):
-        return None
     return json.dumps(_result(connection, {k: v for k, v in given.items() if not k.startswith("_")})).encode("utf-8")
 
 
@@ -44,4 +44,14 @@ def _result(connection: Connection, given: dict[str, Any]) -> dict[str, Any]:
     validated = ArgumentSpecValidator(argument_spec(OPERATION)).validate(given)
     if validated.error_messages:
         return {"failed": True, "msg": " ".join(validated.error_messages)}
+    address = given.get("address")
+    if address and not _is_of(connection, address):
+        return {"failed": True, "msg": f"{address} is not the agent of this host's connection: leave address out."}
     return run_here(OPERATION, connection, validated.validated_parameters)
+
+
+def _is_of(connection: Connection, address: str) -> bool:
+    try:
+        return parse_address(address).identity == connection.own_address.identity
+    except AddressError:
+        return False

@@ -85,7 +85,7 @@ def test_examples_use_options_that_exist(name: str) -> None:
     for task in tasks:
         (action,) = (key for key in task if key.startswith("qemu.guest."))
         assert action == f"qemu.guest.{name}"
-        assert set(task[action]) <= set(spec(name)), task["name"]
+        assert set(task[action] or ()) <= set(spec(name)), task["name"]
 
 
 @each_module
