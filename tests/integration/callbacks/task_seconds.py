@@ -35,7 +35,7 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_ok(self, result: Any) -> None:
         task = getattr(result, "task", None) or result._task  # the name of cores before 2.19
-        self._seconds.append((task.action, time.monotonic() - self._started))
+        self._seconds.append((task.name, time.monotonic() - self._started))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         Path(os.environ["TASK_SECONDS"]).write_text(json.dumps(self._seconds), encoding="utf-8")
