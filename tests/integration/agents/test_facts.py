@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.facts import ALWAYS, OF_RELEASES, both, differences
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, hypervisor_variables
+from ansible_collections.qemu.guest.tests.unit.documentation import COLLECTION, examples
 from lab import image
 from lab.agent import LooseAgent
 from lab.host import private_directory
@@ -152,3 +155,22 @@ def test_hypervisor(agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible)
     run = gather(make_ansible(hosts), {**PLAY, "module_defaults": defaults})
     for release in agents:
         assert f"Debian {release} of {release}" in run.message
+
+
+# What the documentation shows
+
+
+def test_examples(agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    agent = agents["bookworm"]
+    tasks = json.loads(json.dumps(examples("qga_facts")).replace("/run/vm1.qga", str(agent.agent_socket)))
+    ansible = make_ansible({"vm1": guest_variables(agent)})
+    run = gather(ansible, {"hosts": "all", "gather_facts": False, "tasks": tasks})
+    assert run.recap["vm1"]["ok"] == len(tasks)
+
+
+def test_documented_play(agents: Mapping[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    text = (COLLECTION / "docs" / "facts.md").read_text(encoding="utf-8")
+    _task, inventory, (play,) = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    ansible = make_ansible({"vm1": {**guest_variables(agents["sid"]), **inventory["guests"]["vars"]}})
+    run = gather(ansible, {**play, "hosts": "all"})
+    assert '"msg": "none"' in run.output, "a loose agent has no way to other networks"
