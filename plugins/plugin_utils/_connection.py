@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ansible import constants
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.module_utils.common.text.formatters import human_to_bytes
@@ -147,6 +148,8 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
     def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
         self._gathers_facts = str((task_keys or {}).get("action")).rpartition(".")[2] == "gather_facts"
+        if self._remote_is_local:
+            self.set_become_plugin(None)  # it has no meaning, and with su, ansible-core would not pipe the module
         # For reset_connection, ansible-core before 2.19 gives all variables.
         self._hostvars = (var_options or {}).get("hostvars") or self._hostvars
 
@@ -159,7 +162,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
     def _remote_is_local(self) -> bool:
         """Whether the modules of the task run here. Then ansible-core, which reads this, looks for no Python there."""
         only_ours = self._gathers_facts and set(self.get_option("facts_modules")) == {"qemu.guest.qga_facts"}
-        return only_ours and self.get_option("pipelining")
+        return only_ours and self.get_option("pipelining") and not constants.DEFAULT_KEEP_REMOTE_FILES
 
     def _connect(self) -> Connection:
         # The channel opens with the first command: an action that needs no guest opens none.

@@ -74,7 +74,7 @@ def test_facts_are_those_of_setup(guest: Guest, make_ansible: MakeAnsible) -> No
                 assert "macaddress" not in by_agent["sit1"]
 
 
-TIMES = 5
+TIMES = 3
 
 
 def test_facts_take_a_fraction_of_setups_time(guest: Guest, make_ansible: MakeAnsible) -> None:

@@ -47,12 +47,15 @@ def gather(server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cl
         defaults: dict[str, Any] | None = None,
         action: str = "ansible.builtin.gather_facts",
         python: str = "auto",
+        become: str = "",
         **how: Any,
     ) -> dict[str, Any]:
         loader = DataLoader()
         play = Play.load({"hosts": "vm1", "module_defaults": {OURS: defaults} if defaults else {}}, loader=loader)
         task = Task.load({action: {}, "name": "Gather"}, block=Block(play=play), loader=loader)
         connection = plugins.connection_loader.get("qemu.guest.qga", PlayContext(), None)
+        if become:
+            connection.set_become_plugin(plugins.become_loader.get(become))
         given = {"address": str(server.path), "persist": 0, "facts_modules": modules, **how}
         connection.set_options(task_keys={"action": task.action}, direct=given)
         connection._shell = plugins.shell_loader.get("sh")
@@ -84,6 +87,11 @@ def test_facts_are_gathered_without_a_program_in_the_guest(gather: Gather, serve
     assert result["ansible_facts"]["ansible_hostname"] == "vm1"
     assert "discovered_interpreter_python" not in json.dumps(result["ansible_facts"])
     assert "guest-get-host-name" in server.work
+
+
+@pytest.mark.parametrize("become", ["sudo", "su"])
+def test_become_has_no_meaning(gather: Gather, become: str) -> None:
+    assert gather([OURS], become=become)["ansible_facts"]["ansible_hostname"] == "vm1"
 
 
 def test_defaults_of_the_module(gather: Gather) -> None:
