@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
@@ -16,19 +16,16 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.address import p
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.plugins.modules.qga_facts import OPERATION
-from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import run_here
-
-if TYPE_CHECKING:
-    from ansible_collections.qemu.guest.plugins.plugin_utils._connection import Connection
+from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import Connected, run_here
 
 __all__ = ("gathered",)
 
-# The module's name and its arguments, in payloads of ansible-core 2.16 to 2.21.
+# The module's name and its arguments, in payloads of ansible-core 2.16 to 2.22.
 _MODULE = re.compile(rb"\b(?:mod_name|module_fqn)='ansible_collections\.qemu\.guest\.plugins\.modules\.qga_facts',")
 _ARGUMENTS = re.compile(rb"^ *(?:ANSIBALLZ_PARAMS = |params=)(['\"].*['\"]),?$", re.MULTILINE)
 
 
-def gathered(connection: Connection, payload: bytes) -> bytes | None:
+def gathered(connection: Connected, payload: bytes) -> bytes | None:
     """Return what the module qga_facts prints; None if ``payload`` is another module.
 
     :raise AnsibleConnectionFailure: if the agent cannot be reached.
@@ -40,7 +37,7 @@ def gathered(connection: Connection, payload: bytes) -> bytes | None:
     return json.dumps(_result(connection, {k: v for k, v in given.items() if not k.startswith("_")})).encode("utf-8")
 
 
-def _result(connection: Connection, given: dict[str, Any]) -> dict[str, Any]:
+def _result(connection: Connected, given: dict[str, Any]) -> dict[str, Any]:
     validated = ArgumentSpecValidator(argument_spec(OPERATION)).validate(given)
     if validated.error_messages:
         return {"failed": True, "msg": " ".join(validated.error_messages)}
@@ -50,7 +47,7 @@ def _result(connection: Connection, given: dict[str, Any]) -> dict[str, Any]:
     return run_here(OPERATION, connection, validated.validated_parameters)
 
 
-def _is_of(connection: Connection, address: str) -> bool:
+def _is_of(connection: Connected, address: str) -> bool:
     try:
         return parse_address(address).identity == connection.own_address.identity
     except AddressError:

@@ -6,25 +6,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ansible.errors import AnsibleConnectionFailure
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ConnectError,
     OutcomeUnknownError,
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import is_read_only
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
 
-if TYPE_CHECKING:
-    from ansible_collections.qemu.guest.plugins.plugin_utils._connection import Connection
-
-__all__ = ("run_here",)
+__all__ = ("Connected", "run_here")
 
 
-def run_here(operation: Operation, connection: Connection, params: Mapping[str, Any], **modes: bool) -> dict[str, Any]:
+class Connected(Protocol):
+    """What the connection to a guest has."""
+
+    @property
+    def agent(self) -> Agent: ...
+
+    @property
+    def executor(self) -> Executor: ...
+
+    @property
+    def own_address(self) -> Address: ...
+
+
+def run_here(operation: Operation, connection: Connected, params: Mapping[str, Any], **modes: bool) -> dict[str, Any]:
     """Run the operation and return the task's result. ``modes`` are those of run_operation().
 
     :raise AnsibleConnectionFailure: if the agent cannot be reached: the host is unreachable.
