@@ -55,6 +55,29 @@ options:
       - A file with the content, on the machine that the task runs on. Where O(address) is left out, that is the
         controller, and a relative path is looked for in C(files/) of the role or playbook.
     type: path
+  recurse:
+    description:
+      - Whether O(src) is a directory that is copied with all that is in it. What is in the guest's directory and not in
+        O(src) stays. Not with O(content), O(append), O(backup), O(follow) and O(state=absent).
+      - If O(src) ends with C(/), O(path) gets what is in it; otherwise the directory itself is made in O(path). Missing
+        directories are made.
+      - What differs is sent in one archive, for each of the guest's filesystems, which the guest's C(tar) unpacks in a
+        directory that only root can enter; the content is compared, and then each file is replaced whole. The guest
+        needs C(tar), C(gzip), C(find), C(xargs) and C(sha256sum), which busybox has, and an agent that may run programs
+        or a connection with a runner.
+      - A file or link in the guest is replaced by a file or link. A directory is not replaced, and nothing by one.
+        Directories that exist keep their mode and owner. Times are not kept.
+    type: bool
+    default: false
+  local_follow:
+    description:
+      - With O(recurse), whether a link in O(src) is copied as what it leads to. Otherwise it is a link in the guest.
+    type: bool
+    default: true
+  directory_mode:
+    description:
+      - With O(recurse), the mode of directories that are made, in octal and quoted, by default V("0755").
+    type: raw
   append:
     description:
       - Whether the content is added to the end of the file, unless the file ends with it already.
@@ -64,10 +87,13 @@ options:
     description:
       - The file's mode in octal, quoted, such as V("0644").
       - By default, a new file has V("0644") and an existing one keeps its mode.
+      - With O(recurse), this is for files, and V(preserve) gives files, and directories that are made, the modes that
+        they have in O(src).
     type: raw
   owner:
     description:
       - The name or number of the user who is to own the file. By default an existing file keeps its owner.
+      - With O(recurse), this and O(group) are for files, links and directories that are made.
     type: str
   group:
     description:
@@ -104,6 +130,15 @@ EXAMPLES = r"""
     group: app
     backup: true
 
+- name: Copy what is in the role's files/app, modes included
+  qemu.guest.qga_file:
+    src: app/
+    path: /opt/app
+    recurse: true
+    mode: preserve
+    owner: app
+    group: app
+
 - name: Remove it
   qemu.guest.qga_file:
     address: /run/vm1.qga
@@ -118,7 +153,7 @@ path:
   returned: success
   sample: /etc/app.conf
 state:
-  description: V(file) or V(absent), as it is or would be.
+  description: V(file), V(directory) or V(absent), as it is or would be.
   type: str
   returned: success
   sample: file
@@ -147,6 +182,12 @@ group:
   type: str
   returned: when there is or will be a file, and the agent may run programs
   sample: app
+files:
+  description: The paths in the guest of files and links that were or would be made or replaced.
+  type: list
+  elements: str
+  returned: with O(recurse)
+  sample: [/opt/app/bin/run]
 backup_file:
   description: The path in the guest that the previous content has now.
   type: str
@@ -165,6 +206,7 @@ import time
 from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     ENTER,
@@ -191,6 +233,9 @@ SPEC: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "content": {"type": "str"},
     "src": {"type": "path"},
+    "recurse": {"type": "bool", "default": False},
+    "local_follow": {"type": "bool", "default": True},
+    "directory_mode": {"type": "raw"},
     "append": {"type": "bool", "default": False},
     "mode": {"type": "raw"},
     "owner": {"type": "str"},
@@ -243,7 +288,10 @@ class Current(NamedTuple):
 # read
 
 
-def read(executor: Executor, params: Params) -> Current:
+def read(executor: Executor, params: Params) -> Any:
+    if params["recurse"]:
+        _refuse_with_recurse(params)
+        return tree_put.read(executor, params)
     path = params["path"]
     if not path.startswith("/"):
         raise OperationError(f"path: {path} is not an absolute path")
@@ -259,6 +307,14 @@ def read(executor: Executor, params: Params) -> Current:
     if not current.programs:
         _refuse_without_programs(executor, current, params)
     return current
+
+
+def _refuse_with_recurse(params: Params) -> None:
+    given = [name for name in ("append", "backup", "follow") if params[name]]
+    if params["state"] == "absent":
+        given.append("state=absent")
+    if given:
+        raise OperationError(f"recurse cannot be had with {', '.join(given)}")
 
 
 def _wanted(params: Params) -> dict[str, Any]:
@@ -399,7 +455,18 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
 # plan
 
 
-def plan(current: Current, params: Params) -> Plan:
+def plan(current: Any, params: Params) -> Plan:
+    if isinstance(current, tree_put.Current):
+        modes = {name: _mode_in_tree(params[name]) for name in ("mode", "directory_mode")}
+        return tree_put.plan(current, {**params, **modes})
+    return _plan_file(current, params)
+
+
+def _mode_in_tree(mode: Any) -> Any:
+    return mode if mode in (None, tree_put.PRESERVE) else octal(mode)
+
+
+def _plan_file(current: Current, params: Params) -> Plan:
     if current.kind == "other":
         raise OperationError(f"{current.path} exists and is not a file; this module manages files only")
     if current.kind == "link" and params["state"] == "present" and (current.wanted is None or params["append"]):
@@ -492,6 +559,8 @@ def _texts(before: bytes | None, after: bytes | None) -> Any:
 
 
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
+    if plan.result["state"] == "directory":
+        return tree_put.apply(executor, plan)
     current, params, after = plan.todo
     if params["state"] == "absent":
         unlink(executor, current.real)
@@ -556,7 +625,7 @@ OPERATION = Operation(
     read,
     plan,
     apply,
-    constraints={"mutually_exclusive": [("content", "src")]},
+    constraints={"mutually_exclusive": [("content", "src")], "required_if": [("recurse", True, ("src",))]},
     quiet=("content",),
     local_files=("src",),
     executor=GuestExec,
