@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import NamedTuple, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line, printable
@@ -33,9 +33,10 @@ export W='printf "%s\0" "$0" "$@" ""; [ ! "$A" ] || { stat -c "%f %u %g %d" -- "
 export S='eval "$W"; sha256sum -- "$@"; printf "\0"'
 export L='eval "$W"; for f; do if [ -d "$f" ]; then printf D; else printf l; fi; readlink -- "$f"; printf "\0"; done'
 """
+# Without brackets: busybox runs nothing in brackets that ends with "+".
 _EACH = (
-    r'\( -type d -exec sh -c "$W" d {} + \) -o \( -type f -exec sh -c "$S" f {} + \) -o '
-    r'\( -type l -exec sh -c "$L" l {} + \) -o -exec sh -c "$W" o {} +'
+    r'-type d -exec sh -c "$W" d {} + -o -type f -exec sh -c "$S" f {} + -o '
+    r'-type l -exec sh -c "$L" l {} + -o -exec sh -c "$W" o {} +'
 )
 _BELOW = f"{ENTER}{_FIND}find . {_EACH}\nexit 0\n"
 # chown resolves names of users as nothing else does that all guests have.
@@ -174,20 +175,30 @@ def _with_attributes(one: Found, stat: bytes) -> Found:
 def _sums(output: bytes, names: Sequence[bytes]) -> list[str]:
     """Return the checksum of each name, empty if there is none: the file is gone, or cannot be read.
 
-    sha256sum escapes some names, and which ones depends on whose it is. The names are known here, so none is unescaped.
+    sha256sum escapes some names, and which ones depends on whose it is; uutils' replaces what is not UTF-8. The names
+    are known here, so none is unescaped.
     """
     sums: list[str] = []
     start = 0
     for name in names:
-        escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-        known = ""
-        for shown in (name, escaped, escaped.replace(b"\r", b"\\r")):
-            line = re.compile(rb"\\?([0-9a-f]{64}) [ *]" + re.escape(shown) + rb"\n").match(output, start)
-            if line:
-                known, start = line[1].decode("ascii"), line.end()
-                break
-        sums.append(known)
+        line = _SUM.match(output, start)
+        shown = next((one for one in _shown(name) if line and output.startswith(one + b"\n", line.end())), None)
+        sums.append(line[1].decode("ascii") if line and shown is not None else "")
+        start += len(line[0]) + len(shown) + 1 if line and shown is not None else 0
     return sums
+
+
+_SUM = re.compile(rb"\\?([0-9a-f]{64}) [ *]")
+
+
+def _shown(name: bytes) -> Iterator[bytes]:
+    """Yield the forms in which some sha256sum shows a name."""
+    yield name
+    name = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+    yield name
+    name = name.replace(b"\r", b"\\r")
+    yield name
+    yield name.decode("utf-8", "replace").encode("utf-8")
 
 
 def _ordered(found: Sequence[Found]) -> list[Found]:
