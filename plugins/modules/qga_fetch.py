@@ -123,11 +123,11 @@ import tempfile
 from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_fetch
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch
+from ansible_collections.qemu.guest.plugins.module_utils._module import fetch_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
@@ -141,7 +141,7 @@ SPEC: dict[str, dict[str, Any]] = {
 
 def read(executor: Executor, params: Params) -> Any:
     if params["recurse"]:
-        return tree_fetch.read(executor, params)
+        return fetch_tree.read(executor, params)
     dest = params["dest"]
     if dest.endswith("/") or os.path.isdir(dest):
         dest = os.path.join(dest, os.path.basename(params["src"]))
@@ -160,8 +160,8 @@ def _digest_here(path: str) -> str:
 
 
 def plan(current: Any, params: Params) -> Plan:
-    if isinstance(current, tree_fetch.Current):
-        return tree_fetch.plan(current, params)
+    if isinstance(current, fetch_tree.Current):
+        return fetch_tree.plan(current, params)
     return Plan(
         before={"sha256": current["here"] or None},
         after={"sha256": current["there"]},
@@ -173,7 +173,7 @@ def plan(current: Any, params: Params) -> Plan:
 
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     if "files" in plan.result:
-        return tree_fetch.apply(executor, plan)
+        return fetch_tree.apply(executor, plan)
     src, dest, largest = plan.todo
     directory = os.path.dirname(dest) or "."
     try:

@@ -206,7 +206,6 @@ import time
 from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError, OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     ENTER,
@@ -225,6 +224,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put
+from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
@@ -291,7 +291,7 @@ class Current(NamedTuple):
 def read(executor: Executor, params: Params) -> Any:
     if params["recurse"]:
         _refuse_with_recurse(params)
-        return tree_put.read(executor, params)
+        return copy_tree.read(executor, params)
     path = params["path"]
     if not path.startswith("/"):
         raise OperationError(f"path: {path} is not an absolute path")
@@ -456,14 +456,14 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
 
 
 def plan(current: Any, params: Params) -> Plan:
-    if isinstance(current, tree_put.Current):
+    if isinstance(current, copy_tree.Current):
         modes = {name: _mode_in_tree(params[name]) for name in ("mode", "directory_mode")}
-        return tree_put.plan(current, {**params, **modes})
+        return copy_tree.plan(current, {**params, **modes})
     return _plan_file(current, params)
 
 
 def _mode_in_tree(mode: Any) -> Any:
-    return mode if mode in (None, tree_put.PRESERVE) else octal(mode)
+    return mode if mode in (None, copy_tree.PRESERVE) else octal(mode)
 
 
 def _plan_file(current: Current, params: Params) -> Plan:
@@ -560,7 +560,7 @@ def _texts(before: bytes | None, after: bytes | None) -> Any:
 
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     if plan.result["state"] == "directory":
-        return tree_put.apply(executor, plan)
+        return copy_tree.apply(executor, plan)
     current, params, after = plan.todo
     if params["state"] == "absent":
         unlink(executor, current.real)
