@@ -66,29 +66,28 @@ def fetch_tree(
 
     :raise TransferError: if that is more than ``largest`` bytes, or than there is room for here or there.
     """
-    with tempfile.TemporaryFile(dir=dest) as archive:
-        _fetch_archive(executor, src, names, archive, largest)
-        return unpack(archive, dest, names)
-
-
-def _fetch_archive(executor: Executor, src: str, names: Sequence[bytes], sink: IO[bytes], largest: int | None) -> None:
-    """Have the guest make an archive of these files, and fetch it to ``sink``."""
     spool = new_spool(_PLACE)
-    blocks = min(_UNLIMITED, _UNLIMITED if largest is None else largest // 512 + 1)
-    command = Command.of(f"{variables(f'{src}/.', t=spool, b=str(blocks))}{_ARCHIVE}")
-    stdin = b"".join(name + b"\0" for name in names)
     try:
-        made = when_thawed(executor.agent, lambda: run_shell(executor, command, stdin, whole=False))
-        checked(made, f"make an archive of {src}")
-        try:
-            fetch(executor, f"{spool}.tar", sink, largest=largest)
-        except TransferError as exc:
-            said = last_line(made.stderr)
-            exc.hint = f"{exc.hint} The guest's tar said: {said}".strip() if said else exc.hint
-            raise
+        said = _make_archive(executor, src, names, spool, largest)
+        with tempfile.TemporaryFile(dir=dest) as archive:
+            fetch(executor, f"{spool}.tar", archive, largest=largest)
+            total, came = unpack(archive, dest, names)
     finally:
         with suppress(QgaError):
             sweep(executor, spool)
+    if not came:
+        raise TransferError(f"the guest's tar found none of the files of {src}: {said}")
+    return total, came
+
+
+def _make_archive(executor: Executor, src: str, names: Sequence[bytes], spool: str, largest: int | None) -> str:
+    """Have the guest make an archive of these files; return what its tar said last."""
+    blocks = _UNLIMITED if largest is None else min(_UNLIMITED, largest // 512 + 1)
+    command = Command.of(f"{variables(f'{src}/.', t=spool, b=str(blocks))}{_ARCHIVE}")
+    stdin = b"".join(name + b"\0" for name in names)
+    made = when_thawed(executor.agent, lambda: run_shell(executor, command, stdin, whole=False))
+    checked(made, f"make an archive of {src}")
+    return last_line(made.stderr)
 
 
 def unpack(archive: IO[bytes], dest: bytes, names: Sequence[bytes]) -> tuple[int, dict[bytes, str]]:

@@ -42,7 +42,9 @@ fi
     + PRIVATE
     + r"""
 unpack() {
-    command -v tar >/dev/null || { echo "the guest has no tar; install it there" >&2; return 1; }
+    for f in tar gzip xargs find; do
+        command -v "$f" >/dev/null || { echo "the guest has no $f; install it there" >&2; return 1; }
+    done
     gzip -dc | tar -xpmf - || return 1
     s=$({ [ ! -s names ] || xargs -0 cat <names; } | sha256sum)
     [ "${s%% *}" = "$w" ] || { echo "what arrived is not what was sent" >&2; return 1; }

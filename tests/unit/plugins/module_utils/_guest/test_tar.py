@@ -102,7 +102,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_no_tar_was_asked_for_is_refused(name: str) -> None:
-    with pytest.raises(TransferError, match="the archive that the guest made is|of a format that is not read here"):
+    with pytest.raises(TransferError, match=r"the archive that the guest made is|of a format that is not read here"):
         read(UNREADABLE[name]())
 
 

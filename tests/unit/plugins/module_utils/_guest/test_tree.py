@@ -82,13 +82,13 @@ def test_paths(executor: GuestExec, there: bytes) -> None:
 
 def test_numbers_of_an_owner(executor: GuestExec) -> None:
     assert find_paths(executor, [b"/"], f"{os.getuid()}:{os.getgid()}")[1] == (os.getuid(), os.getgid())
-    with pytest.raises(OperationError, match="cannot find the owner nobody-here in the guest: .*invalid user"):
+    with pytest.raises(OperationError, match=r"cannot find the owner nobody-here in the guest: .*invalid user"):
         find_paths(executor, [b"/"], "nobody-here")
 
 
 @pytest.mark.parametrize("path", ["/missing", "/a tree/a b"])
 def test_no_directory(executor: GuestExec, there: bytes, path: str) -> None:
-    with pytest.raises(OperationError, match="cannot look at .* in the guest: .*(No such file|Not a directory)"):
+    with pytest.raises(OperationError, match=r"cannot look at .* in the guest: .*(No such file|Not a directory)"):
         find_below(executor, os.path.dirname(there.decode()) + path)
 
 
@@ -129,7 +129,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_that_lead_elsewhere(executor: GuestExec, guest: Guest, there: bytes, name: str) -> None:
     tool(guest, "find", rf"printf '%s\0' {HOSTILE[name]}")
-    with pytest.raises(TransferError, match="not in the directory, or names it twice|makes no sense"):
+    with pytest.raises(TransferError, match=r"not in the directory, or names it twice|makes no sense"):
         find_below(executor, there.decode())
 
 
