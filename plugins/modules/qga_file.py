@@ -93,7 +93,7 @@ options:
   owner:
     description:
       - The name or number of the user who is to own the file. By default an existing file keeps its owner.
-      - With O(recurse), this and O(group) are for files, links and directories that are made.
+      - With O(recurse), this and O(group) are for files, and directories that are made.
     type: str
   group:
     description:

@@ -146,7 +146,7 @@ def _attributes(one: Wanted, there: Found | None, ids: tuple[int, int] | None, p
     """Return mode, owner and group: those asked for, else those of an existing file, else the usual ones."""
     existing = there if there and there.kind == "f" and one.kind == "f" else None
     uid, gid = (existing.uid, existing.gid) if existing else (0, 0)
-    if ids:
+    if ids and one.kind != "l":  # busybox's tar gives links no owner
         uid = ids[0] if params["owner"] else uid
         gid = ids[1] if params["group"] else gid
     mode, usual = params["mode"], existing.mode if existing else _FILE_MODE

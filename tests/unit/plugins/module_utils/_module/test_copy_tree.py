@@ -59,6 +59,10 @@ def test_all_is_new() -> None:
         (b"/d/e/f", 0o644, 0, 0, b"/"),
         (b"/d/l", 0o644, 0, 0, b"/"),
     ]
+    assert changes(owner="x", group="y", ids=(7, 8))[2:] == [
+        (b"/d/e/f", 0o644, 7, 8, b"/"),
+        (b"/d/l", 0o644, 0, 0, b"/"),
+    ]
     assert planned().todo[1][2] == New(b"/d/e/f", "f", 0o644, 0, 0, b"/", b"/here/e/f")
     assert planned().result == {"path": "/d", "state": "directory", "files": ["/d/e/f", "/d/l"]}
 
