@@ -110,7 +110,7 @@ files:
   elements: str
   returned: with O(recurse)
   sample: [app.log, old/app.log.1]
-skipped:
+left_out:
   description: What is not copied for what it is, relative to RV(dest).
   type: list
   elements: str

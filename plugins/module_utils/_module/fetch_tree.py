@@ -96,7 +96,7 @@ def _differs(current: Current, one: Found) -> bool:
     return current.here[one.path] != _wanted(one) or (one.kind == "f" and not one.sha256)
 
 
-def _skipped(current: Current) -> Iterator[tuple[str, str]]:
+def _left_out(current: Current) -> Iterator[tuple[str, str]]:
     """Yield the name and the reason of what is not fetched."""
     for one in current.there:
         if not _is_taken(one):
@@ -110,7 +110,7 @@ def _name(one: Found) -> str:
 
 def plan(current: Current, params: Params) -> Plan:
     different = [one for one in current.there if one.path in current.here and _differs(current, one)]
-    skipped = dict(_skipped(current))
+    left_out = dict(_left_out(current))
     return Plan(
         before={"files": {_name(one): _shown(current.here[one.path]) for one in different}},
         after={"files": {_name(one): _shown(_wanted(one)) for one in different}},
@@ -120,10 +120,10 @@ def plan(current: Current, params: Params) -> Plan:
             "src": params["src"],
             "dest": text(current.dest),
             "files": [_name(one) for one in different if one.kind != "d"],
-            "skipped": list(skipped),
+            "left_out": list(left_out),
         },
         subject=text(current.dest),
-        warnings=[f"{name} was not fetched: it is {why}" for name, why in skipped.items()],
+        warnings=[f"{name} was not fetched: it is {why}" for name, why in left_out.items()],
     )
 
 

@@ -111,7 +111,7 @@ def test_there_and_back(guest: LooseAgent, source: Path, tmp_path: Path) -> None
     assert fetch(guest, f"{place}/source", tmp_path, check_mode=True)["changed"] is False
     back = tmp_path / "back"
     fetched = fetch(guest, f"{place}/source", back)
-    assert (fetched["changed"], fetched["skipped"], "warnings" in fetched) == (True, [], False)
+    assert (fetched["changed"], fetched["left_out"], "warnings" in fetched) == (True, [], False)
     assert describe(bytes(back / "source")) == describe(bytes(source), private=True)
     assert fetch(guest, f"{place}/source", back)["changed"] is False
     assert look(guest, "ls -A /run /var/tmp") == left
@@ -144,7 +144,7 @@ def test_what_cannot_be_fetched(guest: LooseAgent, tmp_path: Path) -> None:
     )
     look(guest, "cd /srv/odd; ln -s /etc directory; echo 1 >file; ln file sub/hard; echo 2 >sub/2")
     result = fetch(guest, "/srv/odd/", tmp_path / "back")
-    assert set(result["skipped"]) == {"fifo", "out", "sub/up", "directory"}
+    assert set(result["left_out"]) == {"fifo", "out", "sub/up", "directory"}
     assert len(result["warnings"]) == 4
     assert describe(bytes(tmp_path / "back")) == {
         b"/file": (0o600, b"1\n"),

@@ -92,7 +92,7 @@ def test_directory(agent: SocketAgent, there: Path, tmp_path: Path, slash: str, 
     assert not (dest / "logs").exists() and dest.exists() == exists
     result = run(agent, f"{there}{slash}", dest)
     assert tree(at) == CAME
-    assert set(result["files"]) == FILES and result["skipped"] == []
+    assert set(result["files"]) == FILES and result["left_out"] == []
     assert (result["changed"], result["dest"], result["size"]) == (True, str(at), 4 + 4000 + 10)
     assert {name: value for name, value in result.items() if name != "size"} == checked
     assert "warnings" not in result
@@ -132,10 +132,10 @@ WITHIN = ["app.log", "./old/run", "old//older", "missing", "old/older/missing/x"
 
 
 @pytest.mark.parametrize("target", [*OUT, *WITHIN])
-def test_links_that_lead_out_are_skipped(agent: SocketAgent, there: Path, tmp_path: Path, target: str) -> None:
+def test_links_that_lead_out_are_left_out(agent: SocketAgent, there: Path, tmp_path: Path, target: str) -> None:
     (there / "link").symlink_to(target)
     result = run(agent, there, tmp_path)
-    assert result["skipped"] == (["link"] if target in OUT else [])
+    assert result["left_out"] == (["link"] if target in OUT else [])
     assert tree(tmp_path / "logs") == {**CAME, **({} if target in OUT else {"link": f"-> {target}"})}
     if target in OUT:
         assert any(f"link was not fetched: it is a link that leads out, to {target}" in w for w in result["warnings"])
@@ -144,13 +144,13 @@ def test_links_that_lead_out_are_skipped(agent: SocketAgent, there: Path, tmp_pa
 @pytest.mark.parametrize(("target", "within"), [("../..", True), ("../../app.log", True), ("../../..", False)])
 def test_links_upwards(agent: SocketAgent, there: Path, tmp_path: Path, target: str, within: bool) -> None:
     (there / "old" / "older" / "link").symlink_to(target)
-    assert run(agent, there, tmp_path)["skipped"] == ([] if within else ["old/older/link"])
+    assert run(agent, there, tmp_path)["left_out"] == ([] if within else ["old/older/link"])
 
 
-def test_what_is_no_file_is_skipped(agent: SocketAgent, there: Path, tmp_path: Path) -> None:
+def test_what_is_no_file_is_left_out(agent: SocketAgent, there: Path, tmp_path: Path) -> None:
     os.mkfifo(there / "old" / "fifo")
     result = run(agent, there, tmp_path)
-    assert result["skipped"] == ["old/fifo"]
+    assert result["left_out"] == ["old/fifo"]
     assert any(
         "old/fifo was not fetched: it is no file, directory or link" in warning for warning in result["warnings"]
     )
