@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,16 @@ def test_guest_whose_programs_fail(
         run(agent, here, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
+def test_what_was_not_moved_is_told_where_find_does_not_tell(
+    agent: SocketAgent, guest: Guest, here: Path, tmp_path: Path
+) -> None:
+    """busybox's find does not."""
+    tool(guest, "mv", "exit 1")
+    tool(guest, "find", f'{shutil.which("find")} "$@"; exit 0')
+    with pytest.raises(OperationError, match="not empty"):
+        run(agent, here, tmp_path / "new")
 
 
 def test_content_that_was_damaged_is_not_put_in_place(
