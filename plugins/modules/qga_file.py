@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: qga_file
-short_description: Manage a file in a guest through its agent
+short_description: Manage a file in a guest, or copy a directory there, through its agent
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
