@@ -21,13 +21,12 @@ from ansible_collections.qemu.guest.plugins.modules import qga_fetch, qga_file
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
 from lab.agent import LooseAgent
-from lab.image import VARIANTS
 
 NAMES = [b"a b", b"-rf", b"new\nline", b"back\\slash", b"carriage\rreturn", b"\xff\xfe", b"'\"$(x)`", b"*", b".hidden"]
-AGENTS = ["bullseye", "sid", *(name for name in VARIANTS if name != "bookworm-sysv")]
+OTHERS = [pytest.param(name, marks=pytest.mark.whole) for name in ("sid-uutils", "sid-mksh")]
 
 
-@pytest.fixture(scope="module", params=AGENTS)
+@pytest.fixture(scope="module", params=["bullseye", "sid", "sid-busybox", *OTHERS])
 def guest(request: pytest.FixtureRequest) -> Iterator[LooseAgent]:
     with LooseAgent(request.param) as agent:
         yield agent
