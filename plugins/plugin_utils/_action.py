@@ -136,9 +136,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         """
         for option in operation.local_files:
             if self._task.args.get(option):
-                # As ansible.builtin.copy: from files/ of the role or the playbook.
+                # As ansible.builtin.copy: from files/ of the role or the playbook, and a slash at the end stays.
+                given = str(self._task.args[option])
                 try:
-                    self._task.args[option] = self._find_needle("files", self._task.args[option])
+                    found = self._find_needle("files", given)
+                    self._task.args[option] = found.rstrip("/") + "/" if given.endswith("/") else found
                 except AnsibleError as exc:  # as AnsibleError, it would end a whole loop
                     raise AnsibleActionFail(str(exc)) from exc
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
