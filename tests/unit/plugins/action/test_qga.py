@@ -18,7 +18,6 @@ from ansible.plugins import loader as plugins
 from ansible.template import Templar
 
 from ansible_collections.qemu.guest.plugins.modules import qga_ping
-from ansible_collections.qemu.guest.plugins.plugin_utils import _action
 from ansible_collections.qemu.guest.tests.unit.documentation import MODULES
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, swallows
@@ -336,14 +335,6 @@ def test_secret_values_are_removed(playbook: Playbook, vm1: Any, server: Scripte
     monkeypatch.setitem(qga_ping.SPEC, "password", {"type": "str", "no_log": True})
     server.answers["guest-info"] = {"version": "it is hush-hush", "supported_commands": []}
     assert "hush" not in mask_secrets(str(playbook.run("qga_ping", vm1, password="hush-hush")))
-
-
-def test_core_that_hides_secrets_by_itself_is_not_asked_to(playbook: Playbook, vm1: Any, monkeypatch: Any) -> None:
-    """From 2.22 on, it deprecates what did that."""
-    monkeypatch.setattr(_action, "_CORE_HIDES_SECRETS", True)
-    deprecated = "ansible.module_utils.common.parameters.remove_values"
-    monkeypatch.setattr(deprecated, lambda *_arguments: pytest.fail("it warns of this"))
-    assert playbook.run("qga_ping", vm1)["ping"] == "pong"
 
 
 GUEST = {"ansible_qga_address": "/run/vm1.qga", "ansible_connection": "qemu.guest.qga"}
