@@ -64,6 +64,9 @@ options:
     type: bool
     default: false
 notes:
+  - Lines that are no keys are not written back, except for comments. They are an error, unless they are to be removed
+    or O(exclusive=true) rewrites the file. Where the agent may run programs, it is an error as well if a link leads out
+    of what is the user's. A user could otherwise have the agent read or write files of others.
   - The agent came to know these commands with version 5.2.
   - It looks in the user's home alone, whatever C(AuthorizedKeysFile) says in the guest's C(sshd_config).
 seealso:
@@ -125,7 +128,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import Attributes, place
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, Attributes, place, variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, enforces_selinux
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
@@ -154,6 +157,21 @@ _KEY = re.compile(r"(?:^|\s)([a-z][a-z0-9@.-]+)[ \t]+(AAAA[0-9A-Za-z+/]+=*)(?:\s
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 # The agent writes line breaks only between lines, so an empty last line makes the one at the end.
 END = ""
+# The agent follows links: a user could have keys put elsewhere, or be given what a file of another user has. Where
+# there is no directory, the agent makes it; where stat is another program than on Linux, that is not looked at.
+_OWN = (
+    r"""
+stat -c %u / >/dev/null 2>&1 || exit 0
+[ -e "$d" ] || [ -L "$d" ] || exit 0
+"""
+    + ENTER
+    + r"""
+if [ -L "./$n" ] && [ "$(stat -L -c %u -- "./$n")" != "$i" ]; then
+    echo "$d/$n is a link to what is not that user's" >&2
+    exit 1
+fi
+"""
+)
 # What agents list in the place of bytes that are not UTF-8.
 SUBSTITUTE = "\ufffd"
 
@@ -251,6 +269,8 @@ def plan(current: Current, params: Params) -> Plan:
         todo.append((ADD, {**user, "keys": [*after, END], "reset": True}))
     else:
         after, todo = _by_lines(current, keys, params["state"], user)
+    if not params["exclusive"] and after != current.keys:
+        _refuse_others(after)
     return Plan(
         before={"authorized_keys": current.keys},
         after={"authorized_keys": after},
@@ -258,6 +278,19 @@ def plan(current: Current, params: Params) -> Plan:
         result={"user": params["user"], "authorized_keys": after},
         subject=f"authorized keys of {params['user']}",
     )
+
+
+def _refuse_others(lines: Keys) -> None:
+    """Refuse to write lines that are no keys: the file may be a link to what the user must not read, and would get.
+
+    :raise OperationError: if there are such lines. They are not shown.
+    """
+    others = [line for line in lines if not line.startswith("#") and not _KEY.search(_QUOTED.sub('""', line))]
+    if others:
+        raise OperationError(
+            f"{len(others)} lines of the file are no public keys. It may be a link to what the user must not read, and "
+            "is left as it is. Look at it in the guest; exclusive=true rewrites it."
+        )
 
 
 def identity(line: str) -> str:
@@ -377,6 +410,7 @@ def _lines(keys: Any) -> list[str]:
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     agent = executor.agent
     user, after, commands = plan.todo
+    _check_links(executor, user)
     for command, arguments in commands:
         if command == WRITE:
             _write(executor, **arguments)
@@ -390,6 +424,17 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
             result={"authorized_keys": now},
         )
     return {"warnings": _label(executor, user)} if enforces_selinux(agent) else {}
+
+
+def _check_links(executor: Executor, user: str) -> None:
+    """Check where the user's file leads, if the agent may run programs.
+
+    :raise OperationError: if it is not in the user's home.
+    """
+    home, owner = _login(executor.agent, user)
+    if home and executor.is_available():
+        own = variables(f"{home}/.ssh/authorized_keys", i=owner.partition(":")[0]) + _OWN
+        check_shell(executor, own, f"change the keys of {user}")
 
 
 def _write(executor: Executor, path: str, owner: str, old: str, new: str) -> None:

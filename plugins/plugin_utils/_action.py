@@ -24,6 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Ad
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
+from ansible_collections.qemu.guest.plugins.plugin_utils._facts import told_by_facts
 from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import run_here
 
 CONNECTION = "qemu.guest.qga"
@@ -86,6 +87,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         """Give a task of a guest that is delegated to its hypervisor the agent's address, unless it has one."""
         if self._task.args.get("address"):
             return
+        told = told_by_facts(task_vars)
+        if told:
+            raise AnsibleActionFail(told)
         variables = {name: self._templar.template(task_vars[name]) for name in _VARIABLES if task_vars.get(name)}
         address = variables.get("ansible_qga_address") or variables.get("ansible_host")
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import multiprocessing
 import os
 import re
 import shlex
@@ -55,6 +56,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
     without_marker,
 )
 from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
+from ansible_collections.qemu.guest.plugins.plugin_utils._facts import told_by_facts
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import GuestExecOrRunner, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 
@@ -95,7 +97,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         self._runner: Runner | None = None
         self._warm: WarmPython | None = None
         self._in_task = False  # whether a step of the task has been done in the guest; a loop's items count as one task
-        self._hostvars: Mapping[str, Any] | None = None  # those of all hosts, where the core gives them
+        self._variables: Mapping[str, Any] | None = None  # all of the host's, where the core gives them
         self._gathers_facts = False  # whether the task is that of gather_facts
         self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
 
@@ -150,12 +152,12 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         self._gathers_facts = str((task_keys or {}).get("action")).rpartition(".")[2] == "gather_facts"
         if self._remote_is_local:
             self.set_become_plugin(None)  # it has no meaning, and with su, ansible-core would not pipe the module
-        # For reset_connection, ansible-core before 2.19 gives all variables.
-        self._hostvars = (var_options or {}).get("hostvars") or self._hostvars
+        if "hostvars" in (var_options or {}):  # for reset_connection, ansible-core before 2.19 gives all variables
+            self._variables = var_options
 
     def _resolve_option_variables(self, variables: Mapping[str, Any], templar: Any) -> dict[str, Any]:
         """Return the variables that options come from. From 2.19 on, ansible-core calls this with all variables."""
-        self._hostvars = variables.get("hostvars")
+        self._variables = variables
         return dict(super()._resolve_option_variables(variables, templar))
 
     @property
@@ -384,9 +386,12 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
     def _place(self) -> tuple[Address, Hypervisor | None]:
         """Return the agent's address, and the machine that it is on; None if that is this machine.
 
-        :raise AnsibleError: if no option has an address.
+        :raise AnsibleError: if no option has an address, or the guest has set options.
         :raise AddressError: if an option makes no sense.
         """
+        told = told_by_facts(self._all_variables)
+        if told:
+            raise AnsibleError(f"{self._name}: {told}")
         address, hypervisor = self.own_address, self._hypervisor()
         if not hypervisor:
             return address, None
@@ -398,6 +403,13 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 "domain of its libvirt can."
             )
         return hypervisor.address(address.path), hypervisor
+
+    @property
+    def _all_variables(self) -> Mapping[str, Any]:
+        """The host's variables. If the core does not give them, those of the task that this process was started for."""
+        if self._variables is not None:
+            return self._variables
+        return getattr(multiprocessing.current_process(), "_task_vars", {})
 
     @property
     def own_address(self) -> Address:
@@ -432,7 +444,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             )
         options = {variable: self.get_option(option) for option, variable in _SSH_OPTIONS.items()}
         given = {variable: value for variable, value in options.items() if value is not None}
-        return find_hypervisor(name, host_variables(name, self._hostvars), given)
+        return find_hypervisor(name, host_variables(name, self._all_variables.get("hostvars")), given)
 
     def _guest_path(self, path: str) -> str:
         """Return ``path`` as an absolute one: the agent's working directory is /, and it knows no ~."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -61,11 +60,8 @@ def find_hypervisor(
 def host_variables(name: str, hostvars: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Return the variables of the inventory host ``name``; None if there is none.
 
-    ``hostvars`` is the variable of that name. A connection plugin is not given it by every core: without it, the
-    variables of the task that this process was started for are looked at.
+    ``hostvars`` is the variable of that name.
     """
-    if hostvars is None:
-        hostvars = getattr(multiprocessing.current_process(), "_task_vars", {}).get("hostvars")
     return hostvars[name] if hostvars is not None and name in hostvars else None
 
 

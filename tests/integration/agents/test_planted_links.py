@@ -22,6 +22,7 @@ from ansible.plugins.loader import connection_loader
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
+from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION
 from ansible_collections.qemu.guest.tests.integration.agents.test_process_state import warm_up
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
@@ -174,3 +175,33 @@ def test_copy(agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: P
     finally:
         connection.reset()
         connection.close()
+
+
+SECRET = "/etc/victims/file"
+LINKS = {
+    "file": f"ln -s {SECRET} ~qgakeys/.ssh/authorized_keys",
+    "keys": f"echo {{key}} >{SECRET}; ln -s {SECRET} ~qgakeys/.ssh/authorized_keys",
+    "directory": "rmdir ~qgakeys/.ssh; ln -s /etc/victims ~qgakeys/.ssh",
+}
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("link", LINKS)
+def test_authorized_keys(agent: LooseAgent, link: str, exclusive: bool) -> None:
+    """The agent itself would follow the link, and give the user what it writes."""
+    key, other = (f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{name * 20} {name}" for name in "ab")
+    look(agent, "userdel -r qgakeys 2>/dev/null; useradd -m qgakeys; install -d -o qgakeys -m 700 ~qgakeys/.ssh")
+    look(agent, f"rm -rf /etc/victims; mkdir -m 700 /etc/victims; umask 077; echo secret >{SECRET}")
+    look(agent, f"{LINKS[link].format(key=other)}; chown -hR qgakeys ~qgakeys")
+    before = look(agent, KEPT)
+    params = {"user": "qgakeys", "keys": [key], "state": "present", "exclusive": exclusive}
+    with open_agent(str(agent.agent_socket)) as client:
+        with pytest.raises(QgaError, match=r"no public keys|is a link to what is not|a link on the way"):
+            run_operation(qga_authorized_keys.OPERATION, client, params)
+        assert look(agent, KEPT) == before
+        assert look(agent, "find -L ~qgakeys/.ssh -type f -user qgakeys") == ""
+        own = "rm -r ~qgakeys/.ssh; mkdir ~qgakeys/keys; ln -s keys ~qgakeys/.ssh; touch ~qgakeys/mine"
+        look(agent, f"{own}; ln -s ../mine ~qgakeys/keys/authorized_keys; chown -hR qgakeys ~qgakeys")
+        assert run_operation(qga_authorized_keys.OPERATION, client, params)["changed"], (
+            "what is theirs may be elsewhere"
+        )

@@ -45,6 +45,25 @@ def test_interpreter_outlives_new_users(agent: LooseAgent, make_ansible: MakeAns
     assert ansible.playbook(playbook).recap["vm"]["ok"] == len(tasks)
 
 
+def test_user_does_not_choose_whose_agent_runs_the_next_task(agent: LooseAgent, make_ansible: MakeAnsible) -> None:
+    """What a user's own interpreter says is the answer of the task that became that user: facts, for instance."""
+    ansible = make_ansible({"vm": {**guest_variables(agent), "ansible_become_user": "qgaliar"}})
+    said = json.dumps({"ansible_facts": {"ansible_qga_address": "/run/other.qga"}})
+    liar = f"import os\nos.write(1, {said.encode()!r})\nos._exit(0)\n"
+    look(
+        agent,
+        f"""useradd -m qgaliar
+        d=$(runuser -u qgaliar -- python3 -c 'import site; print(site.getusersitepackages())')
+        mkdir -p "$d" && printf %s {shlex.quote(liar)} >"$d/usercustomize.py" && chmod -R a+rX ~qgaliar""",
+    )
+    tasks = [{"ansible.builtin.ping": {}, "become": True}, {"ansible.builtin.command": "true"}]
+    playbook = ansible.directory / "liar.json"
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    run = ansible.playbook(playbook, rc=2)
+    assert "ansible_qga_address came from the guest" in run.message
+    assert run.recap["vm"]["ok"] == 1
+
+
 def test_user_of_the_connection_is_warned_of_once(agents: dict[str, LooseAgent], make_ansible: MakeAnsible) -> None:
     """Tasks run as the agent's user, whatever -u says."""
     ansible = make_ansible({"vm": guest_variables(agents["bookworm"])})

@@ -368,6 +368,13 @@ def test_task_of_a_guest_that_is_delegated_to_its_hypervisor(
     assert [how["args"] for how in playbook.sent] == [sent]
 
 
+def test_guest_does_not_choose_whose_agent_a_delegated_task_uses(playbook: Playbook) -> None:
+    facts = {"ansible_facts": {"qga_address": GUEST["ansible_qga_address"]}}
+    with pytest.raises(AnsibleActionFail, match="ansible_qga_address came from the guest"):
+        playbook.run("qga_shutdown", playbook.connection("ansible.builtin.ssh"), delegated={**GUEST, **facts})
+    assert not playbook.sent
+
+
 def test_task_that_is_not_delegated_needs_an_address(playbook: Playbook) -> None:
     result = playbook.run("qga_info", playbook.connection("ansible.builtin.ssh"))
     assert result["failed"] and "qga_info needs an address" in result["msg"] and not playbook.sent

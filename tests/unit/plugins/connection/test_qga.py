@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import multiprocessing
 import os
 import pwd
 import shlex
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import become_loader, connection_loader, shell_loader
@@ -85,6 +87,33 @@ def test_address(connection: Connect, server: Scripted) -> None:
 def test_no_address(connection: Connect, options: dict[str, str]) -> None:
     with pytest.raises(AnsibleError, match="ansible_qga_address"):
         connection(**options).exec_command("true")
+
+
+@pytest.mark.parametrize("delegated", [False, True])
+@pytest.mark.parametrize("gives", [True, False], ids=["2.19", "2.16"])
+def test_guest_does_not_say_where_its_agent_is(
+    connection: Connect, server: Scripted, monkeypatch: pytest.MonkeyPatch, gives: bool, delegated: bool
+) -> None:
+    """Facts go before the inventory, and a user that a task became can return any."""
+    host = {"ansible_qga_address": "/run/other.qga", "ansible_facts": {"qga_address": "/run/other.qga"}}
+    variables = {"ansible_delegated_vars": {"vm1": host}} if delegated else host
+    vm1 = connection(address=str(server.path))
+    if gives:  # from 2.19 on, ansible-core does
+        vm1._variables = variables
+    else:
+        monkeypatch.setattr(multiprocessing.current_process(), "_task_vars", variables, raising=False)
+    with pytest.raises(AnsibleError, match="ansible_qga_address came from the guest"):
+        vm1.exec_command("true")
+    assert server.commands == []
+    monkeypatch.setattr(C, "INJECT_FACTS_AS_VARS", False)
+    vm1.exec_command("true")
+
+
+@pytest.mark.parametrize("facts", [{}, {"qga_version": "1"}, {"address": "/run/other.qga", "distribution": "Debian"}])
+def test_other_facts_are_of_no_matter(connection: Connect, server: Scripted, facts: dict[str, str]) -> None:
+    vm1 = connection(address=str(server.path))
+    vm1._variables = {"ansible_qga_address": str(server.path), "ansible_facts": facts}
+    assert vm1.exec_command("true")[0] == 0
 
 
 def test_libvirt_uri(connection: Connect, monkeypatch: pytest.MonkeyPatch) -> None:

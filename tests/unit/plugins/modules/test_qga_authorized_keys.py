@@ -114,6 +114,17 @@ def test_nothing_to_do(current: list[str], keys: list[str], given: dict[str, Any
     assert planned.result[NAME] == current
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("keys", "given"), [([B], {}), ([A], ABSENT)])
+def test_lines_that_are_no_keys_are_not_written(keys: list[str], given: dict[str, Any], whole: bool) -> None:
+    """The file was a link to /etc/shadow, and what is written is the user's."""
+    with pytest.raises(OperationError, match="1 lines of the file are no public keys") as caught:
+        plan(["root:$6$x:1:::::", A], *keys, whole=whole, **given)
+    assert "$6$" not in str(caught.value)
+    assert not plan(["root:$6$x:1:::::", A], A, whole=whole).changes
+    assert plan(["root:$6$x:1:::::", A], A, whole=whole, exclusive=True).after == {NAME: [A]}
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -389,7 +400,7 @@ def test_lines_that_the_agent_does_not_know(
     result = run(agent, *keys, **given)
     assert result["changed"] and len(result[NAME]) == len([line for line in after if not line.startswith(b"#")])
     assert file.lines == [*after, b""]
-    assert file.path.stat().st_mode & 0o777 == (0o600 if guest.started else 0o644)
+    assert file.path.stat().st_mode & 0o777 == (0o644 if keys == [C] else 0o600), "the agent can do that by itself"
     assert not run(agent, *keys, **given)["changed"]
 
 
