@@ -19,10 +19,10 @@ _YEAR_9999 = 253402300799 * 10**9
 
 def date_time_facts(replies: Replies) -> Facts:
     """Return the time in the guest's own time zone; without that, nothing."""
-    nanoseconds = replies.commands.get("guest-get-time")
+    nanoseconds = number(replies.commands, "guest-get-time")
     zone = replies.commands.get("guest-get-timezone")
     offset = number(zone, "offset")
-    if type(nanoseconds) is not int or not 0 <= nanoseconds < _YEAR_9999 or offset is None or abs(offset) >= 86400:
+    if nanoseconds is None or not 0 <= nanoseconds < _YEAR_9999 or offset is None or abs(offset) >= 86400:
         return {}
     there = datetime.timezone(datetime.timedelta(seconds=offset))
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)

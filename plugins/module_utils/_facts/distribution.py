@@ -70,7 +70,7 @@ def _of_windows(replies: Replies) -> Facts:
     if text(replies.osinfo, "variant-id") == "client":  # a server may be a domain controller
         facts["os_product_type"] = "workstation"
     if version:
-        facts.update(distribution_version=version, distribution_major_version=version.split(".")[0])
+        facts.update(distribution_version=version, distribution_major_version=version.partition(".")[0])
     return facts
 
 

@@ -53,4 +53,4 @@ def text(entry: Mapping[str, Any], name: str) -> str:
 def number(entry: Any, name: str) -> int | None:
     """Return a member that is an integer of the schema's size; None if there is none."""
     value = entry.get(name) if isinstance(entry, dict) else None
-    return value if type(value) is int and abs(value) < 2**64 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64 else None

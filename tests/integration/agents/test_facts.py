@@ -70,9 +70,9 @@ PLAY = {
 }
 
 
-def gather(ansible: Any, play: Mapping[str, Any] = PLAY, **how: Any) -> Any:
+def gather(ansible: Any, play: Mapping[str, Any] | None = None, **how: Any) -> Any:
     playbook = ansible.directory / "play.json"
-    playbook.write_text(json.dumps([play]), encoding="utf-8")
+    playbook.write_text(json.dumps([play or PLAY]), encoding="utf-8")
     return ansible.playbook(playbook, **how)
 
 

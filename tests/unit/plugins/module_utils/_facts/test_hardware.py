@@ -155,8 +155,8 @@ def test_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
     hardware = core.LinuxHardware(SimpleNamespace(warn=print))
     entries = [line.split() for line in TABLE.splitlines() if len(line.split()) >= 4]
     monkeypatch.setattr(hardware, "_mtab_entries", lambda: entries)
-    monkeypatch.setattr(hardware, "_find_bind_mounts", lambda: set())
-    monkeypatch.setattr(hardware, "_lsblk_uuid", lambda: {})
+    monkeypatch.setattr(hardware, "_find_bind_mounts", set)
+    monkeypatch.setattr(hardware, "_lsblk_uuid", dict)
     monkeypatch.setattr(hardware, "get_mount_info", lambda mount, device, uuids: ({}, None))
     kept = ("mount", "device", "fstype")
     expected = [{name: mount[name] for name in kept} for mount in hardware.get_mount_facts()["mounts"]]
