@@ -37,7 +37,9 @@ class Machine(Leashed):
         self._running()
         pid = int((self.directory / "pid").read_text(encoding="ascii"))
         pairs = [f"{name}={value}" for name, value in environment.items()]
-        return host.as_root(["nsenter", f"--target={pid}", "--mount", "--pid", f"--wd={directory}", "env", "-i", *pairs, *argv])
+        return host.as_root(
+            ["nsenter", f"--target={pid}", "--mount", "--pid", f"--wd={directory}", "env", "-i", *pairs, *argv]
+        )
 
     def run(self, command: str) -> str:
         """Run a shell command there; return its output."""
