@@ -22,7 +22,7 @@ import pytest
 
 from ansible_collections.qemu.guest.tests.integration import guides
 from ansible_collections.qemu.guest.tests.integration.guides import GUIDES, blocks, commands
-from ansible_collections.qemu.guest.tests.integration.harness import run_guide
+from ansible_collections.qemu.guest.tests.integration.harness import ROOT, run_guide
 from lab import host, image
 from lab.agent import LooseAgent
 from lab.machine import Machine
@@ -222,3 +222,9 @@ def test_every_block_is_run_or_says_why_not(guide: str) -> None:
         if block.caption and not block.caption.startswith(("ansible.cfg", "group_vars/", "options of QEMU")):
             elsewhere = " ".join([*typed, *(other.body for other in run if other is not block)])
             assert Path(block.caption).name in elsewhere, f"{block}: nothing uses {block.caption}"
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_files_that_a_guide_names_exist(guide: str) -> None:
+    for path in re.findall(r"\b(?:docs|meta|playbooks|tests)/[\w./-]*\w", guides.text(guide)):
+        assert (ROOT / path).exists(), path
