@@ -34,7 +34,8 @@ def daemon() -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("guide", ["libvirt", "moving_from_libvirt_qemu"])
 def test_guide_of_libvirt(guide: str, daemon: Daemon, machine: Machine, tmp_path: Path) -> None:
-    machine.link("/run/libvirt/libvirt-sock", daemon.socket)
+    for name in ("libvirt-sock", "libvirt-sock-ro"):
+        machine.link(f"/run/libvirt/{name}", daemon.socket.with_name(name))
     run_guide(guide, machine, tmp_path)
 
 
