@@ -52,4 +52,4 @@ docs:  ## the plugins' documentation and the guides as HTML, in the cache; all t
 
 clean:  ## remove what was built in the tree, and the cache but for guest images
 	rm -rf *.tar.gz tests/output .pytest_cache .ansible
-	cd "$(CACHE)" 2>/dev/null && rm -rf -- *.lock bootstrap build docs installed lint mypy mypy-lab pythons results sanity venvs || true
+	cd "$(CACHE)" 2>/dev/null && rm -rf -- *.lock artifact bootstrap build docs installed lint mypy mypy-lab pythons results sanity venvs || true

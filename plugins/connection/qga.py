@@ -173,6 +173,21 @@ options:
     ini:
       - section: qga_connection
         key: bootstrap
+  facts_modules:
+    description:
+      - The modules that gather the facts of a play, which is a setting of ansible-core's. Where M(qemu.guest.qga_facts)
+        is the only one, it runs in the controller, and no Python is looked for in the guest.
+      - Where there are others too, C(ansible_facts_parallel) has to be V(false) for that.
+    type: list
+    elements: str
+    default: [smart]
+    vars:
+      - name: ansible_facts_modules
+    env:
+      - name: ANSIBLE_FACTS_MODULES
+    ini:
+      - section: defaults
+        key: facts_modules
   pipelining:
     description:
       - Whether modules are piped to the interpreter instead of being copied to a temporary file first.

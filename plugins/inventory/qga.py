@@ -251,7 +251,7 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.find import Findings, Wishes, find
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.groups import GuardedInventory
-    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, HERE, Guest
+    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, HERE, QEMU_USERS, Guest
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.libvirt_domains import default_uris
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import Places
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.names import Taken, Wish, distinct, first_safe
@@ -263,7 +263,6 @@ _CACHE_FORMAT = 1
 # Names that guests give themselves, and what has to be gathered for them.
 _OWN_NAMES = {"hostname": "hostname", "address": "addresses"}
 _NAMES = ("name", "uuid", "vmid")
-_QEMU_USERS = ("root", "qemu", "libvirt-qemu")
 _SAID_BY_HYPERVISORS = [f"qga_{name}" for name in (*_NAMES, "hypervisor", "qmp_address", "source", "tags", "user")]
 
 
@@ -345,7 +344,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         for entities in (host.get_groups(), [host]):
             variables = combine_vars(variables, get_vars_from_inventory_sources(self.loader, sources, entities, "all"))
         variables = combine_vars(variables, {**host.get_vars(), "inventory_hostname": host.name})
-        templar = Templar(loader=self.loader, variables=combine_vars(variables, self._vars or {}))
+        variables = combine_vars(variables, self._vars or {})  # -e
+        templar = Templar(loader=self.loader, variables=variables)
         done = {}
         for key in (key for key in variables if key.startswith("ansible_")):
             try:
@@ -360,7 +360,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         kept = self.get_option("cache")
         key = f"{self.get_cache_key(path)}_{_digest(wishes, self.get_option('filters'), self.get_option('exclude'))}"
         if kept and cache:
-            with suppress(KeyError, ValueError, TypeError):
+            with suppress(AnsibleError, KeyError, ValueError, TypeError):  # AnsibleError: the file was damaged
                 data = self._cache[key]
                 if data["format"] == _CACHE_FORMAT:
                     return [Guest.from_plain(each) for each in data["guests"]]
@@ -506,7 +506,7 @@ def _is_known_early(expression: str) -> bool:
 
 def _counts(guest: Guest) -> bool:
     """Return whether the name of a guest is an administrator's: anybody can start a process that is called so."""
-    users = {*_QEMU_USERS} if guest.remote else {*_QEMU_USERS, _me()}
+    users = {*QEMU_USERS} if guest.remote else {*QEMU_USERS, _me()}
     return guest.source != "process" or guest.user in users
 
 

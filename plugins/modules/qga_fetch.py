@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: qga_fetch
-short_description: Copy a file from a guest through its agent
+short_description: Copy a file or directory from a guest through its agent
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
@@ -41,10 +41,27 @@ options:
       - A new file can be read by its owner alone, an existing one keeps its mode.
     type: path
     required: true
+  recurse:
+    description:
+      - Whether O(src) is a directory that is copied with all that is in it. What is in the directory here and not in
+        O(src) stays.
+      - If O(src) ends with C(/), O(dest) gets what is in it; otherwise the directory itself is made in O(dest).
+      - What differs comes in one archive, which the guest's C(tar) makes in its C(/var/tmp), where three quarters of
+        what is free is used at most. The guest needs C(tar), C(find), C(xargs) and C(sha256sum), which busybox has,
+        and an agent that may run programs or a connection with a runner. A file that is written to meanwhile is copied
+        as C(tar) found it.
+      - New files and directories can be read by their owner alone; what its owner may run in the guest can be run here.
+        Times are not kept.
+      - Links are copied as links if they lead to what is in the directory. Other links, devices, FIFOs and sockets are
+        skipped with a warning, and nothing is written outside the directory. If a link or a file here is where the
+        guest has a directory, or the other way round, the task fails and changes nothing. There may be 200000 files and
+        directories.
+    type: bool
+    default: false
   max_size:
     description:
       - The largest file that may be copied, in bytes or with a unit such as V(500M) or V(2G). What is more than that
-        is not read.
+        is not read. With O(recurse), it is the largest archive.
       - By default it is what the guest said of the file when it was opened, and a quarter of that, or 64 MiB, for what
         it may grow meanwhile; a file that has no size, such as those of C(/proc), may have 64 MiB. In no case is it
         more than what is free on the filesystem of O(dest).
@@ -57,6 +74,13 @@ EXAMPLES = r"""
     address: /run/vm1.qga
     src: /var/log/app.log
     dest: /srv/logs/vm1/
+
+- name: Get the logs of all guests, each in a directory of its own
+  qemu.guest.qga_fetch:
+    src: /var/log/
+    dest: "logs/{{ inventory_hostname }}"
+    recurse: true
+    max_size: 2G
 """
 
 RETURN = r"""
@@ -73,13 +97,25 @@ dest:
 sha256:
   description: The file's SHA-256 in hex.
   type: str
-  returned: success
+  returned: success, without O(recurse)
   sample: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
 size:
-  description: The file's size in bytes.
+  description: The size in bytes of the file, or of all files that were copied.
   type: int
   returned: when it was copied
   sample: 0
+files:
+  description: What was or would be copied, files and links, relative to RV(dest).
+  type: list
+  elements: str
+  returned: with O(recurse)
+  sample: [app.log, old/app.log.1]
+left_out:
+  description: What is not copied for what it is, relative to RV(dest).
+  type: list
+  elements: str
+  returned: with O(recurse)
+  sample: [control.sock]
 """
 
 import os
@@ -91,17 +127,21 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch
+from ansible_collections.qemu.guest.plugins.module_utils._module import fetch_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
     "src": {"type": "str", "required": True},
     "dest": {"type": "path", "required": True},
+    "recurse": {"type": "bool", "default": False},
     "max_size": {"type": "bytes"},
 }
 
 
-def read(executor: Executor, params: Params) -> dict[str, Any]:
+def read(executor: Executor, params: Params) -> Any:
+    if params["recurse"]:
+        return fetch_tree.read(executor, params)
     dest = params["dest"]
     if dest.endswith("/") or os.path.isdir(dest):
         dest = os.path.join(dest, os.path.basename(params["src"]))
@@ -119,7 +159,9 @@ def _digest_here(path: str) -> str:
         raise OperationError(f"cannot read {path} here: {exc.strerror}") from exc
 
 
-def plan(current: dict[str, Any], params: Params) -> Plan:
+def plan(current: Any, params: Params) -> Plan:
+    if isinstance(current, fetch_tree.Current):
+        return fetch_tree.plan(current, params)
     return Plan(
         before={"sha256": current["here"] or None},
         after={"sha256": current["there"]},
@@ -130,6 +172,8 @@ def plan(current: dict[str, Any], params: Params) -> Plan:
 
 
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
+    if "files" in plan.result:
+        return fetch_tree.apply(executor, plan)
     src, dest, largest = plan.todo
     directory = os.path.dirname(dest) or "."
     try:

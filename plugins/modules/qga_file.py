@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: qga_file
-short_description: Manage a file in a guest through its agent
+short_description: Manage a file in a guest, or copy a directory there, through its agent
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
@@ -56,6 +56,29 @@ options:
       - A file with the content, on the machine that the task runs on. Where O(address) is left out, that is the
         controller, and a relative path is looked for in C(files/) of the role or playbook.
     type: path
+  recurse:
+    description:
+      - Whether O(src) is a directory that is copied with all that is in it. What is in the guest's directory and not in
+        O(src) stays. Not with O(content), O(append), O(backup), O(follow) and O(state=absent).
+      - If O(src) ends with C(/), O(path) gets what is in it; otherwise the directory itself is made in O(path). Missing
+        directories are made.
+      - What differs is sent in one archive, for each of the guest's filesystems, which the guest's C(tar) unpacks in a
+        directory that only root can enter; the content is compared, and then each file is replaced whole. The guest
+        needs C(tar), C(gzip), C(find), C(xargs) and C(sha256sum), which busybox has, and an agent that may run programs
+        or a connection with a runner.
+      - A file or link in the guest is replaced by a file or link. A directory is not replaced, and nothing by one.
+        Directories that exist keep their mode and owner. Times are not kept.
+    type: bool
+    default: false
+  local_follow:
+    description:
+      - With O(recurse), whether a link in O(src) is copied as what it leads to. Otherwise it is a link in the guest.
+    type: bool
+    default: true
+  directory_mode:
+    description:
+      - With O(recurse), the mode of directories that are made, as O(mode), by default V("0755").
+    type: raw
   append:
     description:
       - Whether the content is added to the end of the file, unless the file ends with it already.
@@ -65,10 +88,13 @@ options:
     description:
       - The file's mode in octal, quoted, such as V("0644"), or in symbols, such as V(u=rw,g=r,o=) or V(u+x).
       - By default, a new file has V("0644") and an existing one keeps its mode. Symbols change that.
+      - With O(recurse), this is for files, symbols change V("0644"), and V(preserve) gives files, and directories that
+        are made, the modes that they have in O(src).
     type: raw
   owner:
     description:
       - The name or number of the user who is to own the file. By default an existing file keeps its owner.
+      - With O(recurse), this and O(group) are for files, and directories that are made.
     type: str
   group:
     description:
@@ -105,6 +131,15 @@ EXAMPLES = r"""
     group: app
     backup: true
 
+- name: Copy what is in the role's files/app, modes included
+  qemu.guest.qga_file:
+    src: app/
+    path: /opt/app
+    recurse: true
+    mode: preserve
+    owner: app
+    group: app
+
 - name: Remove it
   qemu.guest.qga_file:
     address: /run/vm1.qga
@@ -119,7 +154,7 @@ path:
   returned: success
   sample: /etc/app.conf
 state:
-  description: V(file) or V(absent), as it is or would be.
+  description: V(file), V(directory) or V(absent), as it is or would be.
   type: str
   returned: success
   sample: file
@@ -148,6 +183,12 @@ group:
   type: str
   returned: when there is or will be a file, and the agent may run programs
   sample: app
+files:
+  description: The paths in the guest of files and links that were or would be made or replaced.
+  type: list
+  elements: str
+  returned: with O(recurse)
+  sample: [/opt/app/bin/run]
 backup_file:
   description: The path in the guest that the previous content has now.
   type: str
@@ -187,6 +228,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put
+from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
@@ -195,6 +237,9 @@ SPEC: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "content": {"type": "str"},
     "src": {"type": "path"},
+    "recurse": {"type": "bool", "default": False},
+    "local_follow": {"type": "bool", "default": True},
+    "directory_mode": {"type": "raw"},
     "append": {"type": "bool", "default": False},
     "mode": {"type": "raw"},
     "owner": {"type": "str"},
@@ -247,7 +292,10 @@ class Current(NamedTuple):
 # read
 
 
-def read(executor: Executor, params: Params) -> Current:
+def read(executor: Executor, params: Params) -> Any:
+    if params["recurse"]:
+        _refuse_with_recurse(params)
+        return copy_tree.read(executor, params)
     path = params["path"]
     if not path.startswith("/"):
         raise OperationError(f"path: {path} is not an absolute path")
@@ -263,6 +311,14 @@ def read(executor: Executor, params: Params) -> Current:
     if not current.programs:
         _refuse_without_programs(executor, current, params)
     return current
+
+
+def _refuse_with_recurse(params: Params) -> None:
+    given = [name for name in ("append", "backup", "follow") if params[name]]
+    if params["state"] == "absent":
+        given.append("state=absent")
+    if given:
+        raise OperationError(f"recurse cannot be had with {', '.join(given)}")
 
 
 def _wanted(params: Params) -> dict[str, Any]:
@@ -403,7 +459,19 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
 # plan
 
 
-def plan(current: Current, params: Params) -> Plan:
+def plan(current: Any, params: Params) -> Plan:
+    if isinstance(current, copy_tree.Current):
+        defaults = {"mode": DEFAULT_MODE, "directory_mode": copy_tree.DIRECTORY_MODE}
+        modes = {name: _mode_in_tree(params[name], default) for name, default in defaults.items()}
+        return copy_tree.plan(current, {**params, **modes})
+    return _plan_file(current, params)
+
+
+def _mode_in_tree(mode: Any, default: int) -> Any:
+    return mode if mode in (None, copy_tree.PRESERVE) else mode_of(mode, default)
+
+
+def _plan_file(current: Current, params: Params) -> Plan:
     if current.kind == "other":
         raise OperationError(f"{current.path} exists and is not a file; this module manages files only")
     if current.kind == "link" and params["state"] == "present" and (current.wanted is None or params["append"]):
@@ -510,6 +578,8 @@ def _texts(before: bytes | None, after: bytes | None) -> Any:
 
 
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
+    if plan.result["state"] == "directory":
+        return copy_tree.apply(executor, plan)
     current, params, after = plan.todo
     if params["state"] == "absent":
         unlink(executor, current.real)
@@ -574,7 +644,7 @@ OPERATION = Operation(
     read,
     plan,
     apply,
-    constraints={"mutually_exclusive": [("content", "src")]},
+    constraints={"mutually_exclusive": [("content", "src")], "required_if": [("recurse", True, ("src",))]},
     quiet=("content",),
     local_files=("src",),
     executor=GuestExec,

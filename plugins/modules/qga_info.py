@@ -288,9 +288,12 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
     gathered: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
     named = params["gather_subset"] or []
-    for name in wanted(params["gather_subset"] or subsets_of(params["query"])):
+    names = wanted(params["gather_subset"] or subsets_of(params["query"]))
+    refusals = agent.refusals(*(COMMANDS[name] for name in names))
+    for name in names:
         try:
-            agent.require(COMMANDS[name])
+            if COMMANDS[name] in refusals:
+                raise refusals[COMMANDS[name]]
             gathered[name] = with_underscores(agent.execute(COMMANDS[name]))
         except CommandError as exc:
             if isinstance(exc, CommandUnavailable) and exc.reason == "elsewhere" and name not in named:
@@ -310,10 +313,9 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
 
 def _writes_no_utmp(agent: Agent) -> bool:
     """Return whether the guest is a Linux without /run/utmp, as far as the agent's commands can show."""
-    if not agent.supports("guest-file-open", "guest-file-close"):
-        return False
     try:
-        return exists(agent, "/proc/version") and not exists(agent, "/run/utmp")
+        can_look = agent.supports("guest-file-open", "guest-file-close")
+        return can_look and exists(agent, "/proc/version") and not exists(agent, "/run/utmp")
     except CommandError:
         return False
 

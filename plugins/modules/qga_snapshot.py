@@ -177,7 +177,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot import
     Snapshots,
     choose,
     overlays,
-    snapshots,
 )
 
 SPEC: dict[str, dict[str, Any]] = {
@@ -205,6 +204,26 @@ def read(agent: Agent, params: Params) -> Current:
         if not any(overlay.exists for overlay in found):
             host.refuse_existing(found)
     return Current(found, status)
+
+
+def snapshots(agent: Agent, qmp_address: str | None) -> Snapshots:
+    """Return what takes snapshots of the agent's guest, connected.
+
+    :raise OperationError: if nothing is known that does.
+    """
+    by_libvirt = agent.name.startswith("libvirt:")
+    if by_libvirt and qmp_address:
+        raise OperationError("qmp_address is not for a domain of libvirt's, which takes its snapshots itself.")
+    # Imported here because a task needs only one of them.
+    if by_libvirt:
+        from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot_libvirt import LibvirtSnapshots
+
+        return LibvirtSnapshots(agent)
+    if not qmp_address:
+        raise OperationError("qmp_address is required, except for libvirt's domains: QEMU takes the snapshot.")
+    from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot_qmp import QmpSnapshots
+
+    return QmpSnapshots(qmp_address)
 
 
 def plan(current: Current, params: Params) -> Plan:

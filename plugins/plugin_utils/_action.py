@@ -15,20 +15,16 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
-    AddressError,
-    ConnectError,
-    OutcomeUnknownError,
-    QgaError,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import is_read_only
-from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
+from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
+from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import run_here
 
 CONNECTION = "qemu.guest.qga"
 
@@ -73,7 +69,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         if self._task.async_val:
             msg = f"{name} cannot be run with async over {CONNECTION}: it runs in the controller."
             return {**result, "failed": True, "msg": msg}
-        operation: Operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION
+        with kept_bytecode():
+            operation: Operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{name}").OPERATION
         user = self._become_user() if operation.runs_programs else None
         if user not in (None, "root"):
             msg = (
@@ -95,11 +92,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
             kind = parse_address(str(address)).kind
         except AddressError:
             return
-        hypervisor = variables.get("ansible_qga_hypervisor", "localhost")
-        if kind == "unix" and self._connection.transport == "local" and hypervisor != "localhost":
+        hypervisor, there = variables.get("ansible_qga_hypervisor", "localhost"), self._task.delegate_to
+        # A destination of ssh's may be the same machine as an inventory host of another name.
+        is_known = self._connection.transport == "local" or hypervisor in task_vars.get("hostvars", {})
+        if hypervisor not in ("localhost", there) and is_known:
             raise AnsibleActionFail(
-                f"the agent's socket {address} is on {hypervisor}, and this task is delegated to the machine that runs "
-                f"Ansible. Delegate it to {hypervisor}, or run it on the guest."
+                f"the agent {address} is on {hypervisor}, and this task is delegated to {there}, where that may be "
+                f"another guest's. Delegate it to {hypervisor}, run it on the guest, or give it an address."
             )
         given = {"address": address}
         if kind == "libvirt" and variables.get("ansible_qga_libvirt_uri"):
@@ -137,28 +136,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         """
         for option in operation.local_files:
             if self._task.args.get(option):
-                # As ansible.builtin.copy: from files/ of the role or the playbook.
+                # As ansible.builtin.copy: from files/ of the role or the playbook, and a slash at the end stays.
+                given = str(self._task.args[option])
                 try:
-                    self._task.args[option] = self._find_needle("files", self._task.args[option])
+                    found = self._find_needle("files", given)
+                    self._task.args[option] = found.rstrip("/") + "/" if given.endswith("/") else found
                 except AnsibleError as exc:  # as AnsibleError, it would end a whole loop
                     raise AnsibleActionFail(str(exc)) from exc
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
-        agent = self._connection.agent
-        usual = agent.timeout, agent.frozen_timeout
-        try:
-            for name, option in (("timeout", "agent_timeout"), ("frozen_timeout", "frozen_timeout")):
-                if params[option] is not None:
-                    setattr(agent, name, params[option])
-            executor = self._connection.executor
-            result = run_operation(
-                operation, agent, params, executor=executor, check_mode=self._task.check_mode, diff=self._task.diff
-            )
-        except QgaError as exc:
-            if _means_unreachable(exc):
-                raise AnsibleConnectionFailure(str(exc)) from exc
-            result = {"failed": True, "msg": str(exc), **exc.as_result()}
-        finally:
-            agent.timeout, agent.frozen_timeout = usual  # the next item of a loop has the same agent
+        modes = {"check_mode": self._task.check_mode, "diff": self._task.diff}
+        result = run_here(operation, self._connection, params, **modes)
         return _without_secrets(_with_lines(result), validation)
 
 
@@ -168,12 +155,6 @@ def _without_secrets(result: dict[str, Any], validation: Any) -> dict[str, Any]:
     from ansible.module_utils.common.parameters import remove_values  # newer cores deprecate it
 
     return dict(remove_values(result, validation._no_log_values))
-
-
-def _means_unreachable(exc: QgaError) -> bool:
-    # A read-only command without a reply has changed nothing: only its answer is unknown.
-    unanswered = isinstance(exc, OutcomeUnknownError) and is_read_only(exc.command or "")
-    return unanswered or isinstance(exc, ConnectError)
 
 
 def _found_no_agent(result: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ansible import constants
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.module_utils.common.text.formatters import human_to_bytes
@@ -95,6 +96,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         self._warm: WarmPython | None = None
         self._in_task = False  # whether a step of the task has been done in the guest; a loop's items count as one task
         self._hostvars: Mapping[str, Any] | None = None  # those of all hosts, where the core gives them
+        self._gathers_facts = False  # whether the task is that of gather_facts
         self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
 
     @property
@@ -145,6 +147,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
 
     def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
+        self._gathers_facts = str((task_keys or {}).get("action")).rpartition(".")[2] == "gather_facts"
+        if self._remote_is_local:
+            self.set_become_plugin(None)  # it has no meaning, and with su, ansible-core would not pipe the module
         # For reset_connection, ansible-core before 2.19 gives all variables.
         self._hostvars = (var_options or {}).get("hostvars") or self._hostvars
 
@@ -152,6 +157,12 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         """Return the variables that options come from. From 2.19 on, ansible-core calls this with all variables."""
         self._hostvars = variables.get("hostvars")
         return dict(super()._resolve_option_variables(variables, templar))
+
+    @property
+    def _remote_is_local(self) -> bool:
+        """Whether the modules of the task run here. Then ansible-core, which reads this, looks for no Python there."""
+        only_ours = self._gathers_facts and set(self.get_option("facts_modules")) == {"qemu.guest.qga_facts"}
+        return only_ours and self.get_option("pipelining") and not constants.DEFAULT_KEEP_REMOTE_FILES
 
     def _connect(self) -> Connection:
         # The channel opens with the first command: an action that needs no guest opens none.
@@ -170,6 +181,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         """Run ``cmd`` in the guest and return C((rc, stdout, stderr)), the latter two as bytes."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         stdin = to_bytes(in_data or b"", errors="surrogate_or_strict")
+        facts = _gathered(self, stdin) if self._gathers_facts else None
+        if facts is not None:
+            return 0, facts, b""
         run = self._run_become if sudoable and self.become else self._run
         result = run(_as_over_ssh(cmd), stdin)
         return result.shell_rc, result.stdout, result.stderr
@@ -485,6 +499,12 @@ def _share(address: Address, channel: Channel, seconds: float) -> Channel:
     with kept_bytecode():
         from ansible_collections.qemu.guest.plugins.plugin_utils._mux_server import share
     return share(address, channel, seconds)
+
+
+def _gathered(connection: Connection, payload: bytes) -> bytes | None:
+    with kept_bytecode():
+        from ansible_collections.qemu.guest.plugins.plugin_utils._gathering import gathered
+    return gathered(connection, payload)
 
 
 def _start_runner(agent: Agent, **how: Any) -> None:

@@ -112,13 +112,13 @@ Copyright (c) 2026 the qemu.guest authors
 GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 SPDX-License-Identifier: GPL-3.0-or-later
 
-Written by tests/tools/commands from tests/integration/commands.py. Do not edit.
+Written by the repository's tests/tools/commands from tests/integration/commands.py. Do not edit.
 -->
 
 # The agent's commands
 
-Every command that the newest agent has on Linux, the module to use it with, and the test that runs it on real agents
-(see [testing](testing.md)).
+Every command that the newest agent has on Linux, the module to use it with, and the test of the collection's repository
+that runs it on real agents.
 `qga_command` runs any of them, and those of agents to come.
 
 | command | since QEMU | module | test |

@@ -56,26 +56,6 @@ pythons_for() {
     for name in "$@"; do sed -n '1s/.*Python: *//p' "$root/tests/requirements/$name.txt"; done
 }
 
-# Print the first core that has its environment, or can have it with a Python that is here; fail where there is none.
-core_at_hand() {
-    local core version
-    for core in "${cores[@]}"; do
-        if [[ -x $cache/venvs/core-$core/bin/ansible-galaxy ]]; then
-            printf '%s\n' "$core"
-            return
-        fi
-    done
-    for core in "${cores[@]}"; do
-        for version in $(pythons_for "core-$core"); do
-            if find_python "$version" >/dev/null; then
-                printf '%s\n' "$core"
-                return
-            fi
-        done
-    done
-    return 1
-}
-
 # step NAME COMMAND...   run a check quietly, one line if it passes, its output if not; count it; never abort the stage
 failed_steps=0
 step() {

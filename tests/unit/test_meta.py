@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import re
 from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +18,11 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._action import ActionMo
 from ansible_collections.qemu.guest.tests.unit.documentation import COLLECTION, MODULES, fragment
 
 RUNTIME = yaml.safe_load((COLLECTION / "meta" / "runtime.yml").read_text())
+GALAXY = yaml.safe_load((COLLECTION / "galaxy.yml").read_text())
+README = COLLECTION / "README.md"
+DOCUMENTS = sorted(
+    path for path in (COLLECTION / "docs").glob("*.md") if f"docs/{path.name}" not in GALAXY["build_ignore"]
+)
 
 
 def test_action_group_has_every_module() -> None:
@@ -52,3 +59,41 @@ def test_checkout_offers_the_plugins_by_their_short_names_too() -> None:
 
 def test_oldest_core_is_the_same_everywhere() -> None:
     assert RUNTIME["requires_ansible"] == ">=2.16.0"
+
+
+def test_addresses_are_in_galaxy_yml_only() -> None:
+    addresses = [GALAXY[name] for name in ("repository", "issues", "documentation", "homepage")]
+    for path in (README, *DOCUMENTS):
+        text = path.read_text(encoding="utf-8")
+        assert not [address for address in addresses if address in text], path
+
+
+def test_readme_has_the_sections_of_certified_collections_and_no_relative_link() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert [
+        section for section in re.findall(r"^## (.*)$", text, re.MULTILINE) if section not in ("Limits", "Trust")
+    ] == [
+        "Description",
+        "Requirements",
+        "Installation",
+        "Use Cases",
+        "Testing",
+        "Contributing",
+        "Support",
+        "Release Notes and Roadmap",
+        "Related Information",
+        "License Information",
+    ]
+    assert all(link.startswith("https://") for link in re.findall(r"\]\((.*?)\)", text))
+
+
+def test_commands_of_a_checkout_are_told_to_contributors_only() -> None:
+    told = r"\bmake [a-z]+\b|\btests/|\blab\b"
+    before = README.read_text(encoding="utf-8").partition("## Contributing")[0]
+    assert not re.findall(rf"`[^`]*(?:{told})[^`]*`", before)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_document_links_to_what_the_artifact_has(path: Path) -> None:
+    links = re.findall(r"\]\(([^:)#]+)", path.read_text(encoding="utf-8"))
+    assert {path.parent / link for link in links} <= {*DOCUMENTS, path.parent / "benchmarks.svg"}

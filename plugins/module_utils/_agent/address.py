@@ -53,7 +53,7 @@ class Address(NamedTuple):
     def identity(self) -> str:
         """A name that is the same for all paths of one socket."""
         if self.kind == "unix":
-            return self.path if self.is_abstract else os.path.realpath(self.path)
+            return self.path if self.is_abstract else _real(self.path)
         return f"{self} {self.login}".rstrip()
 
     @property
@@ -65,6 +65,19 @@ class Address(NamedTuple):
     def name(self) -> str:
         """The socket's name, as connect(2) takes it."""
         return f"\0{self.path[1:]}" if self.is_abstract else self.path
+
+
+def _real(path: str) -> str:
+    """Return the path without symbolic links, or as it is if that would be another socket.
+
+    What is below C(/proc/PID/root) is in another container, which a link there does not say.
+    """
+    real = os.path.realpath(path)
+    try:
+        is_other = os.path.exists(path) and not os.path.samefile(path, real)
+    except OSError:  # there is no ``real``
+        is_other = True
+    return path if is_other else real
 
 
 def parse_address(text: str) -> Address:

@@ -12,7 +12,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import errors, protocol, schema
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
@@ -49,6 +49,7 @@ mode is refused at once; a shutdown helper that cannot be run is reported when i
 _DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
 
 Log = Callable[[str], None]
+E = TypeVar("E", bound=QgaError)
 
 
 def _tell_nobody(text: str) -> None:
@@ -183,7 +184,7 @@ class Agent(ABC):
             raise ProtocolError("the reply has neither a return value nor an error")
         return protocol.expect(reply["return"], schema.command(command).returns, "the return value")
 
-    def _told(self, exc: QgaError, command: str) -> QgaError:
+    def _told(self, exc: E, command: str) -> E:
         exc.command = exc.command or command
         if isinstance(exc, ConnectError) and not self._has_answered:
             exc.at_first = True
@@ -210,32 +211,52 @@ class Agent(ABC):
         return info
 
     def supports(self, *commands: str) -> bool:
-        """Return whether the agent has all of ``commands`` and has them enabled."""
-        return all(self.info.commands.get(command, False) for command in commands)
+        """Return whether the agent has all of ``commands`` and has them enabled.
+
+        :raise CommandUnavailable: if that is unknown, because the guest is frozen.
+        """
+        info = self.info
+        missing = info.missing(commands)
+        if missing and info.looks_frozen:
+            refused = self._refusal(missing)
+            if refused.reason == "frozen":
+                raise refused
+        return not missing
 
     def require(self, *commands: str) -> None:
         """Check, before an operation begins, that all ``commands`` can be run.
 
         :raise CommandUnavailable: if some cannot. It names all of them, with the reasons and what to do.
         """
-        missing = [command for command in commands if not self.supports(command)]
+        missing = self.info.missing(commands) if commands else []
         if missing:
-            raise self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
+            raise self._refusal(missing)
+
+    def _refusal(self, missing: Sequence[str]) -> CommandUnavailable:
+        """Return the error for commands that guest-info does not list as enabled."""
+        return self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
+
+    def refusals(self, *commands: str) -> dict[str, CommandUnavailable]:
+        """Return what ``require`` raises for each of ``commands`` by itself; those that can be run are not in it."""
+        missing = self.info.missing(commands)
+        state = self._state(Deadline(self.timeout)) if missing else None
+        return {name: self._told(_explained([name], "", state), name) for name in missing}
 
     def _unavailable(self, commands: Sequence[str], desc: str, deadline: Deadline) -> CommandUnavailable:
         """Return an error that explains why the agent does not run ``commands``: agents word all reasons alike."""
-        unexplained = CommandUnavailable(desc or "the agent does not say why", command=commands[0])
+        return _explained(commands, desc, self._state(deadline))
+
+    def _state(self, deadline: Deadline) -> tuple[AgentInfo, str, Any] | None:
+        """Return what explains refusals: the present guest-info, the system, the freeze status; None if not told."""
         if self._explaining:  # the agent also refused a command that asks about the refusal
-            return unexplained
+            return None
         self._explaining = deadline
         try:
             # Status first, then guest-info: if the guest is thawed in between, the command shows as enabled.
             status = self._if_told("guest-fsfreeze-status")
-            info = self.refresh_info()
-            was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
-            return refusal(commands, info, self._system(), frozen=status == "frozen" or was_thawed)
+            return self.refresh_info(), self._system(), status
         except QgaError:
-            return unexplained
+            return None
         finally:
             self._explaining = None
 
@@ -253,6 +274,15 @@ class Agent(ABC):
             return self.execute(command)
         except CommandError:
             return None
+
+
+def _explained(commands: Sequence[str], desc: str, state: tuple[AgentInfo, str, Any] | None) -> CommandUnavailable:
+    """Return the error of commands that an agent in this state does not run."""
+    if state is None:
+        return CommandUnavailable(desc or "the agent does not say why", command=commands[0])
+    info, system, status = state
+    was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
+    return refusal(commands, info, system, frozen=status == "frozen" or was_thawed)
 
 
 def _deadline(seconds: float) -> Deadline:

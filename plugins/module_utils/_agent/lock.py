@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 
 __all__ = (
     "FORWARD",
+    "RELAY",
     "ChannelLock",
     "digest",
     "lock_file",
@@ -43,8 +44,9 @@ _RETRY_SECONDS = 0.05
 T = TypeVar("T")
 
 
-# The files of an address, by suffix: its lock, and the socket at which ssh listens for it.
-_LOCK, FORWARD = "lock", "ssh"
+# The files of an address, by suffix: its lock, and the socket at which ssh listens for it. A hypervisor's: what is
+# known of the relay there.
+_LOCK, FORWARD, RELAY = "lock", "ssh", "relay"
 
 
 class ChannelLock:
@@ -120,15 +122,16 @@ def _locked(file: IO[bytes], path: str) -> bool:
 
 
 def _remove_old(directory: str) -> None:
-    """Remove the locks of addresses that are long unused, and the sockets of forwards, which are used for a moment.
+    """Remove the locks of addresses that are long unused, and what is used for a while only: forwards, notes of relays.
 
     Each user of an address holds its lock, so this takes it too. A process that waits for it meanwhile notices in
     `_locked` that the file was replaced.
     """
-    for path in glob.glob(os.path.join(glob.escape(directory), f"*.{FORWARD}")):
-        with contextlib.suppress(OSError):
-            if _is_old(os.lstat(path)):
-                os.unlink(path)
+    for kind in (FORWARD, RELAY):
+        for path in glob.glob(os.path.join(glob.escape(directory), f"*.{kind}")):
+            with contextlib.suppress(OSError):
+                if _is_old(os.lstat(path)):
+                    os.unlink(path)
     for path in glob.glob(os.path.join(glob.escape(directory), f"*.{_LOCK}")):
         with contextlib.suppress(OSError), open(path, "rb", opener=_existing) as file:
             if _is_old(os.fstat(file.fileno())) and _locked(file, path):

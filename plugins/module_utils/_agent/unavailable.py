@@ -38,6 +38,10 @@ class AgentInfo(NamedTuple):
         enabled = [name for name, is_enabled in self.commands.items() if is_enabled]
         return "guest-fsfreeze-status" in enabled and all(schema.command(name).while_frozen for name in enabled)
 
+    def missing(self, commands: Sequence[str]) -> list[str]:
+        """Return those of ``commands`` that are not enabled."""
+        return [command for command in commands if not self.commands.get(command, False)]
+
 
 def _numbers(version: str) -> tuple[int, ...]:
     parts = version.replace("-", ".").split(".", _MOST_PARTS)[:_MOST_PARTS]

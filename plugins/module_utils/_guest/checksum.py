@@ -18,6 +18,7 @@ from typing import Any, Callable, Iterable
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen
 
 __all__ = (
     "SUM",
@@ -88,11 +89,14 @@ def sha256(executor: Executor, path: str, size: int | None = None) -> str:
 
     Empty if it cannot be computed: the guest has no sha256sum, or the file has no size, such as those of /proc.
 
+    :raise CommandUnavailable: if the guest is frozen.
     :raise TransferError: if it takes longer than ``patience``.
     """
     try:
         return sum_in(begin_shell(executor, sha256_command(path, size), patience(executor, size))())
-    except CommandError:
+    except CommandError as exc:
+        if is_frozen(exc):
+            raise
         return ""
 
 

@@ -116,7 +116,10 @@ class Executor(ABC):
 
     @abstractmethod
     def is_available(self) -> bool:
-        """Return whether programs can be run."""
+        """Return whether programs can be run.
+
+        :raise CommandUnavailable: if that is unknown, because the guest is frozen.
+        """
 
     @abstractmethod
     def start(

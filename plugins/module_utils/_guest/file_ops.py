@@ -25,6 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 __all__ = (
     "AS_IT_IS",
     "ENTER",
+    "PRIVATE",
     "SAFE",
     "Attributes",
     "Staged",
@@ -175,14 +176,19 @@ printf %s "$s"
 """
 )
 
-# A hard link in a directory that only root can enter stays the same file, even if its name is exchanged.
-_ALTER = (
-    ENTER
-    + r"""
+PRIVATE = r"""
 umask 077
 exec 4<.
 mkdir -- "./$t" && cd -P -- "./$t" && [ -O . ] && [ .. -ef /proc/self/fd/4 ] || exit 1
 case $(stat -c %a .) in *700) ;; *) echo "$d/$t was exchanged" >&2; exit 1 ;; esac
+"""
+"""Shell text that makes the directory C(t) in this one, which only root can enter, and enters it."""
+
+# A hard link in a directory that only root can enter stays the same file, even if its name is exchanged.
+_ALTER = (
+    ENTER
+    + PRIVATE
+    + r"""
 alter() {
     ln -- "../$n" f || return 1
     [ -f f ] && [ ! -L f ] || { echo "$d/$n is not a regular file" >&2; return 1; }

@@ -31,7 +31,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.background import Beside
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
     "CHUNK",
@@ -294,10 +294,14 @@ def exists(agent: Agent, path: str) -> bool:
 
 
 def enforces_selinux(agent: Agent) -> bool:
-    """Return whether the guest's kernel enforces SELinux."""
-    try:
+    """Return whether the guest's kernel enforces SELinux. If the guest is frozen meanwhile, wait for the thaw."""
+
+    def said() -> bool:
         with GuestFile(agent, "/sys/fs/selinux/enforce") as state:
             return state.read(1) == b"1"
+
+    try:
+        return when_thawed(agent, said)
     except CommandError:
         return False
 

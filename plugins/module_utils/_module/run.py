@@ -27,9 +27,15 @@ def argument_spec(operation: Operation) -> dict[str, Any]:
     return {**COMMON, **operation.spec}
 
 
+class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no types
+    def add_path_info(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Add nothing: C(path) is in the guest. AnsibleModule would tell of the file that has that path here."""
+        return kwargs
+
+
 def run_module(operation: Operation) -> None:
     """Run as a module: read the parameters, run the operation, print its result or its failure, exit."""
-    module = AnsibleModule(
+    module = _Module(
         argument_spec=argument_spec(operation),
         supports_check_mode=True,
         no_log=bool(operation.quiet),  # keeps the whole invocation out of syslog: there is nothing finer

@@ -14,10 +14,9 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
 
-__all__ = ("Disk", "Image", "Overlay", "Snapshots", "choose", "overlays", "snapshots")
+__all__ = ("Disk", "Image", "Overlay", "Snapshots", "choose", "overlays")
 
 # What is no path of a file: a name of one of QEMU's protocols (json:, nbd://, rbd:, ...), or a device.
 _NO_FILE = re.compile(r"[a-z][a-z0-9+.-]*:|/dev/")
@@ -116,26 +115,6 @@ class Snapshots(ABC):
     def discard(self) -> Sequence[str]:
         """Remove files that were made and are not in use; return those that cannot be removed from here."""
         return ()
-
-
-def snapshots(agent: Agent, qmp_address: str | None) -> Snapshots:
-    """Return what takes snapshots of the agent's guest, connected.
-
-    :raise OperationError: if nothing is known that does.
-    """
-    by_libvirt = agent.name.startswith("libvirt:")
-    if by_libvirt and qmp_address:
-        raise OperationError("qmp_address is not for a domain of libvirt's, which takes its snapshots itself.")
-    # Imported here because a task needs only one of them.
-    if by_libvirt:
-        from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot_libvirt import LibvirtSnapshots
-
-        return LibvirtSnapshots(agent)
-    if not qmp_address:
-        raise OperationError("qmp_address is required, except for libvirt's domains: QEMU takes the snapshot.")
-    from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot_qmp import QmpSnapshots
-
-    return QmpSnapshots(qmp_address)
 
 
 def choose(disks: Sequence[Disk], wanted: Sequence[str] | None) -> list[Disk]:

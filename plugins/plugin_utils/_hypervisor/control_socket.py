@@ -21,6 +21,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Ad
 
 __all__ = ("ControlSocket",)
 
+_SECONDS_TO_CONNECT = 1.0
 _MOST_WORDS = 4096  # bytes of ssh's messages that are read, from the end
 
 
@@ -92,7 +93,10 @@ class ControlSocket(NamedTuple):
 def _connected(path: str) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        # With a timeout, connect fails at once where an ssh that hangs has too many clients.
+        sock.settimeout(_SECONDS_TO_CONNECT)
         sock.connect(path)
+        sock.settimeout(None)
     except OSError:
         sock.close()
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
@@ -31,15 +31,29 @@ def ended_in_time(deadline: Deadline, control_path: str, call: Callable[[], T]) 
 
 
 def _end_below(control_path: str) -> None:
-    """End the processes below this one that have the argument ``control_path``: ssh, and sshpass around it."""
+    """End the processes below this one that have the argument ``control_path``, and all below those.
+
+    These are ssh, sshpass around it, and what leads to the machine: a ProxyCommand, or the ssh of a ProxyJump.
+    """
     parents: dict[int, int] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
             parents[int(name)] = int(stat.read().rpartition(b")")[2].split()[1])
-    below = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in below} - below:
-        below |= more
-    for pid in below - {os.getpid()}:
-        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as command:
-            if os.fsencode(control_path) in command.read():
-                os.kill(pid, signal.SIGKILL)
+    concerned = {pid for pid in _below({os.getpid()}, parents) if _has_argument(pid, control_path)}
+    for pid in concerned | _below(concerned, parents):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _below(uppers: set[int], parents: Mapping[int, int]) -> set[int]:
+    """Return the descendants of the processes ``uppers``."""
+    found: set[int] = set()
+    while more := {pid for pid, parent in parents.items() if parent in uppers | found} - found:
+        found |= more
+    return found
+
+
+def _has_argument(pid: int, argument: str) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as command:
+        return os.fsencode(argument) in command.read()
+    return False

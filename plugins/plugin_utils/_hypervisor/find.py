@@ -18,10 +18,10 @@ __all__ = ("THIS_MACHINE", "find_hypervisor", "host_variables")
 
 THIS_MACHINE = "localhost"
 
-# The variables of an inventory host that say how to log in there, and as whom.
+# The variables of an inventory host that say how to log in there, and as whom. The facts about its keys do not.
 _LOGIN = re.compile(
     r"ansible_(host|port|user|password|pass|private_key_file|private_key|pkcs11_provider|host_key_checking|timeout"
-    r"|ssh_\w+|sshpass_\w+|(become|sudo|su|doas)(_\w+)?)"
+    r"|ssh_(?!host_key_\w+_public)\w+|sshpass_\w+|(become|sudo|su|doas)(_\w+)?)"
 )
 _SSH = ("ssh", "smart", "paramiko", "paramiko_ssh", "ansible.builtin.ssh", "ansible.builtin.paramiko_ssh")
 

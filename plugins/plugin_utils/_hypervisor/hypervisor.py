@@ -22,7 +22,7 @@ from ansible import constants as C
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import FORWARD, private_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import FORWARD, RELAY, private_path
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.login import PYTHON, Login
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.relay_client import (
     NO_PYTHON,
@@ -173,13 +173,14 @@ class Hypervisor:
 
     @property
     def _note_path(self) -> str:
-        return private_path(self.identity, "relay")
+        return private_path(self.identity, RELAY)
 
     def _ask_who(self, deadline: Deadline) -> RelayNote:
         _status, stdout, stderr = self._ssh.execute("id -u; id -un", b"", deadline)
         note = RelayNote.parse(stdout)
         if not note:
-            raise ConnectError(f"become on {self.name}: id there does not say who the login is: {last_words(stderr)}")
+            words = last_words(stderr) or last_words(stdout)
+            raise ConnectError(f"become on {self.name}: id there does not say who the login is: {words}")
         return note
 
     def _start_relay(self, note: RelayNote, deadline: Deadline) -> RelayNote:

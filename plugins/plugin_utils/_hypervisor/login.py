@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shlex
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,9 @@ _OPTIONS = (
     "-oServerAliveInterval=15",  # notice a hypervisor that has gone
 )
 _NOBODY_TO_ASK = "-oBatchMode=yes"
+
+# ansible-core's loaders are not made for threads: a plugin that another thread imports is there half, and fails.
+_LOADING = threading.Lock()
 
 _SECRETS = re.compile(r"ansible_\w*(pass|password|passphrase)")
 # What decides about the login besides: the configuration, the environment and the command line.
@@ -96,23 +100,27 @@ class Login:
         :raise ConnectError: if there is no such plugin.
         """
         method = self._variables.get(_METHOD) or C.DEFAULT_BECOME_METHOD
-        plugin = become_loader.get(method)
-        if not plugin:
-            raise ConnectError(
-                f"become on {self.name}: there is no become plugin {method}. Set {_METHOD} of {self.name}, or install "
-                "the plugin's collection."
-            )
-        plugin.set_options(var_options=dict(self._variables))
-        return plugin
+        with _LOADING:
+            plugin = become_loader.get(method)
+            if plugin:
+                plugin.set_options(var_options=dict(self._variables))
+                return plugin
+        raise ConnectError(
+            f"become on {self.name}: there is no become plugin {method}. Set {_METHOD} of {self.name}, or install the "
+            "plugin's collection."
+        )
 
     def ssh(self, control_path: str, deadline: Deadline) -> Any:
         """Return ansible.builtin.ssh, ready to connect and to leave a connection behind at ``control_path``."""
         play = PlayContext()
         play.remote_addr = self._variables["ansible_host"]
-        plugin = connection_loader.get("ansible.builtin.ssh", play, os.devnull)
-        # Who names a destination of ssh's means ssh's own user for it, not the one for the guests.
+        # Who names a destination of ssh's means ssh's own user for it, not the one for the guests. For inventory hosts,
+        # that of the command line (-u) counts less than variables, as a play's keyword.
         direct = {} if self._is_host else {"remote_user": ""}
-        plugin.set_options(var_options=dict(self._variables), direct=direct)
+        keywords = {"remote_user": context.CLIARGS.get("remote_user")}
+        with _LOADING:
+            plugin = connection_loader.get("ansible.builtin.ssh", play, os.devnull)
+            plugin.set_options(task_keys=keywords, var_options=dict(self._variables), direct=direct)
         own = [*_OPTIONS, f"-oControlPath={control_path}"]
         if not plugin.get_option("password"):
             own.append(_NOBODY_TO_ASK)

@@ -26,11 +26,7 @@ _PYTHONS = ("python3", "python", "/usr/libexec/platform-python")
 NO_PYTHON = "qga-relay: no Python"
 # The first line of the input is for the program, which is the rest. -I: nothing is imported from the login's home.
 _BEGIN = "import sys; i = sys.stdin.buffer; g = i.readline(); exec(compile(i.read(), 'qga-relay', 'exec')); main(g)"
-_START = r"""for p in %(pythons)s; do
-    $p -I -c 'import sys; sys.exit(sys.version_info < (3, 6))' </dev/null >/dev/null 2>&1 && exec $p -I -c %(begin)s
-done
-echo %(no_python)s >&2
-exit 127"""
+_IS_NEW = "import sys; sys.exit(sys.version_info < (3, 6))"
 
 _TROUBLE = {
     "ENOENT": "there is no such socket. QEMU makes it when the guest starts: is the guest running there?",
@@ -131,14 +127,18 @@ def forget(file: str) -> None:
 
 
 def python_command(interpreter: Any) -> str:
-    """Return a shell command that runs ``RelayNote.program``; ``interpreter`` is Ansible's variable, in words."""
+    """Return a shell command that runs ``RelayNote.program``; ``interpreter`` is Ansible's variable, in words.
+
+    It is one line without variables: it goes through the login's shell, which may be csh, and through sudo, which with
+    -i leaves a dollar to another shell.
+    """
     text = str(interpreter or "auto")
     pythons = _PYTHONS if text.startswith("auto") else (text,)
-    return _START % {
-        "pythons": shlex.join(pythons),
-        "begin": shlex.quote(_BEGIN),
-        "no_python": shlex.quote(NO_PYTHON),
-    }
+    attempts = []
+    for python in (shlex.join([*each.split(), "-I", "-c"]) for each in pythons):
+        is_new = f"{python} {shlex.quote(_IS_NEW)} </dev/null >/dev/null 2>&1"
+        attempts.append(f"{is_new} && exec {python} {shlex.quote(_BEGIN)}")
+    return "; ".join([*attempts, f"echo {shlex.quote(NO_PYTHON)} >&2", "exit 127"])
 
 
 def started_path(output: bytes) -> str | None:

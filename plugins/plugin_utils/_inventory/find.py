@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import THREADS
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
@@ -64,6 +65,11 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     complete: bool = True
 
+    def miss(self, what: str, why: str) -> None:
+        """Note what is missing."""
+        self.complete = False
+        self.warnings.append(f"{line(what, 200)} are missing: {line(why, 400)}")
+
 
 def find(wishes: Wishes) -> Findings:
     """Return all guests, with their states, in an order that is always the same."""
@@ -82,8 +88,9 @@ def find(wishes: Wishes) -> Findings:
 def _looked(wishes: Wishes, findings: Findings) -> Iterable[Guest]:
     """Yield what every machine and every libvirt has, and note which did not answer."""
     jobs: list[tuple[str, Callable[[], Iterable[Guest]]]] = []
-    if set(wishes.sources) & set(BY_SHELL):
-        jobs += [(name, partial(_on, name, machine, wishes)) for name, machine in wishes.hypervisors.items()]
+    for name, machine in wishes.hypervisors.items():
+        if machine or set(wishes.sources) & set(BY_SHELL):
+            jobs.append((name, partial(_on, name, machine, wishes, findings)))
     for uri in wishes.libvirt_uris if "libvirt" in wishes.sources else ():
         where = hypervisor_of(uri, list(wishes.hypervisors))
         jobs.append((uri, partial(domains, uri, where, wishes.hypervisor_timeout)))
@@ -92,23 +99,27 @@ def _looked(wishes: Wishes, findings: Findings) -> Iterable[Guest]:
         if isinstance(result, list):
             yield from result
             continue
-        findings.complete = False
         late = f"no answer within {wishes.hypervisor_timeout:g} s"
         why = result.message if isinstance(result, ConnectError) else f"{result!r}" if result else late
-        findings.warnings.append(f"the guests of {line(name, 200)} are missing: {line(why, 400)}")
+        findings.miss(f"the guests of {name}", why)
 
 
-def _on(name: str, machine: Hypervisor | None, wishes: Wishes) -> Iterable[Guest]:
-    """Yield the guests of one machine.
+def _on(name: str, machine: Hypervisor | None, wishes: Wishes, findings: Findings) -> Iterable[Guest]:
+    """Yield the guests of one machine, and note if some of them are missing.
 
     :raise ConnectError: if it cannot be looked at.
     """
-    view = look(
-        machine, [s for s in wishes.sources if s in BY_SHELL], wishes.sockets, wishes.places, wishes.hypervisor_timeout
-    )
+    deadline = Deadline(wishes.hypervisor_timeout)
+    sources = [source for source in wishes.sources if source in BY_SHELL]
+    view = look(machine, sources, wishes.sockets, wishes.places, deadline.seconds)
+    if not view.whole:
+        findings.miss(f"some guests of {name}", "not all that it told has come")
     yield from _guests(view, name, machine is not None)
     if machine and "libvirt" in wishes.sources:
-        yield from domains_of(machine, name, view.listening, wishes.hypervisor_timeout)
+        try:
+            yield from domains_of(machine, name, view.listening, max(deadline.left(), _GRACE_SECONDS / 2))
+        except ConnectError as exc:
+            findings.miss(f"the domains of {name}", exc.message)
 
 
 def _guests(view: View, name: str, remote: bool) -> Iterable[Guest]:

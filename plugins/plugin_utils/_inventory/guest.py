@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ("ANSWERS", "HERE", "NO_AGENT", "OFF", "SILENT", "Guest")
+__all__ = ("ANSWERS", "HERE", "NO_AGENT", "OFF", "QEMU_USERS", "SILENT", "Guest")
 
 ANSWERS, SILENT, NO_AGENT, OFF = "answers", "silent", "no_agent", "off"
 HERE = "localhost"
 """The name of this machine as a hypervisor."""
+QEMU_USERS = ("root", "qemu", "libvirt-qemu")
+"""The users that administrators run QEMU as: nobody else can start processes of theirs."""
 
 
 @dataclass

@@ -25,8 +25,14 @@ processes() {
             record "process ${directory##*/}"
             readlink "$directory/exe" 2>/dev/null
             printf '\0'
-            (cd "$directory/cwd" 2>/dev/null && pwd -P)
-            printf '\0'
+            # The paths of a process in a container are below that one's root.
+            # shellcheck disable=SC3013
+            if [ / -ef / ] 2>/dev/null && [ -e "$directory/root/" ] && ! [ "$directory/root/" -ef / ]; then
+                printf '%s\0%s\0' "$directory/cwd" "$directory/root"
+            else
+                (cd "$directory/cwd" 2>/dev/null && pwd -P)
+                printf '\0\0'
+            fi
             dd if="$file" bs=131072 count=1 2>/dev/null
             set -- "$@" "$directory"
         done

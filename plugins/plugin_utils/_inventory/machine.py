@@ -37,13 +37,17 @@ class Places:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that may be a QEMU. ``user`` is its owner's name; ``program`` and ``directory`` may not be readable."""
+    """A process that may be a QEMU. ``user`` is its owner's name; ``program`` and ``directory`` may not be readable.
+
+    ``root`` is the path of its root directory if it has another one than we: that of a container.
+    """
 
     pid: str
     user: str
     program: str
     directory: str
     arguments: Sequence[str]
+    root: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,9 @@ def look(machine: Runs | None, sources: Sequence[str], globs: Sequence[str], pla
     status, output, errors = (machine.run if machine else here)("sh", stdin, seconds)
     view = parse_view(output, boundary)
     view.proxmox_run = places.proxmox_run
-    if not view.whole and not output:
-        raise ConnectError(f"sh ended with status {status}: {last_line(errors) or 'it printed nothing'}")
+    if boundary.encode("ascii") not in output:  # the words of a shell that lets nobody run sh, for instance
+        words = last_line(errors) or last_line(output) or "it printed nothing"
+        raise ConnectError(f"sh ended with status {status}: {words}")
     return view
 
 
@@ -160,10 +165,10 @@ def parse_view(output: bytes, boundary: str) -> View:
         elif kind == "end":
             view.whole = True
     for pid, (program, *rest) in found:
-        if len(rest) > 1:  # else it has gone
-            directory, *arguments = rest
+        if len(rest) > 2:  # else it has gone
+            directory, root, *arguments = rest
             program, directory = program.removesuffix("\n"), directory.removesuffix("\n")
-            view.processes.append(Process(pid, owners.get(pid, ""), program, directory, arguments))
+            view.processes.append(Process(pid, owners.get(pid, ""), program, directory, arguments, root))
     return view
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import Guest
+from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import QEMU_USERS, Guest
 
 __all__ = ("merged",)
 
@@ -41,14 +41,16 @@ def _keys(guest: Guest) -> list[tuple[str, ...]]:
     return [(kind, guest.hypervisor, value) for kind, value in values if value]
 
 
-def _rank(guest: Guest) -> tuple[int, bool, int]:
-    return _RANKS[guest.source], guest.user not in ("", "root"), int(guest.pid or 0)
+def _rank(guest: Guest) -> tuple[int, bool, bool, int]:
+    return _RANKS[guest.source], guest.user not in QEMU_USERS, not guest.user, int(guest.pid or 0)
 
 
 def _is_same(known: Guest, guest: Guest) -> bool:
     """Return whether both are one guest. Two processes, or two domains, are two guests whatever their UUIDs."""
     if known.socket and known.socket == guest.socket:
         return True
+    if known.source == "libvirt" and guest.source == "process" and guest.address:
+        return known.address == guest.address
     if guest.source == known.source or guest.source == "sockets" or known.pid:
         return False
     if known.source == "proxmox":  # whose QEMUs are root's
@@ -58,7 +60,8 @@ def _is_same(known: Guest, guest: Guest) -> bool:
 
 def _add(known: Guest, guest: Guest) -> None:
     for name in _TEXTS:
-        setattr(known, name, getattr(known, name) or getattr(guest, name))
+        if name != "qmp_address" or known.source != "libvirt":  # whose monitor is its own
+            setattr(known, name, getattr(known, name) or getattr(guest, name))
     if known.source == "proxmox" and known.state and guest.pid:
         # It runs, so its process knows better than its configuration, which may have been changed since.
         known.state, known.reason, known.address, known.socket = guest.state, guest.reason, guest.address, guest.socket

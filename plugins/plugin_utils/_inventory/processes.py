@@ -31,7 +31,7 @@ def guests_of_processes(view: View, hypervisor: str, remote: bool) -> Iterator[G
         # A process calls itself what it likes. What program it is can be read by its user and by root.
         program = process.program.removesuffix(" (deleted)")
         if is_qemu(process.arguments) and (not program or is_qemu([program])):
-            found = parse(process.arguments, process.directory)
+            found = parse(process.arguments, process.directory, process.root)
             if found.name or found.uuid or found.has_agent:
                 yield _guest(process, found, view, hypervisor, remote)
 

@@ -65,5 +65,5 @@ def _settings(lines: str) -> dict[str, str]:
 
 def _has_agent(settings: dict[str, str]) -> bool:
     """Return whether the guest has an agent's channel: ``agent: 1,fstrim_cloned_disks=1`` or ``enabled=1``."""
-    first = settings.get("agent", "0").partition(",")[0]
-    return first.removeprefix("enabled=") in ("1", "on", "yes", "true")
+    parts = settings.get("agent", "").split(",")
+    return any(part.removeprefix("enabled=") in ("1", "on", "yes", "true") for part in parts)

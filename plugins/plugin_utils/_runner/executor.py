@@ -120,7 +120,9 @@ class Runner(Executor):
         try:
             if not self._spool.is_served():
                 self._start_runner()
-        except (CommandUnavailable, NoRunnerError):
+        except (CommandUnavailable, NoRunnerError) as exc:
+            if is_frozen(exc):
+                raise
             return False
         return True
 

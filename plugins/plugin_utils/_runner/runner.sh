@@ -86,7 +86,7 @@ become() {
     echo "$p" >"$d/$1.pid"
     shift
     umask 022
-    eval "unset a c d f idle k l m mark me n nothing over p used; $c"
+    eval "unset a c d f idle k l m mark me n nothing over p starts used; $c"
 }
 # The shell that waits for it would tell of a signal in the program's own output.
 run() {
@@ -174,6 +174,8 @@ stale() {
     : >"$1.seen"
     return 1
 }
+# What a killed start of warm Python has left.
+starts="${d%/*}/warm-*.parts ${d%/*}/warm-*.err"
 # What nobody has fetched, rung for or gone on with from one tick to the next has no client any more. If a client comes
 # all the same, .dropped tells that its request was not run, and will not be.
 forget() {
@@ -187,10 +189,10 @@ forget() {
             rm -f "${n}in" "$f.seen" "${n}taken"
         fi
     done
-    for f in "${d%/*}"/warm-*.parts; do
+    for f in $starts; do
         if stale "$f"; then rm -f "$f" "$f.seen"; fi
     done
-    for f in "${d%/*}"/warm-*.parts.seen; do
+    for f in "${d%/*}"/warm-*.seen; do
         [ -f "${f%.seen}" ] || rm -f "$f"
     done
 }
@@ -202,6 +204,7 @@ while IFS= read -r l <&3; do
     case $l in
     tick)
         if [ "$idle" -gt 0 ] && [ ! "$used" ] && ! busy "$d"; then
+            rm -f $starts "${d%/*}"/warm-*.seen
             # From now on nobody finds it; who has written a request meanwhile is not left alone.
             mv "$d" "$d.gone.$$"
             if ! busy "$d.gone.$$" || [ -e "$d" ]; then

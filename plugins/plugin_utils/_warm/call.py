@@ -181,7 +181,7 @@ class Call:
             raise unknown("the guest knows nothing of the task any more (was it put back to a snapshot, or rebooted?)")
         if not self._has_line(text, TAKEN) and time.monotonic() - self._since > _TAKE_SECONDS:
             raise unknown("the guest has not taken the task (was it put back to a snapshot, or does it hang?)")
-        if self._has_line(text, rb"%b \d+" % ANSWER):
+        if b"\n%d %b " % (self.number, ANSWER) in b"\n" + text:
             if text == self._half and time.monotonic() - self._half_seen > _LOOK_SECONDS / 2:
                 raise unknown("the task's answer is damaged")
             if text != self._half:

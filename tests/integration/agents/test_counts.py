@@ -19,6 +19,8 @@ from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
+from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
+from ansible_collections.qemu.guest.plugins.modules import qga_fetch, qga_file
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
@@ -28,6 +30,7 @@ from lab.tally import Tally
 
 METHODS = ["guest-exec", "runner"]
 TASKS = 3
+SMALL_FILE = 100  # a thousand of such are the input of one program
 
 Counted = tuple[dict[str, int], int]
 
@@ -117,6 +120,51 @@ def test_a_small_file(connection: Any, method: str, tally: Tally, tmp_path: Path
     # One program writes it, and says what is there.
     assert requests == ({"guest-exec": 1} if method == "guest-exec" else files(5, reads=2, writes=3))
     assert size < 11_000
+
+
+@pytest.mark.parametrize("size", [SMALL_FILE, 1000])
+def test_a_thousand_files(connection: Any, method: str, tally: Tally, tmp_path: Path, size: int) -> None:
+    """They travel in one archive: a program says what is there, another puts all in place or makes the archive."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(1000):
+        (tree / f"{number}").write_bytes(os.urandom(size))
+    place = f"/srv/counted-{method}-{size}"
+
+    def run(operation: Operation, **given: Any) -> dict[str, Any]:
+        params = {name: option.get("default") for name, option in operation.spec.items()}
+        params.update(given, recurse=True)
+        return run_operation(operation, connection.agent, params, executor=connection.executor)
+
+    def count(action: Callable[[], object]) -> Counted:
+        requests, size = counted(tally, action)
+        requests.pop("guest-sync-delimited", None)  # where the machine is slow
+        return requests, size
+
+    put, put_size = count(lambda: run(qga_file.OPERATION, src=f"{tree}/", path=place))
+    again, again_size = count(lambda: run(qga_file.OPERATION, src=f"{tree}/", path=place))
+    back = tmp_path / "back"
+    fetched, fetched_size = count(lambda: run(qga_fetch.OPERATION, src=f"{place}/", dest=str(back)))
+    assert all((back / path.name).read_bytes() == path.read_bytes() for path in tree.iterdir())
+    if method == "runner":
+        assert again == files(5, reads=2, writes=3)
+        if size == SMALL_FILE:
+            assert put == files(10, reads=4, writes=6)
+        assert sum(put.values()) <= 80
+        assert sum(fetched.values()) <= 70
+        return
+    assert again == {"guest-exec": 1}
+    # What is more than a program's input is sent in a file: that is made, written, compared, and renamed.
+    sent = {"guest-exec": 5, **files(1, writes=1, flush=1)}
+    assert put == ({"guest-exec": 2} if size == SMALL_FILE else sent)
+    # The last one removes the archive. What is at most a chunk is read twice, the rest has its checksum computed.
+    twice = {"guest-exec": 3, **files(1, reads=4, seek=3)}
+    once = {"guest-exec": 4, **files(1, reads=4, seek=2)}
+    assert fetched == (twice if size == SMALL_FILE else once)
+    in_archive = 1000 * (512 + -(-size // 512) * 512)
+    assert again_size < 60_000
+    assert put_size < 1000 * size * 4 / 3 + 120_000
+    assert fetched_size < (2 if size == SMALL_FILE else 1) * in_archive * 4 / 3 + 60_000
 
 
 def test_text_over_a_slow_channel(connection: Any, tally: Tally, tmp_path: Path) -> None:

@@ -146,6 +146,19 @@ def test_file(agent: LooseAgent, attack: str, task: str) -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
+def test_tree(agent: LooseAgent, attack: str, tmp_path: Path) -> None:
+    """Into the user's directory, and into a directory of the user's in there, which is there or not."""
+    params = {name: option.get("default") for name, option in OPERATION.spec.items()}
+    params.update(src=f"{tmp_path}/", path="/srv/theirs", recurse=True, owner=str(UID), mode="0666")
+    (tmp_path / "sub" / "new").mkdir(parents=True)
+    with open_agent(str(agent.agent_socket)) as client, attacked(agent, attack):
+        for number in range(ROUNDS):
+            for path in (tmp_path / "file", tmp_path / "sub" / "file", tmp_path / "sub" / "new" / f"{number}"):
+                path.write_bytes(b"%d\n" % number)
+            does(lambda: run_operation(OPERATION, client, params))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("size", [3000, 400_000])
 @pytest.mark.parametrize("warm", [True, False])
 def test_copy(agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: Path, make_ansible: MakeAnsible) -> None:

@@ -50,6 +50,12 @@ def test_runner_is_started_as_on_demand() -> None:
     assert f"guest_prep_runner_argv + ['{executor.IDLE_SECONDS}', 'over']" in relieve
 
 
+def test_runner_that_is_installed_is_that_of_the_connection() -> None:
+    source = re.search(r'src: "{{ role_path }}/(.*/runner\.sh)"', (ROLE / "tasks" / "runner.yml").read_text("utf-8"))
+    assert source
+    assert (ROLE / source[1]).read_text(encoding="ascii") == executor.program()
+
+
 def test_nothing_but_what_core_and_this_collection_have() -> None:
     """The collection depends on no other."""
     actions = set()

@@ -21,7 +21,7 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 # With one of these set, Python may import other modules than its own while it starts.
@@ -87,7 +87,10 @@ class SiteRun:
             sys.orig_argv = [word for word in sys.orig_argv if word != "-S"]
         paths, finders = [*filter(None, sys.path)], [*sys.meta_path]
         sys.path[:] = paths
-        site.main()
+        try:
+            site.main()
+        except SystemExit as end:  # of code of the site: a new interpreter reports that, and ends with status 1
+            raise ImportError("Failed to import the site module") from end
         # The modules were not in the directories that this process has searched before.
         self.places = [path for path in sys.path if path not in paths]
         self.finders = [finder for finder in sys.meta_path if finder not in finders]
@@ -110,6 +113,22 @@ def renew() -> None:
         if getattr(platform, name, None) is not None:
             setattr(platform, name, None)
     getattr(platform, "_platform_cache", {}).clear()
+
+
+def lead_once_more() -> None:
+    """Let this process ask again for the session and group that it leads: over ssh a shell does, so that works."""
+    for name in ("setsid", "setpgrp", "setpgid"):
+        setattr(os, name, unless_leading(getattr(os, name)))
+
+
+def unless_leading(call: Callable[..., None]) -> Callable[..., None]:
+    itself = os.getpid()
+
+    def called(*arguments: int) -> None:
+        if os.getpid() != itself or not {0, itself}.issuperset(arguments):
+            call(*arguments)
+
+    return called
 
 
 def read_zone() -> None:

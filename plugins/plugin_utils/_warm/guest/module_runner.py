@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ from contextlib import suppress
 from .appending import KnownArchive
 from .bytecode import unpacked
 from .frames import InterpreterRequest
-from .fresh import SiteRun, renew
+from .fresh import SiteRun, lead_once_more, renew
 from .importer import Importer
 from .pages import Memory
 from .payload import Archive, Payload, table_of
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from .fingerprint import Fingerprint
+
+
+# Types of files that keep what is written to them.
+BUFFERED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)
 
 
 class Modules(Work):
@@ -167,6 +172,7 @@ class Modules(Work):
         site_run = self.site_run or SiteRun()
         found = site_run.found(self.importer.vain.asked)
         renew()
+        lead_once_more()
         self.importer.table = archive.table
         self.importer.forget_others(found)
         payload = Payload(request.program, request.split_at, archive.text)
@@ -224,12 +230,22 @@ def run(payload: Payload, heads: dict[bytes, types.CodeType], last_word: LastWor
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except Exception:  # whatever the program has put there
         sys.exit(code)  # the interpreter reports that at its exit
+    flush_files()
     last_word.say(code & 0xFF)
     os._exit(code & 0xFF)
+
+
+def flush_files() -> None:
+    """Write what open files have buffered: an interpreter that exits closes them, and this process does not."""
+    for file in (sys.__stdout__, sys.__stderr__, *gc.get_objects()):
+        if type(file) in BUFFERED:
+            with suppress(OSError, ValueError):
+                file.flush()
 
 
 def serve(fingerprint: Fingerprint | None = None, recipe: bytes = b"", code: bytes = b"") -> NoReturn:

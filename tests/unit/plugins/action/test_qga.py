@@ -375,11 +375,24 @@ def test_task_that_is_not_delegated_needs_an_address(playbook: Playbook) -> None
     assert result["failed"] and "qga_info needs an address" in result["msg"] and not playbook.sent
 
 
-def test_socket_of_another_machine_is_not_looked_for_here(playbook: Playbook) -> None:
-    local = playbook.connection("ansible.builtin.local")
-    with pytest.raises(AnsibleActionFail, match=r"socket /run/vm1\.qga is on hv1, .* Delegate it to hv1"):
-        playbook.run("qga_info", local, delegated={**GUEST, "ansible_qga_hypervisor": "hv1"})
-    playbook.run("qga_info", local, delegated={**GUEST, "ansible_qga_hypervisor": "localhost"})
+@pytest.mark.parametrize("address", ["/run/vm1.qga", "libvirt:vm1"])
+@pytest.mark.parametrize("transport", ["local", "ssh"])
+def test_agent_of_another_machine_is_not_looked_for_here(playbook: Playbook, address: str, transport: str) -> None:
+    """Another guest's may have the same address there. The task is delegated to hv."""
+    there = playbook.connection(f"ansible.builtin.{transport}")
+    guest = {"ansible_qga_address": address, "hostvars": {"hv1": {}, "hv": {}}}
+    with pytest.raises(AnsibleActionFail, match=r"vm1.* is on hv1, .* delegated to hv, .* Delegate it to hv1"):
+        playbook.run("qga_info", there, delegated={**guest, "ansible_qga_hypervisor": "hv1"})
+    for hypervisor in ("localhost", "hv"):
+        playbook.run("qga_info", there, delegated={**guest, "ansible_qga_hypervisor": hypervisor})
+    assert len(playbook.sent) == 2
+
+
+def test_destination_of_ssh_may_be_the_host_that_a_task_is_delegated_to(playbook: Playbook) -> None:
+    ssh = playbook.connection("ansible.builtin.ssh")
+    playbook.run(
+        "qga_info", ssh, delegated={**GUEST, "ansible_qga_hypervisor": "root@192.0.2.1", "hostvars": {"hv": {}}}
+    )
     assert len(playbook.sent) == 1
 
 

@@ -21,6 +21,7 @@ from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins import inventory as inventory_plugins
 from ansible.plugins.loader import inventory_loader
 from ansible.template import Templar
 from ansible.utils.display import Display
@@ -281,7 +282,7 @@ def test_hypervisors_name_adds_to_a_host(hostnames: list[str], place: Place) -> 
 
 
 def test_process_of_a_stranger_takes_no_name_of_another_host(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qga, "_QEMU_USERS", ())
+    monkeypatch.setattr(qga, "QEMU_USERS", ())
     name = f"inv{os.getpid()}"
     before = {"all": {"hosts": {name: {"precious": 1}}}}
     options: dict[str, Any] = {"before": before, "sources": ["process"], "filters": [f"qga_name == '{name}'"]}
@@ -446,7 +447,7 @@ def test_cache_is_not_used_for_other_options_or_what_is_broken(place: Place) -> 
     assert "hostname" not in place.agents["web"].work
     place.inventory(gather=["hostname"], **options)
     assert len(list(directory.iterdir())) == 2
-    for broken in ('{"format": 1}', '{"format": 1, "guests": [{"name": 5}]}', '{"format": 0, "guests": []}', "[]"):
+    for broken in ('{"format": 1}', '{"format": 1, "guests": [{"name": 5}]}', '{"format": 0, "guests": []}', "[]", "{"):
         file.write_text(broken)
         assert names(place.inventory(**options)) == ["web"]
 
@@ -463,6 +464,14 @@ def test_machines_that_are_this_one(place: Place) -> None:
         assert names(inventory) == ["one", "web"]
         assert inventory.get_host("web").vars["qga_hypervisor"] == "localhost"
         assert "ansible_qga_hypervisor" not in inventory.get_host("web").vars
+
+
+def test_extra_variables_count_for_the_login(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.add_agent("web")
+    extra = {"ansible_connection": "local"}
+    monkeypatch.setattr(inventory_plugins, "load_extra_vars", lambda loader: extra)
+    before = {"all": {"hosts": {"one": {"ansible_connection": "ssh", "ansible_ssh_executable": "/nonexistent"}}}}
+    assert names(place.inventory(before=before, hypervisors=["one"])) == ["one", "web"]
 
 
 def test_guest_with_the_name_of_a_hypervisor(place: Place) -> None:

@@ -86,7 +86,7 @@ def test_examples_use_options_that_exist(name: str) -> None:
         (action,) = (key for key in task if key.startswith("qemu.guest."))
         assert action == f"qemu.guest.{name}"
         aliases = {alias for option in spec(name).values() for alias in option.get("aliases", ())}
-        assert set(task[action]) <= {*spec(name), *aliases}, task["name"]
+        assert set(task[action] or ()) <= {*spec(name), *aliases}, task["name"]
 
 
 @each_module

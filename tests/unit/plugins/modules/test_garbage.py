@@ -40,6 +40,10 @@ INTERFACES = [
         "ip-addresses": [{"ip-address": "192.0.2.1", "ip-address-type": "ipv4", "prefix": 24}],
     }
 ]
+ROUTES = [
+    {"version": 4, "iface": "eth0", "destination": "0.0.0.0", "mask": "0.0.0.0", "gateway": "192.0.2.2", "flags": 3},
+    {"version": 6, "iface": "eth0", "destination": "::", "desprefixlen": "0", "nexthop": "fe80::2", "flags": 3},
+]
 ENDED = {"exited": True, "exitcode": 3, "signal": 9, "out-data": "YQ==", "err-data": "Yg==", "out-truncated": False}
 CPUSTATS = [{"type": "linux", "cpu": 0, "user": 1, "idle": 2}]
 CLOSED: dict[str, Any] = {"guest-file-open": 1000, "guest-file-close": {}}
@@ -51,6 +55,22 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qga_exec": (
         {"shell": "x", "timeout": 3.0, "creates": "/nothing"},
         {"guest-exec": {"pid": 1}, "guest-exec-status": ENDED, **CLOSED},
+    ),
+    "qga_facts": (
+        {},
+        {
+            "guest-get-osinfo": {"id": "debian", "version-id": "12", "kernel-version": "#1", "machine": "x86_64"},
+            "guest-get-host-name": {"host-name": "vm1"},
+            "guest-network-get-interfaces": INTERFACES,
+            "guest-network-get-route": ROUTES,
+            "guest-get-disks": [{"name": "/dev/vda1", "partition": True, "dependencies": ["/dev/vda"]}],
+            "guest-get-fsinfo": FSINFO,
+            "guest-get-load": {"load1m": 0.5, "load5m": 0.5, "load15m": 0.5},
+            "guest-get-time": 1767225600000000000,
+            "guest-get-timezone": {"zone": "UTC", "offset": 0},
+            **CLOSED,
+            "guest-file-read": {"count": 1, "buf-b64": "YQ==", "eof": True},
+        },
     ),
     "qga_fsfreeze": (
         {"state": "frozen"},

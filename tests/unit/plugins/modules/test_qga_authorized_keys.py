@@ -32,7 +32,7 @@ from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
 )
 from ansible_collections.qemu.guest.tests.unit.documentation import examples, returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Scripted
+from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Request, Scripted, Session, answers
 
 Start = Callable[..., Scripted]
 Connect = Callable[..., SocketAgent]
@@ -447,6 +447,17 @@ def test_what_the_agent_makes_is_labelled(scripted: Start, connect: Connect, gue
     run(agent, A)
     assert (guest.directory / "labelled").read_text() == "-R|/home/it's alice/.ssh|"
     assert "warnings" not in run(agent, B)
+
+
+def test_guest_that_is_frozen_before_it_tells_whether_it_labels(scripted: Start, connect: Connect) -> None:
+    server = scripted({**enforcing(File()), "guest-fsfreeze-status": "thawed"})
+
+    def freezes(session: Session, request: Request) -> None:
+        answers(session, request)
+        server.freeze(10)
+
+    server.then(GET, answers, freezes)  # the second time to see whether the key is there
+    assert "SELinux is enforced" in run(connect(server), A)["warnings"][0]
 
 
 @pytest.mark.parametrize("programs", [True, False])

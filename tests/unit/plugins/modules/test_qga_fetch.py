@@ -80,14 +80,14 @@ def here(tmp_path: Path) -> Path:
 
 
 def planned_for(agent: SocketAgent, src: Path, dest: Path) -> Plan:
-    params = {"src": str(src), "dest": str(dest), "max_size": None}
+    params = {"src": str(src), "dest": str(dest), "recurse": False, "max_size": None}
     return plan(OPERATION.read(GuestExec(agent), params), params)
 
 
 def run(
     agent: SocketAgent, src: Path, dest: str | Path, check_mode: bool = False, max_size: int | None = None
 ) -> dict[str, Any]:
-    params = {"src": str(src), "dest": str(dest), "max_size": max_size}
+    params = {"src": str(src), "dest": str(dest), "recurse": False, "max_size": max_size}
     result = run_operation(OPERATION, agent, params, check_mode=check_mode)
     assert set(result) - {"changed"} <= returned("qga_fetch")
     return result

@@ -294,6 +294,20 @@ def test_subset_that_other_systems_have(
     assert "only agents in" in run(agent, gather_subset=[lacks])["unavailable"][lacks]
 
 
+def test_reasons_are_asked_for_once(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+    server = scripted({**ANSWERS, "guest-get-osinfo": {"id": "debian"}})
+    assert len(run(connect(server), gather_subset=["load", "disks", "vcpus", "devices"])["unavailable"]) == 4
+    assert server.work == ["guest-info", "guest-fsfreeze-status", "guest-info", "guest-get-osinfo"]
+
+
+def test_frozen_guest_tells_what_it_may(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
+    server = scripted({**ANSWERS, "guest-get-osinfo": {"id": "debian"}})
+    server.freeze(600)
+    result = run(connect(server))
+    assert result["fsfreeze_status"] == "frozen"
+    assert "blocked while the guest's filesystems are frozen" in result["unavailable"]["host_name"]
+
+
 def test_default_leaves_out_what_is_long(
     scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -210,6 +211,26 @@ def test_lock_is_one_for_all_names_of_a_socket(tmp_path: Path, clock: Clock) -> 
         ChannelLock(Address("unix", path=f"{tmp_path}/link/vm1")).acquire(Deadline(0))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in another mount namespace")
+@pytest.mark.parametrize("is_here", [False, True])
+def test_path_in_a_container_is_not_ours(is_here: bool, tmp_path: Path) -> None:
+    """There, it is the same path, and C(/proc/PID/root) is a link to C(/)."""
+    ours = tmp_path / "run" / "a.qga"
+    ours.parent.mkdir()
+    if is_here:
+        ours.touch()
+    script = f"mount -t tmpfs none {ours.parent}; touch {ours}; echo; read x"
+    container = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with container:
+        assert container.stdout and container.stdout.readline() == b"\n"
+        theirs = f"/proc/{container.pid}/root{ours}"
+        assert Address("unix", path=theirs).identity == theirs
+        assert Address("unix", path=f"/proc/self/root{ours}").identity == str(ours)
+        container.communicate(b"\n")
+
+
 def test_locks_of_different_addresses_do_not_meet() -> None:
     addresses = ["/run/vm1", "/run/vm2", "vsock:1:2", "vsock:1:3", "tcp:a:1", "tcp:b:1", "unix:/run/\udcff"]
     locks = [ChannelLock(parse_address(address)) for address in addresses]
@@ -334,7 +355,7 @@ def test_runtime_directory_of_another_user_is_not_used(runtime: Path, monkeypatc
 
 def left(directory: Path, path: str, *, age: float = 2 * _lock._OLD_SECONDS) -> list[Path]:
     """Leave what one has left who used this address and was killed so many seconds ago."""
-    files = [Path(private_path(Address("unix", path=path).identity, kind)) for kind in ("lock", "ssh")]
+    files = [Path(private_path(Address("unix", path=path).identity, kind)) for kind in ("lock", "ssh", "relay")]
     for file in files:
         file.write_text("pid 1, python")
         os.utime(file, (time.time() - age,) * 2)
@@ -357,7 +378,7 @@ def test_leftovers_of_addresses_that_nobody_uses_are_removed(locks: Path) -> Non
         use("/new").release()
         assert not any(file.exists() for file in old)
         assert all(file.exists() for file in (*recent, held[0]))
-        assert not held[1].exists(), "a forward is used for a moment only"
+        assert not any(file.exists() for file in held[1:]), "a forward and a relay are used for a while only"
     use("/another").release()
     assert not any(file.exists() for file in held)
 

@@ -142,6 +142,22 @@ def test_can_run_programs(
     assert GuestExec(connect(server)).is_available() is not bool(blocked)
 
 
+def test_frozen_guest_does_not_tell_whether_it_can_run_programs(executor: GuestExec, server: Scripted) -> None:
+    """It lists all commands as disabled, those too that it has when it is thawed."""
+    server.freeze(100)
+    with pytest.raises(CommandUnavailable) as caught:
+        executor.is_available()
+    assert caught.value.reason == "frozen"
+
+
+def test_guest_that_allows_no_more_than_a_frozen_one_can_run_no_programs(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    blocked = {name: f"Command {name} has been disabled" for name in (EXEC, STATUS, "guest-file-open")}
+    server = scripted({"guest-fsfreeze-status": "thawed"}, blocked=blocked)
+    assert not GuestExec(connect(server)).is_available()
+
+
 # Wait
 
 

@@ -38,7 +38,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
 from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers
+from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers, reply_to
 from ansible_collections.qemu.guest.tests.unit.warm import called_here
 
 SMALL, MIDDLE, LARGE = b"12345", b"8 bytes.", b"more than ten bytes"
@@ -94,6 +94,23 @@ def test_new_file_is_open_to_nobody_else_at_any_time(
         put(executor, io.BytesIO(data), str(tmp_path / "file"))
         (tmp_path / "file").unlink()
     assert set(modes) == {0o600 if programs else 0o666}
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_new_file_in_a_guest_that_is_just_thawed_is_open_to_nobody_else(
+    executor: GuestExec, server: Scripted, clock: Clock, tmp_path: Path
+) -> None:
+    """The agent of a frozen guest lists what it refuses; a moment later it would do that."""
+    server.freeze(10)
+
+    def thaws(session: Session, request: Request) -> None:
+        reply = reply_to(session, request)
+        clock.advance(10)
+        session.send(reply)
+
+    server.then("guest-info", thaws)
+    put(executor, io.BytesIO(SMALL), str(tmp_path / "file"))
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
@@ -225,6 +242,20 @@ def test_fetch_while_the_guest_is_frozen_for_a_time(
         assert fetch(executor, str(tmp_path / "file"), sink) == len(data)
     assert (tmp_path / "here").read_bytes() == data
     assert clock.now - began >= 100
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_fetch_is_compared_though_the_guest_is_frozen_then(
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(SMALL)
+    damaged = iter([{"buf-b64": base64.b64encode(SMALL[::-1]).decode()}])
+    server.answers["guest-file-read"] = lambda arguments: {**guest.read(arguments), **next(damaged, {})}
+    freezing(server, "guest-file-close", 1)
+    executor.agent.info  # noqa: B018 - so that it is known that there are programs
+    with (tmp_path / "here").open("w+b") as sink:
+        fetch(executor, str(tmp_path / "file"), sink)
+    assert (tmp_path / "here").read_bytes() == SMALL
 
 
 @pytest.mark.usefixtures("packing")

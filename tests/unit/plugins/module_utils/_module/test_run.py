@@ -42,7 +42,7 @@ def apply(agent: Any, planned: Plan) -> dict[str, Any]:
     agent.execute("guest-set-time", {"time": planned.todo})
     if planned.todo < 0:
         raise OperationError("time does not run backwards", result={"rc": 1})
-    return {"set": planned.todo, "warnings": ["time flies"] if planned.todo > 1000 else []}
+    return {"set": planned.todo, "path": "/", "warnings": ["time flies"] if planned.todo > 1000 else []}
 
 
 OPERATION = Operation(
@@ -92,6 +92,11 @@ def test_change(run: Run, server: Scripted) -> None:
     assert "diff" not in result
     assert server.work == ["guest-get-time", "guest-set-time"]
     assert run(address=f"unix:{server.path}", time=1)["changed"] is False
+
+
+def test_nothing_is_told_of_the_file_that_has_the_path_of_the_guests_here(run: Run, server: Scripted) -> None:
+    result = run(address=str(server.path), time=5)
+    assert set(result) == {"changed", "set", "path", "invocation", "exit"}
 
 
 def test_warnings(run: Run, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import LibvirtAgent
-from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot import Overlay, choose, overlays, snapshots
+from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot import Overlay, choose, overlays
 from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot_libvirt import LibvirtSnapshots
+from ansible_collections.qemu.guest.plugins.modules.qga_snapshot import snapshots
 
 # As libvirt 9.0 shows a domain that runs.
 DOMAIN = """<domain><devices>

@@ -6,17 +6,25 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from ansible import context
+from ansible.module_utils.common.collections import ImmutableDict
+from ansible.plugins.loader import become_loader, connection_loader
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import lock
-from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
+from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline, within
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError, ConnectError
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor import login
+from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.control_socket import ControlSocket
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.find import find_hypervisor, host_variables
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 
@@ -70,6 +78,9 @@ def test_only_the_same_login_shares_a_connection(monkeypatch: pytest.MonkeyPatch
     identity = found("hv", login).identity
     assert found("hv", {**login, "ansible_password": "another", "qga_address": "/run/vm1.qga"}).identity == identity
     assert found("other name", login).identity == identity
+    facts = {"ansible_ssh_host_key_rsa_public": "AAAA", "ansible_ssh_host_key_rsa_public_keytype": "ssh-rsa"}
+    assert found("hv", {**login, **facts}).identity == identity
+    assert found("hv", {**login, "ansible_ssh_host_key_checking": False}).identity != identity
     for variable in ("host", "port", "user", "ssh_common_args", "ssh_args", "private_key_file", "become_user"):
         assert found("hv", {**login, f"ansible_{variable}": "other"}).identity != identity, variable
     monkeypatch.setenv("ANSIBLE_HOST_KEY_CHECKING", "False")
@@ -108,8 +119,12 @@ def stand_in(directory: Path, script: str) -> Hypervisor:
     return found("hv", {"ansible_host": "192.0.2.1", "ansible_ssh_executable": str(program)})
 
 
-def test_ssh_that_hangs_is_ended(directory: Path) -> None:
-    hypervisor = stand_in(directory, f"echo $$ >{directory}/pid; while :; do sleep 0.1; done")
+@pytest.mark.parametrize(
+    "script", ["echo $$ >{}/pid; while :; do sleep 0.1; done", "sleep 1000 & echo $! >{}/pid; wait"]
+)
+def test_ssh_that_hangs_is_ended(script: str, directory: Path) -> None:
+    """It, and what it has started: a ProxyCommand."""
+    hypervisor = stand_in(directory, script.format(directory))
     started = time.monotonic()
     with pytest.raises(ConnectError, match=r"ssh to hv did not come to an end within 0\.5 s"):
         hypervisor.connect("/run/vm1.qga", Deadline(0.5))
@@ -119,6 +134,57 @@ def test_ssh_that_hangs_is_ended(directory: Path) -> None:
     while os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]:
         assert time.monotonic() < end, "it runs on"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_host", "user"), [({}, True, "ops"), ({"ansible_user": "root"}, True, "root"), ({}, False, "")]
+)
+def test_user_of_the_command_line(
+    variables: dict[str, Any], is_host: bool, user: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "CLIARGS", ImmutableDict(remote_user="ops"))
+    it = login.Login("hv", {"ansible_host": "hv", **variables}, is_host=is_host)
+    assert it.ssh("/nowhere", Deadline(5)).get_option("remote_user") == user
+
+
+def test_plugins_are_loaded_by_one_thread_at_a_time(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several hypervisors are looked at at once, and ansible-core's loaders fail then."""
+    busy = threading.Lock()
+    alone = []
+
+    def loads(loader: Any) -> None:
+        get = loader.get
+
+        def get_alone(*arguments: Any) -> Any:
+            alone.append(busy.acquire(blocking=False))
+            try:
+                time.sleep(0.02)
+                return get(*arguments)
+            finally:
+                if alone[-1]:
+                    busy.release()
+
+        monkeypatch.setattr(loader, "get", get_alone)
+
+    loads(connection_loader)
+    loads(become_loader)
+
+    def load(_number: int) -> None:
+        it = login.Login("hv", {"ansible_host": "hv", "ansible_become": True}, is_host=True)
+        it.ssh("/nowhere", Deadline(5))
+        it.become()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load, range(8)))
+    assert alone == [True] * 16
+
+
+def test_ssh_that_hangs_with_a_full_queue_is_not_waited_for(directory: Path) -> None:
+    control = ControlSocket(str(directory / "ctl"), "ssh")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(control.path)
+        listener.listen(0)
+        assert [within(5, control.listens) for _number in range(3)] == [True, False, False]
 
 
 def test_what_ssh_says_is_told(directory: Path) -> None:

@@ -90,6 +90,11 @@ def test_where_a_relay_listens() -> None:
     assert started_path(b"") is None
 
 
+def test_command_is_for_all_shells() -> None:
+    """csh, which may be the shell of the login, knows no quoted newline, and sudo -i does not quote a dollar."""
+    assert not {"\n", "$", "!", "\\"} & set(python_command(None))
+
+
 @pytest.mark.parametrize("interpreter", [None, "auto", "auto_silent", "/nope/python", "/usr/bin/env nope", "sh", "a'b"])
 def test_interpreter_that_is_not_there(interpreter: str | None, tmp_path: Path) -> None:
     done = subprocess.run(

@@ -125,6 +125,7 @@ def test_libvirt_without_agent() -> None:
         "-chardev socket,id=m,path=/run/m,server=on -mon m,mode=control",
         "-mon chardev=m,mode=control,pretty=on -chardev socket,id=m,path=/run/m,server=on",
         "-qmp stdio -qmp unix:/run/m,server,nowait",
+        "-chardev socket,id=m,path=/run/m,server=on -qmp chardev:m",
     ],
 )
 def test_qmp(monitor: str) -> None:
@@ -138,6 +139,7 @@ def test_qmp(monitor: str) -> None:
         "-chardev socket,id=m,path=/run/m,server=on -mon chardev=m,mode=readline",
         "-qmp unix:/run/m",
         "-qmp none",
+        "-qmp chardev:nowhere",
         "-qmp tcp:nowhere,server",
     ],
 )
@@ -160,11 +162,41 @@ def test_qmp_tcp() -> None:
         ("debug-threads=on", ""),
         ('\'{"guest":"web","debug-threads":true}\'', "web"),
         ("one -name two", "two"),
+        ("one -name debug-threads=on", "one"),
         ("'{{ x }},process=y'", "{{ x }}"),
     ],
 )
 def test_name(name: str, expected: str) -> None:
     assert found(f"qemu-system-x86_64 -name {name}").name == expected
+
+
+def test_last_uuid_counts() -> None:
+    assert found(f"kvm -uuid {UUID.replace('6', '7')} -uuid {UUID}").uuid == UUID
+
+
+AGENT = f"{PORT} -chardev socket,id=qga0,server=on"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "agent"),
+    [
+        ("path=/run/a", "unix:/proc/7/root/run/a"),
+        ("path=a", "unix:/proc/7/cwd/a"),
+        ("path=/run/a,abstract=on", ""),
+        ("host=127.0.0.1,port=5", ""),
+        ("path=/run/a -chroot /srv", "unix:/run/a"),
+        ("path=/run/a -runwith user=joe,chroot=/srv", "unix:/run/a"),
+    ],
+)
+def test_container(arguments: str, agent: str) -> None:
+    it = parse(shlex.split(f"kvm {AGENT},{arguments}"), "/proc/7/cwd", "/proc/7/root")
+    assert (it.has_agent, it.agent) == (True, agent)
+
+
+@pytest.mark.parametrize("option", ["-daemonize", "--daemonize"])
+def test_daemon_has_left_its_directory(option: str) -> None:
+    assert found(f"kvm {option} {AGENT},path=a").agent == ""
+    assert found(f"kvm {option} {AGENT},path=/run/a").agent == "unix:/run/a"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory import find as find_module
+from ansible_collections.qemu.guest.plugins.plugin_utils._inventory import libvirt_domains
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.find import BY_SHELL, Findings, Wishes, find
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, OFF, SILENT
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.parallel import in_parallel
@@ -64,7 +65,8 @@ class Hung(Machine):
 
 
 def found(machines: dict[str, Machine], **more: Any) -> Findings:
-    return find(Wishes(machines, BY_SHELL, **{"timeout": 1.0, "hypervisor_timeout": 1.0, **more}))
+    wishes = {"sources": BY_SHELL, "timeout": 1.0, "hypervisor_timeout": 1.0, **more}
+    return find(Wishes(machines, **wishes))
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_guests_of_another_machine(tmp_path: Path, stack: ExitStack) -> None:
     stack.enter_context(Scripted(tmp_path / "run-a.qga"))
     there = Machine(
         *(f"socket sockets\n/run/{name}.qga\0/run/{name}.qga" for name in ("a", "dead", "forbidden")),
-        "process 7\n/usr/bin/kvm\n\0/\n\0kvm\0-name\0abstract\0-chardev\0socket,id=c,path=x,abstract=on,server=on\0"
+        "process 7\n/usr/bin/kvm\n\0/\n\0\0kvm\0-name\0abstract\0-chardev\0socket,id=c,path=x,abstract=on,server=on\0"
         "-device\0virtserialport,chardev=c,name=org.qemu.guest_agent.0\0",
         "users\ndr-xr-xr-x 9 root root 0 Nov 30 06:07 /proc/7\n",
         "listening\n/run/forbidden.qga\n/run/a.qga\n",
@@ -103,6 +105,45 @@ def test_one_that_is_down_and_one_that_fails_spoil_nothing() -> None:
         "the guests of down are missing: ssh: Connection refused\\x1b[2J",
         "the guests of mad are missing: RuntimeError('mad')",
     ]
+
+
+def test_one_that_does_not_tell_all() -> None:
+    class Half(Machine):
+        def run(self, command: str, stdin: bytes, seconds: float) -> tuple[int, bytes, bytes]:
+            return 0, super().run(command, stdin, seconds)[1].rpartition(b"\n")[0].removesuffix(b"end"), b""
+
+    findings = found({"half": Half("socket sockets\n/a\0/a")})
+    assert [guest.address for guest in findings.guests] == ["/a"]
+    assert findings.warnings[0] == "some guests of half are missing: not all that it told has come"
+    assert not findings.complete
+
+
+LIBVIRT = "listening\n/run/libvirt/libvirt-sock\n"
+
+
+def test_libvirt_that_refuses_spoils_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Machine):
+        def forward(self, path: str, deadline: Deadline) -> Any:
+            raise ConnectError("permission denied")
+
+    monkeypatch.setattr(libvirt_domains, "libvirt", object())
+    machines: dict[str, Machine] = {"hv": Refusing("socket sockets\n/a\0/a", LIBVIRT)}
+    findings = found(machines, sources=(*BY_SHELL, "libvirt"))
+    assert [guest.address for guest in findings.guests] == ["/a"]
+    assert findings.warnings[0] == "the domains of hv are missing: permission denied"
+    assert not findings.complete
+
+
+def test_libvirt_alone_is_asked_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def domains_of(machine: Hypervisor, name: str, listening: frozenset[str], seconds: float) -> list[Any]:
+        asked.append((name, "/run/libvirt/libvirt-sock" in listening))
+        return []
+
+    monkeypatch.setattr(find_module, "domains_of", domains_of)
+    assert found({"hv": Machine(LIBVIRT)}, sources=["libvirt"]).complete
+    assert asked == [("hv", True)]
 
 
 def test_one_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

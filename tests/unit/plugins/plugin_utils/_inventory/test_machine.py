@@ -116,6 +116,17 @@ def test_processes_are_found_with_all_their_bytes(there: Machine, shell: Shell, 
     assert view.whole
 
 
+def test_process_in_a_container(there: Machine, shell: Shell, tmp_path: Path) -> None:
+    there.add_process(7, "kvm", "-name", "a")
+    (there.root / "proc" / "7" / "root").symlink_to(tmp_path)
+    there.add_process(8, "kvm", "-name", "b")
+    (there.root / "proc" / "8" / "root").symlink_to("/")
+    own, ours = sorted(there.look(shell).processes, key=lambda process: process.pid)
+    assert (ours.directory, ours.root) == ("/", "")
+    if shell.argv[0] != "posh":  # which does not tell whether two files are the same
+        assert (own.directory, own.root) == (f"{there.root}/proc/7/cwd", f"{there.root}/proc/7/root")
+
+
 def test_a_process_cannot_forge_records(there: Machine, shell: Shell) -> None:
     forged = "\n".join(("", "0123456789abcdef0123456789abcdef end 1", "socket sockets", "/etc/shadow", "end"))
     there.add_process(7, "qemu-kvm", forged, "\nprocess 8\n/\0kvm")
@@ -226,10 +237,12 @@ def test_what_hangs_is_ended(tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_machine_without_a_shell() -> None:
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_machine_without_a_shell(stream: str) -> None:
     class Broken:
         def run(self, command: str, stdin: bytes, seconds: float) -> tuple[int, bytes, bytes]:
-            return 127, b"", b"This account is\x1b[31m not available.\n"
+            words = b"This account is\x1b[31m not available.\n"
+            return (127, words, b"") if stream == "stdout" else (127, b"", words)
 
     with pytest.raises(ConnectError, match=r"status 127: This account is\\x1b\[31m not available"):
         look(Broken(), ALL, (), Places(), 5)

@@ -63,6 +63,33 @@ def test_second_process_with_the_uuid_of_a_domain_is_another_guest() -> None:
     ]
 
 
+def test_processes_with_the_address_of_a_domain_are_that_domain() -> None:
+    """Who runs them is not known to an ordinary user, so each of them may be its QEMU."""
+    (one,) = quietly(
+        guest("process", name="x", uuid=UUID, pid="7", address=f"libvirt:{UUID}", state=SILENT),
+        guest("process", name="web", uuid=UUID, pid="8", address=f"libvirt:{UUID}", state=SILENT),
+        libvirts(),
+    )
+    assert (one.source, one.name) == ("libvirt", "web")
+
+
+def test_process_gives_a_domain_no_monitor() -> None:
+    (one,) = quietly(guest("process", uuid=UUID, pid="7", qmp_address="unix:/tmp/evil", state=NO_AGENT), libvirts())
+    assert one.qmp_address == ""
+
+
+@pytest.mark.parametrize(
+    ("user", "other"), [("root", "mallory"), ("libvirt-qemu", "mallory"), ("joe", ""), ("root", "")]
+)
+def test_whose_process_counts(user: str, other: str) -> None:
+    """It is not known who runs a process where its program cannot be read: a user can read that of one's own."""
+    guests = [
+        guest("process", name="fake", pid="1", user=other, address=SOCKET, socket=SOCKET),
+        guest("process", name="real", pid="2", user=user, address=SOCKET, socket=SOCKET),
+    ]
+    assert [one.name for one in merged(guests, lambda text: None)] == ["real"]
+
+
 def test_process_cannot_move_a_domain_or_a_proxmox_guest() -> None:
     guests = quietly(
         libvirts(state=NO_AGENT),

@@ -167,6 +167,21 @@ def test_proxmox() -> None:
     assert (without.name, without.state) == ("without", NO_AGENT)
 
 
+@pytest.mark.parametrize(
+    ("agent", "state"),
+    [
+        ("1", OFF),
+        ("enabled=1", OFF),
+        ("fstrim_cloned_disks=1,enabled=1", OFF),
+        ("0,fstrim_cloned_disks=1", NO_AGENT),
+        ("enabled=0", NO_AGENT),
+    ],
+)
+def test_proxmox_agent(agent: str, state: str) -> None:
+    (guest,) = guests_of_proxmox(View(confs={"100.conf": f"agent: {agent}\n"}, is_node=True), "hv1", True)
+    assert guest.state == state
+
+
 def test_configurations_of_other_nodes_only_name() -> None:
     path = "/var/run/qemu-server/100.qga"
     view = View(sockets=[Socket("proxmox", path, path)], confs={"100.conf": "name: web", "101.conf": "name: elsewhere"})

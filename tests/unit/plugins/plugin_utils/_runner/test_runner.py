@@ -494,6 +494,18 @@ def test_runner_of_a_full_run_is_not_started_again(
 
 
 @only_sh
+def test_frozen_guest_does_not_tell_whether_it_has_a_runner(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    server = scripted({**guest.answers(), "guest-fsfreeze-status": "thawed"}, blocked=BLOCKED)
+    agent = connect(server)
+    agent.info  # noqa: B018 - it was not frozen then
+    server.freeze(100)
+    with pytest.raises(CommandUnavailable, match="frozen"):
+        runner_by(agent).is_available()
+
+
+@only_sh
 def test_rung_for_twice_runs_once(executor: Runner, guest: Guest) -> None:
     pid = executor.start("/bin/sh", ["-c", f"echo ran >>{guest.tools}/count; sleep 0.3"])
     for _time in range(5):
@@ -770,7 +782,8 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         spool = guest.runner / "1"
         eventually((spool / "pid").exists, "no runner")
         left, written, result = spool / "7.in", spool / "8.in", spool / "9.rc"
-        parts = guest.runner / "warm-0.7.parts"
+        starts = [guest.runner / f"warm-0.{name}" for name in ("7.parts", "7.err")]
+        late = guest.runner / "warm-0.8.parts"
 
         def ticks() -> None:
             result.touch()
@@ -778,14 +791,14 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
             eventually((spool / "9.rc.seen").exists, "no tick")
             (spool / "9.rc.seen").unlink()
 
-        for path in (left, written, parts):
+        for path in (left, written, *starts):
             path.write_text("half of a request")
         ticks()
-        assert left.exists() and parts.exists()
+        assert all(path.exists() for path in (left, *starts))
         time.sleep(1.1)  # some shells compare whole seconds
         written.write_text("more of it")
         ticks()
-        eventually(lambda: not parts.exists(), "it stays")
+        eventually(lambda: not any(path.exists() for path in starts), "it stays")
         assert in_spool(guest) == {"7.dropped", "8.in", "8.in.seen", "9.rc"}
         (spool / "ring").write_text("7\n")  # too late
         time.sleep(1.1)
@@ -794,8 +807,10 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         eventually(lambda: in_spool(guest) == {"7.dropped", "7.dropped.seen", "8.in", "8.in.seen", "9.rc"}, "it stays")
         ticks()
         eventually(lambda: in_spool(guest) == {"8.dropped", "9.rc"}, "it stays")
+        late.touch()
         (spool / "ring").write_text("tick\n")
         assert process.wait(20) == 0
+        assert list(guest.runner.iterdir()) == []
 
 
 @only_sh

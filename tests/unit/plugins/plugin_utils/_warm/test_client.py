@@ -48,6 +48,12 @@ from ansible_collections.qemu.guest.tests.unit.warm import (
     warmed,
 )
 
+# What programs put in place of their output.
+TEE = """import sys
+class Tee:
+    def __init__(self, file): self.write = file.write
+"""
+
 PROGRAMS = {
     "output": "import os\nprint('o'); os.write(1, b'\\xff\\0'); os.write(2, b'e\\n')",
     "exit": "import sys; sys.exit(7)",
@@ -88,6 +94,17 @@ PROGRAMS = {
     "syntax error": "def f(:",
     "standard library": "import plistlib, glob\nimport sndhdr_is_none_such",
     "closed output": "import sys, os\nprint('x'); sys.stdout.flush(); os.close(1); sys.stdout.write('y')",
+    "own group": "import os; os.setpgrp(); os.setpgid(0, 0); print(os.getpgrp() == os.getpid())",
+    "own session": "import os; os.setsid(); print(os.getsid(0) == os.getpid())",
+    "child's group and session": "import os\nif not os.fork():\n    own = os.getpid()\n"
+    "    seen = [os.getpgrp() == own, os.setpgrp(), os.getpgrp() == own, os.getsid(0) == own]\n"
+    "    print(seen, flush=True)\n    os._exit(0)\nos.wait()\nif not os.fork():\n"
+    "    os.setsid()\n    print(os.getsid(0) == os.getpid(), flush=True)\n    os._exit(0)\nos.wait()",
+    "output that is not flushed": f"{TEE}    def flush(self): pass\n\nsys.stdout = Tee(sys.stdout)\nprint('x')",
+    "output that cannot be flushed": f"{TEE}\nsys.stdout = Tee(sys.stdout)\nprint('x')",
+    "output that nobody has": "import sys\nprint('x')\nsys.stdout = None",
+    "files that stay open": "import builtins, os\nbuiltins.text = open(os.dup(1), 'w'); builtins.text.write('x')\n"
+    "builtins.raw = open(os.dup(2), 'wb'); builtins.raw.write(b'y')",
 }
 
 
@@ -281,6 +298,21 @@ def test_guest_that_says_no_end_of_things_in_place_of_an_answer(
     with pytest.raises(OutcomeUnknownError, match="makes no sense"):
         warm.run(COMMAND, module("import time; time.sleep(30)"))
     assert sum(said) < 1 << 20
+
+
+def test_answer_that_is_shorter_than_it_says_is_not_waited_for(warm: WarmPython, guest: Guest) -> None:
+    warmed(warm)
+
+    def answered() -> None:
+        for path in (guest.runner / SPOOL).glob("*.rc"):
+            with path.open("a") as file:
+                file.write(f"{path.stem} answer 100\n0 - - .\n")
+
+    threading.Timer(0.5, answered).start()
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknownError, match="the task's answer is damaged"):
+        warm.run(COMMAND, module("import time; time.sleep(30)"))
+    assert time.monotonic() - began < 15
 
 
 def test_nonsense_in_place_of_what_is_missing(agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,18 @@ def test_usercustomize_is_run_by_each_task_and_not_by_what_stays(
         assert len((tmp_path / "ran").read_text().split()) == 1, "in the task's own process"
 
 
+@pytest.mark.parametrize("status", [0, 3])
+def test_site_that_exits(agent: Runner, warm: WarmPython, place: Place, status: int) -> None:
+    """No task of that interpreter is run, and each says why."""
+    program = module("print('ran')")
+    warmed(warm, place.python, program)
+    (place.site / "sitecustomize.py").write_text(f"import sys\nsys.exit({status})\n")
+    for result in (plain(agent, program, place.python), warm.run(place.python, program)):
+        assert result and (result.rc, result.stdout) == (1, b"")
+        for words in (b"Failed to import the site module\n", b"SystemExit: %d\n" % status):
+            assert words in result.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [

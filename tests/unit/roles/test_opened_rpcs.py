@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
-import pytest
-from ansible.plugins.loader import filter_loader
+import base64
+import subprocess
+import sys
 
-from ansible_collections.qemu.guest.plugins.filter.opened_rpcs import opened_rpcs
+import pytest
+
+from ansible_collections.qemu.guest.roles.guest_prep.files import opened_rpcs as program
+from ansible_collections.qemu.guest.roles.guest_prep.files.opened_rpcs import opened_rpcs
 
 OPEN = ["guest-exec", "guest-exec-status", "guest-file-open"]
 
@@ -91,6 +95,8 @@ def test_several_lists() -> None:
     assert opened_rpcs(text, ["guest-exec"]) == "block-rpcs=\n# allow-rpcs=a\nallow-rpcs=guest-ping,guest-exec\n"
 
 
-def test_ansible_finds_it() -> None:
-    found = filter_loader.get("qemu.guest.opened_rpcs")
-    assert found.j2_function("blacklist=guest-exec", ["guest-exec"]) == "blacklist="
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n \n", b"\n# \xff\n"])
+def test_program_keeps_every_other_byte(end: bytes) -> None:
+    given = base64.b64encode(b"block-rpcs=guest-exec" + end).decode()
+    run = subprocess.run([sys.executable, str(program.__file__), given, *OPEN], capture_output=True, check=True)
+    assert base64.b64decode(run.stdout) == b"block-rpcs=" + end

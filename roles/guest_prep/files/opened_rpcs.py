@@ -1,48 +1,22 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+"""Allow commands in the configuration of a guest agent: opened_rpcs.py CONFIGURATION COMMAND...
+
+CONFIGURATION is the file's content in Base64, and so is what is printed, so that no byte of it changes on the way.
+
+The commands are taken out of every list of what is blocked, and added to every list of what is allowed, except to an
+empty one, which allows everything. All else stays as it is. Known are /etc/qemu/qemu-ga.conf with its block-rpcs,
+blacklist and allow-rpcs, and /etc/sysconfig/qemu-ga with its BLACKLIST_RPC, BLOCK_RPCS, and options of the agent such
+as --allow-rpcs in the value of any variable.
+"""
+
 from __future__ import annotations
 
-DOCUMENTATION = r"""
-name: opened_rpcs
-author: The qemu.guest authors (!UNKNOWN)
-short_description: Allow commands in the configuration of a guest agent
-version_added: 0.1.0
-description:
-  - Takes the text of a guest agent's configuration, and returns it with some commands allowed.
-  - The commands are taken out of every list of what is blocked, and added to every list of what is allowed, except to
-    an empty one, which allows everything. All else stays as it is.
-  - Knows C(/etc/qemu/qemu-ga.conf) with its C(block-rpcs), C(blacklist) and C(allow-rpcs), and
-    C(/etc/sysconfig/qemu-ga) with its C(BLACKLIST_RPC), C(BLOCK_RPCS), and options of the agent such as
-    C(--allow-rpcs) in the value of any variable.
-positional: _input, commands
-options:
-  _input:
-    description: The text of the configuration.
-    type: str
-    required: true
-  commands:
-    description: The agent's commands to allow.
-    type: list
-    elements: str
-    required: true
-"""
-
-EXAMPLES = r"""
-- name: Show what would be written
-  ansible.builtin.debug:
-    msg: "{{ 'block-rpcs=guest-exec,guest-set-time' | qemu.guest.opened_rpcs(['guest-exec']) }}"
-  # block-rpcs=guest-set-time
-"""
-
-RETURN = r"""
-_value:
-  description: The text with these commands allowed; the same text, if they are.
-  type: str
-"""
-
+import base64
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 
 # Blanks within a line; systemd lets a value go on in the next line.
 _GAP = r"(?:[ \t]|\\\n)*"
@@ -85,6 +59,6 @@ def opened_rpcs(text: str, commands: Sequence[str]) -> str:
     return _LISTS.sub(opened, text)
 
 
-class FilterModule:
-    def filters(self) -> dict[str, Callable[..., str]]:
-        return {"opened_rpcs": opened_rpcs}
+if __name__ == "__main__":
+    given = base64.b64decode(sys.argv[1]).decode("utf-8", "surrogateescape")
+    print(base64.b64encode(opened_rpcs(given, sys.argv[2:]).encode("utf-8", "surrogateescape")).decode("ascii"))

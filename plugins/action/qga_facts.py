@@ -1,0 +1,8 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from ansible_collections.qemu.guest.plugins.plugin_utils._action import ActionModule
+
+__all__ = ("ActionModule",)

@@ -1,0 +1,186 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Put files and directories into directories of the guest, in one archive.
+
+The guest unpacks it into a directory that only root can enter, on the filesystem where the files are to be, compares
+the content of all files, and moves what is new into each directory that exists: a file, or a new directory with all
+that is in it. Each of these is entered once, as in file_ops.py, so that its owner cannot divert what is moved there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import tarfile
+import tempfile
+from contextlib import suppress
+from typing import IO, Any, BinaryIO, Mapping, NamedTuple, Sequence
+
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, PRIVATE, variables
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import checked, new_spool, run_shell, sweep
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import text
+
+__all__ = ("New", "put_tree")
+
+# c: the archive (empty: standard input); w: the SHA-256 of all content, in the order of the archive's first member.
+# Standard output is the private directory where files are moved from: other names of it could be exchanged.
+_UNPACK = (
+    ENTER
+    + r"""
+if [ "$c" ]; then
+    exec <"$c" || exit 1
+    rm -f -- "$c"
+fi
+"""
+    + PRIVATE
+    + r"""
+unpack() {
+    for f in tar gzip xargs find; do
+        command -v "$f" >/dev/null || { echo "the guest has no $f; install it there" >&2; return 1; }
+    done
+    gzip -dc | tar -xpmf - || return 1
+    s=$({ [ ! -s names ] || xargs -0 cat <names; } | sha256sum)
+    [ "${s%% *}" = "$w" ] || { echo "what arrived is not what was sent" >&2; return 1; }
+    rm -f names
+}
+export M='mv -f -- "$@" ./ || exit
+command -v restorecon >/dev/null && [ -e /sys/fs/selinux/enforce ] || exit 0
+for f; do
+    shift
+    set -- "$@" "./${f##*/}"
+done
+restorecon -R "$@"'
+into() (
+"""
+    + ENTER
+    + r"""
+exec find "/proc/self/fd/1/$n/" -mindepth 1 -maxdepth 1 -exec sh -c "$M" sh {} +
+) 1<.
+unpack"""
+)
+_CLEAN = r""" && rmdir ./*
+s=$?
+rm -rf ./*
+cd -P .. && rmdir -- "./$t"
+exit "$s"
+"""
+
+
+class New(NamedTuple):
+    """What is to be at ``path`` in the guest.
+
+    ``kind`` is C(d), C(f) or C(l) as in tree.Found. ``source`` is the path of a file here, ``target`` that of a link.
+    ``into`` is the existing directory that it is moved to, by itself or in a new directory.
+    """
+
+    path: bytes
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    into: bytes
+    source: bytes = b""
+    target: bytes = b""
+
+
+def put_tree(executor: Executor, new: Sequence[New]) -> None:
+    """Put all of ``new`` in place: each directory comes before what is in it, and all are on one filesystem.
+
+    :raise OperationError: if that fails, with the guest's message. Some of it may be in place.
+    """
+    places = {into: number for number, into in enumerate({one.into: None for one in new})}
+    try:
+        with tempfile.TemporaryFile() as archive:
+            checksum = _pack(archive, new, places)
+            size = archive.seek(0, os.SEEK_END)
+            archive.seek(0)
+            content = archive.read() if size < SMALL else b""
+            archive.seek(0)
+            _send(executor, archive, content, _command(checksum, list(places)))
+    except OSError as exc:
+        raise OperationError(f"src: cannot read {exc.filename or 'a file'} here: {exc.strerror or exc}") from exc
+
+
+def _command(checksum: str, places: Sequence[bytes]) -> str:
+    """Return the shell text that unpacks an archive, but for the assignment of C(c)."""
+    first = variables(os.path.join(text(places[0]), "."), t=f".qga.{secrets.token_hex(8)}", w=checksum)
+    moves = (f" && {variables(os.path.join(text(into), str(number)))} into" for number, into in enumerate(places))
+    return f"{first}{_UNPACK}{''.join(moves)}{_CLEAN}"
+
+
+def _send(executor: Executor, archive: BinaryIO, content: bytes, command: str) -> None:
+    """Send an archive, as the input of ``command`` if it is small: ``content``; else in a file."""
+    spool = new_spool("/var/tmp")
+    path = "" if content else f"{spool}.tar"
+    try:
+        if path:
+            put(executor, archive, path)
+        unpack = Command.of(f"c={path}\n{command}")
+        result = when_thawed(executor.agent, lambda: run_shell(executor, unpack, content, whole=False))
+        checked(result, "put the files in place")
+    except BaseException:
+        if path:
+            with suppress(QgaError):
+                sweep(executor, spool)
+        raise
+
+
+class _Summed(io.RawIOBase):
+    """A file whose content is added to a checksum while it is read."""
+
+    def __init__(self, file: IO[bytes], summed: Any) -> None:
+        self._file = file
+        self._summed = summed
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._summed.update(data)
+        return data
+
+
+def _pack(archive: IO[bytes], new: Sequence[New], places: Mapping[bytes, int]) -> str:
+    """Write the archive, and return the SHA-256 of all content."""
+    summed = hashlib.sha256()
+    named = [(_name(one, places), one) for one in new]
+    names = b"".join(name + b"\0" for name, one in named if one.kind == "f")
+    # The fastest level: higher levels take longer than the channel time that they save.
+    with tarfile.open(
+        fileobj=archive,
+        mode="w:gz",
+        compresslevel=1,
+        format=tarfile.GNU_FORMAT,
+        encoding="utf-8",
+        errors="surrogateescape",
+    ) as tar:
+        tar.addfile(_member(b"names", tarfile.REGTYPE, 0o600, len(names)), io.BytesIO(names))
+        for number in places.values():
+            tar.addfile(_member(b"%d" % number, tarfile.DIRTYPE, 0o700))
+        for name, one in named:
+            kind = {"d": tarfile.DIRTYPE, "f": tarfile.REGTYPE, "l": tarfile.SYMTYPE}[one.kind]
+            member = _member(name, kind, one.mode)
+            member.uid, member.gid, member.linkname = one.uid, one.gid, text(one.target)
+            if one.kind != "f":
+                tar.addfile(member)
+                continue
+            with open(one.source, "rb") as file:
+                member.size = os.fstat(file.fileno()).st_size
+                tar.addfile(member, _Summed(file, summed))
+    return summed.hexdigest()
+
+
+def _name(one: New, places: Mapping[bytes, int]) -> bytes:
+    """Return the name in the archive: below the number of the directory that it is moved to."""
+    return b"%d/%b" % (places[one.into], one.path[len(one.into.rstrip(b"/")) + 1 :])
+
+
+def _member(name: bytes, kind: bytes, mode: int, size: int = 0) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(text(name))
+    member.type, member.mode, member.size = kind, mode, size
+    return member
