@@ -47,7 +47,7 @@ guests:  ## integration tests against booted guests
 bench:  ## seconds of plays, beside ssh and others, on one guest and on many agents (BENCH_ARGS='--only fleet' narrows)
 	@tests/tools/with bench python -m lab.bench $(BENCH_ARGS)
 
-docs:  ## the plugins' documentation as HTML, in the cache
+docs:  ## the plugins' documentation and the guides as HTML, in the cache; all their links lead somewhere
 	@tests/tools/docs
 
 clean:  ## remove what was built in the tree, and the cache but for guest images

@@ -24,9 +24,11 @@ from typing import Any, TypeVar
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import command as schema
 from ansible_collections.qemu.guest.tests.integration.commands import COVERED
-from lab import image
+from ansible_collections.qemu.guest.tests.integration.guides import Runner
+from lab import host, image
 from lab.agent import LooseAgent
 from lab.controller import Controller
+from lab.machine import Machine
 from lab.tally import Count, Tally
 from lab.vm import Guest
 
@@ -258,6 +260,24 @@ def _enabled_commands(subject: Subject) -> list[str]:
 def worked(command: str, count: Count) -> bool:
     """Return whether the agent did what a command asks for at least once, as far as its answers tell."""
     return count.returned > 0 or (not schema(command).answers and count.requests > count.refused)
+
+
+# Guides
+
+
+def run_guide(guide: str, machine: Machine, directory: Path, *collections: Path) -> None:
+    """Type a guide in, on a machine that has the collection, maybe others, and nothing of the user's settings."""
+    there = directory / guide
+    there.mkdir()
+    environment = {
+        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(map(str, [*collections, ROOT / ".dev" / "collections"])),
+        "ANSIBLE_HOME": str(directory / "home"),
+        "ANSIBLE_NOCOLOR": "1",
+        "HOME": str(Path.home()),
+        "LC_ALL": "C.UTF-8",
+        "PATH": os.pathsep.join([str(COMMANDS), host.SEARCH_PATH]),
+    }
+    Runner(there, machine.command(["/bin/sh", "-c"], environment, there)).run(guide)
 
 
 # Others on the channel
