@@ -131,7 +131,7 @@ class Runner:
 
     def _execute(self, block: Block, command: str, expected: str) -> None:
         done = subprocess.run(
-            [*self._argv, command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+            [*self._argv, command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
         )
         failed = bool(_FAILURE.search(expected))
         # Ansible writes to standard error what fails, in some versions of it.
