@@ -45,6 +45,7 @@ Subject = LooseAgent | Guest
 
 # What a run must not inherit from whoever starts the tests.
 _FOREIGN = re.compile(r"^(ANSIBLE_|QEMU_GUEST_)")
+# What no run must use; facts as variables are the playbook's affair.
 _DEPRECATED = re.compile(r"\[DEPRECATION WARNING\]: (?!INJECT_FACTS_AS_VARS )")
 
 
