@@ -35,6 +35,12 @@ KEPT = {"ansible.cfg", "ansible_inventory.yml", "state.yml"}
 """What Molecule itself keeps of a scenario."""
 
 
+# One process keeps the channels of all of a user's tasks. Here it has a directory, and so a process, of its own: other
+# tests at the same time would keep it, and this one would end theirs.
+OWN = 'mkdir -p -m 700 /run/qemu-guest; mount -t tmpfs -o mode=700 own /run/qemu-guest; exec sh -ec "$0"'
+SHELL = ["unshare", "--mount", "sh", "-ec", OWN] if os.geteuid() == 0 else ["sh", "-ec"]
+
+
 @dataclass(frozen=True)
 class Project:
     """A user's home, in which a role has its copy of the scenario."""
@@ -57,7 +63,7 @@ class Project:
     def run(self, script: str, directory: Path | None = None) -> tuple[int, str]:
         """Run a script, in the role unless told otherwise; return its exit status and its output."""
         done = subprocess.run(
-            ["sh", "-ec", script],
+            [*SHELL, script],
             cwd=directory or self.role,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -113,7 +119,8 @@ def project() -> Iterator[Project]:
     with TemporaryDirectory(prefix="molecule-") as directory:
         home = Path(directory)
         path = os.pathsep.join([f"{venv}/bin", os.environ.get("PATH", os.defpath)])
-        project = Project(home, {"HOME": directory, "PATH": path, "LC_ALL": "C.UTF-8", "NO_COLOR": "1"})
+        environment = {"HOME": directory, "PATH": path, "LC_ALL": "C.UTF-8", "NO_COLOR": "1"}
+        project = Project(home, {**environment, "XDG_RUNTIME_DIR": directory})
         (project.role / "tasks").mkdir(parents=True)
         assert project.run(f"ansible-galaxy collection build {ROOT}", home)[0] == 0
         status, output = project.run(COPY, home)
