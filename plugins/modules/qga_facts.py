@@ -133,7 +133,6 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
-    CommandUnavailable,
     OperationError,
     TransferError,
 )
@@ -216,7 +215,8 @@ def read(agent: Agent, params: Params) -> Gathered:
         _read_files(agent, [path for name in chosen for path in SUBSETS[name].files], replies)
     named = [name for name in chosen if name in params["gather_subset"]]
     commands = [command for name in named for command in SUBSETS[name].asked(replies.system)]
-    return Gathered(chosen, replies, _refused(agent, [name for name in commands if name not in replies.commands]))
+    refusals = agent.refusals(*(command for command in commands if command not in replies.commands))
+    return Gathered(chosen, replies, {command: exc.explanation for command, exc in refusals.items()})
 
 
 def wanted(subsets: Sequence[str]) -> list[str]:
@@ -264,17 +264,6 @@ def _needless(replies: Replies) -> Sequence[str]:
     """Return the files that tell nothing more than the replies do."""
     of_routes = (routes.ROUTES_4, routes.ROUTES_6) if "guest-network-get-route" in replies.commands else ()
     return (*of_routes, distribution.needless_file(replies))
-
-
-def _refused(agent: Agent, commands: Sequence[str]) -> dict[str, str]:
-    """Return the agent's reasons why it does not have commands, by their names."""
-    reasons = {}
-    for command in commands:
-        try:
-            agent.require(command)
-        except CommandUnavailable as exc:
-            reasons[command] = f"{exc.message} {exc.hint}".strip()
-    return reasons
 
 
 def plan(current: Gathered, params: Params) -> Plan:

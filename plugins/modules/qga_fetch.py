@@ -119,13 +119,13 @@ left_out:
 """
 
 import os
-import tempfile
 from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
+from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import replacing
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch
 from ansible_collections.qemu.guest.plugins.module_utils._module import fetch_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
@@ -175,20 +175,14 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     if "files" in plan.result:
         return fetch_tree.apply(executor, plan)
     src, dest, largest = plan.todo
-    directory = os.path.dirname(dest) or "."
     try:
-        os.makedirs(directory, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, prefix=f".{os.path.basename(dest)}.", delete=False) as sink:
-            try:
+        os.makedirs(os.path.dirname(dest) or ".", exist_ok=True)
+        with replacing(os.fsencode(dest)) as new:
+            with open(new, "w+b") as sink:
                 size = fetch(executor, src, sink, largest=largest)
-                sink.flush()
-                sha256 = _digest_here(sink.name)
-                if os.path.exists(dest):
-                    os.chmod(sink.name, os.stat(dest).st_mode & 0o7777)
-                os.replace(sink.name, dest)
-            except BaseException:  # KeyboardInterrupt included: leave no partial file
-                os.unlink(sink.name)
-                raise
+            sha256 = _digest_here(os.fsdecode(new))
+            if os.path.exists(dest):
+                os.chmod(new, os.stat(dest).st_mode & 0o7777)
     except OSError as exc:
         raise OperationError(f"cannot write {dest} here: {exc.strerror}") from exc
     return {"sha256": sha256, "size": size}

@@ -204,13 +204,10 @@ import re
 import shlex
 import stat
 import time
-from contextlib import suppress
 from typing import Any, Mapping, NamedTuple
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import GuestFileError, OperationError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import EXEC_COMMANDS, Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     ENTER,
     SAFE,
@@ -229,6 +226,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put
 from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
+from ansible_collections.qemu.guest.plugins.module_utils._module.modes import FILE_MODE, mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
@@ -248,7 +246,6 @@ SPEC: dict[str, dict[str, Any]] = {
     "follow": {"type": "bool", "default": False},
 }
 
-DEFAULT_MODE = 0o644
 # The mode that guest-file-open gives to a new file.
 AGENTS_MODE = 0o666
 
@@ -439,7 +436,7 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
     :raise QgaError: if there are such options.
     """
     exists = current.kind != "absent"
-    agents_mode = not exists and params["mode"] is not None and mode_of(params["mode"], DEFAULT_MODE) == AGENTS_MODE
+    agents_mode = not exists and params["mode"] is not None and mode_of(params["mode"], FILE_MODE) == AGENTS_MODE
     needs_programs = (
         (exists if params["state"] == "absent" else False)
         or (params["mode"] is not None and not agents_mode)
@@ -448,7 +445,7 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
         or params["backup"]
     )
     if needs_programs:
-        executor.agent.require("guest-exec", "guest-exec-status")
+        executor.agent.require(*EXEC_COMMANDS)
     if params["state"] == "present" and not exists and not agents_mode:
         raise OperationError(
             f"{current.path} does not exist, and this agent may not run programs: all it can make is a file that every "
@@ -461,14 +458,8 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
 
 def plan(current: Any, params: Params) -> Plan:
     if isinstance(current, copy_tree.Current):
-        defaults = {"mode": DEFAULT_MODE, "directory_mode": copy_tree.DIRECTORY_MODE}
-        modes = {name: _mode_in_tree(params[name], default) for name, default in defaults.items()}
-        return copy_tree.plan(current, {**params, **modes})
+        return copy_tree.plan(current, params)
     return _plan_file(current, params)
-
-
-def _mode_in_tree(mode: Any, default: int) -> Any:
-    return mode if mode in (None, copy_tree.PRESERVE) else mode_of(mode, default)
 
 
 def _plan_file(current: Current, params: Params) -> Plan:
@@ -519,7 +510,7 @@ def _after(current: Current, params: Params) -> dict[str, Any]:
             after.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     if not current.programs:
         return after
-    default = current.mode if current.mode is not None else DEFAULT_MODE
+    default = current.mode if current.mode is not None else FILE_MODE
     after["mode"] = f"{mode_of(params['mode'], default) if params['mode'] is not None else default:04o}"
     # The number of the present owner is not a change, though the name is shown.
     if params["owner"] is not None and params["owner"] != current.uid:
@@ -527,34 +518,6 @@ def _after(current: Current, params: Params) -> dict[str, Any]:
     if params["group"] is not None and params["group"] != current.gid:
         after["group"] = params["group"]
     return after
-
-
-def mode_of(mode: Any, present: int) -> int:
-    """Return a mode as a number; YAML has turned C(0644) into one already. Symbols change ``present``.
-
-    :raise OperationError: if it is no mode.
-    """
-    with suppress(ValueError):
-        value = mode if isinstance(mode, int) else int(str(mode), 8)
-        if 0 <= value <= 0o7777:
-            return value
-    umask = os.umask(0o022)  # of a login in the guest: it applies to symbols without u, g, o or a
-    try:
-        if not all(re.search("[-+=]", symbols) for symbols in str(mode).split(",")):
-            raise ValueError
-        return int(AnsibleModule._symbolic_mode_to_octal(_Status(present), str(mode)))
-    except ValueError:
-        raise OperationError(
-            f"mode: {mode!r} should be an octal number in quotes, such as '0644', or in symbols, such as u=rw,g=r,o="
-        ) from None
-    finally:
-        os.umask(umask)
-
-
-class _Status(NamedTuple):
-    """Of os.stat_result what AnsibleModule reads of a plain file."""
-
-    st_mode: int
 
 
 def _new_content(current: Current, params: Params) -> bytes | None:

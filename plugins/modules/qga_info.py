@@ -298,7 +298,7 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
         except CommandError as exc:
             if isinstance(exc, CommandUnavailable) and exc.reason == "elsewhere" and name not in named:
                 continue
-            unavailable[name] = f"{exc.message} {exc.hint}".strip()
+            unavailable[name] = exc.explanation
     if gathered.get("users") == [] and _writes_no_utmp(agent):
         unavailable["users"] = _NO_UTMP
     for user in params["authorized_keys_of"]:
@@ -307,7 +307,7 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
             keys = agent.execute(KEYS_COMMAND, {"username": user}).get("keys", [])
             gathered.setdefault("authorized_keys", {})[user] = keys
         except CommandError as exc:
-            unavailable[f"authorized_keys of {user}"] = f"{exc.message} {exc.hint}".strip()
+            unavailable[f"authorized_keys of {user}"] = exc.explanation
     return {**gathered, "unavailable": unavailable}
 
 

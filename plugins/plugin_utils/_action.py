@@ -24,8 +24,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Ad
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
-from ansible_collections.qemu.guest.plugins.plugin_utils._facts import told_by_facts
-from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import run_here
+from ansible_collections.qemu.guest.plugins.plugin_utils._facts_as_options import told_by_facts
+from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import is_own, run_here
 
 CONNECTION = "qemu.guest.qga"
 
@@ -122,11 +122,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         if not given or self._connection.transport != CONNECTION:
             return False
         uri = self._task.args.get("libvirt_uri")
-        try:
-            same = parse_address(str(given)).identity == self._connection.own_address.identity
-        except (AddressError, AnsibleError):
-            return False
-        return bool(same and uri in (None, self._connection.get_option("libvirt_uri")))
+        return is_own(self._connection, str(given)) and uri in (None, self._connection.get_option("libvirt_uri"))
 
     def _become_user(self) -> str | None:
         """Return the user that the task is to become; None without become."""

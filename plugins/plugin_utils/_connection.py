@@ -56,7 +56,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
     without_marker,
 )
 from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
-from ansible_collections.qemu.guest.plugins.plugin_utils._facts import told_by_facts
+from ansible_collections.qemu.guest.plugins.plugin_utils._facts_as_options import told_by_facts
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import GuestExecOrRunner, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 

@@ -12,11 +12,9 @@ from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import AddressError
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.plugins.modules.qga_facts import OPERATION
-from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import Connected, run_here
+from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import Connected, is_own, run_here
 
 __all__ = ("gathered",)
 
@@ -42,13 +40,6 @@ def _result(connection: Connected, given: dict[str, Any]) -> dict[str, Any]:
     if validated.error_messages:
         return {"failed": True, "msg": " ".join(validated.error_messages)}
     address = given.get("address")
-    if address and not _is_of(connection, address):
+    if address and not is_own(connection, str(address)):
         return {"failed": True, "msg": f"{address} is not the agent of this host's connection: leave address out."}
     return run_here(OPERATION, connection, validated.validated_parameters)
-
-
-def _is_of(connection: Connected, address: str) -> bool:
-    try:
-        return parse_address(address).identity == connection.own_address.identity
-    except AddressError:
-        return False

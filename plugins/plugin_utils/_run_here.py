@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address, parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AddressError,
     ConnectError,
     OutcomeUnknownError,
     QgaError,
@@ -21,7 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import is
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
 
-__all__ = ("Connected", "run_here")
+__all__ = ("Connected", "is_own", "run_here")
 
 
 class Connected(Protocol):
@@ -35,6 +36,14 @@ class Connected(Protocol):
 
     @property
     def own_address(self) -> Address: ...
+
+
+def is_own(connection: Connected, address: str) -> bool:
+    """Return whether an address that a task has is that of the connection's agent."""
+    try:
+        return parse_address(address).identity == connection.own_address.identity
+    except (AddressError, AnsibleError):
+        return False
 
 
 def run_here(operation: Operation, connection: Connected, params: Mapping[str, Any], **modes: bool) -> dict[str, Any]:

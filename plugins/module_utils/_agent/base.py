@@ -228,9 +228,12 @@ class Agent(ABC):
 
         :raise CommandUnavailable: if some cannot. It names all of them, with the reasons and what to do.
         """
-        missing = self.info.missing(commands) if commands else []
+        missing = self._missing(commands)
         if missing:
             raise self._refusal(missing)
+
+    def _missing(self, commands: Sequence[str]) -> list[str]:
+        return self.info.missing(commands) if commands else []  # the agent is not asked for nothing
 
     def _refusal(self, missing: Sequence[str]) -> CommandUnavailable:
         """Return the error for commands that guest-info does not list as enabled."""
@@ -238,7 +241,7 @@ class Agent(ABC):
 
     def refusals(self, *commands: str) -> dict[str, CommandUnavailable]:
         """Return what ``require`` raises for each of ``commands`` by itself; those that can be run are not in it."""
-        missing = self.info.missing(commands)
+        missing = self._missing(commands)
         state = self._state(Deadline(self.timeout)) if missing else None
         return {name: self._told(_explained([name], "", state), name) for name in missing}
 

@@ -83,6 +83,11 @@ class QgaError(Exception):
         return f"{where}{what}{self.message}{hint}"
 
     @property
+    def explanation(self) -> str:
+        """The message and the hint, for those who name the agent and the command themselves."""
+        return f"{self.message} {self.hint}".strip()
+
+    @property
     def told_fate(self) -> str:
         """The message's words on the command; empty if there is none."""
         return f"{self.command} {self.fate}" if self.command else ""

@@ -26,6 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 
 __all__ = (
     "CAPTURE_LIMIT",
+    "EXEC_COMMANDS",
     "LARGEST_OUTPUT",
     "Command",
     "ExecResult",
@@ -45,7 +46,8 @@ LARGEST_OUTPUT = 256 << 20
 """Bytes of each output stream that are kept in the guest and read from there. There must be a limit, because a program
 may run forever."""
 
-_EXEC, _STATUS = _NEEDED = ("guest-exec", "guest-exec-status")
+EXEC_COMMANDS = _EXEC, _STATUS = "guest-exec", "guest-exec-status"
+"""The agent's commands that running programs takes."""
 
 # Poll intervals in seconds: short for a quick program, growing for a long one.
 # A poll takes a few milliseconds of a slow guest, and on average the result comes half an interval late.
@@ -232,7 +234,7 @@ class GuestExec(Executor):
         self._capture_limit = capture_limit
 
     def is_available(self) -> bool:
-        return self.agent.supports(*_NEEDED)
+        return self.agent.supports(*EXEC_COMMANDS)
 
     @property
     def quick_input(self) -> int:

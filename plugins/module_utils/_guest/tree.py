@@ -15,7 +15,7 @@ from typing import Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line, printable
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import EXEC_COMMANDS, Command, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import checked, new_spool, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
@@ -82,7 +82,7 @@ def need(executor: Executor, what: str) -> None:
     :raise QgaError: if it cannot.
     """
     if not executor.is_available():
-        executor.agent.require("guest-exec", "guest-exec-status")
+        executor.agent.require(*EXEC_COMMANDS)
         raise OperationError(f"{what} takes programs in the guest, and its agent cannot run any")
 
 

@@ -12,14 +12,15 @@ import hashlib
 import os
 import stat
 import tempfile
-from contextlib import contextmanager, suppress
-from typing import IO, Iterator, Sequence
+from contextlib import suppress
+from typing import IO, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK
+from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import replacing
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     REST,
     checked,
@@ -100,29 +101,16 @@ def unpack(archive: IO[bytes], dest: bytes, names: Sequence[bytes]) -> tuple[int
         if member.name not in wanted or member.name in came:
             continue
         if member.kind == "file":
-            with _new(path) as new:
+            with replacing(path) as new:
                 came[member.name] = _write(archive, member.size, new)
                 os.chmod(new, _mode(path, bool(member.mode & 0o100)))
             total += member.size
         elif member.kind == "hardlink" and member.target in came:
-            with _new(path) as new:
+            with replacing(path) as new:
                 os.unlink(new)
                 os.link(at(dest, member.target), new)  # a copy would let a small archive fill the disk
             came[member.name] = came[member.target]
     return total, came
-
-
-@contextmanager
-def _new(path: bytes) -> Iterator[bytes]:
-    """Yield the path of a new file, which takes the place of ``path`` if it has been written."""
-    descriptor, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=b".qga.")
-    os.close(descriptor)
-    try:
-        yield new
-        os.replace(new, path)
-    except BaseException:  # KeyboardInterrupt included: leave no partial file
-        os.unlink(new)
-        raise
 
 
 def _write(source: IO[bytes], size: int, path: bytes) -> str:

@@ -15,15 +15,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import Found, find_paths, need, text
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New, put_tree
+from ansible_collections.qemu.guest.plugins.module_utils._module.modes import DIRECTORY_MODE, FILE_MODE, mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Params, Plan
 
-__all__ = ("DIRECTORY_MODE", "PRESERVE", "Current", "apply", "plan", "read")
+__all__ = ("PRESERVE", "Current", "apply", "plan", "read")
 
 PRESERVE = "preserve"
 """The mode that means that of the file here."""
-
-_FILE_MODE = 0o644
-DIRECTORY_MODE = 0o755
 
 
 class Wanted(NamedTuple):
@@ -104,8 +102,11 @@ def _here(src: bytes, dest: bytes, follow: bool) -> Iterator[Wanted]:
 
 
 def plan(current: Current, params: Params) -> Plan:
-    """``mode`` and ``directory_mode`` of ``params`` are numbers, PRESERVE or None."""
-    changes = list(_changes(current, params))
+    modes = {
+        "mode": _mode(params["mode"], FILE_MODE),
+        "directory_mode": _mode(params["directory_mode"], DIRECTORY_MODE),
+    }
+    changes = list(_changes(current, {**params, **modes}))
     return Plan(
         before={"files": {text(one.path): _before(current.there.get(one.path)) for _sha256, one in changes}},
         after={"files": {text(one.path): _after(sha256, one) for sha256, one in changes}},
@@ -118,6 +119,11 @@ def plan(current: Current, params: Params) -> Plan:
         },
         subject=params["path"],
     )
+
+
+def _mode(mode: Any, usual: int) -> Any:
+    """Return the mode as a number, PRESERVE or None. Symbols change the usual one."""
+    return mode if mode in (None, PRESERVE) else mode_of(mode, usual)
 
 
 def _changes(current: Current, params: Params) -> Iterator[tuple[str, New]]:
@@ -149,7 +155,7 @@ def _attributes(one: Wanted, there: Found | None, ids: tuple[int, int] | None, p
     if ids and one.kind != "l":  # busybox's tar gives links no owner
         uid = ids[0] if params["owner"] else uid
         gid = ids[1] if params["group"] else gid
-    mode, usual = params["mode"], existing.mode if existing else _FILE_MODE
+    mode, usual = params["mode"], existing.mode if existing else FILE_MODE
     if one.kind == "d":
         usual = DIRECTORY_MODE
         mode = PRESERVE if mode == PRESERVE and params["directory_mode"] is None else params["directory_mode"]

@@ -26,7 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import EXEC_COMMANDS, GuestExec, pauses
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, IDLE_SECONDS, SPOOL, program
@@ -108,7 +108,7 @@ def start_runner(agent: Agent, routes: Sequence[str], log: Log) -> None:
     if by_exec:
         raise NoRunnerError(told)
     try:
-        agent.require("guest-exec", "guest-exec-status")
+        agent.require(*EXEC_COMMANDS)
     except CommandUnavailable as exc:
         exc.hint = f"{told} {exc.hint}"
         raise

@@ -23,9 +23,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._module.modes import mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_file
-from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, mode_of, plan
+from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, Current, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
