@@ -84,3 +84,15 @@ def machines(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """Start machines that are shut down and suspended. They end with the test."""
     with ExitStack() as stack:
         yield lambda **how: stack.enter_context(Machine(tmp_path, **how))
+
+
+@pytest.fixture
+def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
+    """The scripted agent of a guest that is this machine; files whose agents answer otherwise have another one."""
+    return scripted(guest.answers())
+
+
+@pytest.fixture
+def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
+    """An agent that leads to `server`."""
+    return connect(server)

@@ -20,7 +20,6 @@ from ansible.template import Templar
 
 from ansible_collections.qemu.guest.plugins.modules import qga_ping
 from ansible_collections.qemu.guest.tests.unit.documentation import MODULES
-from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, swallows
 
 try:  # from 2.22 on, ansible-core hides what it knows to be secret wherever it shows something
@@ -94,11 +93,6 @@ class Playbook:
 def playbook(tmp_path: Path, clock: object) -> Iterator[Playbook]:
     with ExitStack() as stack:
         yield Playbook(stack, tmp_path)
-
-
-@pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
 
 
 @pytest.fixture

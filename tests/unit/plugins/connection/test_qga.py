@@ -55,11 +55,6 @@ def connection(clock: object) -> Iterator[Connect]:
 
 
 @pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """All that is displayed at the highest verbosity."""
     shown: list[str] = []

@@ -143,16 +143,6 @@ def test_truncation_is_never_silent(stream: str) -> None:
 # In a guest that is this machine
 
 
-@pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
-
-
 def run(agent: SocketAgent, check_mode: bool = False, **given: Any) -> dict[str, Any]:
     result = run_operation(OPERATION, agent, options(**given), check_mode=check_mode)
     assert set(result) - {"changed", "skipped"} <= returned("qga_exec")

@@ -239,16 +239,6 @@ ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgi
 
 
 @pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
-
-
-@pytest.fixture
 def bare(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], guest: Guest) -> SocketAgent:
     """An agent that may not run programs."""
     blocked = {name: f"Command {name} has been disabled" for name in PROGRAMS}

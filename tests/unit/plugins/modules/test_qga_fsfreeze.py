@@ -60,11 +60,6 @@ def timers(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> Timers:
     return timers
 
 
-@pytest.fixture
-def agent(server: Scripted, connect: Connect) -> SocketAgent:
-    return connect(server)
-
-
 def params(state: str, **given: Any) -> dict[str, Any]:
     return {**{name: option.get("default") for name, option in OPERATION.spec.items()}, "state": state, **given}
 

@@ -166,11 +166,6 @@ def timers(server: Scripted, order: list[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def agent(server: Scripted, connect: Connect) -> SocketAgent:
-    return connect(server)
-
-
-@pytest.fixture
 def qemu(tmp_path: Path, order: list[str]) -> Iterator[Qemu]:
     (tmp_path / "images").mkdir()
     qemu = Qemu(tmp_path / "images", order)

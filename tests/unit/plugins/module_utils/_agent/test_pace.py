@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, copy_in, copy_out
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool
-from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers, reply_to
 
 SERIAL = 7000  # bytes per second
@@ -68,18 +66,8 @@ class Serial:
 
 
 @pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
 def serial(server: Scripted, clock: Clock) -> Serial:
     return Serial(server, clock)
-
-
-@pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
 
 
 DATA = os.urandom(150_000)

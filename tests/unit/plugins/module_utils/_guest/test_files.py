@@ -51,16 +51,6 @@ from ansible_collections.qemu.guest.tests.unit.scripted import (
 FULL = "No space left on device"
 
 
-@pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
-
-
 def data_reply(data: bytes, **members: Any) -> Step:
     return returns({"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": False, **members})
 

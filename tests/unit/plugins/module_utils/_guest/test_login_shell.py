@@ -78,11 +78,6 @@ def _quick_sleep(guest: Guest) -> None:
 
 
 @pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
 def executor(server: Scripted, connect: Callable[..., SocketAgent]) -> GuestExec:
     return GuestExec(connect(server))
 

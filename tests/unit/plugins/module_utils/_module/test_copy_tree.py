@@ -24,6 +24,7 @@ from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
+from ansible_collections.qemu.guest.tests.unit.trees import tree
 
 OLD, NEW = "0" * 64, "1" * 64
 
@@ -163,16 +164,6 @@ def test_mode_that_is_none(mode: str) -> None:
 
 
 @pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
-
-
-@pytest.fixture
 def here(tmp_path: Path) -> Path:
     top = tmp_path / "here" / "app"
     (top / "bin").mkdir(parents=True)
@@ -191,19 +182,6 @@ def run(agent: SocketAgent, src: Path | str, path: Path | str, *, check_mode: bo
     )
     assert set(result) - {"changed", "diff"} <= returned("qga_file")
     return result
-
-
-def tree(top: Path) -> dict[str, Any]:
-    """Return what is in a directory: content and mode of files, targets of links, modes of directories."""
-    found: dict[str, Any] = {}
-    for path in top.rglob("*"):
-        mode = f"{path.lstat().st_mode & 0o7777:o}"
-        name = str(path.relative_to(top))
-        if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
-        else:
-            found[name] = mode if path.is_dir() else (path.read_text(), mode)
-    return found
 
 
 FOLLOWED = {

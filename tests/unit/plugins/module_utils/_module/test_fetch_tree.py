@@ -24,16 +24,7 @@ from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.plugins.module_utils._guest.test_login_shell import tool
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
-
-
-@pytest.fixture
-def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
-    return scripted(guest.answers())
-
-
-@pytest.fixture
-def agent(server: Scripted, connect: Callable[..., SocketAgent]) -> SocketAgent:
-    return connect(server)
+from ansible_collections.qemu.guest.tests.unit.trees import tree
 
 
 @pytest.fixture
@@ -54,19 +45,6 @@ def run(agent: SocketAgent, src: Path | str, dest: Path | str, *, check_mode: bo
     result = run_operation(OPERATION, agent, given, check_mode=check_mode, diff=True)
     assert set(result) - {"changed", "diff"} <= returned("qga_fetch")
     return result
-
-
-def tree(top: Path) -> dict[str, Any]:
-    """Return what is in a directory: content and mode of files, targets of links, modes of directories."""
-    found: dict[str, Any] = {}
-    for path in top.rglob("*"):
-        mode = f"{path.lstat().st_mode & 0o7777:o}"
-        name = str(path.relative_to(top))
-        if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
-        else:
-            found[name] = mode if path.is_dir() else (path.read_text(), mode)
-    return found
 
 
 CAME = {
