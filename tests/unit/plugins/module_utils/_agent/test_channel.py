@@ -646,12 +646,12 @@ def test_close_gives_the_seat_up(tmp_path: Path, listener: socket.socket, clock:
 
 
 @pytest.mark.parametrize("name", ["vm1.qga", "a name with spaces", "an * 1 * 2 odd name", "ünïcode"])
-def test_holder_of_the_seat(tmp_path: Path, name: str) -> None:
-    directory = tmp_path / "some directory"
-    directory.mkdir()
-    path = str(directory / name)
+def test_holder_of_the_seat(name: str) -> None:
     clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _client in range(3)]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, ExitStack() as stack:
+        # A socket's path has 107 bytes at most, and pytest's own directories take most of them.
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="some directory "))
+        path = f"{directory}/{name}"
         listener.bind(path)
         listener.listen(8)
         first, second, third = (stack.enter_context(client) for client in clients)
@@ -665,7 +665,7 @@ def test_holder_of_the_seat(tmp_path: Path, name: str) -> None:
         assert taken
         assert who.endswith(f", pid {os.getpid()}")
         assert other_client(path, inode[first]) == (False, ""), "it is itself served"
-        assert other_client(str(directory / "other"), inode[second]) == (False, "")
+        assert other_client(f"{directory}/other", inode[second]) == (False, "")
         served.close()
         first.close()
         stack.enter_context(listener.accept()[0])
