@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ansible_collections.qemu.guest.tests.faults.places import RealPlace
 from ansible_collections.qemu.guest.tests.integration.harness import look
 from lab import image
 from lab.agent import LooseAgent
@@ -29,9 +30,15 @@ class Deed(NamedTuple):
     dies: bool = False
 
 
+def _real(scene: Scene) -> RealPlace:
+    assert isinstance(scene.place, RealPlace)
+    return scene.place
+
+
 def _loose(scene: Scene) -> LooseAgent:
-    assert isinstance(scene.subject, LooseAgent)
-    return scene.subject
+    subject = _real(scene).subject
+    assert isinstance(subject, LooseAgent)
+    return subject
 
 
 def _restart(scene: Scene) -> None:
@@ -69,18 +76,18 @@ chmod 0755 /usr/local/sbin/qemu-ga
 def _upgrade(scene: Scene) -> None:
     agent = _loose(scene)
     oldest, *_between, newest = image.RELEASES
-    scene.bring_agent(newest if agent.release != newest else oldest, _UPGRADE)
+    _real(scene).bring_agent(newest if agent.release != newest else oldest, _UPGRADE)
     agent.restart()
 
 
 def _downgrade(scene: Scene) -> None:
-    look(scene.subject, "rm -f /usr/local/sbin/qemu-ga")
+    look(_real(scene).subject, "rm -f /usr/local/sbin/qemu-ga")
     _restart(scene)
 
 
 def _kill(pids: str) -> Callable[[Scene], object]:
     """Return what kills the processes in the guest that a shell word names."""
-    return lambda scene: look(scene.subject, f"kill -KILL {pids} 2>/dev/null || true")
+    return lambda scene: look(_real(scene).subject, f"kill -KILL {pids} 2>/dev/null || true")
 
 
 def _kill_mux(scene: Scene) -> None:
@@ -102,7 +109,7 @@ def _leave_channel(scene: Scene) -> None:
 
 
 def _in_guest(do: str, undo: str) -> Deed:
-    return Deed(lambda scene: look(scene.subject, do), lambda scene: look(scene.subject, undo))
+    return Deed(lambda scene: look(_real(scene).subject, do), lambda scene: look(_real(scene).subject, undo))
 
 
 def _full(directory: str) -> Deed:

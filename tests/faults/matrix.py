@@ -39,6 +39,7 @@ class Fault(NamedTuple):
     """Something that happens meanwhile, and how an operation that only reads, or one that changes, may end then.
 
     ``seconds`` is the deadline of an operation whose agent has three. ``befalls``: only operations that use this.
+    ``leaves``: what may be left behind, because nobody is there to take it away, or nobody knows of it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Fault(NamedTuple):
     seconds: float = 10.0
     where: str = AGENT
     befalls: str = ""
+    leaves: frozenset[str] = frozenset()
 
 
 class Cell(NamedTuple):
@@ -93,6 +95,10 @@ _ALWAYS = _set(DONE)
 _TOLD = _set(DONE, NOT_RUN, UNKNOWN)
 _LOST = _set(DONE, NOT_RUN, FAILED, UNKNOWN)
 
+LOST_HANDLE = "the handle of an open whose reply was lost"
+HANDLE, FILE, SOCKET = "a handle", "a file", "a socket"
+_LOST_HANDLE = _set(LOST_HANDLE)
+
 FAULTS = (
     # What is added to the right reply, or comes late, is told from it.
     Fault("delayed", "the reply comes after 0.7 seconds", "reply", _ALWAYS, _ALWAYS),
@@ -100,13 +106,20 @@ FAULTS = (
     Fault("stale", "the reply before comes again, then this one", "reply", _ALWAYS, _ALWAYS),
     Fault("another's", "a reply to another request comes, then this one", "reply", _ALWAYS, _ALWAYS),
     # No right reply comes.
-    Fault("cut", "half the reply comes, then the channel closes", "reply", _TOLD, _LOST),
-    Fault("garbage", "what comes in place of the reply is not JSON", "reply", _TOLD, _LOST),
-    Fault("too long", "a line without end comes in place of the reply", "reply", _TOLD, _LOST),
-    Fault("deep", "the reply is nested 5,000 deep", "reply", _TOLD, _LOST),
-    Fault("wrong type", "the reply returns a number where the schema has something else", "reply", _LOST, _LOST),
-    Fault("never", "the reply does not come", "reply", _TOLD, _LOST),
-    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 20.0),
+    Fault("cut", "half the reply comes, then the channel closes", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
+    Fault("garbage", "what comes in place of the reply is not JSON", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
+    Fault("too long", "a line without end comes in place of the reply", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
+    Fault("deep", "the reply is nested 5,000 deep", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
+    Fault(
+        "wrong type",
+        "the reply returns a number where the schema has something else",
+        "reply",
+        _LOST,
+        _LOST,
+        leaves=_LOST_HANDLE,
+    ),
+    Fault("never", "the reply does not come", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
+    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 20.0, leaves=_set(FILE)),
     Fault("agent stopped", "for two seconds (SIGSTOP, SIGCONT)", "agent", _TOLD, _LOST),
     Fault("agent restarted", "its handles and programs are lost", "agent", _LOST, _LOST),
     Fault("agent upgraded", "restarted as another release", "agent", _LOST, _LOST),
@@ -118,13 +131,34 @@ FAULTS = (
     Fault("QEMU killed", "and not started again", "process", _TOLD, _LOST, where=GUEST),
     Fault("libvirtd killed", "where the address is a domain's", "process", _TOLD, _LOST, where=GUEST),
     Fault("ssh killed", "where the guest is on another machine", "process", _TOLD, _LOST, where=GUEST),
-    Fault("mux killed", "the process that keeps channels open", "process", _TOLD, _TOLD),
+    Fault("mux killed", "the process that keeps channels open", "process", _TOLD, _TOLD, leaves=_set(SOCKET)),
     Fault("runner killed", "in the guest", "process", _LOST, _LOST, befalls="runner"),
     Fault("warm server killed", "in the guest", "process", _LOST, _LOST, befalls="server"),
     Fault("interpreter killed", "in the guest", "process", _LOST, _LOST, befalls="interpreter"),
-    Fault("controller killed", "the process that runs the operation", "process", _set(KILLED), _set(KILLED)),
-    Fault("client disconnected", "the channel closes, and can be opened again", "channel", _TOLD, _LOST),
-    Fault("channel taken", "the channel closes, and another client has it for good", "channel", _TOLD, _LOST),
+    Fault(
+        "controller killed",
+        "the process that runs the operation",
+        "process",
+        _set(KILLED),
+        _set(KILLED),
+        leaves=_set(HANDLE, FILE),
+    ),
+    Fault(
+        "client disconnected",
+        "the channel closes, and can be opened again",
+        "channel",
+        _TOLD,
+        _LOST,
+        leaves=_LOST_HANDLE,
+    ),
+    Fault(
+        "channel taken",
+        "the channel closes, and another client has it for good",
+        "channel",
+        _TOLD,
+        _LOST,
+        leaves=_set(HANDLE, FILE),
+    ),
     Fault("/run full", "in the guest", "disk", _LOST, _LOST, befalls="/run"),
     Fault("/run read-only", "in the guest", "disk", _LOST, _LOST, befalls="/run"),
     Fault("disk full", "the filesystem that the operation changes", "disk", _LOST, _LOST, befalls="disk"),
@@ -141,7 +175,7 @@ FAULT = {fault.name: fault for fault in FAULTS}
 
 # No agent without a guest may be asked to freeze: a scripted one is, where the fault is not the agent's or the guest's.
 _OF_THE_CHANNEL = ("reply", "channel")
-_ON_THE_CONTROLLER = ("mux killed", "controller killed", "twenty clients")
+_ON_THE_CONTROLLER = ("mux killed", "controller killed")
 
 
 def cell(operation: Operation, fault: Fault) -> Cell:
@@ -150,6 +184,8 @@ def cell(operation: Operation, fault: Fault) -> Cell:
     where, why_not = fault.where, ""
     if fault.befalls and fault.befalls not in operation.uses:
         why_not = f"it does not use: {fault.befalls}"
+    elif operation.name == "freeze" and fault.name == "twenty clients":
+        why_not = "one freezes the guest, and the others find it so"
     elif operation.name == "freeze" and where == AGENT:
         on_channel = fault.group in _OF_THE_CHANNEL or fault.name in _ON_THE_CONTROLLER
         where = SCRIPTED if on_channel else GUEST

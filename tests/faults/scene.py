@@ -8,32 +8,34 @@ What an operation did is counted by another path than the agent, and so is what 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import os
 import re
 import secrets
-import shlex
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, cast
 
 from ansible_collections.qemu.guest.tests.faults.faulty import Faulty
-from ansible_collections.qemu.guest.tests.faults.matrix import DONE, KILLED, OPERATION, Cell
-from ansible_collections.qemu.guest.tests.faults.operations import EFFECTS, FETCHED, Outcome, Task, content
-from ansible_collections.qemu.guest.tests.integration.harness import Subject, look
-from lab import host, image
-from lab.agent import LooseAgent
+from ansible_collections.qemu.guest.tests.faults.matrix import (
+    DONE,
+    FILE,
+    HANDLE,
+    KILLED,
+    LOST_HANDLE,
+    SOCKET,
+    Cell,
+)
+from ansible_collections.qemu.guest.tests.faults.operations import Outcome, Task, is_right
+from ansible_collections.qemu.guest.tests.faults.places import Place
+from lab import host
 from lab.controller import Controller
 from lab.host import private_directory
 
@@ -41,43 +43,6 @@ WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_TO_END = 5.0
 """How long what is left of an operation may take to end."""
-
-# Filesystems of their own, which can be filled; what was there before stays.
-PREPARE = f"""
-set -e
-for d in /run /srv; do
-    mkdir /tmp/kept
-    cp -a $d/. /tmp/kept
-    mount -t tmpfs -o size=8m,mode=755 tmpfs $d
-    cp -a /tmp/kept/. $d
-    rm -r /tmp/kept
-done
-: >{EFFECTS}
-chmod 0666 {EFFECTS}
-"""
-# The open files of the agent, processes beside it, and files that are not the image's, a line each. What serves later
-# tasks stays: the runner and warm Python, with what they sweep away by themselves.
-STATE = r"""
-import os, re
-def told(*words):
-    print(*(word.encode("utf-8", "backslashreplace").decode() for word in words))
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        line = open(f"/proc/{pid}/cmdline", errors="replace").read().replace("\0", " ").strip()
-        if line.startswith("qemu-ga ") or line.startswith("/opt/upgrade/qemu-ga "):
-            files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            for path in files:
-                if path.startswith(("/srv/", "/tmp/", "/run/qemu", "/root/", "/var/")) and "/lab-" not in path:
-                    told("handle", path)
-        elif line and not re.search("loose.sh|qemu-guest|^sleep 600$|^/usr/bin/python3 -S$|told", line):
-            told("process", line)
-    except OSError:
-        pass
-for top in ("/tmp", "/root", "/srv", "/run", "/var/tmp"):
-    for directory, _names, files in os.walk(top):
-        for name in files if not directory.startswith("/run/qemu-guest-runner") else ():
-            told("file", os.path.join(directory, name))
-"""
 
 
 class Told(NamedTuple):
@@ -88,10 +53,10 @@ class Told(NamedTuple):
 
 
 class Scene:
-    """A ``subject`` whose channel fails: ``channel`` is what operations are given as the agent's socket."""
+    """A guest whose channel fails: ``channel`` is what operations are given as the agent's socket."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self._messages: dict[str, int] = {}
         self.running = 0
         """The process of the operation that runs, the first of several."""
@@ -104,13 +69,12 @@ class Scene:
             self.directory.chmod(0o755)
             self._stack.callback(self.directory.rmdir)
             self.channel = self._stack.enter_context(
-                Faulty(self.directory / "channel.sock", lambda: self.subject.agent_socket)
+                Faulty(self.directory / "channel.sock", lambda: self.place.agent_socket)
             )
             self.tasks = self.controller.directory / "tasks"
             self.here(f"mkdir {self.tasks} && mount -t tmpfs -o size=4m tmpfs {self.tasks}")
             self.here("mount -o remount,size=1m /run/qemu-guest")
-            look(self.subject, PREPARE)
-            self.feed(f"cat >{FETCHED}", content("fetched"))
+            self.place.prepare()
             self._stack.enter_context(self._worker())
             self._before = self.state()
             self._stack = self._stack.pop_all()
@@ -120,11 +84,6 @@ class Scene:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-
-    def feed(self, command: str, data: bytes) -> None:
-        """Run a shell command with this input in the guest."""
-        assert isinstance(self.subject, LooseAgent)
-        subprocess.run([*self.subject.shell, command], input=data, check=True)
 
     @contextmanager
     def _worker(self) -> Iterator[None]:
@@ -181,40 +140,21 @@ class Scene:
         if operation not in self._messages:
             for _time in range(2):
                 self.channel.begin()
-                outcome = self.start(operation)[1].outcome(60)
-                assert outcome.word == DONE, str(outcome)
+                task, told = self.start(operation)
+                outcome = told.outcome(60)
+                assert outcome.word == DONE and is_right(task, outcome.text), str(outcome)
+                self.place.effects(task, {1})
             self._messages[operation] = len(self.channel.commands)
         return self._messages[operation]
 
-    # What became of them
-
-    def effects(self, task: Task, wanted: Container[int]) -> tuple[int, str]:
-        """Return how often an operation did what it does, and what is wrong with that; a file is removed.
-
-        A program that was only started has some time to do what is ``wanted``.
-        """
-        if not OPERATION[task.operation].changes:
-            return 0, ""
-        if task.operation != "put":
-            end = time.monotonic() + SECONDS_TO_END
-            while True:
-                count = look(self.subject, f"cat {EFFECTS}").split().count(task.token)
-                if count in wanted or time.monotonic() > end:
-                    return count, ""
-                time.sleep(0.05)
-        path = f"/srv/put-{task.token}"
-        found = look(self.subject, f"[ ! -e {path} ] || sha256sum <{path}; rm -f {path}").split(" ")[0]
-        whole = hashlib.sha256(content(task.token)).hexdigest()
-        return int(bool(found)), "" if found in ("", whole) else f"{path} is not what was put there"
-
     def state(self) -> Counter[str]:
         """Return what there is: handles, processes and files in the guest, processes and files on the controller."""
-        guest = look(self.subject, f"/usr/bin/python3 -IS -c {shlex.quote(STATE)}").splitlines()
         processes = [f"controller's process {one.name}" for one in self.controller.left()]
         files = self.here(f"find {self.tasks} /run/qemu-guest ! -type d").splitlines()
         kept = re.compile(r"/run/qemu-guest/(mux-\d+\.lock|\w+\.lock)$")
         here = [f"controller's file {path}" for path in files if not kept.match(path)]
-        return Counter(re.sub(r"[0-9a-f]{16}", "TOKEN", line) for line in [*guest, *processes, *here])
+        lines = (re.sub(r"[0-9a-f]{16}", "TOKEN", line) for line in [*self.place.state(), *processes, *here])
+        return Counter(line for line in lines if line != "file /srv/put-TOKEN")  # what was put is counted as an effect
 
     def left(self, cell: Cell, befell: str) -> list[str]:
         """Return what is there and was not in the beginning, once all has had its time to end; it counts once."""
@@ -234,38 +174,13 @@ class Scene:
         argv = self.controller.command(["/bin/sh", "-euc", command], {"PATH": host.SEARCH_PATH}, Path("/"))
         return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, text=True).stdout
 
-    def bring_agent(self, release: str, command: str) -> None:
-        """Run a shell command in the guest whose input is an archive of another release's agent and its libraries."""
-        tree = image.build(release).tree
-        libraries = subprocess.run(
-            host.as_root(["chroot", str(tree), "ldd", "/usr/sbin/qemu-ga"]),
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-        ).stdout
-        paths = re.findall(r"(/\S+) \(0x", libraries)
-        loader = next(path for path in paths if "/ld-linux" in path)
-        names = {loader: "qemu-ga", "/usr/sbin/qemu-ga": "program"}
-        with io.BytesIO() as file:
-            with tarfile.open(fileobj=file, mode="w", dereference=True) as archive:
-                for path in ["/usr/sbin/qemu-ga", *paths]:
-                    archive.add(inside(tree, path), names.get(path, f"lib/{Path(path).name}"))
-            self.feed(command, file.getvalue())
-
 
 def may_stay(what: str, cell: Cell, befell: str) -> bool:
-    """Return whether something may be left by an operation that a fault has befallen.
-
-    A handle whose number the operation never learned, or that it was not there to close, is nobody's.
-    """
-    # The socket of a mux: the next one that starts takes its place.
-    return cell.fault.name == "mux killed" and what.startswith("controller's file /run/qemu-guest/mux-")
-
-
-def inside(tree: Path, path: str) -> Path:
-    """Return the file at a path in an image's tree, whose links are relative to the tree."""
-    found = tree / path.lstrip("/")
-    while found.is_symlink():
-        target = Path(os.readlink(found))
-        found = tree / str(target).lstrip("/") if target.is_absolute() else found.parent / target
-    return found
+    """Return whether something may be left by an operation that a fault has befallen."""
+    kinds = {"handle": {HANDLE}, "file": {FILE}, "controller's file": {FILE}}
+    if befell == "guest-file-open":
+        kinds["handle"].add(LOST_HANDLE)
+    if what.startswith("controller's file /run/qemu-guest/mux-"):
+        kinds["controller's file"] = {SOCKET}
+    kind, _name, _rest = what.partition(" /")
+    return bool(kinds.get(kind, set()) & cell.fault.leaves)

@@ -10,14 +10,22 @@ from typing import NamedTuple
 
 from ansible_collections.qemu.guest.tests.faults import faulty
 from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS, Deed
-from ansible_collections.qemu.guest.tests.faults.matrix import DONE, FAILED, KILLED, NOT_RUN, UNKNOWN, Cell
+from ansible_collections.qemu.guest.tests.faults.document import record
+from ansible_collections.qemu.guest.tests.faults.matrix import (
+    DONE,
+    FAILED,
+    KILLED,
+    NOT_RUN,
+    OPERATION,
+    UNKNOWN,
+    Cell,
+)
 from ansible_collections.qemu.guest.tests.faults.operations import Outcome, Task, is_right
 from ansible_collections.qemu.guest.tests.faults.scene import Scene
 
 # How often an operation with each outcome may have done what it does.
 EFFECTS = {DONE: {1}, NOT_RUN: {0}, FAILED: {0, 1}, UNKNOWN: {0, 1}, KILLED: {0, 1}}
 TWENTY = 20
-AFTERWARDS = "change"
 SECONDS_AFTERWARDS = 15.0
 
 
@@ -75,6 +83,7 @@ def run(scene: Scene, trial: Trial) -> Report:
     # At last, for what was begun has ended by now.
     for task, outcome in zip(told, outcomes, strict=False):
         wrong += _judged(scene, trial, task, outcome)
+    record(trial.cell.name, fault.befell, [outcome.word for outcome in outcomes], bool(wrong))
     return Report(trial, fault.befell, outcomes, commands, wrong)
 
 
@@ -102,9 +111,12 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
         wrong.append(f"{outcome.word} is not allowed here")
     if outcome.word == DONE and not is_right(task, outcome.text):
         wrong.append("it is done, and said something wrong")
-    count, torn = scene.effects(task, EFFECTS[outcome.word])
+    count, torn = scene.place.effects(task, EFFECTS[outcome.word])
     if torn:
         wrong.append(torn)
+    if trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED):
+        if "THE GUEST MAY BE FROZEN" not in outcome.text:
+            wrong.append("a frozen guest is left, and it does not say so")
     if trial.cell.operation.changes and count not in EFFECTS[outcome.word]:
         wrong.append(f"it says that it is {outcome.word}, and did {count} times what it does")
     return wrong
@@ -112,11 +124,12 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
 
 def _afterwards(scene: Scene) -> list[str]:
     """Return what is wrong with the next task, on a channel that is in order again."""
-    task, told = scene.start(AFTERWARDS, timeout=SECONDS_AFTERWARDS - 5)
+    task, told = scene.start(scene.place.afterwards, timeout=SECONDS_AFTERWARDS - 5)
     try:
         outcome = told.outcome(SECONDS_AFTERWARDS)
     except AssertionError as exc:
         return [f"the next task: {exc}"]
-    if outcome.word != DONE or not is_right(task, outcome.text) or scene.effects(task, {1})[0] != 1:
+    count = int(OPERATION[task.operation].changes)
+    if outcome.word != DONE or not is_right(task, outcome.text) or scene.place.effects(task, {count})[0] != count:
         return [f"the next task is not right: {outcome}"]
     return []

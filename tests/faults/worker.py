@@ -74,12 +74,15 @@ def _one(client: socket.socket, operations: object) -> None:
 
 def _hurry() -> None:
     """Have what waits for minutes wait for seconds; a worker does nothing else."""
+    from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import COMMANDS
     from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
     from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
     assert patiently.__kwdefaults__ and SocketAgent.__init__.__kwdefaults__
     patiently.__kwdefaults__["grace"] = GRACE_SECONDS
     SocketAgent.__init__.__kwdefaults__["silent_seconds"] = SILENT_SECONDS
+    for name, command in COMMANDS.items():
+        COMMANDS[name] = command._replace(least_seconds=min(command.least_seconds, GRACE_SECONDS))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.qemu.guest.tests.faults import faulty
+from ansible_collections.qemu.guest.tests.faults.document import DOCUMENT, document, without_counts
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, FAULTS, GUEST, OPERATIONS, SCRIPTED, cells
 
 
@@ -20,3 +21,7 @@ def test_every_reply_that_is_wrong_is_a_fault() -> None:
     replies = {fault.name for fault in FAULTS if fault.group == "reply"}
     assert replies <= set(faulty.REPLIES)
     assert set(faulty.REPLIES) <= {fault.name for fault in FAULTS}
+
+
+def test_document_has_the_table() -> None:
+    assert without_counts(DOCUMENT.read_text(encoding="utf-8")) == without_counts(document({}))

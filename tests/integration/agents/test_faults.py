@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS
-from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, Cell, cells
+from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, SCRIPTED, Cell, cells
+from ansible_collections.qemu.guest.tests.faults.places import RealPlace, ScriptedPlace
 from ansible_collections.qemu.guest.tests.faults.scene import Scene
 from ansible_collections.qemu.guest.tests.faults.trial import Trial, run
 from ansible_collections.qemu.guest.tests.integration.harness import releases
@@ -24,7 +25,7 @@ OLDEST, *_BETWEEN, NEWEST = image.RELEASES
 
 @pytest.fixture(scope="module", params=releases(pytest.param(OLDEST, marks=pytest.mark.whole), NEWEST))
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    with LooseAgent(request.param) as agent, Scene(agent) as scene:
+    with LooseAgent(request.param) as agent, Scene(RealPlace(agent)) as scene:
         yield scene
 
 
@@ -39,8 +40,21 @@ def trials(cell: Cell, messages: int) -> Iterator[Trial]:
             yield Trial(cell, number, late)
 
 
+@pytest.fixture(scope="module")
+def scripted_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with ScriptedPlace(tmp_path_factory.mktemp("scripted") / "agent.sock") as place, Scene(place) as scene:
+        yield scene
+
+
 @pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.name) for cell in cells(AGENT)])
 def test_cell(cell: Cell, scene: Scene) -> None:
     for trial in trials(cell, scene.messages(cell.operation.name)):
         report = run(scene, trial)
+        assert not report.wrong, str(report)
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.name) for cell in cells(SCRIPTED)])
+def test_cell_of_a_scripted_agent(cell: Cell, scripted_scene: Scene) -> None:
+    for trial in trials(cell, scripted_scene.messages(cell.operation.name)):
+        report = run(scripted_scene, trial)
         assert not report.wrong, str(report)
