@@ -142,6 +142,14 @@ def test_agent_in_the_guest(guest: Guest) -> None:
     assert any(cpu["can-offline"] for cpu in ask(guest.agent_socket, "guest-get-vcpus")["return"])
 
 
+def test_guest_migrates_to_another_qemu(guest: Guest) -> None:
+    before = guest.pid
+    guest.run("touch /run/here")
+    guest.migrate()
+    assert guest.run("ls /run/here") == (0, "/run/here\n")
+    assert guest.pid != before and not Path(f"/proc/{before}").exists()
+
+
 def test_guest_that_hangs_before_it_boots_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vm, "STALLED_SECONDS", 1.0)
     with Guest(NEWEST) as guest:

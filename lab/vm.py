@@ -42,7 +42,7 @@ STOP_SECONDS = 5.0
 STALLED_SECONDS = 120.0
 # Ends a guest whose starter is gone, however that ended: it waits for the end of its standard input, a pipe that only
 # the starter holds. PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends.
-LEASH = 'read -r _; grep -qs "$2" "/proc/$1/cmdline" && kill -KILL "$1"; rm -rf "$2"'
+LEASH = 'read -r _; read -r pid <"$1/pid" && grep -qs "$1" "/proc/$pid/cmdline" && kill -KILL "$pid"; rm -rf "$1"'
 
 
 class Guest:
@@ -210,6 +210,35 @@ class Guest:
         """Take the guest back to where it was when it was saved. Whoever is connected to it is told nothing."""
         self._monitor(f"loadvm {name}")
 
+    def migrate(self) -> None:
+        """Move the running guest to another QEMU, whose sockets take the places of the first one's.
+
+        Whoever is connected to the first one loses that connection.
+        """
+        first = self._process
+        if first is None:
+            raise LabError("a guest is migrated by the process that has started it")
+        arrival = self.directory / "arrival"
+        arrival.mkdir()
+        self._run_qemu(image.build(self.release), arrival, "-incoming", f"unix:{arrival}/migration.sock")
+        self._until((arrival / "migration.sock").exists, 30, "the other QEMU does not wait for the guest")
+        # An emulated guest may write to its memory faster than that is sent; it is stopped for the rest.
+        self.qmp("migrate-set-parameters", **{"downtime-limit": 10_000})
+        self.qmp("migrate", uri=f"unix:{arrival}/migration.sock")
+        self._until(self._has_migrated, SNAPSHOT_SECONDS, "it has not migrated")
+        first.kill()
+        first.wait()
+        for path in arrival.glob("*.sock"):
+            path.replace(self.directory / path.name)
+        shutil.rmtree(arrival)
+        self.ssh_port = self._forwarded_port() if self.nic == "user" else None
+
+    def _has_migrated(self) -> bool:
+        state = self.qmp("query-migrate")
+        if state.get("status") == "failed":
+            raise LabError(f"{self.release}: it has not migrated: {state.get('error-desc')}; {self._tail('qemu.log')}")
+        return bool(state.get("status") == "completed")
+
     def _monitor(self, line: str) -> None:
         """Run a command of QEMU's monitor for people that prints nothing if it works."""
         arguments = {"command-line": line}
@@ -240,16 +269,22 @@ class Guest:
             _quiet("qemu-img", "create", "-q", "-f", "qcow2", *below, f"{self._small}.qcow2")
 
     def _start_qemu(self, source: image.Image, outlive: bool) -> None:
-        with open(self.directory / "qemu.log", "wb") as log:
-            self._process = subprocess.Popen(
-                self._command_line(source), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self.pid = self._process.pid
+        self._run_qemu(source, self.directory)
         if not outlive:
-            leash = ["sh", "-c", LEASH, "sh", str(self.pid), str(self.directory)]
+            leash = ["sh", "-c", LEASH, "sh", str(self.directory)]
             self._leash = subprocess.Popen(leash, stdin=subprocess.PIPE, start_new_session=True)
 
-    def _command_line(self, source: image.Image) -> list[str]:
+    def _run_qemu(self, source: image.Image, sockets: Path, *more: str) -> None:
+        """Start QEMU with its sockets in this directory, and ``more`` arguments."""
+        argv = self._command_line(source, sockets) + list(more)
+        with open(self.directory / "qemu.log", "ab") as log:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.pid = self._process.pid
+        (self.directory / "pid").write_text(f"{self.pid}\n", encoding="ascii")
+
+    def _command_line(self, source: image.Image, sockets: Path) -> list[str]:
         drive = "if=virtio,cache=unsafe,discard=unmap"
         argv = ["qemu-system-x86_64", *accel.options(), "-no-user-config", "-nodefaults", "-display", "none"]
         argv += ["-name", f"{self.release},debug-threads=on", "-smp", str(self.cpus)]
@@ -259,11 +294,21 @@ class Guest:
         argv += ["-drive", f"file={self._disk},format=qcow2,{drive}"]
         argv += ["-drive", f"{self._small_drive},{drive}"]
         argv += ["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]
-        argv += ["-chardev", f"socket,id=agent,path={self.agent_socket},server=on,wait=off"]
+        argv += ["-chardev", f"socket,id=agent,path={sockets / self.agent_socket.name},server=on,wait=off"]
         argv += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0,id=agent"]
-        argv += ["-chardev", f"socket,id=console,path={self.console},server=on,wait=off", "-serial", "chardev:console"]
+        argv += [
+            "-chardev",
+            f"socket,id=console,path={sockets / self.console.name},server=on,wait=off",
+            "-serial",
+            "chardev:console",
+        ]
         argv += ["-serial", f"file:{self.boot_log}"]
-        argv += ["-chardev", f"socket,id=qmp,path={self.qmp_socket},server=on,wait=off", "-mon", "qmp,mode=control"]
+        argv += [
+            "-chardev",
+            f"socket,id=qmp,path={sockets / self.qmp_socket.name},server=on,wait=off",
+            "-mon",
+            "qmp,mode=control",
+        ]
         return argv + self._nic_arguments() + self.extra_args
 
     def _nic_arguments(self) -> list[str]:

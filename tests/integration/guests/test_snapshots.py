@@ -189,13 +189,61 @@ def test_paused_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
     works(ansible, "B")
 
 
+# Where something temporary may be.
+TEMPORARY = "find /srv /tmp /var/tmp -xdev; { ls -A /root/.ansible/tmp; ls -d /run/qemu-guest.*; } 2>/dev/null || :"
+
+
+@contextmanager
+def copying(ansible: Ansible, guest: Guest, place: Path, module: str) -> Iterator[tuple[Task, bytes]]:
+    """Copy a large file to /srv/big by this module; go on when it has begun. Yield the task and the content."""
+    content = os.urandom(30_000_000)
+    (place / "big").write_bytes(content)
+    where = {"src": str(place / "big"), "dest" if module.endswith("copy") else "path": "/srv/big"}
+    look(guest, "rm -f /srv/big")
+    arguments = ["all", "-m", module, "-a", " ".join(f"{name}={value}" for name, value in where.items())]
+    with ansible.start("ansible", *arguments) as process:
+        # Wherever it is written to, it is there in megabytes.
+        grows = "find /srv /root/.ansible -xdev -type f -size +1000k 2>/dev/null || :"
+        until(lambda: look(guest, grows), 90, "the copy has begun")
+        yield Task(process, guest, ""), content
+
+
+# Live migration
+
+
+def test_migrated_between_tasks(ansible: Ansible, guest: Guest) -> None:
+    """What runs in the guest has come with it; who was connected to the first QEMU connects to the other."""
+    guest.migrate()
+    works(ansible, "A")
+    guest.migrate()
+    works(ansible, "B")
+
+
+def test_migrated_while_a_task_runs(ansible: Ansible, guest: Guest) -> None:
+    with running(ansible, guest, "A") as task:
+        guest.migrate()
+        task.let_go()
+        run = task.ended(60)
+    assert says(run, "A"), run.output
+    works(ansible, "B")
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("module", ["ansible.builtin.copy", "qemu.guest.qga_file"])
+def test_migrated_while_a_file_is_copied(ansible: Ansible, guest: Guest, tmp_path: Path, module: str) -> None:
+    before = look(guest, TEMPORARY)
+    with copying(ansible, guest, tmp_path, module) as (task, content):
+        guest.migrate()
+        run = task.ended(400)
+    assert run.rc == 0, run.output
+    assert look(guest, "sha256sum </srv/big") == f"{hashlib.sha256(content).hexdigest()}  -\n"
+    look(guest, "rm /srv/big")
+    assert look(guest, TEMPORARY) == before
+
+
 # Backups
 
 WAITS = "the guest is frozen; waiting up to"
-
-
-# Where something temporary may be.
-TEMPORARY = "find /srv /tmp /var/tmp -xdev; { ls -A /root/.ansible/tmp; ls -d /run/qemu-guest.*; } 2>/dev/null || :"
 
 
 def backup(guest: Guest, seconds: float = 20.0) -> None:
@@ -233,18 +281,10 @@ def test_backup_while_qga_exec_runs(ansible: Ansible, guest: Guest) -> None:
 @pytest.mark.whole
 @pytest.mark.parametrize("module", ["ansible.builtin.copy", "qemu.guest.qga_file"])
 def test_backup_while_a_file_is_copied(ansible: Ansible, guest: Guest, tmp_path: Path, module: str) -> None:
-    content = os.urandom(30_000_000)
-    (tmp_path / "big").write_bytes(content)
-    where = {"src": str(tmp_path / "big"), "dest" if module.endswith("copy") else "path": "/srv/big"}
-    look(guest, "rm -f /srv/big")
     before = look(guest, TEMPORARY)
-    arguments = ["all", "-m", module, "-a", " ".join(f"{name}={value}" for name, value in where.items())]
-    with ansible.start("ansible", *arguments) as process:
-        # Wherever it is written to, it is there in megabytes.
-        grows = "find /srv /root/.ansible -xdev -type f -size +1000k 2>/dev/null || :"
-        until(lambda: look(guest, grows), 90, "the copy has begun")
+    with copying(ansible, guest, tmp_path, module) as (task, content):
         backup(guest)
-        run = Task(process, guest, "").ended(400)
+        run = task.ended(400)
     assert run.rc == 0, run.output
     assert WAITS in run.message, "it was frozen in the middle"
     digest = hashlib.sha256(content).hexdigest()
