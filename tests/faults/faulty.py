@@ -97,6 +97,7 @@ class Faulty:
         self._before = b"\n"
         self._waiting = 0  # the message whose reply is awaited
         self._ending = False
+        self._hung_up = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._thread = threading.Thread(target=self._serve, name="faulty channel", daemon=True)
 
@@ -122,6 +123,10 @@ class Faulty:
         self.commands = []
         self._fault = fault or Fault(0)
 
+    def hang_up(self) -> None:
+        """Drop the client and the agent, as a QEMU that ends does; from any thread."""
+        self._hung_up = True
+
     def _serve(self) -> None:
         try:
             while not self._ending:
@@ -130,6 +135,10 @@ class Faulty:
             self.trouble = exc
 
     def _step(self) -> None:
+        if self._hung_up:
+            self._drop_client()
+            self._drop_agent()
+            self._hung_up = False
         if self._client is None and not self.taken and select.select([self._listener], [], [], 0)[0]:
             self._client = self._listener.accept()[0]
             self._request = b""
@@ -188,13 +197,13 @@ class Faulty:
         while self._agent is None and time.monotonic() < end and not self._ending and self._is_there():
             self._agent = self._connected()
             time.sleep(0.01)
-        if self._agent:
+        if self._agent and not self._hung_up:
             with suppress(OSError):
                 self._agent.sendall(line)
 
     def _is_there(self) -> bool:
         """Return whether the client still is."""
-        if not self._client:
+        if not self._client or self._hung_up:
             return False
         with suppress(BlockingIOError):
             return bool(self._client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))

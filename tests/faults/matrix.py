@@ -39,7 +39,8 @@ class Fault(NamedTuple):
     """Something that happens meanwhile, and how an operation that only reads, or one that changes, may end then.
 
     ``seconds`` is the deadline of an operation whose agent has three. ``befalls``: only operations that use this.
-    ``leaves``: what may be left behind, because nobody is there to take it away, or nobody knows of it.
+    ``leaves``: what may be left behind, because nobody is there to take it away, or nobody knows of it. ``undoes``: what
+    was done may be gone then. ``elsewhere``: why its cells are not tried here, but by a test of their own.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Fault(NamedTuple):
     where: str = AGENT
     befalls: str = ""
     leaves: frozenset[str] = frozenset()
+    undoes: bool = False
+    elsewhere: str = ""
 
 
 class Cell(NamedTuple):
@@ -126,11 +129,29 @@ FAULTS = (
     Fault("guest paused", "for a while, by QMP", "guest", _TOLD, _LOST, where=GUEST),
     Fault("guest reset", "by QMP", "guest", _LOST, _LOST, where=GUEST),
     Fault("guest rebooted", "from within", "guest", _LOST, _LOST, where=GUEST),
-    Fault("guest rolled back", "to a snapshot from before it, by loadvm", "guest", _LOST, _LOST, where=GUEST),
+    Fault(
+        "guest rolled back", "to a snapshot from before it, by loadvm", "guest", _LOST, _LOST, where=GUEST, undoes=True
+    ),
     Fault("guest migrated", "to another QEMU on this machine", "guest", _TOLD, _LOST, where=GUEST),
     Fault("QEMU killed", "and not started again", "process", _TOLD, _LOST, where=GUEST),
-    Fault("libvirtd killed", "where the address is a domain's", "process", _TOLD, _LOST, where=GUEST),
-    Fault("ssh killed", "where the guest is on another machine", "process", _TOLD, _LOST, where=GUEST),
+    Fault(
+        "libvirtd killed",
+        "where the address is a domain's",
+        "process",
+        _TOLD,
+        _LOST,
+        where=GUEST,
+        elsewhere="nothing can stand before the channel of a domain: tests/integration/guests/test_libvirt.py",
+    ),
+    Fault(
+        "ssh killed",
+        "where the guest is on another machine",
+        "process",
+        _TOLD,
+        _LOST,
+        where=GUEST,
+        elsewhere="tests/integration/agents/test_hypervisor.py",
+    ),
     Fault("mux killed", "the process that keeps channels open", "process", _TOLD, _TOLD, leaves=_set(SOCKET)),
     Fault("runner killed", "in the guest", "process", _LOST, _LOST, befalls="runner"),
     Fault("warm server killed", "in the guest", "process", _LOST, _LOST, befalls="server"),
@@ -182,7 +203,11 @@ def cell(operation: Operation, fault: Fault) -> Cell:
     """Return what the table says of an operation and a fault."""
     outcomes = fault.changes if operation.changes else fault.reads
     where, why_not = fault.where, ""
-    if fault.befalls and fault.befalls not in operation.uses:
+    if fault.elsewhere:
+        why_not = fault.elsewhere
+    elif operation.name == "freeze" and fault.name == "agent upgraded":
+        why_not = "as where it is restarted: the new agent finds the guest frozen"
+    elif fault.befalls and fault.befalls not in operation.uses:
         why_not = f"it does not use: {fault.befalls}"
     elif operation.name == "freeze" and fault.name == "twenty clients":
         why_not = "one freezes the guest, and the others find it so"

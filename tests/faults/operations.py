@@ -47,7 +47,7 @@ class Task(NamedTuple):
     address: str
     token: str
     directory: str
-    timeout: float = 3.0
+    timeout: float
     persist: float = 0.2
 
 

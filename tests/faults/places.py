@@ -19,7 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.qemu.guest.tests.faults.matrix import OPERATION
 from ansible_collections.qemu.guest.tests.faults.operations import EFFECTS, FETCHED, Task, content
@@ -27,6 +27,9 @@ from ansible_collections.qemu.guest.tests.integration.harness import Subject, lo
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
 from lab import host, image
 from lab.agent import LooseAgent
+
+if TYPE_CHECKING:
+    from ansible_collections.qemu.guest.tests.faults.deeds import Deed
 
 SECONDS_TO_DO = 5.0
 """How long a program that was started may take to do what it does."""
@@ -70,9 +73,15 @@ for top in ("/tmp", "/root", "/srv", "/run", "/var/tmp"):
 
 
 class Place(ABC):
-    """A guest, or what stands for one. ``afterwards`` is the operation that is done there after each fault."""
+    """A guest, or what stands for one.
+
+    ``afterwards`` is the operation that is done there after each fault, ``slowness`` how much longer all takes than
+    with an agent of this machine, and ``deeds`` what is done otherwise there.
+    """
 
     afterwards = "change"
+    slowness = 1.0
+    deeds: Mapping[str, Deed] = {}
 
     @property
     @abstractmethod
@@ -119,7 +128,7 @@ class RealPlace(Place):
             return 0, ""
         if task.operation == "put":
             return self._put(f"/srv/put-{task.token}", content(task.token))
-        end = time.monotonic() + SECONDS_TO_DO
+        end = time.monotonic() + SECONDS_TO_DO * self.slowness
         while True:
             count = look(self.subject, f"cat {EFFECTS}").split().count(task.token)
             if count in wanted or time.monotonic() > end:

@@ -41,6 +41,8 @@ from lab.host import private_directory
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 3.0
+"""The agent's, in seconds."""
 SECONDS_TO_END = 5.0
 """How long what is left of an operation may take to end."""
 
@@ -111,6 +113,7 @@ class Scene:
     def start(self, operation: str, **how: float) -> tuple[Task, Told]:
         """Start an operation in a process of its own."""
         token = secrets.token_hex(8)
+        how.setdefault("timeout", TIMEOUT * self.place.slowness)
         task = Task(operation, str(self.channel.path), token, str(self.tasks / token), **how)
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         client.connect(str(self.workers))
@@ -158,7 +161,7 @@ class Scene:
 
     def left(self, cell: Cell, befell: str) -> list[str]:
         """Return what is there and was not in the beginning, once all has had its time to end; it counts once."""
-        end = time.monotonic() + SECONDS_TO_END
+        end = time.monotonic() + SECONDS_TO_END * self.place.slowness
         while True:
             state = self.state()
             left = [one for one in (state - self._before).elements() if not may_stay(one, cell, befell)]

@@ -59,11 +59,12 @@ class Report(NamedTuple):
 def run(scene: Scene, trial: Trial) -> Report:
     """Try it; nothing is raised for what is wrong, but it stands in the report."""
     name = trial.cell.fault.name
-    deed = DEEDS.get(name, Deed(lambda scene: None))
+    deeds = {**DEEDS, **scene.place.deeds}
+    deed = deeds.get(name, Deed(lambda scene: None))
     fault = faulty.Fault(
         trial.number,
         faulty.REPLIES.get(name),
-        partial(deed.do, scene) if name in DEEDS else None,
+        partial(deed.do, scene) if name in deeds else None,
         late=trial.late,
         dies=deed.dies,
     )
@@ -95,7 +96,7 @@ def _operations(scene: Scene, trial: Trial) -> tuple[list[Task], list[Outcome], 
     outcomes, wrong = [], []
     for _task, answer in told:
         try:
-            outcomes.append(answer.outcome(trial.cell.fault.seconds))
+            outcomes.append(answer.outcome(trial.cell.fault.seconds * scene.place.slowness))
         except AssertionError as exc:
             wrong.append(str(exc))
     if scene.channel.trouble:
@@ -117,16 +118,18 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
     if trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED):
         if "THE GUEST MAY BE FROZEN" not in outcome.text:
             wrong.append("a frozen guest is left, and it does not say so")
-    if trial.cell.operation.changes and count not in EFFECTS[outcome.word]:
+    allowed = EFFECTS[outcome.word] | ({0} if trial.cell.fault.undoes else set())
+    if trial.cell.operation.changes and count not in allowed:
         wrong.append(f"it says that it is {outcome.word}, and did {count} times what it does")
     return wrong
 
 
 def _afterwards(scene: Scene) -> list[str]:
     """Return what is wrong with the next task, on a channel that is in order again."""
-    task, told = scene.start(scene.place.afterwards, timeout=SECONDS_AFTERWARDS - 5)
+    seconds = SECONDS_AFTERWARDS * scene.place.slowness
+    task, told = scene.start(scene.place.afterwards, timeout=seconds - 5)
     try:
-        outcome = told.outcome(SECONDS_AFTERWARDS)
+        outcome = told.outcome(seconds)
     except AssertionError as exc:
         return [f"the next task: {exc}"]
     count = int(OPERATION[task.operation].changes)
