@@ -142,7 +142,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
                     found = self._find_needle("files", given)
                     self._task.args[option] = found.rstrip("/") + "/" if given.endswith("/") else found
                 except AnsibleError as exc:  # as AnsibleError, it would end a whole loop
-                    raise AnsibleActionFail(str(exc)) from None
+                    raise AnsibleActionFail(str(exc)) from exc
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
         modes = {"check_mode": self._task.check_mode, "diff": self._task.diff}
         result = run_here(operation, self._connection, params, **modes)

@@ -130,7 +130,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                     forward=hypervisor.forward if hypervisor else None,
                 )
             except AddressError as exc:
-                raise AnsibleError(f"{name}: {exc}") from None  # ansible-core shows a cause once more
+                raise AnsibleError(f"{name}: {exc}") from exc
             agent.frozen_timeout = self.get_option("frozen_timeout")
             agent.warn = lambda text: display.warning(f"{name}: {text}")
             self._agent = agent
@@ -462,7 +462,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         try:
             return human_to_bytes(text) if text else None
         except ValueError as exc:
-            raise AnsibleError(f"{self._name}: ansible_qga_max_fetch_size: {exc}") from None
+            raise AnsibleError(f"{self._name}: ansible_qga_max_fetch_size: {exc}") from exc
 
     def _guarded(self, action: Callable[[], T]) -> T:
         """Return what ``action`` returns; convert this collection's errors to ansible-core's.
@@ -481,7 +481,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         except FileChangedError:
             raise
         except QgaError as exc:
-            raise AnsibleError(str(exc)) from None
+            raise AnsibleError(str(exc)) from exc
 
     def _progress(self, what: str, path: str) -> Progress:
         """Return a function that shows, at -v, the progress of a long transfer."""
