@@ -55,7 +55,7 @@ EXAMPLES = r"""
 - name: Gather facts about a guest that is connected to by qemu.guest.qga
   qemu.guest.qga_facts:
 
-# Without the connection, ansible_facts of this task's host are the guest's.
+# The hypervisor's own ansible_facts are replaced by the guest's, for the rest of the play.
 - name: Gather facts about a guest, from its hypervisor
   qemu.guest.qga_facts:
     address: /run/vm1.qga

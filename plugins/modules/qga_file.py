@@ -140,7 +140,7 @@ EXAMPLES = r"""
     owner: app
     group: app
 
-- name: Remove it
+- name: Remove the configuration of an application
   qemu.guest.qga_file:
     address: /run/vm1.qga
     path: /etc/app.conf

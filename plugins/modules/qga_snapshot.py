@@ -220,7 +220,10 @@ def snapshots(agent: Agent, qmp_address: str | None) -> Snapshots:
 
         return LibvirtSnapshots(agent)
     if not qmp_address:
-        raise OperationError("qmp_address is required, except for libvirt's domains: QEMU takes the snapshot.")
+        raise OperationError(
+            "qmp_address is required, except for libvirt's domains: QEMU takes the snapshot. Its option "
+            "-qmp unix:/run/vm1.qmp,server=on,wait=off makes that socket."
+        )
     from ansible_collections.qemu.guest.plugins.module_utils._module.snapshot_qmp import QmpSnapshots
 
     return QmpSnapshots(qmp_address)

@@ -47,6 +47,7 @@ SECONDS_TO_FAIL = 5.0
 mode is refused at once; a shutdown helper that cannot be run is reported when it has ended."""
 
 _DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
+_MONITOR = "This is the socket of QEMU's monitor. The agent's is that of the port org.qemu.guest_agent.0."
 
 Log = Callable[[str], None]
 E = TypeVar("E", bound=QgaError)
@@ -282,7 +283,8 @@ class Agent(ABC):
 def _explained(commands: Sequence[str], desc: str, state: tuple[AgentInfo, str, Any] | None) -> CommandUnavailable:
     """Return the error of commands that an agent in this state does not run."""
     if state is None:
-        return CommandUnavailable(desc or "the agent does not say why", command=commands[0])
+        hint = _MONITOR if "qmp_capabilities" in desc else ""
+        return CommandUnavailable(desc or "the agent does not say why", command=commands[0], hint=hint)
     info, system, status = state
     was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
     return refusal(commands, info, system, frozen=status == "frozen" or was_thawed)

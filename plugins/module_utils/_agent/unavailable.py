@@ -121,7 +121,7 @@ def _how_to_enable(names: str, info: AgentInfo, system: str) -> str:
     if system in _RED_HAT:
         return (
             f"In the guest, edit /etc/sysconfig/qemu-ga: take {names} out of BLACKLIST_RPC or BLOCK_RPCS, or "
-            "where it says --allow-rpcs (FILTER_RPC_ARGS) add it; then run: systemctl restart qemu-guest-agent"
+            "where it says --allow-rpcs (FILTER_RPC_ARGS) add that; then run: systemctl restart qemu-guest-agent"
         )
     if system == _WINDOWS:
         return (
@@ -130,7 +130,7 @@ def _how_to_enable(names: str, info: AgentInfo, system: str) -> str:
         )
     # Debian's unit reads no other file and sets no options (bullseye to sid, and Ubuntu); its init script does.
     return (
-        f"In the guest, take {names} out of {block} (or add it to allow-rpcs, where that is set) in "
+        f"In the guest, take {names} out of {block} (or add that to allow-rpcs, if it is set) in "
         "/etc/qemu/qemu-ga.conf, section [general], and out of the agent's command line (systemctl cat "
         "qemu-guest-agent; without systemd, DAEMON_ARGS in /etc/default/qemu-guest-agent); then run: systemctl restart "
         "qemu-guest-agent (service qemu-guest-agent restart)"

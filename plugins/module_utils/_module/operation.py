@@ -14,7 +14,11 @@ import math
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, ProtocolError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AddressError,
+    OperationError,
+    QgaError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
 
 __all__ = ("COMMON", "Operation", "Params", "Plan", "run_operation")
@@ -118,8 +122,9 @@ def run_operation(
     given = (executor or operation.executor(agent)) if operation.executor else agent
     try:
         return _run(operation, agent, given, params, check_mode=check_mode, diff=diff)
-    except ProtocolError as exc:  # of a value that was looked at when its command had ended
-        exc.address = exc.address or agent.name
+    except QgaError as exc:  # of what no command says: a value of a reply, the end of a program
+        if not isinstance(exc, AddressError):  # of another address
+            exc.address = exc.address or agent.name
         raise
 
 

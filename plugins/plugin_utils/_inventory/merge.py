@@ -27,7 +27,8 @@ def merged(guests: Sequence[Guest], warn: Callable[[str], None]) -> list[Guest]:
             kept.append(guest)
             known = guest
         elif guest.source == known.source == "process":
-            warn(f"two processes say that they serve {guest.address}: {known.label} counts, {guest.label} does not")
+            counts, other = (f"{one.label} (process {one.pid})" for one in (known, guest))
+            warn(f"two processes say that they serve {guest.address}: {counts} counts, {other} does not")
         else:
             _add(known, guest)
         for key in keys:

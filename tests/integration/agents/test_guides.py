@@ -204,6 +204,8 @@ def test_guide(guide: str, tmp_path: Path) -> None:
         machine = stack.enter_context(Machine())
         MACHINES[guide](machine, stack)
         run_guide(guide, machine, tmp_path, stand_ins(tmp_path / "collections"))
+        for page in tmp_path.rglob("*.html"):
+            assert "{" not in page.read_text(encoding="utf-8"), "what a reader is to see is text, no dictionary"
 
 
 def test_every_guide_is_run() -> None:

@@ -202,7 +202,7 @@ def test_arguments_are_not_interpreted(agent: SocketAgent) -> None:
 
 def test_program_that_fails(agent: SocketAgent) -> None:
     error = failure(agent, shell="echo out; echo err >&2; exit 3")
-    assert str(error) == "the program failed: exit status 3: err"
+    assert str(error) == f"guest agent at {agent.name}: the program failed: exit status 3: err"
     assert error.result["changed"] is True, "as ansible.builtin.command says, whatever failed_when makes of it"
     assert (error.result["rc"], error.result["stdout"], error.result["stderr"]) == (3, "out\n", "err\n")
 
@@ -237,12 +237,12 @@ def test_program_that_does_not_exist(agent: SocketAgent) -> None:
 )
 def test_last_words_of_a_program(agent: SocketAgent, stderr: str, shown: str) -> None:
     error = failure(agent, shell="cat >&2; exit 5", stdin=stderr, stdin_add_newline=False)
-    assert str(error) == f"the program failed: exit status 5{shown}"
+    assert error.message == f"the program failed: exit status 5{shown}"
 
 
 def test_directory_that_does_not_exist(agent: SocketAgent) -> None:
     error = failure(agent, argv=["true"], chdir="/nonexistent")
-    assert str(error).startswith("chdir: the guest cannot change to /nonexistent (")
+    assert error.message.startswith("chdir: the guest cannot change to /nonexistent (")
     assert str(error).endswith("). The program was not run.")
     assert error.result["rc"] == 1 and error.result["changed"] is False
 

@@ -107,7 +107,7 @@ def test_the_rest_is_asked_for_again_to_learn_the_error(scripted: Start, connect
     with pytest.raises(OperationError) as caught:
         run(connect(server), online=[2], offline=[3, 1])
     assert asked(server) == [[(2, True), (3, False), (1, False)], [(3, False), (1, False)]]
-    assert str(caught.value) == (
+    assert caught.value.message == (
         "Processor 3 could not be taken offline: write: processor 3 is busy. Switched before that: 2; not tried: 1."
     )
     result = caught.value.as_result()

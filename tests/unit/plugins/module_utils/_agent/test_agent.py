@@ -960,6 +960,13 @@ def disabled(arguments: Any) -> Any:
     raise AgentError("Command has been disabled: the command is not allowed", "CommandNotFound")
 
 
+def test_monitor_in_place_of_the_agent(scripted: Start, connect: Connect) -> None:
+    """QEMU's monitor answers a sync as old agents do: with an error."""
+    server = scripted(blocked={"guest-info": "Expecting capabilities negotiation with 'qmp_capabilities'"})
+    with pytest.raises(CommandUnavailable, match=r"qmp_capabilities'\. This is the socket of QEMU's monitor\."):
+        connect(server).require(EXEC)
+
+
 def test_other_errors_are_the_agents_own(scripted: Start, connect: Connect) -> None:
     server = scripted()
     text = "Invalid parameter type for 'path', expected: string"

@@ -167,7 +167,8 @@ def test_error_says_what_is_known(run: Run, server: Scripted) -> None:
 
 def test_error_of_the_operation_carries_its_result(run: Run, server: Scripted) -> None:
     result = run(address=str(server.path), time=-1)
-    assert (result["failed"], result["msg"], result["rc"]) == (True, "time does not run backwards", 1)
+    msg = f"guest agent at unix:{server.path}: time does not run backwards"
+    assert (result["failed"], result["msg"], result["rc"]) == (True, msg, 1)
 
 
 @pytest.mark.parametrize(("given", "seconds"), [({}, 20), ({"agent_timeout": 7.5}, 7.5)])

@@ -113,7 +113,8 @@ def test_two_processes_with_one_socket_are_one_guest_and_a_warning(pids: tuple[s
     ]
     assert [one.name for one in merged(guests, warnings.append)] == ["real"]
     assert warnings == [
-        f"two processes say that they serve {SOCKET}: real on localhost counts, fake on localhost does not"
+        f"two processes say that they serve {SOCKET}: real on localhost (process {real}) counts, "
+        f"fake on localhost (process {fake}) does not"
     ]
 
 
