@@ -1,18 +1,18 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A booted guest of the matrix, and what can be done to it alone: what hypervisors do, clocks, and frozen filesystems."""
+"""A booted guest of the matrix, and what can be done to it alone: what hypervisors do, clocks, and frozen files."""
 
 from __future__ import annotations
 
-import base64
+import shlex
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.tests.faults.deeds import Deed
-from ansible_collections.qemu.guest.tests.faults.operations import EFFECTS, FETCHED, Task, content
+from ansible_collections.qemu.guest.tests.faults.operations import CONTENT, EFFECTS, FETCHED, Task
 from ansible_collections.qemu.guest.tests.faults.places import RealPlace
 from ansible_collections.qemu.guest.tests.integration.harness import look, until
 from lab.vm import Guest
@@ -35,6 +35,7 @@ chmod 0666 {EFFECTS}
 chattr -R +S /srv
 rm -f /srv/put-*
 """
+FETCHABLE = f"import hashlib; open({FETCHED!r}, 'wb').write({CONTENT.format('fetched')})"
 # Who writes to a frozen filesystem is stopped until that is thawed.
 IS_FROZEN = "rm -f /run/thawed; (: >/srv/probe && : >/run/thawed) & sleep 3; ls /run/thawed 2>/dev/null || :"
 # What systemd runs and writes is nothing to the collection.
@@ -75,12 +76,8 @@ class BootedPlace(RealPlace):
 
     def prepare(self) -> None:
         look(self.guest, PREPARE)
-        self.feed(f"cat >{FETCHED}", content("fetched"))
+        look(self.guest, f"/usr/bin/python3 -c {shlex.quote(FETCHABLE)}")
         self.guest.save(SNAPSHOT)
-
-    def feed(self, command: str, data: bytes) -> None:
-        """Run a shell command with this input in the guest; the console takes little at a time."""
-        look(self.guest, f"echo {base64.b64encode(data).decode()} | base64 -d | {command}")
 
     def effects(self, task: Task, wanted: Container[int]) -> tuple[int, str]:
         if task.operation == "freeze":
@@ -90,14 +87,13 @@ class BootedPlace(RealPlace):
     def _frozen(self) -> tuple[int, str]:
         """Return whether the guest is frozen, as its kernel has it, and thaw it."""
         frozen = not look(self.guest, IS_FROZEN)
-        with open_agent(str(self.guest.agent_socket), 60) as agent:
+        with open_agent(str(self.channel), 60) as agent:
             agent.execute("guest-fsfreeze-thaw")
         until(lambda: look(self.guest, "ls /run/thawed 2>/dev/null || :"), 60, "the guest is thawed")
         return int(frozen), ""
 
     def state(self) -> Iterable[str]:
-        encoded = base64.b64encode(STATE.encode()).decode()
-        return look(self.guest, f"echo {encoded} | base64 -d | /usr/bin/python3 -IS").splitlines()
+        return look(self.guest, f"/usr/bin/python3 -IS -c {shlex.quote(STATE)}").splitlines()
 
     def is_up(self) -> None:
         """Wait until the guest has booted, and make what is gone then."""

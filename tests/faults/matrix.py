@@ -39,8 +39,8 @@ class Fault(NamedTuple):
     """Something that happens meanwhile, and how an operation that only reads, or one that changes, may end then.
 
     ``seconds`` is the deadline of an operation whose agent has three. ``befalls``: only operations that use this.
-    ``leaves``: what may be left behind, because nobody is there to take it away, or nobody knows of it. ``undoes``: what
-    was done may be gone then. ``elsewhere``: why its cells are not tried here, but by a test of their own.
+    ``leaves``: what may be left behind, because nobody is there to take it away, or nobody knows of it. ``undoes``:
+    what was done may be gone then. ``elsewhere``: why its cells are not tried here, but by a test of their own.
     """
 
     name: str
@@ -98,7 +98,7 @@ _ALWAYS = _set(DONE)
 _TOLD = _set(DONE, NOT_RUN, UNKNOWN)
 _LOST = _set(DONE, NOT_RUN, FAILED, UNKNOWN)
 
-LOST_HANDLE = "the handle of an open whose reply was lost"
+LOST_HANDLE = "the handle of an open or close whose reply was lost"
 HANDLE, FILE, SOCKET = "a handle", "a file", "a socket"
 _LOST_HANDLE = _set(LOST_HANDLE)
 
@@ -132,7 +132,14 @@ FAULTS = (
     Fault(
         "guest rolled back", "to a snapshot from before it, by loadvm", "guest", _LOST, _LOST, where=GUEST, undoes=True
     ),
-    Fault("guest migrated", "to another QEMU on this machine", "guest", _TOLD, _LOST, where=GUEST),
+    Fault("guest migrated",
+        "to another QEMU on this machine",
+        "guest",
+        _TOLD,
+        _LOST,
+        where=GUEST,
+        leaves=_LOST_HANDLE,
+    ),
     Fault("QEMU killed", "and not started again", "process", _TOLD, _LOST, where=GUEST),
     Fault(
         "libvirtd killed",

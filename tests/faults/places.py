@@ -76,12 +76,13 @@ class Place(ABC):
     """A guest, or what stands for one.
 
     ``afterwards`` is the operation that is done there after each fault, ``slowness`` how much longer all takes than
-    with an agent of this machine, and ``deeds`` what is done otherwise there.
+    with an agent of this machine, and ``deeds`` what is done otherwise there. ``channel`` is the only way to the agent.
     """
 
     afterwards = "change"
     slowness = 1.0
     deeds: Mapping[str, Deed] = {}
+    channel = Path()
 
     @property
     @abstractmethod

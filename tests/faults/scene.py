@@ -73,6 +73,7 @@ class Scene:
             self.channel = self._stack.enter_context(
                 Faulty(self.directory / "channel.sock", lambda: self.place.agent_socket)
             )
+            self.place.channel = self.channel.path
             self.tasks = self.controller.directory / "tasks"
             self.here(f"mkdir {self.tasks} && mount -t tmpfs -o size=4m tmpfs {self.tasks}")
             self.here("mount -o remount,size=1m /run/qemu-guest")
@@ -181,7 +182,7 @@ class Scene:
 def may_stay(what: str, cell: Cell, befell: str) -> bool:
     """Return whether something may be left by an operation that a fault has befallen."""
     kinds = {"handle": {HANDLE}, "file": {FILE}, "controller's file": {FILE}}
-    if befell == "guest-file-open":
+    if befell in ("guest-file-open", "guest-file-close"):
         kinds["handle"].add(LOST_HANDLE)
     if what.startswith("controller's file /run/qemu-guest/mux-"):
         kinds["controller's file"] = {SOCKET}

@@ -58,7 +58,7 @@ def usual(cell: Cell) -> object:
 
 
 # By fault: what an operation has to prepare is lost with each boot.
-@pytest.mark.parametrize("cell", map(usual, sorted(cells(GUEST), key=lambda cell: cell.fault.name in BOOTS)))
+@pytest.mark.parametrize("cell", [usual(one) for one in sorted(cells(GUEST), key=lambda one: one.fault.name in BOOTS)])
 def test_cell(cell: Cell, scene: Scene) -> None:
     for trial in trials(cell, scene.messages(cell.operation.name)):
         report = run(scene, trial)
