@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS
+from ansible_collections.qemu.guest.tests.faults.deeds import can_come_first
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, Cell, cells
 from ansible_collections.qemu.guest.tests.faults.places import RealPlace
 from ansible_collections.qemu.guest.tests.faults.scene import Scene
@@ -41,7 +41,7 @@ def trials(seed: int) -> Iterator[Trial]:
     }
     while True:
         cell = dice.choice(by_kind[dice.random() < 0.9])
-        number = dice.randint(0 if cell.fault.name in DEEDS else 1, MESSAGES.get(cell.operation.name, MOST_MESSAGES))
+        number = dice.randint(0 if can_come_first(cell) else 1, MESSAGES.get(cell.operation.name, MOST_MESSAGES))
         yield Trial(cell, number, dice.random() < 0.5)
 
 

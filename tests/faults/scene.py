@@ -104,6 +104,7 @@ class Scene:
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Signal a process, which may be root's."""
+        assert pid > 1, "kill(1) takes these for many"
         subprocess.run(host.as_root(["kill", f"-{number.name[3:]}", str(pid)]), check=False, stderr=subprocess.DEVNULL)
 
     # Operations

@@ -114,9 +114,9 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
     count, torn = scene.place.effects(task, EFFECTS[outcome.word])
     if torn:
         wrong.append(torn)
-    if trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED):
-        if "THE GUEST MAY BE FROZEN" not in outcome.text:
-            wrong.append("a frozen guest is left, and it does not say so")
+    left_frozen = trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED)
+    if left_frozen and "THE GUEST MAY BE FROZEN" not in outcome.text:
+        wrong.append("a frozen guest is left, and it does not say so")
     if trial.cell.operation.changes and count not in EFFECTS[outcome.word]:
         wrong.append(f"it says that it is {outcome.word}, and did {count} times what it does")
     return wrong
