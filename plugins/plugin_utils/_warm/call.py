@@ -23,7 +23,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import lost, unknown
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import before_start, lost, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
@@ -76,11 +76,14 @@ class Call:
         packed = request.packed()
         line = ring_line(self.number, packed)
         try:
-            with self._spool.bell() as bell:  # which fails if there is no server
-                self._file = when_thawed(self._agent, lambda: GuestFile(self._agent, self._path, "w+"))
-                if len(line) + _ROOM > LONGEST_RING:
-                    when_thawed(self._agent, lambda: self._spool.write(f"{self.number}.in", packed))
-                    line = ring_line(self.number)
+            with before_start():
+                bell = self._spool.bell()  # which fails if there is no server
+            with bell:
+                with before_start():
+                    self._file = when_thawed(self._agent, lambda: GuestFile(self._agent, self._path, "w+"))
+                    if len(line) + _ROOM > LONGEST_RING:
+                        when_thawed(self._agent, lambda: self._spool.write(f"{self.number}.in", packed))
+                        line = ring_line(self.number)
                 bell.write(line + b"\n")
         except GuestFileError as exc:
             self.close()

@@ -34,6 +34,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.call import Call
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode, compiler
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
+from ansible_collections.qemu.guest.tests.unit.plugins.plugin_utils._runner.test_runner import unheard
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -196,6 +197,17 @@ def test_agent_that_is_restarted_between_and_during_tasks(agent: Runner, warm: W
     threading.Timer(0.3, lost).start()
     result = warm.run(COMMAND, module("import time; time.sleep(1); print('late')"))
     assert result and result.stdout == b"late\n"
+
+
+def test_error_before_a_task_is_rung_for_says_that_nothing_was_run(
+    agent: Runner, warm: WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed(warm)
+    monkeypatch.setattr(agent.agent, "execute", unheard(agent.agent, ".rc"))
+    with pytest.raises(OutcomeUnknownError, match=r"^guest-exec was not run: no reply") as caught:
+        warm.run(COMMAND, module(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    assert caught.value.executed == "no"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_a_task_opens(agent: Runner, warm: WarmPython, guest: Guest) -> None:
