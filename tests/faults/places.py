@@ -37,7 +37,7 @@ set -e
 for d in /run /srv; do
     mkdir /tmp/kept
     cp -a $d/. /tmp/kept
-    mount -t tmpfs -o size=8m,mode=755 tmpfs $d
+    mount -t tmpfs -o size=16m,mode=755 tmpfs $d
     cp -a /tmp/kept/. $d
     rm -r /tmp/kept
 done

@@ -72,7 +72,7 @@ class Scene:
                 Faulty(self.directory / "channel.sock", lambda: self.place.agent_socket)
             )
             self.tasks = self.controller.directory / "tasks"
-            self.here(f"mkdir {self.tasks} && mount -t tmpfs -o size=4m tmpfs {self.tasks}")
+            self.here(f"mkdir {self.tasks} && mount -t tmpfs -o size=16m tmpfs {self.tasks}")
             self.here("mount -o remount,size=1m /run/qemu-guest")
             self.place.prepare()
             self._stack.enter_context(self._worker())
@@ -113,8 +113,7 @@ class Scene:
         """Start an operation in a process of its own."""
         token = secrets.token_hex(8)
         task = Task(operation, str(self.channel.path), token, str(self.tasks / token), **how)
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.connect(str(self.workers))
+        client = self._client()
         stream = cast(BinaryIO, client.makefile("rwb"))
         stream.write(json.dumps(task._asdict()).encode() + b"\n")
         stream.flush()
@@ -150,11 +149,12 @@ class Scene:
 
     def state(self) -> Counter[str]:
         """Return what there is: handles, processes and files in the guest, processes and files on the controller."""
-        processes = [f"controller's process {one.name}" for one in self.controller.left()]
-        files = self.here(f"find {self.tasks} /run/qemu-guest ! -type d").splitlines()
-        kept = re.compile(r"/run/qemu-guest/(mux-\d+\.lock|\w+\.lock)$")
-        here = [f"controller's file {path}" for path in files if not kept.match(path)]
-        lines = (re.sub(r"[0-9a-f]{16}", "TOKEN", line) for line in [*self.place.state(), *processes, *here])
+        kept = re.compile(r"file /run/qemu-guest/(mux-\d+\.lock|\w+\.lock)$")
+        here = (re.sub(r"^process \d+", "process", line) for line in self.look() if not kept.match(line))
+        lines = (
+            re.sub(r"[0-9a-f]{16}", "TOKEN", line)
+            for line in [*self.place.state(), *(f"controller's {line}" for line in here)]
+        )
         return Counter(line for line in lines if line != "file /srv/put-TOKEN")  # what was put is counted as an effect
 
     def left(self, cell: Cell, befell: str) -> list[str]:
@@ -169,6 +169,18 @@ class Scene:
             time.sleep(0.1)
 
     # By other means
+
+    def look(self) -> list[str]:
+        """Return a line for each process and file on the controller."""
+        with self._client() as client, client.makefile("rwb") as stream:
+            stream.write(json.dumps([str(self.tasks), "/run/qemu-guest"]).encode() + b"\n")
+            stream.flush()
+            return [str(line) for line in json.loads(stream.read())]
+
+    def _client(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect(str(self.workers))
+        return client
 
     def here(self, command: str) -> str:
         """Run a shell command on the controller; return what it printed."""
