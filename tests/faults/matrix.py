@@ -27,12 +27,13 @@ SCRIPTED, AGENT, GUEST = "scripted", "agent", "guest"
 
 
 class Operation(NamedTuple):
-    """Something that a task does. ``uses``: what of it can be taken away."""
+    """Something that a task does. ``uses``: what of it can be taken away; ``seconds``: what it takes by itself."""
 
     name: str
     about: str
     changes: bool
     uses: frozenset[str] = frozenset()
+    seconds: float = 0.0
 
 
 class Fault(NamedTuple):
@@ -66,6 +67,11 @@ class Cell(NamedTuple):
     def name(self) -> str:
         return f"{self.operation.name}, {self.fault.name}"
 
+    @property
+    def seconds(self) -> float:
+        """The deadline."""
+        return self.operation.seconds + self.fault.seconds
+
 
 def _set(*words: str) -> frozenset[str]:
     return frozenset(words)
@@ -86,7 +92,7 @@ OPERATIONS = (
         _set("disk", "/run", "runner", "server", "interpreter"),
     ),
     Operation("become", "exec_command of the connection with sudo to another user", True, _set("disk", "/run")),
-    Operation("async", "a task with async and poll, by the command `ansible`", True, _set("disk", "/run")),
+    Operation("async", "a task with async and poll, by the command `ansible`", True, _set("disk", "/run"), 60.0),
     Operation("freeze", "qga_fsfreeze with state=frozen", True),
     Operation("wait", "qga_ping with wait", False),
 )
@@ -95,7 +101,7 @@ _ALWAYS = _set(DONE)
 _TOLD = _set(DONE, NOT_RUN, UNKNOWN)
 _LOST = _set(DONE, NOT_RUN, FAILED, UNKNOWN)
 
-LOST_HANDLE = "the handle of an open whose reply was lost"
+LOST_HANDLE = "the handle of an open or a read without a right reply"
 HANDLE, FILE, SOCKET = "a handle", "a file", "a socket"
 _LOST_HANDLE = _set(LOST_HANDLE)
 
@@ -119,7 +125,7 @@ FAULTS = (
         leaves=_LOST_HANDLE,
     ),
     Fault("never", "the reply does not come", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
-    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 20.0, leaves=_set(FILE)),
+    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 25.0, leaves=_set(FILE)),
     Fault("agent stopped", "for two seconds (SIGSTOP, SIGCONT)", "agent", _TOLD, _LOST),
     Fault("agent restarted", "its handles and programs are lost", "agent", _LOST, _LOST),
     Fault("agent upgraded", "restarted as another release", "agent", _LOST, _LOST),
@@ -149,6 +155,7 @@ FAULTS = (
         "channel",
         _TOLD,
         _LOST,
+        25.0,
         leaves=_LOST_HANDLE,
     ),
     Fault(
@@ -157,6 +164,7 @@ FAULTS = (
         "channel",
         _TOLD,
         _LOST,
+        25.0,
         leaves=_set(HANDLE, FILE),
     ),
     Fault("/run full", "in the guest", "disk", _LOST, _LOST, befalls="/run"),

@@ -191,7 +191,7 @@ class Scene:
 def may_stay(what: str, cell: Cell, befell: str) -> bool:
     """Return whether something may be left by an operation that a fault has befallen."""
     kinds = {"handle": {HANDLE}, "file": {FILE}, "controller's file": {FILE}}
-    if befell == "guest-file-open":
+    if befell in ("guest-file-open", "guest-file-read"):
         kinds["handle"].add(LOST_HANDLE)
     if what.startswith("controller's file /run/qemu-guest/mux-"):
         kinds["controller's file"] = {SOCKET}

@@ -95,7 +95,7 @@ def _operations(scene: Scene, trial: Trial) -> tuple[list[Task], list[Outcome], 
     outcomes, wrong = [], []
     for _task, answer in told:
         try:
-            outcomes.append(answer.outcome(trial.cell.fault.seconds))
+            outcomes.append(answer.outcome(trial.cell.seconds))
         except AssertionError as exc:
             wrong.append(str(exc))
     if scene.channel.trouble:
