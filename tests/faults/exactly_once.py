@@ -55,8 +55,9 @@ def runs(scene: Scene, seed: int, count: int) -> Iterator[tuple[int, Report]]:
         yield number, run(scene, trial)
 
 
-def described(seed: int, number: int, report: Report) -> str:
-    return f"seed {seed}, trial {number}: {report}"
+def described(release: str, seed: int, number: int, report: Report) -> str:
+    """Return a report with what repeats it."""
+    return f"--release {release} --seed {seed} --only {number}: {report}"
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
             outcomes.update(outcome.word for outcome in report.outcomes)
             outcomes["befallen"] += bool(report.befell)
             if report.wrong or given.only is not None:
-                print(described(given.seed, number, report), flush=True)
+                print(described(given.release, given.seed, number, report), flush=True)
             wrong += bool(report.wrong)
     told = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
     print(f"{given.runs} runs in {time.monotonic() - began:.0f} s: {told}; {wrong} wrong")

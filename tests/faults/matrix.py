@@ -90,6 +90,7 @@ OPERATIONS = (
         "exec_command of the connection with a module, by warm Python",
         True,
         _set("disk", "/run", "runner", "server", "interpreter"),
+        15.0,  # a server that is started is waited for
     ),
     Operation("become", "exec_command of the connection with sudo to another user", True, _set("disk", "/run")),
     Operation("async", "a task with async and poll, by the command `ansible`", True, _set("disk", "/run"), 60.0),
