@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ansible_collections.qemu.guest.tests.faults.matrix import Cell
 from ansible_collections.qemu.guest.tests.faults.places import RealPlace
 from ansible_collections.qemu.guest.tests.integration.harness import look
 from lab import image
@@ -91,9 +92,9 @@ def _kill(pids: str) -> Callable[[Scene], object]:
 
 
 def _kill_mux(scene: Scene) -> None:
-    for process in scene.controller.left():
-        if process.name == "qga-mux":
-            scene.signal(process.pid, signal.SIGKILL)
+    for words in map(str.split, scene.look()):
+        if words[0] == "process" and words[2] == "qga-mux":
+            scene.signal(int(words[1]), signal.SIGKILL)
 
 
 def _kill_controller(scene: Scene) -> None:
@@ -151,3 +152,8 @@ DEEDS: dict[str, Deed] = {
     "controller's disk full": _here("dd if=/dev/zero of=$d/full bs=64k 2>/dev/null || true", "rm -f $d/full"),
     "controller's disk read-only": _here(_SEAL, _UNSEAL),
 }
+
+
+def can_come_first(cell: Cell) -> bool:
+    """Return whether a fault can be there before the operation begins."""
+    return cell.fault.name in ("twenty clients", *DEEDS) and cell.fault.name != "controller killed"

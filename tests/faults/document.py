@@ -55,7 +55,7 @@ def document(counts: Counts) -> str:
     for one in counts.values():
         total.update(one)
     return _PAGE.format(
-        operations="\n".join(f"| {one.name} | {one.about} |" for one in OPERATIONS),
+        operations="\n".join(f"| {one.name} | {one.about} | {one.seconds:g} s |" for one in OPERATIONS),
         faults="\n".join(map(_fault, FAULTS)),
         names=" | ".join(one.name for one in OPERATIONS),
         rule="|".join(["---"] * (len(OPERATIONS) + 1)),
@@ -112,14 +112,13 @@ four ways, and within a deadline:
 A process that was **killed** tells nothing; what it did was done once at most. Each operation that changes something
 leaves one mark of its own in the guest. The marks are counted by another path than the agent, and compared with what
 the operation said. After each fault the next task must succeed over the same channel, and nothing may be left but
-what the
-table names: no handle of the agent's, no process, no file in the guest or on the controller. The runner and warm Python
-stay, with what they sweep away by themselves in /run/qemu-guest-runner.
+what the table names: no handle of the agent's, no process, no file in the guest or on the controller. The runner and
+warm Python stay, with what they sweep away by themselves in /run/qemu-guest-runner.
 
 ## Operations
 
-| operation | what it is |
-|---|---|
+| operation | what it is | its deadline has more |
+|---|---|---|
 {operations}
 
 ## Faults
@@ -134,9 +133,8 @@ grace of three for an agent that is away (20 and 120, unless you set the former)
 ## What ran
 
 How often each fault befell each operation, at its first message, its last and those between. `-`: the operation does
-not use what fails. `guest`: tried in booted guests. `scripted`: by an agent that follows a script, because a real
-one without
-a guest may not be asked.
+not use what fails. `guest`: tried in booted guests. `scripted`: by an agent that follows a script, because a real one
+without a guest may not be asked.
 
 | fault | {names} |
 |{rule}|

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS
+from ansible_collections.qemu.guest.tests.faults.deeds import can_come_first
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, Cell, cells
 from ansible_collections.qemu.guest.tests.faults.places import RealPlace
 from ansible_collections.qemu.guest.tests.faults.scene import Scene
@@ -41,7 +41,7 @@ def trials(seed: int) -> Iterator[Trial]:
     }
     while True:
         cell = dice.choice(by_kind[dice.random() < 0.9])
-        number = dice.randint(0 if cell.fault.name in DEEDS else 1, MESSAGES.get(cell.operation.name, MOST_MESSAGES))
+        number = dice.randint(0 if can_come_first(cell) else 1, MESSAGES.get(cell.operation.name, MOST_MESSAGES))
         yield Trial(cell, number, dice.random() < 0.5)
 
 
@@ -55,8 +55,9 @@ def runs(scene: Scene, seed: int, count: int) -> Iterator[tuple[int, Report]]:
         yield number, run(scene, trial)
 
 
-def described(seed: int, number: int, report: Report) -> str:
-    return f"seed {seed}, trial {number}: {report}"
+def described(release: str, seed: int, number: int, report: Report) -> str:
+    """Return a report with what repeats it."""
+    return f"--release {release} --seed {seed} --only {number}: {report}"
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
             outcomes.update(outcome.word for outcome in report.outcomes)
             outcomes["befallen"] += bool(report.befell)
             if report.wrong or given.only is not None:
-                print(described(given.seed, number, report), flush=True)
+                print(described(given.release, given.seed, number, report), flush=True)
             wrong += bool(report.wrong)
     told = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
     print(f"{given.runs} runs in {time.monotonic() - began:.0f} s: {told}; {wrong} wrong")

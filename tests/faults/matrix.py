@@ -27,12 +27,13 @@ SCRIPTED, AGENT, GUEST = "scripted", "agent", "guest"
 
 
 class Operation(NamedTuple):
-    """Something that a task does. ``uses``: what of it can be taken away."""
+    """Something that a task does. ``uses``: what of it can be taken away; ``seconds``: what it takes by itself."""
 
     name: str
     about: str
     changes: bool
     uses: frozenset[str] = frozenset()
+    seconds: float = 0.0
 
 
 class Fault(NamedTuple):
@@ -69,6 +70,11 @@ class Cell(NamedTuple):
     def name(self) -> str:
         return f"{self.operation.name}, {self.fault.name}"
 
+    @property
+    def seconds(self) -> float:
+        """The deadline."""
+        return self.operation.seconds + self.fault.seconds
+
 
 def _set(*words: str) -> frozenset[str]:
     return frozenset(words)
@@ -87,9 +93,10 @@ OPERATIONS = (
         "exec_command of the connection with a module, by warm Python",
         True,
         _set("disk", "/run", "runner", "server", "interpreter"),
+        15.0,  # a server that is started is waited for
     ),
     Operation("become", "exec_command of the connection with sudo to another user", True, _set("disk", "/run")),
-    Operation("async", "a task with async and poll, by the command `ansible`", True, _set("disk", "/run")),
+    Operation("async", "a task with async and poll, by the command `ansible`", True, _set("disk", "/run"), 60.0),
     Operation("freeze", "qga_fsfreeze with state=frozen", True),
     Operation("wait", "qga_ping with wait", False),
 )
@@ -98,7 +105,7 @@ _ALWAYS = _set(DONE)
 _TOLD = _set(DONE, NOT_RUN, UNKNOWN)
 _LOST = _set(DONE, NOT_RUN, FAILED, UNKNOWN)
 
-LOST_HANDLE = "the handle of an open or close whose reply was lost"
+LOST_HANDLE = "the handle of an open, read or close without a right reply"
 HANDLE, FILE, SOCKET = "a handle", "a file", "a socket"
 _LOST_HANDLE = _set(LOST_HANDLE)
 
@@ -122,7 +129,7 @@ FAULTS = (
         leaves=_LOST_HANDLE,
     ),
     Fault("never", "the reply does not come", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
-    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 20.0, leaves=_set(FILE)),
+    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 25.0, leaves=_set(FILE)),
     Fault("agent stopped", "for two seconds (SIGSTOP, SIGCONT)", "agent", _TOLD, _LOST),
     Fault("agent restarted", "its handles and programs are lost", "agent", _LOST, _LOST),
     Fault("agent upgraded", "restarted as another release", "agent", _LOST, _LOST),
@@ -177,6 +184,7 @@ FAULTS = (
         "channel",
         _TOLD,
         _LOST,
+        25.0,
         leaves=_LOST_HANDLE,
     ),
     Fault(
@@ -185,14 +193,15 @@ FAULTS = (
         "channel",
         _TOLD,
         _LOST,
+        25.0,
         leaves=_set(HANDLE, FILE),
     ),
     Fault("/run full", "in the guest", "disk", _LOST, _LOST, befalls="/run"),
     Fault("/run read-only", "in the guest", "disk", _LOST, _LOST, befalls="/run"),
     Fault("disk full", "the filesystem that the operation changes", "disk", _LOST, _LOST, befalls="disk"),
-    Fault("disk read-only", "the same", "disk", _LOST, _LOST, befalls="disk"),
+    Fault("disk read-only", "the same", "disk", _LOST, _LOST, befalls="disk", leaves=_set(FILE)),
     Fault("controller's disk full", "its runtime and temporary directories", "disk", _LOST, _LOST),
-    Fault("controller's disk read-only", "the same", "disk", _LOST, _LOST),
+    Fault("controller's disk read-only", "the same", "disk", _LOST, _LOST, leaves=_set(FILE)),
     Fault("clock forwards", "the guest's, by an hour", "clock", _ALWAYS, _ALWAYS, where=GUEST),
     Fault("clock backwards", "the guest's, by an hour", "clock", _ALWAYS, _ALWAYS, where=GUEST),
     Fault("twenty clients", "do the same at once", "clients", _ALWAYS, _ALWAYS, 60.0),

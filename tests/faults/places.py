@@ -40,7 +40,7 @@ set -e
 for d in /run /srv; do
     mkdir /tmp/kept
     cp -a $d/. /tmp/kept
-    mount -t tmpfs -o size=8m,mode=755 tmpfs $d
+    mount -t tmpfs -o size=16m,mode=755 tmpfs $d
     cp -a /tmp/kept/. $d
     rm -r /tmp/kept
 done
@@ -53,18 +53,25 @@ STATE = r"""
 import os, re
 def told(*words):
     print(*(word.encode("utf-8", "backslashreplace").decode() for word in words))
+def read(pid, name):
+    with open(f"/proc/{pid}/{name}", errors="replace") as file:
+        return file.read().replace("\0", " ").strip()
+processes = {}
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
-        line = open(f"/proc/{pid}/cmdline", errors="replace").read().replace("\0", " ").strip()
-        if line.startswith("qemu-ga ") or line.startswith("/opt/upgrade/qemu-ga "):
-            files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            for path in files:
+        processes[pid] = read(pid, "cmdline"), read(pid, "stat").rpartition(")")[2].split()[1]
+        if processes[pid][0].startswith(("qemu-ga ", "/opt/upgrade/qemu-ga ")):
+            for path in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]:
                 if path.startswith(("/srv/", "/tmp/", "/run/qemu", "/root/", "/var/")) and "/lab-" not in path:
                     told("handle", path)
-        elif line and not re.search("loose.sh|qemu-guest|^sleep 600$|^/usr/bin/python3 -S$|told", line):
-            told("process", line)
     except OSError:
         pass
+stays = {pid for pid, (line, _parent) in processes.items() if re.search(
+    "^$|loose.sh|^qemu-ga |^/opt/upgrade/qemu-ga |qemu-guest|^sleep 600$|^/usr/bin/python3 -S$|told", line)}
+waits = {parent for pid, (_line, parent) in processes.items() if pid in stays}
+for pid, (line, _parent) in processes.items():
+    if pid not in stays | waits:
+        told("process", line)
 for top in ("/tmp", "/root", "/srv", "/run", "/var/tmp"):
     for directory, _names, files in os.walk(top):
         for name in files if not directory.startswith("/run/qemu-guest-runner") else ():

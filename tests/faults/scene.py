@@ -75,7 +75,7 @@ class Scene:
             )
             self.place.channel = self.channel.path
             self.tasks = self.controller.directory / "tasks"
-            self.here(f"mkdir {self.tasks} && mount -t tmpfs -o size=4m tmpfs {self.tasks}")
+            self.here(f"mkdir {self.tasks} && mount -t tmpfs -o size=16m tmpfs {self.tasks}")
             self.here("mount -o remount,size=1m /run/qemu-guest")
             self.place.prepare()
             self._stack.enter_context(self._worker())
@@ -107,6 +107,7 @@ class Scene:
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Signal a process, which may be root's."""
+        assert pid > 1, "kill(1) takes these for many"
         subprocess.run(host.as_root(["kill", f"-{number.name[3:]}", str(pid)]), check=False, stderr=subprocess.DEVNULL)
 
     # Operations
@@ -116,8 +117,7 @@ class Scene:
         token = secrets.token_hex(8)
         how.setdefault("timeout", TIMEOUT * self.place.slowness)
         task = Task(operation, str(self.channel.path), token, str(self.tasks / token), **how)
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.connect(str(self.workers))
+        client = self._client()
         stream = cast(BinaryIO, client.makefile("rwb"))
         stream.write(json.dumps(task._asdict()).encode() + b"\n")
         stream.flush()
@@ -153,11 +153,12 @@ class Scene:
 
     def state(self) -> Counter[str]:
         """Return what there is: handles, processes and files in the guest, processes and files on the controller."""
-        processes = [f"controller's process {one.name}" for one in self.controller.left()]
-        files = self.here(f"find {self.tasks} /run/qemu-guest ! -type d").splitlines()
-        kept = re.compile(r"/run/qemu-guest/(mux-\d+\.lock|\w+\.lock)$")
-        here = [f"controller's file {path}" for path in files if not kept.match(path)]
-        lines = (re.sub(r"[0-9a-f]{16}", "TOKEN", line) for line in [*self.place.state(), *processes, *here])
+        kept = re.compile(r"file /run/qemu-guest/(mux-\d+\.lock|\w+\.lock)$")
+        here = (re.sub(r"^process \d+", "process", line) for line in self.look() if not kept.match(line))
+        lines = (
+            re.sub(r"[0-9a-f]{16}", "TOKEN", line)
+            for line in [*self.place.state(), *(f"controller's {line}" for line in here)]
+        )
         return Counter(line for line in lines if line != "file /srv/put-TOKEN")  # what was put is counted as an effect
 
     def left(self, cell: Cell, befell: str) -> list[str]:
@@ -173,6 +174,18 @@ class Scene:
 
     # By other means
 
+    def look(self) -> list[str]:
+        """Return a line for each process and file on the controller."""
+        with self._client() as client, client.makefile("rwb") as stream:
+            stream.write(json.dumps([str(self.tasks), "/run/qemu-guest"]).encode() + b"\n")
+            stream.flush()
+            return [str(line) for line in json.loads(stream.read())]
+
+    def _client(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect(str(self.workers))
+        return client
+
     def here(self, command: str) -> str:
         """Run a shell command on the controller; return what it printed."""
         argv = self.controller.command(["/bin/sh", "-euc", command], {"PATH": host.SEARCH_PATH}, Path("/"))
@@ -182,7 +195,7 @@ class Scene:
 def may_stay(what: str, cell: Cell, befell: str) -> bool:
     """Return whether something may be left by an operation that a fault has befallen."""
     kinds = {"handle": {HANDLE}, "file": {FILE}, "controller's file": {FILE}}
-    if befell in ("guest-file-open", "guest-file-close"):
+    if befell in ("guest-file-open", "guest-file-read", "guest-file-close"):
         kinds["handle"].add(LOST_HANDLE)
     if what.startswith("controller's file /run/qemu-guest/mux-"):
         kinds["controller's file"] = {SOCKET}

@@ -96,7 +96,7 @@ def _operations(scene: Scene, trial: Trial) -> tuple[list[Task], list[Outcome], 
     outcomes, wrong = [], []
     for _task, answer in told:
         try:
-            outcomes.append(answer.outcome(trial.cell.fault.seconds * scene.place.slowness))
+            outcomes.append(answer.outcome(trial.cell.seconds * scene.place.slowness))
         except AssertionError as exc:
             wrong.append(str(exc))
     if scene.channel.trouble:
@@ -115,8 +115,8 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
     count, torn = scene.place.effects(task, EFFECTS[outcome.word])
     if torn:
         wrong.append(torn)
-    is_frozen = trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED)
-    if is_frozen and "THE GUEST MAY BE FROZEN" not in outcome.text:
+    left_frozen = trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED)
+    if left_frozen and "THE GUEST MAY BE FROZEN" not in outcome.text:
         wrong.append("a frozen guest is left, and it does not say so")
     allowed = EFFECTS[outcome.word] | ({0} if trial.cell.fault.undoes else set())
     if trial.cell.operation.changes and count not in allowed:

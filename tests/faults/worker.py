@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run operations in processes of their own, which can be killed: worker.py SOCKET serves there.
 
-A client sends a task as a line of JSON; it is told the process, and then what became of the operation. Each process is
-a fork of one that has imported all that tasks need: thousands of runs take minutes.
+A client sends a task as a line of JSON; it is told the process, and then what became of the operation. One that sends a
+list of directories is told what is there on this controller. Each process is a fork of one that has imported all that
+tasks need: thousands of runs take minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,7 +56,11 @@ def _one(client: socket.socket, operations: object) -> None:
 
     try:
         with client, client.makefile("rwb") as stream:
-            task = Task(**json.loads(stream.readline()))
+            asked = json.loads(stream.readline())
+            if isinstance(asked, list):
+                stream.write(json.dumps([*_processes(), *_files(asked)]).encode("ascii"))
+                return
+            task = Task(**asked)
             with suppress(OSError):  # the disk may be full
                 os.mkdir(task.directory)
             tempfile.tempdir = task.directory
@@ -70,6 +76,21 @@ def _one(client: socket.socket, operations: object) -> None:
             stream.flush()
     finally:
         os._exit(0)
+
+
+def _processes() -> Iterator[str]:
+    """Yield a line for each process of this mount namespace but this one: its number and name."""
+    here = os.readlink("/proc/self/ns/mnt")
+    for pid in {*filter(str.isdigit, os.listdir("/proc"))} - {str(os.getpid())}:
+        with suppress(OSError):  # it has ended meanwhile
+            if os.readlink(f"/proc/{pid}/ns/mnt") == here:
+                yield f"process {pid} {Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()}"
+
+
+def _files(directories: list[str]) -> Iterator[str]:
+    for top in directories:
+        for directory, _names, files in os.walk(top):
+            yield from (f"file {directory}/{name}" for name in files)
 
 
 def _hurry() -> None:

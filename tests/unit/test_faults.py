@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from ansible_collections.qemu.guest.tests.faults import faulty
 from ansible_collections.qemu.guest.tests.faults.document import DOCUMENT, document, without_counts
+from ansible_collections.qemu.guest.tests.faults.exactly_once import trials
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, FAULTS, GUEST, OPERATIONS, SCRIPTED, cells
 
 
@@ -25,3 +28,8 @@ def test_every_reply_that_is_wrong_is_a_fault() -> None:
 
 def test_document_has_the_table() -> None:
     assert without_counts(DOCUMENT.read_text(encoding="utf-8")) == without_counts(document({}))
+
+
+def test_seed_makes_the_same_trials() -> None:
+    first, again, other = (list(islice(trials(seed), 50)) for seed in (1, 1, 2))
+    assert first == again != other

@@ -40,6 +40,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     ExecResult,
     Executor,
     GuestExec,
+    before_start,
     lost,
     pauses,
     unknown,
@@ -182,7 +183,8 @@ class Runner(Executor):
         self._untaken[number] = input_of(command, stdin)
         if self._forgetting:
             self._forgotten.add(number)
-        self._hand_over(number)
+        with before_start():
+            self._hand_over(number)
         return number
 
     def _hand_over(self, number: int) -> None:

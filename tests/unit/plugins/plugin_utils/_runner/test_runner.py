@@ -834,6 +834,31 @@ def test_request_that_was_dropped_was_not_run(executor: Runner, guest: Guest, mo
     assert not (guest.tools / "count").exists()
 
 
+def unheard(agent: Agent, end: str) -> Callable[..., Any]:
+    """Return what ``execute`` does where the reply to an open of a file whose path ends so is lost."""
+    execute = agent.execute
+
+    def executed(command: str, arguments: Any = None, **how: Any) -> Any:
+        value = execute(command, arguments, **how)
+        if command == "guest-file-open" and arguments["path"].endswith(end):
+            raise OutcomeUnknownError("no reply", command=command, hint="It may still run.")
+        return value
+
+    return executed
+
+
+@only_sh
+def test_error_before_a_request_is_rung_for_says_that_nothing_was_run(
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_shell(executor, b"true")
+    monkeypatch.setattr(executor.agent, "execute", unheard(executor.agent, ".in"))
+    with pytest.raises(OutcomeUnknownError, match=r"^guest-exec was not run: no reply\.?$") as caught:
+        run_shell(executor, f"echo ran >>{guest.tools}/count".encode())
+    assert caught.value.executed == "no"
+    assert not (guest.tools / "count").exists()
+
+
 @only_sh
 def test_request_that_there_is_no_room_for_leaves_the_room_that_it_took(
     executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
