@@ -139,7 +139,8 @@ FAULTS = (
     Fault(
         "guest rolled back", "to a snapshot from before it, by loadvm", "guest", _LOST, _LOST, where=GUEST, undoes=True
     ),
-    Fault("guest migrated",
+    Fault(
+        "guest migrated",
         "to another QEMU on this machine",
         "guest",
         _TOLD,
