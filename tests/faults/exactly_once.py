@@ -5,7 +5,7 @@
 
     tests/tools/faults once [--runs N] [--seed N] [--only N] [--release NAME]
 
-The same seed makes the same trials. An interrupt ends it, with the totals. ``--only N`` repeats trial N of a seed alone.
+The same seed makes the same trials. ``--only N`` repeats trial N of a seed alone. An interrupt ends it, with totals.
 """
 
 from __future__ import annotations
