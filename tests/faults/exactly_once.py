@@ -5,7 +5,7 @@
 
     tests/tools/faults once [--runs N] [--seed N] [--only N] [--release NAME]
 
-The same seed makes the same trials. ``--only N`` repeats trial N of a seed alone.
+The same seed makes the same trials. ``--only N`` repeats trial N of a seed alone. An interrupt ends it, with totals.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from ansible_collections.qemu.guest.tests.faults.deeds import can_come_first
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, Cell, cells
@@ -69,21 +70,19 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     print(f"seed {given.seed}", flush=True)
     outcomes: Counter[str] = Counter()
-    wrong = 0
     began = time.monotonic()
-    with LooseAgent(given.release) as agent, Scene(RealPlace(agent)) as scene:
+    with suppress(KeyboardInterrupt), LooseAgent(given.release) as agent, Scene(RealPlace(agent)) as scene:
         for number, trial in zip(range(given.runs), trials(given.seed), strict=False):
             if given.only not in (None, number):
                 continue
             report = run(scene, trial)
-            outcomes.update(outcome.word for outcome in report.outcomes)
-            outcomes["befallen"] += bool(report.befell)
+            words = [outcome.word for outcome in report.outcomes]
+            outcomes.update([*words, "runs", *["befallen"] * bool(report.befell), *["wrong"] * bool(report.wrong)])
             if report.wrong or given.only is not None:
                 print(described(given.release, given.seed, number, report), flush=True)
-            wrong += bool(report.wrong)
     told = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
-    print(f"{given.runs} runs in {time.monotonic() - began:.0f} s: {told}; {wrong} wrong")
-    return min(wrong, 1)
+    print(f"{told} in {time.monotonic() - began:.0f} s")
+    return min(outcomes["wrong"], 1)
 
 
 if __name__ == "__main__":

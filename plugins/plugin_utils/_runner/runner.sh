@@ -144,7 +144,8 @@ job() {
     echo + 1<>"$d/ring"
     echo "$r $o $e $f" >"$d/$1.rc" || {
         rm -f "$d/$1.out" "$d/$1.err" "$d/$1.pid"
-        echo "$r - - lost" >"$d/$1.rc"
+        # Its client waits as long as there is a runner.
+        echo "$r - - lost" >"$d/$1.rc" || kill $$
     }
     # Room for the agent, which can open no file without.
     : >"$d/$1.status"

@@ -39,7 +39,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell, patience
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of, kill, run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor as _executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import spool as _spool
@@ -832,6 +832,18 @@ def test_request_that_was_dropped_was_not_run(executor: Runner, guest: Guest, mo
         run_shell(executor, f"echo ran >>{guest.tools}/count".encode())
     assert caught.value.executed == "no"
     assert not (guest.tools / "count").exists()
+
+
+def test_runner_that_can_write_no_result_ends(guest: Guest) -> None:
+    """A client waits as long as there is one."""
+    spool = guest.runner / "1"
+    with runner(guest, 0) as process:
+        eventually((spool / "ring").exists, "no ring")
+        (spool / "7.rc").mkdir()
+        (spool / "7.in").write_bytes(input_of(f"echo ran >{guest.tools}/ran".encode(), b""))
+        (spool / "ring").write_text("7\n")
+        assert process.wait(20) == 0
+        assert (guest.tools / "ran").exists()
 
 
 def unheard(agent: Agent, end: str) -> Callable[..., Any]:
