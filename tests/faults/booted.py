@@ -37,7 +37,9 @@ rm -f /srv/put-*
 """
 FETCHABLE = f"import hashlib; open({FETCHED!r}, 'wb').write({CONTENT.format('fetched')})"
 # Who writes to a frozen filesystem is stopped until that is thawed.
-IS_FROZEN = "rm -f /run/thawed; (: >/srv/probe && : >/run/thawed) & sleep 3; ls /run/thawed 2>/dev/null || :"
+IS_FROZEN = (
+    "rm -f /run/thawed; (: >/srv/probe && rm /srv/probe && : >/run/thawed) & sleep 3; ls /run/thawed 2>/dev/null || :"
+)
 # What systemd runs and writes is nothing to the collection.
 STATE = r"""
 import os, re

@@ -79,11 +79,15 @@ def run(scene: Scene, trial: Trial) -> Report:
         scene.channel.begin()
         if fault.befell:
             deed.undo(scene)
-    wrong += _afterwards(scene)
-    wrong += [f"left behind: {one}" for one in scene.left(trial.cell, fault.befell)]
-    # At last, for what was begun has ended by now.
-    for task, outcome in zip(told, outcomes, strict=False):
-        wrong += _judged(scene, trial, task, outcome)
+    steps = [
+        lambda: _afterwards(scene),
+        lambda: [f"left behind: {one}" for one in scene.left(trial.cell, fault.befell)],
+        # At last, for what was begun has ended by now.
+        lambda: [one for pair in zip(told, outcomes, strict=False) for one in _judged(scene, trial, *pair)],
+    ]
+    if trial.cell.operation.name == "freeze":  # nothing can be done before it is thawed
+        steps.insert(0, steps.pop())
+    wrong += [one for step in steps for one in step()]
     record(trial.cell.name, fault.befell, [outcome.word for outcome in outcomes], bool(wrong))
     return Report(trial, fault.befell, outcomes, commands, wrong)
 
