@@ -126,7 +126,7 @@ FAULTS = (
         leaves=_LOST_HANDLE,
     ),
     Fault("never", "the reply does not come", "reply", _TOLD, _LOST, leaves=_LOST_HANDLE),
-    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 25.0, leaves=_set(FILE)),
+    Fault("agent killed", "and not started again", "agent", _LOST, _LOST, 25.0, leaves=_set(HANDLE, FILE)),
     Fault("agent stopped", "for two seconds (SIGSTOP, SIGCONT)", "agent", _TOLD, _LOST),
     Fault("agent restarted", "its handles and programs are lost", "agent", _LOST, _LOST),
     Fault("agent upgraded", "restarted as another release", "agent", _LOST, _LOST),

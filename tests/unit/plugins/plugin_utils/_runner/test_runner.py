@@ -838,12 +838,15 @@ def test_runner_that_can_write_no_result_ends(guest: Guest) -> None:
     """A client waits as long as there is one."""
     spool = guest.runner / "1"
     with runner(guest, 0) as process:
-        eventually((spool / "ring").exists, "no ring")
-        (spool / "7.rc").mkdir()
-        (spool / "7.in").write_bytes(input_of(f"echo ran >{guest.tools}/ran".encode(), b""))
-        (spool / "ring").write_text("7\n")
-        assert process.wait(20) == 0
-        assert (guest.tools / "ran").exists()
+        try:
+            eventually((spool / "ring").exists, "no ring")
+            (spool / "7.rc").mkdir()
+            (spool / "7.in").write_bytes(input_of(f"echo ran >{guest.tools}/ran".encode(), b""))
+            (spool / "ring").write_text("7\n")
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert (guest.tools / "ran").exists()
 
 
 def unheard(agent: Agent, end: str) -> Callable[..., Any]:
