@@ -849,6 +849,20 @@ def test_runner_that_can_write_no_result_ends(guest: Guest) -> None:
     assert (guest.tools / "ran").exists()
 
 
+@only_sh
+def test_runner_that_takes_nothing_is_not_waited_for_without_end(
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_shell(executor, b"true")
+    os.kill(runner_pid(guest), signal.SIGSTOP)
+    monkeypatch.setattr(_executor, "_TAKE_SECONDS", 3)
+    try:
+        with pytest.raises(OutcomeUnknownError, match="has not taken it"):
+            run_shell(executor, b"true")
+    finally:
+        os.kill(runner_pid(guest), signal.SIGCONT)
+
+
 def unheard(agent: Agent, end: str) -> Callable[..., Any]:
     """Return what ``execute`` does where the reply to an open of a file whose path ends so is lost."""
     execute = agent.execute
