@@ -838,12 +838,29 @@ def test_runner_that_can_write_no_result_ends(guest: Guest) -> None:
     """A client waits as long as there is one."""
     spool = guest.runner / "1"
     with runner(guest, 0) as process:
-        eventually((spool / "ring").exists, "no ring")
-        (spool / "7.rc").mkdir()
-        (spool / "7.in").write_bytes(input_of(f"echo ran >{guest.tools}/ran".encode(), b""))
-        (spool / "ring").write_text("7\n")
-        assert process.wait(20) == 0
-        assert (guest.tools / "ran").exists()
+        try:
+            eventually((spool / "ring").exists, "no ring")
+            (spool / "7.rc").mkdir()
+            (spool / "7.in").write_bytes(input_of(f"echo ran >{guest.tools}/ran".encode(), b""))
+            (spool / "ring").write_text("7\n")
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert (guest.tools / "ran").exists()
+
+
+@only_sh
+def test_runner_that_takes_nothing_is_not_waited_for_without_end(
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_shell(executor, b"true")
+    os.kill(runner_pid(guest), signal.SIGSTOP)
+    monkeypatch.setattr(_executor, "_TAKE_SECONDS", 3)
+    try:
+        with pytest.raises(OutcomeUnknownError, match="has not taken it"):
+            run_shell(executor, b"true")
+    finally:
+        os.kill(runner_pid(guest), signal.SIGCONT)
 
 
 def unheard(agent: Agent, end: str) -> Callable[..., Any]:
