@@ -39,7 +39,7 @@ _LOOK = (
 e=$({ getent passwd "$w" || cat /etc/passwd; } 2>/dev/null | while IFS=: read -r a x i g x h x; do
     if [ "$a" = "$w" ]; then printf '%s\n' "$i:$g:$h"; break; fi
 done)
-[ "$e" ] || { echo "there is no such user" >&2; exit 1; }
+[ "$e" ] || { echo "failed to look up the user. Is there such a user in the guest?" >&2; exit 1; }
 printf '%s\n' "$e"
 h=${e#*:*:} n=authorized_keys
 d=${h%/}/.ssh
