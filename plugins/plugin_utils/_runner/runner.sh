@@ -175,7 +175,7 @@ stale() {
     return 1
 }
 # What a killed start of warm Python has left.
-starts="${d%/*}/warm-*.parts ${d%/*}/warm-*.err"
+starts="${d%/*}/warm-*.parts ${d%/*}/warm-*.err ${d%/*}/warm-*.pid"
 # What nobody has fetched, rung for or gone on with from one tick to the next has no client any more. If a client comes
 # all the same, .dropped tells that its request was not run, and will not be.
 forget() {
