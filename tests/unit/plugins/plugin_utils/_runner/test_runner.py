@@ -782,7 +782,7 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         spool = guest.runner / "1"
         eventually((spool / "pid").exists, "no runner")
         left, written, result = spool / "7.in", spool / "8.in", spool / "9.rc"
-        starts = [guest.runner / f"warm-0.{name}" for name in ("7.parts", "7.err")]
+        starts = [guest.runner / f"warm-0.{name}" for name in ("7.parts", "7.err", "7.pid")]
         late = guest.runner / "warm-0.8.parts"
 
         def ticks() -> None:
