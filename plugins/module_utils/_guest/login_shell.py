@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import cop
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
+    "ABANDONED",
     "PATH",
     "READ_COMMAND",
     "REST",
@@ -154,8 +155,12 @@ if [ "${QEMU_GUEST_KEEP:-}" ]; then
     unset QEMU_GUEST_KEEP
 fi
 """
-# Input that was brought and never read: its controller was killed. While it is brought, it is never as old.
-_ABANDONED = "find /run/qemu-guest.*.in -mmin +60 -exec rm -f {} + 2>/dev/null"
+ABANDONED = (
+    "find /run/qemu-guest.*.in /run/qemu-guest.*.[0-9] /run/qemu-guest.*.[0-9][0-9] -mmin +60 -exec rm -f {} + "
+    "2>/dev/null"
+)
+"""Shell command that removes input and pieces that were brought and never read, because their controller was killed.
+While they are brought, they are never as old. A runner does the same: see runner.sh."""
 REST = (
     f"m={LARGEST_OUTPUT // 512}"
     + r"""
@@ -312,7 +317,7 @@ def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool
     if fits:
         return executor.start("/bin/sh", _ARGUMENTS, env=env, stdin=data)
     path = f"{new_spool()}.in"
-    check_shell(executor, f"{_ABANDONED}; umask 077; set -C; : >{path}", "keep a program's input")
+    check_shell(executor, f"{ABANDONED}; umask 077; set -C; : >{path}", "keep a program's input")
     try:
         copy_in(executor.agent, io.BytesIO(data), path)
         own = [*env, f"QEMU_GUEST_INPUT={path}"]

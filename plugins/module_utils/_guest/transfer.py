@@ -51,6 +51,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import free_space
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
+    ABANDONED,
     begin_shell,
     check_shell,
     new_spool,
@@ -188,7 +189,9 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
 
 def spool_command(spool: str) -> Command:
     """Return the command that creates two files for pieces, and prints a path if the guest has zstd."""
-    return Command.of(f"umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool)
+    return Command.of(
+        f"{ABANDONED}; umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool
+    )
 
 
 def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> Command:

@@ -500,8 +500,8 @@ def test_input_has_no_name_while_it_arrives(executor: GuestExec, guest: Guest, t
 def test_input_that_was_never_read_is_removed_later(executor: GuestExec, guest: Guest) -> None:
     """Its controller was killed. That of others may still be on its way."""
     executor.agent.largest_payload = 1000
-    old, new = (Path(f"{guest.spool}{name}.in") for name in ("old", "new"))
-    for path, minutes in ((old, 61), (new, 59)):
+    old, piece, new = (Path(f"{guest.spool}{name}") for name in ("old.in", "old.12", "new.in"))
+    for path, minutes in ((old, 61), (piece, 61), (new, 59)):
         path.touch()
         os.utime(path, (time.time() - 60 * minutes,) * 2)
     assert run_shell(executor, b"cat", LONG[:5000]).stdout == LONG[:5000]
