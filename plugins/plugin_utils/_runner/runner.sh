@@ -175,7 +175,9 @@ stale() {
     return 1
 }
 # What a killed start of warm Python has left.
-starts="${d%/*}/warm-*.parts ${d%/*}/warm-*.err"
+starts="${d%/*}/warm-*.parts ${d%/*}/warm-*.err ${d%/*}/warm-*.pid"
+# What was brought or packed for a transfer whose controller was killed. It is in memory.
+pieces="${d%/*/*}/qemu-guest.*.in ${d%/*/*}/qemu-guest.*.[0-9] ${d%/*/*}/qemu-guest.*.[0-9][0-9]"
 # What nobody has fetched, rung for or gone on with from one tick to the next has no client any more. If a client comes
 # all the same, .dropped tells that its request was not run, and will not be.
 forget() {
@@ -189,10 +191,10 @@ forget() {
             rm -f "${n}in" "$f.seen" "${n}taken"
         fi
     done
-    for f in $starts; do
+    for f in $starts $pieces; do
         if stale "$f"; then rm -f "$f" "$f.seen"; fi
     done
-    for f in "${d%/*}"/warm-*.seen; do
+    for f in "${d%/*}"/warm-*.seen "${d%/*/*}"/qemu-guest.*.seen; do
         [ -f "${f%.seen}" ] || rm -f "$f"
     done
 }

@@ -782,7 +782,10 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         spool = guest.runner / "1"
         eventually((spool / "pid").exists, "no runner")
         left, written, result = spool / "7.in", spool / "8.in", spool / "9.rc"
-        starts = [guest.runner / f"warm-0.{name}" for name in ("7.parts", "7.err")]
+        starts = [guest.runner / f"warm-0.{name}" for name in ("7.parts", "7.err", "7.pid")]
+        starts += [guest.runner.parent / f"qemu-guest.7.{name}" for name in ("in", "0", "12")]
+        fetched = guest.runner.parent / "qemu-guest.8.in.seen"
+        fetched.touch()
         late = guest.runner / "warm-0.8.parts"
 
         def ticks() -> None:
@@ -798,7 +801,7 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         time.sleep(1.1)  # some shells compare whole seconds
         written.write_text("more of it")
         ticks()
-        eventually(lambda: not any(path.exists() for path in starts), "it stays")
+        eventually(lambda: not any(path.exists() for path in (*starts, fetched)), "it stays")
         assert in_spool(guest) == {"7.dropped", "8.in", "8.in.seen", "9.rc"}
         (spool / "ring").write_text("7\n")  # too late
         time.sleep(1.1)
