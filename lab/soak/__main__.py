@@ -54,32 +54,34 @@ def main() -> int:
     parser.add_argument("--release", default="bookworm", help="of Debian (default: bookworm)")
     parser.add_argument("--tasks", type=int, default=2000, help=f"a multiple of {plan.KINDS} (default: 2000)")
     parser.add_argument("--megabytes", type=int, default=2000, help="of files, there and back (default: 2000)")
+    parser.add_argument("--minutes", type=float, default=600, help="after which no round is begun (default: 600)")
     options = parser.parse_args()
+    rounds = options.tasks // plan.KINDS
     failed = False
     for way in options.on:
         try:
-            failed = not soak(way, options.release, options.tasks // plan.KINDS, options.megabytes) or failed
+            failed = not soak(way, options.release, rounds, options.megabytes, options.minutes) or failed
         except LabError as error:
             print(f"soak: {way}: {error}", file=sys.stderr)
             failed = True
     return int(failed)
 
 
-def soak(way: str, release: str, rounds: int, megabytes: int) -> bool:
+def soak(way: str, release: str, rounds: int, megabytes: int, minutes: float) -> bool:
     """Run all rounds on one way; return whether nothing has grown."""
     size = max(1, megabytes * MEGABYTE // rounds // COPIES)
     started = time.monotonic()
     scratch = tempfile.TemporaryDirectory(prefix="soak-")
     with scratch as name, Controller() as controller, subjects(way, release) as (subject, variables):
-        run = Soak(subject, variables, Path(name), controller, rounds, size)
+        run = Soak(subject, variables, Path(name), controller, rounds, size, 60 * minutes)
         found = run.run()
-    minutes = (time.monotonic() - started) / 60
+    taken = (time.monotonic() - started) / 60
     how = "not emulated" if way == "loose" else {"tcg": "emulated"}.get(accel.accelerator(), accel.accelerator())
     print("\n".join(["", *table(run.samples), ""]))
     print(
         f"{way} ({how}), agent {image.build(release).agent_version}, {datetime.date.today()}: {run.tasks} tasks of "
         f"{plan.KINDS} kinds, {run.bytes / MEGABYTE:.0f} MB in files of {size / MEGABYTE:.1f} MB, {run.restarts} "
-        f"restarts of the agent, {minutes:.0f} minutes"
+        f"restarts of the agent, {taken:.0f} minutes"
     )
     print("\n".join(found) or "nothing has grown, and every byte is right", flush=True)
     return not found

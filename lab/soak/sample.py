@@ -33,7 +33,6 @@ GROWTH = {
     "interpreters": 12.0,
     "shells": 2.0,
     "mux": 2.0,
-    "others here": 0.0,
 }
 """Megabytes of PSS by which each kind may grow from the first sample to a later one. Of counts, none may grow."""
 RUN_GROWTH = 4.0
@@ -86,8 +85,8 @@ def take(subject: LooseAgent | Guest, controller: Controller, tasks: int) -> Sam
     )
 
 
-def grown(first: Sample, later: Sample, others: bool) -> list[str]:
-    """Return what has grown from one sample to another beyond the bounds, ``others`` among the guest's processes too."""
+def grown(first: Sample, later: Sample) -> list[str]:
+    """Return what has grown from one sample to another beyond the bounds."""
     found = []
     for kind in (*IN_GUEST, *HERE):
         before, after = (sample.kinds.get(kind, Kind()) for sample in (first, later))
@@ -97,7 +96,7 @@ def grown(first: Sample, later: Sample, others: bool) -> list[str]:
             found.append(f"descriptors: {kind}: {before.descriptors}, then {after.descriptors}")
         if after.pss - before.pss > GROWTH.get(kind, 0.0) * MEGABYTE:
             found.append(f"PSS: {kind}: {before.pss} bytes, then {after.pss}")
-    for name, count in later.others.items() if others else ():
+    for name, count in later.others.items():
         if count > first.others.get(name, 0):
             found.append(f"processes: {name}: {first.others.get(name, 0)}, then {count}")
     for what, here, then in (
@@ -135,8 +134,7 @@ def table(samples: Sequence[Sample]) -> list[str]:
     return lines + [f"| {title} | {' | '.join(cells)} |" for title, cells in rest]
 
 
-def check_ledger(sample: Sample) -> None:
+def check_ledger(sample: Sample, rounds: int) -> None:
     """Raise LabError unless each round has run its command once."""
-    expected = [str(number) for number in range(len(sample.ledger))]
-    if list(sample.ledger) != expected:
-        raise LabError(f"the commands that ran are not one of each round: {' '.join(sample.ledger)}")
+    if list(sample.ledger) != [str(number) for number in range(rounds)]:
+        raise LabError(f"the commands that ran are not one of each of {rounds} rounds: {' '.join(sample.ledger)}")
