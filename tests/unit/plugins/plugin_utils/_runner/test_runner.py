@@ -813,6 +813,24 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         assert list(guest.runner.iterdir()) == []
 
 
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_clock_that_was_set_keeps_nothing_for_ever(guest: Guest, hours: int) -> None:
+    """What was written before stays for a tick, as ever, and what is written to stays longer."""
+    with runner(guest, 30) as process:
+        spool = guest.runner / "1"
+        eventually((spool / "pid").exists, "no runner")
+        paths = [spool / name for name in ("1.rc", "2.in", "3.rc")]
+        for path in paths:
+            path.write_text("before")
+            os.utime(path, (time.time() + 3600 * hours,) * 2)
+        (spool / "ring").write_text("tick\n")
+        eventually(lambda: {f"{path.name}.seen" for path in paths} <= in_spool(guest), "no tick")
+        paths[2].write_text("written to when the clock had been set")
+        (spool / "ring").write_text("tick\n")
+        eventually(lambda: in_spool(guest) == {"2.dropped", "3.rc", "3.rc.seen"}, "it stays")
+        end(process, guest)
+
+
 @only_sh
 def test_request_that_was_dropped_was_not_run(executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that rings too late learns so within seconds."""
