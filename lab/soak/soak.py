@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.agent import LooseAgent
-from lab.bench.contenders import ROOT, Task, environment
+from lab.bench.contenders import RESET, ROOT, Task, environment
 from lab.controller import Controller
 from lab.host import LabError
 from lab.soak import plan
@@ -66,14 +66,14 @@ class Soak:
             self._round(number)
             progress(f"round {number + 1} of {self.rounds}: {time.monotonic() - started:.1f} s")
             if number in (0, self.rounds // 2 - 1):
-                self._sample()
+                self.sample()
             if number % quarter == quarter - 1 and number + 1 < self.rounds:
                 self._restart()
-        self._sample()
+        self.sample()
         first, *later = self.samples
         check_ledger(later[-1], self.tasks // plan.KINDS)
         found = [f"after {one.tasks} tasks: {text}" for one in later for text in grown(first, one)]
-        self._play(self.rounds, [{"ansible.builtin.raw": "true"}], persist=1)
+        self._play(self.rounds, [RESET])
         if not self.controller.wait_empty(ENDED_SECONDS):
             found.append(f"at the end: processes on the controller: {self.controller.left()}")
         return found
@@ -81,14 +81,15 @@ class Soak:
     def _round(self, number: int) -> None:
         plan.prepare(self.scratch, number, self.size)
         tasks = plan.tasks(self.scratch, number, plan.service(self.subject))
-        self._play(number, tasks)
+        if f"ok={len(tasks)} " not in self._play(number, tasks):
+            raise LabError(f"round {number} has not run all of its tasks")
         self.tasks += len(tasks)
-        self._verify(number)
+        self.verify(number)
         self.bytes += COPIES * self.size
 
-    def _play(self, number: int, tasks: list[Task], persist: int = PERSIST_SECONDS) -> None:
+    def _play(self, number: int, tasks: list[Task]) -> str:
         inventory, playbook = self.scratch / "inventory.json", self.scratch / "playbook.json"
-        hosts = {"guest": {**self.variables, "ansible_qga_persist": persist, "round": number}}
+        hosts = {"guest": {**self.variables, "ansible_qga_persist": PERSIST_SECONDS, "round": number}}
         inventory.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
         play = {"hosts": "all", "gather_facts": False, "tasks": tasks}
         playbook.write_text(json.dumps([play]), encoding="utf-8")
@@ -100,10 +101,11 @@ class Soak:
             stderr=subprocess.STDOUT,
             encoding="utf-8",
         )
-        if done.returncode != 0 or f"ok={len(tasks)} " not in done.stdout:
+        if done.returncode != 0:
             raise LabError(f"round {number}: {done.stdout[-5000:]}")
+        return done.stdout
 
-    def _verify(self, number: int) -> None:
+    def verify(self, number: int) -> None:
         """Compare all files of a round, here, in the guest by another path than the agent, and back again."""
         here = _sums(self.scratch / "here")
         back = _sums(self.scratch / "back")
@@ -126,9 +128,9 @@ class Soak:
         self.restarts += 1
         progress("the agent was restarted")
 
-    def _sample(self) -> None:
-        """Take a sample as soon as there is no more than in the first one, or when there should be."""
-        deadline = time.monotonic() + SETTLED_SECONDS
+    def sample(self, seconds: float = SETTLED_SECONDS) -> None:
+        """Take a sample as soon as there is no more than in the first one, or after that time."""
+        deadline = time.monotonic() + seconds
         while True:
             sample = take(self.subject, self.controller, self.tasks)
             if not _moves(sample) and (not self.samples or not grown(self.samples[0], sample)):
