@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,11 +106,18 @@ def grown(first: Sample, later: Sample) -> list[str]:
         ("left in the guest", first.left, later.left),
         ("on the controller", first.locks, later.locks),
     ):
-        if len(then) > len(here):
-            found.append(f"{what}: {len(here)} files, then {len(then)}: {' '.join(sorted({*then} - {*here}))}")
+        found += [f"{what}: more files {name}" for name in sorted((_names(then) - _names(here)).elements())]
     if later.run - first.run > RUN_GROWTH * MEGABYTE:
         found.append(f"the guest's /run: {first.run} bytes, then {later.run}")
     return found
+
+
+def _names(paths: Sequence[str]) -> Counter[str]:
+    """Return how many paths there are of each name, whatever their numbers.
+
+    Notes of the runner about files that have gone since (.seen) go with its next tick, ten minutes later.
+    """
+    return Counter(re.sub("[0-9a-f]{8,}", "N", path) for path in paths if not path.endswith(".seen"))
 
 
 def table(samples: Sequence[Sample]) -> list[str]:
