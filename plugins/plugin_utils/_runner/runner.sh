@@ -12,7 +12,7 @@
 # that is missing. A runner without work for IDLE seconds ends (0: never); one that a SIGKILL ended leaves a ring that
 # cannot be opened. Where one runs already, another ends at once, or with "over" takes its place (roles/guest_prep).
 #
-# Shells of guests run this: dash, bash, busybox, mksh, yash. All have [ -O ], [ -ef ] and [ -nt ].
+# Shells of guests run this: dash, bash, busybox, mksh, yash. All have [ -O ], [ -ef ], [ -nt ] and [ -ot ].
 #
 # Globs are meant to be expanded, pids to be taken when a trap is set, and `kill` to read nothing. Requests use $own.
 # shellcheck disable=SC2034,SC2064,SC2086,SC2125,SC2216,SC2260,SC3067
@@ -167,11 +167,12 @@ busy() {
     done
     return 1
 }
-# Whether the file $1 was there at the last tick, and has not been written to since.
+# Whether the file $1 was there at the last tick, and has not been written to since. Its time is compared with what it
+# was, and not with the clock: that may have been set.
 stale() {
     [ -f "$1" ] || return
-    if [ -f "$1.seen" ] && [ ! "$1" -nt "$1.seen" ]; then return; fi
-    : >"$1.seen"
+    if [ -f "$1.seen" ] && [ ! "$1" -nt "$1.seen" ] && [ ! "$1" -ot "$1.seen" ]; then return; fi
+    touch -r "$1" "$1.seen"
     return 1
 }
 # What a killed start of warm Python has left.
