@@ -11,18 +11,19 @@ short_description: Manage the SSH keys that may log in as a guest's user
 version_added: 0.1.0
 author: qemu.guest authors (!UNKNOWN)
 description:
-  - Adds lines to the file C(.ssh/authorized_keys) in the home of a guest's user, or removes them
-    (C(guest-ssh-add-authorized-keys), C(guest-ssh-remove-authorized-keys)).
-  - The agent makes the directory and the file where they are missing, with the right owner and modes.
-  - The same key with other options or another comment is the same key, so a line that has it is replaced. It keeps its
-    place, unless there are comments of their own lines in the file, or the agent cannot read it; then it becomes the
-    last. Blanks around a line do not count.
+  - Adds lines to the file C(.ssh/authorized_keys) in the home of a guest's user, or removes them.
+  - The directory and the file are made where they are missing, with the right owner and modes.
+  - The same key with other options or another comment is the same key, so a line that has it is replaced, in its
+    place. Blanks around a line do not count.
   - Where the file is changed, its last line ends with a line break, and empty lines are removed.
-  - The agent cannot remove lines that are not UTF-8, or, among comments, have blanks around them. Where such a line has
-    one of the O(keys), the file is replaced as a whole by a program, so the agent must be allowed to run programs.
-    Nothing is changed before all that is needed is known to be allowed.
-  - Where SELinux is enforced, what the agent makes gets its label by C(restorecon), without which C(sshd) may not read
-    it. Where the agent may not run programs, a warning says so.
+  - In a Linux guest whose agent may run programs, they read the file and replace it as a whole. So no link that the
+    user plants leads them elsewhere, at whatever moment that is.
+  - Elsewhere the agent does it (C(guest-ssh-add-authorized-keys), C(guest-ssh-remove-authorized-keys)), and follows
+    links. If there are comments of their own lines in the file, or the agent cannot read it, a line that is replaced
+    becomes the last. Lines that are not UTF-8, or, among comments, have blanks around them, cannot be removed. Nothing
+    is changed before all that is needed is known to be allowed.
+  - Where SELinux is enforced, what is made gets its label by C(restorecon), without which C(sshd) may not read it.
+    Where the agent may not run programs, a warning says so.
 extends_documentation_fragment:
   - qemu.guest.agent
   - qemu.guest.attributes
@@ -64,11 +65,14 @@ options:
     type: bool
     default: false
 notes:
-  - Lines that are no keys are not written back, except for comments. They are an error, unless they are to be removed
-    or O(exclusive=true) rewrites the file. Where the agent may run programs, it is an error as well if a link leads out
-    of what is the user's. A user could otherwise have the agent read or write files of others.
-  - The agent came to know these commands with version 5.2.
-  - It looks in the user's home alone, whatever C(AuthorizedKeysFile) says in the guest's C(sshd_config).
+  - Lines that are no keys are neither shown nor written back, except for comments. They are an error, unless they are
+    to be removed or O(exclusive=true) rewrites the file. Where the agent may run programs, it is an error as well if a
+    link leads out of what is the user's.
+  - Where the agent itself writes, a user of the guest who makes C(.ssh) or the file a link can have it read or replace
+    files of others. What it reads has to look like keys, or it is neither shown nor written. In a guest that is not
+    Linux and may run programs, a link is refused if it is there when the task begins.
+  - The agent came to know these commands with version 5.2. Where programs do it, they are not needed.
+  - Only the user's home is looked at, whatever C(AuthorizedKeysFile) says in the guest's C(sshd_config).
 seealso:
   - module: qemu.guest.qga_info
     description: Its option O(qemu.guest.qga_info#module:authorized_keys_of) returns them.
@@ -106,7 +110,9 @@ user:
   returned: success
   sample: alice
 authorized_keys:
-  description: The user's keys afterwards, or as they would be in check mode, in the order of the file.
+  description:
+    - The user's keys afterwards, or as they would be in check mode, in the order of the file. A text stands in the
+      place of lines that are no keys.
   type: list
   elements: str
   returned: success
@@ -116,7 +122,7 @@ authorized_keys:
 import errno
 import re
 import shlex
-from typing import Any, List, Mapping, NamedTuple
+from typing import Any, List, Mapping, NamedTuple, Tuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -126,12 +132,18 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
-from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, Attributes, place, variables
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, enforces_selinux
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
+from ansible_collections.qemu.guest.plugins.module_utils._module.key_file import (
+    LARGEST,
+    KeyFile,
+    look,
+    write,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import identity, is_key, listed, shown
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 SPEC: dict[str, dict[str, Any]] = {
@@ -145,33 +157,17 @@ GET = "guest-ssh-get-authorized-keys"
 ADD = "guest-ssh-add-authorized-keys"
 REMOVE = "guest-ssh-remove-authorized-keys"
 
-WRITE = "write"  # no command of the agent's: replace the file by programs
-
-LARGEST = 1 << 20  # most bytes of a file with keys, or of /etc/passwd
-
 Keys = List[str]
+Commands = List[Tuple[str, Mapping[str, Any]]]
 
-# sshd(8): options, type, base64, comment. The base64 of any type begins with the length of its name, a 32-bit number.
-_KEY = re.compile(r"(?:^|\s)([a-z][a-z0-9@.-]+)[ \t]+(AAAA[0-9A-Za-z+/]+=*)(?:\s|$)")
-# Quoted values in options. Quotes in a comment come after the key, so they do not matter.
-_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 # The agent writes line breaks only between lines, so an empty last line makes the one at the end.
 END = ""
-# The agent follows links: a user could have keys put elsewhere, or be given what a file of another user has. Where
-# there is no directory, the agent makes it; where stat is another program than on Linux, that is not looked at.
-_OWN = (
-    r"""
-stat -c %u / >/dev/null 2>&1 || exit 0
-[ -e "$d" ] || [ -L "$d" ] || exit 0
+# The agent follows links. Where programs are not those of Linux, a link is refused whatever it leads to.
+_NO_LINKS = r"""
+for f in "$d" "$d/$n"; do
+    if [ -L "$f" ]; then echo "$f is a link" >&2; exit 1; fi
+done
 """
-    + ENTER
-    + r"""
-if [ -L "./$n" ] && [ "$(stat -L -c %u -- "./$n")" != "$i" ]; then
-    echo "$d/$n is a link to what is not that user's" >&2
-    exit 1
-fi
-"""
-)
 # What agents list in the place of bytes that are not UTF-8.
 SUBSTITUTE = "\ufffd"
 
@@ -179,10 +175,10 @@ SUBSTITUTE = "\ufffd"
 class Current(NamedTuple):
     """The user's ``keys``, in the order of the file, and the possible changes to it.
 
-    ``exists``: there is a file. ``whole``: it is known to have nothing but these lines, so it may be rewritten.
-    ``adds`` and ``removes``: the agent may add and remove keys. ``path``, ``owner`` and ``text`` are the file's, if the
-    agent can read it; bytes that are not UTF-8 are surrogates. ``programs``: the file has lines that the agent lists
-    otherwise, and it may run programs.
+    ``file`` is what programs read and replace; None: the agent does. Then ``exists``: there is a file; ``whole``: it is
+    known to have nothing but these lines, so it may be rewritten; ``adds`` and ``removes``: the agent may add and
+    remove keys. ``text`` is what the agent can read of the file, where bytes that are not UTF-8 are surrogates;
+    ``home`` is the user's, if /etc/passwd has the user.
     """
 
     keys: Keys
@@ -190,35 +186,43 @@ class Current(NamedTuple):
     whole: bool = False
     adds: bool = True
     removes: bool = True
-    path: str = ""
-    owner: str = ""
+    home: str = ""
     text: str | None = None
-    programs: bool = False
+    file: KeyFile | None = None
+
+
+class Todo(NamedTuple):
+    """The agent's ``commands``, or the ``text`` of the file, by which the user's keys become ``after``."""
+
+    user: str
+    current: Current
+    after: Keys
+    commands: Commands
+    text: str = ""
 
 
 def read(executor: Executor, params: Params) -> Current:
+    file = look(executor, params["user"]) if executor.is_available() else None
+    if file:
+        return Current([name for name in map(listed, (file.text or "").split("\n")) if name], file=file)
     agent = executor.agent
     agent.require(GET, REMOVE if params["state"] == "absent" else ADD)
     keys = keys_of(agent, params["user"])
-    home, owner = _login(agent, params["user"])
-    path = f"{home}/.ssh/authorized_keys" if home else ""
-    text = _content(agent, path) if path else None
-    differs = text is not None and not set(keys) <= set(text.split("\n"))
+    home = _home(agent, params["user"])
+    text = _content(agent, f"{home}/.ssh/authorized_keys") if home else None
     current = Current(
         keys,
         exists=bool(keys) or text is not None,
         whole=text is not None and [line.strip() for line in text.split("\n") if line.strip()] == keys,
         adds=agent.supports(ADD),
         removes=agent.supports(REMOVE),
-        path=path,
-        owner=owner,
+        home=home,
         text=text,
-        programs=differs and executor.is_available(),
     )
     # All of what is to come, before any of it is done.
     planned = plan(current, params)
     if planned.changes:
-        agent.require(*[command for command, _arguments in planned.todo[2] if command != WRITE])
+        agent.require(*[command for command, _arguments in planned.todo.commands])
     return current
 
 
@@ -240,13 +244,13 @@ def keys_of(agent: Agent, user: str) -> Keys:
     return [expect(key, str, "a key") for key in reversed(keys)]
 
 
-def _login(agent: Agent, user: str) -> tuple[str, str]:
-    """Return the user's home and C(UID:GID); empty if /etc/passwd does not have the user."""
+def _home(agent: Agent, user: str) -> str:
+    """Return the user's home; empty if /etc/passwd does not have the user."""
     for line in (_content(agent, "/etc/passwd") or "").split("\n"):
         fields = line.split(":")
         if fields[0] == user and len(fields) == 7:
-            return fields[5], f"{fields[2]}:{fields[3]}"
-    return "", ""
+            return fields[5]
+    return ""
 
 
 def _content(agent: Agent, path: str) -> str | None:
@@ -260,24 +264,34 @@ def _content(agent: Agent, path: str) -> str | None:
 def plan(current: Current, params: Params) -> Plan:
     keys = wanted(params)
     user = {"username": params["user"]}
-    todo: list[tuple[str, dict[str, Any]]] = []
-    if params["exclusive"]:
-        after = list(keys.values())
-        todo.append((ADD, {**user, "keys": [*after, END], "reset": True}))
+    after, text, commands = list(keys.values()), "", []
+    if current.file and params["exclusive"]:
+        text = "\n".join([*after, END])
+    elif current.file:
+        after, text = _rewritten(current.file, keys, params["state"])
+    elif params["exclusive"]:
+        commands = [_rewrite(user, after)]
     elif current.whole and current.adds:
         after = _after(current.keys, keys, params["state"])
-        todo.append((ADD, {**user, "keys": [*after, END], "reset": True}))
+        commands = [_rewrite(user, after)]
     else:
-        after, todo = _by_lines(current, keys, params["state"], user)
+        after, commands = _by_lines(current, keys, params["state"], user)
     if not params["exclusive"] and after != current.keys:
         _refuse_others(after)
+    changes = after != current.keys
     return Plan(
-        before={"authorized_keys": current.keys},
-        after={"authorized_keys": after},
-        todo=(params["user"], after, todo),
-        result={"user": params["user"], "authorized_keys": after},
+        before={"authorized_keys": shown(current.keys)},
+        after={"authorized_keys": shown(after)},
+        changed=changes,
+        todo=Todo(params["user"], current, after, commands, text),
+        result={"user": params["user"], "authorized_keys": shown(after)},
         subject=f"authorized keys of {params['user']}",
     )
+
+
+def _rewrite(user: Mapping[str, Any], after: Keys) -> tuple[str, Mapping[str, Any]]:
+    """Return the command that makes the file consist of these lines."""
+    return ADD, {**user, "keys": [*after, END], "reset": True}
 
 
 def _refuse_others(lines: Keys) -> None:
@@ -285,18 +299,12 @@ def _refuse_others(lines: Keys) -> None:
 
     :raise OperationError: if there are such lines. They are not shown.
     """
-    others = [line for line in lines if not line.startswith("#") and not _KEY.search(_QUOTED.sub('""', line))]
+    others = [line for line in lines if not line.startswith("#") and not is_key(line)]
     if others:
         raise OperationError(
             f"{len(others)} lines of the file are no public keys. It may be a link to what the user must not read, and "
             "is left as it is. Look at it in the guest; exclusive=true rewrites it."
         )
-
-
-def identity(line: str) -> str:
-    """Return the identity of a key: its type and base64, without options and comment."""
-    match = _KEY.search(_QUOTED.sub('""', line))
-    return " ".join(match.groups()) if match else line
 
 
 def _after(current: Keys, keys: Mapping[str, str], state: str) -> Keys:
@@ -311,21 +319,24 @@ def _after(current: Keys, keys: Mapping[str, str], state: str) -> Keys:
     return after + [line for line in keys.values() if line not in after]
 
 
-def _by_lines(
-    current: Current, keys: Mapping[str, str], state: str, user: Mapping[str, str]
-) -> tuple[Keys, list[tuple[str, dict[str, Any]]]]:
+def _by_lines(current: Current, keys: Mapping[str, str], state: str, user: Mapping[str, str]) -> tuple[Keys, Commands]:
     """Return the desired lines, and the commands that leave the rest of the file as it is.
 
     New keys are added first, so that a lost second command locks no user out.
+
+    :raise OperationError: if the agent cannot remove what has to go.
     """
     gone = [line for line in current.keys if identity(line) in keys and line != keys[identity(line)]]
     if state == "absent":
         gone = [line for line in current.keys if identity(line) in keys]
     if gone and not _agent_knows(current, gone):
-        return _by_content(current, keys, state)
+        raise OperationError(
+            "the file has a line for one of these keys that the agent cannot remove, because it is not UTF-8 or has "
+            "blanks around it, and no programs can be run to do it. exclusive=true rewrites the file."
+        )
     after = [line for line in current.keys if line not in gone]
     missing = [] if state == "absent" else [line for line in keys.values() if line not in after]
-    commands: list[tuple[str, dict[str, Any]]] = []
+    commands: Commands = []
     if current.exists and current.removes and current.adds:
         commands.append((REMOVE, {**user, "keys": [END]}))
     if current.adds:
@@ -345,33 +356,23 @@ def _agent_knows(current: Current, lines: Keys) -> bool:
     return set(lines) <= set(current.text.split("\n"))
 
 
-def _by_content(current: Current, keys: Mapping[str, str], state: str) -> tuple[Keys, list[tuple[str, dict[str, Any]]]]:
-    """Return the desired lines, and what replaces the file; all other lines stay as they are, byte by byte.
-
-    :raise OperationError: if that cannot be done.
-    """
-    raw = (current.text or "").split("\n")
-    listed = [line for line in raw if line.strip() and not line.strip().startswith("#")]
-    if not current.programs or len(listed) != len(current.keys):
-        raise OperationError(
-            "the file has a line for one of these keys that the agent cannot remove, because it is not UTF-8 or has "
-            "blanks around it, and the agent may not read the file and run programs. exclusive=true rewrites the file."
-        )
-    names = iter(current.keys)
+def _rewritten(file: KeyFile, keys: Mapping[str, str], state: str) -> tuple[Keys, str]:
+    """Return the desired keys, and the text of the file; all other lines stay as they are, byte by byte."""
     lines: Keys = []
     after: Keys = []
-    for line in raw:
-        name = next(names) if line.strip() and not line.strip().startswith("#") else ""
+    raw = (file.text or "").split("\n")
+    there = [listed(line) for line in raw]
+    for line, name in zip(raw, there):
         if name and identity(name) in keys:
-            line = name = "" if state == "absent" else keys[identity(name)]
-            if not name or name in after:
+            if state == "absent":
+                continue
+            line = name = keys[identity(name)]
+            if name in after and there.count(name) < 2:
                 continue
         lines += [line] if line.strip() else []
         after += [name] if name else []
     missing = [] if state == "absent" else [line for line in keys.values() if line not in after]
-    text = "\n".join([*lines, *missing, END])
-    write = {"path": current.path, "owner": current.owner, "old": current.text, "new": text}
-    return after + missing, [(WRITE, write)]
+    return after + missing, "\n".join([*lines, *missing, END])
 
 
 def wanted(params: Params) -> Mapping[str, str]:
@@ -387,7 +388,7 @@ def wanted(params: Params) -> Mapping[str, str]:
             raise OperationError(
                 f"keys[{number}] is not one line with a key: it is empty, a comment, or several lines."
             )
-        if params["state"] == "present" and not _KEY.search(key):
+        if params["state"] == "present" and not is_key(key):
             raise OperationError(f"keys[{number}] is not a public key (expected 'ssh-ed25519 AAAA… comment').")
     return {identity(key): key for key in keys}
 
@@ -409,45 +410,37 @@ def _lines(keys: Any) -> list[str]:
 
 def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     agent = executor.agent
-    user, after, commands = plan.todo
-    _check_links(executor, user)
-    for command, arguments in commands:
-        if command == WRITE:
-            _write(executor, **arguments)
-        else:
-            agent.execute(command, arguments)
-    now = keys_of(agent, user)
-    if sorted(now) != sorted(after):
+    todo: Todo = plan.todo
+    file = todo.current.file
+    home = file.home if file else todo.current.home
+    if file:
+        write(executor, file, todo.text)
+    else:
+        _by_the_agent(executor, todo)
+    return {"warnings": _label(executor, todo.user, home)} if enforces_selinux(agent) else {}
+
+
+def _by_the_agent(executor: Executor, todo: Todo) -> None:
+    """Run the commands.
+
+    :raise OperationError: if the file is not what it should be then, or there is a link that shows before.
+    """
+    if todo.current.home and executor.is_available():
+        script = variables(f"{todo.current.home}/.ssh/authorized_keys") + _NO_LINKS
+        check_shell(executor, script, f"change the keys of {todo.user}")
+    for command, arguments in todo.commands:
+        executor.agent.execute(command, arguments)
+    now = keys_of(executor.agent, todo.user)
+    if sorted(now) != sorted(todo.after):
         raise OperationError(
             "the agent reported success, but the user's keys are not what they should be. It removes only lines "
             "without blanks around them (exclusive=true rewrites the file), or another program changed the file.",
-            result={"authorized_keys": now},
+            result={"authorized_keys": shown(now)},
         )
-    return {"warnings": _label(executor, user)} if enforces_selinux(agent) else {}
 
 
-def _check_links(executor: Executor, user: str) -> None:
-    """Check where the user's file leads, if the agent may run programs.
-
-    :raise OperationError: if it is not in the user's home.
-    """
-    home, owner = _login(executor.agent, user)
-    if home and executor.is_available():
-        own = variables(f"{home}/.ssh/authorized_keys", i=owner.partition(":")[0]) + _OWN
-        check_shell(executor, own, f"change the keys of {user}")
-
-
-def _write(executor: Executor, path: str, owner: str, old: str, new: str) -> None:
-    """Replace the file at once, if it is still what it was, with the owner and mode that the agent gives it, too."""
-    if _content(executor.agent, path) != old:
-        raise OperationError(f"{path} was changed meanwhile; nothing was written.")
-    content = new.encode("utf-8", "surrogateescape")
-    place(executor, content, path, Attributes(owner, mode="600"), sha256=sha256_of([content]))
-
-
-def _label(executor: Executor, user: str) -> list[str]:
-    """Set the SELinux labels of the files that the agent made; return warnings if that fails."""
-    home, _owner = _login(executor.agent, user)
+def _label(executor: Executor, user: str, home: str) -> list[str]:
+    """Set the SELinux labels of the files that were made; return warnings if that fails."""
     home = shlex.quote(home) if home else f"~{user}"  # unquoted, but the agent has found a user of that name
     reason = "the agent may not run programs"
     if executor.is_available():

@@ -124,8 +124,8 @@ from typing import Any, Mapping
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
-from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import replacing
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Limit, chunks
+from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import free_space, replacing
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch
 from ansible_collections.qemu.guest.plugins.module_utils._module import fetch_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
@@ -145,8 +145,18 @@ def read(executor: Executor, params: Params) -> Any:
     dest = params["dest"]
     if dest.endswith("/") or os.path.isdir(dest):
         dest = os.path.join(dest, os.path.basename(params["src"]))
-    there = digest(executor, params["src"], largest=params["max_size"])
-    return {"dest": dest, "here": _digest_here(dest), "there": there}
+    here = _digest_here(dest)
+    there = digest(executor, params["src"], limit=Limit(params["max_size"], _room(dest)))
+    return {"dest": dest, "here": here, "there": there}
+
+
+def _room(dest: str) -> int | None:
+    """Return how many bytes there is room for at ``dest``; None if that is unknown. What is there already has room."""
+    directory = os.path.dirname(os.path.abspath(dest))
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    room = free_space(directory)
+    return max(room, os.path.getsize(dest)) if room is not None and os.path.isfile(dest) else room
 
 
 def _digest_here(path: str) -> str:

@@ -219,6 +219,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     GuestFile,
+    Limit,
     copy_in,
     enforces_selinux,
     payload,
@@ -280,7 +281,9 @@ class Current(NamedTuple):
     def described(self) -> dict[str, Any]:
         if self.kind != "file":
             return {"state": self.kind}
-        about = {"state": "file", "size": self.size, "sha256": self.sha256}
+        about: dict[str, Any] = {"state": "file", "size": self.size}
+        if self.sha256:
+            about["sha256"] = self.sha256
         if self.mode is not None:
             about.update(mode=f"{self.mode:04o}", owner=self.owner, group=self.group)
         return about
@@ -410,8 +413,10 @@ def _content(executor: Executor, state: Mapping[str, Any], append: bool) -> dict
         with GuestFile(executor.agent, path) as guest_file:
             guest_file.seek(-len(wanted), 2)
             content["ends_with_wanted"] = _read(guest_file, len(wanted)) == wanted
+    if size > DIFF_LIMIT and wanted is not None and not append and size != len(wanted):
+        return content  # it differs, whatever it has
     if size > DIFF_LIMIT:
-        return {**content, "sha256": digest(executor, path)}
+        return {**content, "sha256": digest(executor, path, limit=Limit(said=size))}
     with GuestFile(executor.agent, path) as guest_file:
         text = _read(guest_file, DIFF_LIMIT)
     if len(text) > DIFF_LIMIT:

@@ -106,6 +106,8 @@ authorized_keys:
   description:
     - The authorized SSH keys of each user in O(authorized_keys_of) (C(guest-ssh-get-authorized-keys)), as the agent
       lists them, which is the last line of the file first.
+    - A text stands in the place of lines that are no keys. The agent follows links, so a user of the guest can have it
+      read what only root may.
   type: dict
   returned: when asked for and available
   sample: {"root": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI admin"]}
@@ -239,6 +241,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import with_underscores
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
+from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import shown
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 try:
@@ -304,8 +307,8 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
     for user in params["authorized_keys_of"]:
         try:
             agent.require(KEYS_COMMAND)
-            keys = agent.execute(KEYS_COMMAND, {"username": user}).get("keys", [])
-            gathered.setdefault("authorized_keys", {})[user] = keys
+            keys = expect(agent.execute(KEYS_COMMAND, {"username": user}).get("keys", []), list, "keys")
+            gathered.setdefault("authorized_keys", {})[user] = shown([expect(key, str, "a key") for key in keys])
         except CommandError as exc:
             unavailable[f"authorized_keys of {user}"] = exc.explanation
     return {**gathered, "unavailable": unavailable}

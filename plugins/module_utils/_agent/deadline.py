@@ -28,6 +28,10 @@ class Deadline:
         """Return the seconds left, never below zero."""
         return max(0.0, self._end - time.monotonic())
 
+    def at_most(self, seconds: float) -> Deadline:
+        """Return this deadline, or one after ``seconds`` if that is sooner."""
+        return Deadline(seconds) if seconds < self.left() else self
+
     @property
     def expired(self) -> bool:
         return self.left() <= 0.0

@@ -106,7 +106,8 @@ class SocketAgent(Agent):
         return SocketAgent(self._address, self.timeout, connect=self._connect)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
-        channel, state = self._in_sync(deadline)
+        # Only the command itself may take longer than an agent has to answer: nothing is sent to one that is away.
+        channel, state = self._in_sync(deadline.at_most(self.timeout))
         left = state
         try:
             request_id = self._next_id(state)

@@ -84,16 +84,17 @@ def agrees(there: str, here: str, content: Iterable[bytes]) -> bool:
     return there == here
 
 
-def sha256(executor: Executor, path: str, size: int | None = None) -> str:
+def sha256(executor: Executor, path: str, size: int | None = None, largest: int | None = None) -> str:
     """Return the SHA-256, in hex, of a regular file in the guest, or of its first ``size`` bytes, computed there.
 
-    Empty if it cannot be computed: the guest has no sha256sum, or the file has no size, such as those of /proc.
+    Empty if it cannot be computed: the guest has no sha256sum, or the file has no size, such as those of /proc, or it
+    has more than ``largest`` bytes.
 
     :raise CommandUnavailable: if the guest is frozen.
     :raise TransferError: if it takes longer than ``patience``.
     """
     try:
-        return sum_in(begin_shell(executor, sha256_command(path, size), patience(executor, size))())
+        return sum_in(begin_shell(executor, sha256_command(path, size, largest), patience(executor, size))())
     except CommandError as exc:
         if is_frozen(exc):
             raise
@@ -110,10 +111,16 @@ def patience(executor: Executor, size: int | None) -> float:
     return executor.agent.timeout + (_UNKNOWN if size is None else size) / _SLOWEST
 
 
-def sha256_command(path: str, size: int | None = None) -> Command:
-    """Return the command that prints the SHA-256 of a regular file that has a size, or of its first bytes."""
+def sha256_command(path: str, size: int | None = None, largest: int | None = None) -> Command:
+    """Return the command that prints the SHA-256 of a regular file that has a size, or of its first bytes.
+
+    It prints nothing of a file with more than ``largest`` bytes.
+    """
     text = _of_file(path, "sha256sum" if size is None else f"head -c {size} | sha256sum")
-    return Command.of(text, "sha256_of_file", path, -1 if size is None else size)
+    if largest is not None:
+        text = f'[ "$(stat -L -c %s -- {shlex.quote(path)})" -le {largest} ] && {text}'
+    limits = (-1 if limit is None else limit for limit in (size, largest))
+    return Command.of(text, "sha256_of_file", path, *limits)
 
 
 def file_command(path: str) -> Command:

@@ -35,6 +35,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 
 __all__ = (
     "CHUNK",
+    "USUAL",
     "Copied",
     "Encoded",
     "GuestFile",
@@ -69,13 +70,23 @@ class Copied(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """How much may be read: ``asked`` bytes, if the user set a limit, and at most the ``room`` bytes free here."""
+    """How much may be read: ``asked`` bytes, if the user set a limit, and at most the ``room`` bytes free here.
+
+    ``said`` is the size that the guest said before, if it was asked; what it says later does not count then.
+    """
 
     asked: int | None = None
     room: int | None = None
+    said: int | None = None
+
+    @property
+    def most(self) -> int | None:
+        """The limit for a file of any size; None: there is none."""
+        return min((limit for limit in (self.asked, self.room) if limit is not None), default=None)
 
     def of(self, path: str, said: int) -> tuple[int, TransferError]:
         """Return the limit for a file whose size is ``said`` according to the guest, and the error for exceeding it."""
+        said = said if self.said is None else self.said
         usual = said + max(_GROWTH, said // 4)
         limit, why, advice = usual, f"it had {said} when it was opened", "If that is as it should be, allow it by"
         if self.asked is not None:
@@ -86,7 +97,8 @@ class Limit(NamedTuple):
         return limit, TransferError(f"{path} has more than {limit} bytes: {why}.", hint=advice)
 
 
-_USUAL = Limit()
+USUAL = Limit()
+"""What holds where nothing else is said."""
 
 
 class Encoded(NamedTuple):
@@ -320,7 +332,7 @@ def copy_out(
     write: Callable[[bytes], object],
     progress: Progress = no_progress,
     instead: Callable[[Encoded, float, int], int] | None = None,
-    limit: Limit = _USUAL,
+    limit: Limit = USUAL,
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 

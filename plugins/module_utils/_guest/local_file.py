@@ -10,7 +10,16 @@ import tempfile
 from contextlib import contextmanager
 from typing import Iterator
 
-__all__ = ("replacing",)
+__all__ = ("free_space", "replacing")
+
+
+def free_space(where: int | str) -> int | None:
+    """Return the free bytes of the filesystem of a path, or of an open file; None if it has no use for space."""
+    try:
+        about = os.fstatvfs(where) if isinstance(where, int) else os.statvfs(where)
+    except OSError:
+        return None
+    return about.f_bavail * about.f_frsize if about.f_blocks else None
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import cop
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
+    "ABANDONED",
     "PATH",
     "READ_COMMAND",
     "REST",
@@ -109,12 +110,11 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
-# Goes before the prologue if the input is in a file. The input is passed on by a pipe, which cannot be read twice or
-# written to, because it may hold a password. The waiting shell's own output is dropped: it would report a signal.
+# Goes before the prologue if the input is in a file, which is open as 8 and has no name any more. The input is passed
+# on by a pipe, which cannot be read twice or written to, because it may hold a password. The waiting shell's own output
+# is dropped: it would report a signal.
 _INPUT = r"""
 if [ "${QEMU_GUEST_INPUT:-}" ]; then
-    exec 8<"$QEMU_GUEST_INPUT" || exit 1
-    rm -f "$QEMU_GUEST_INPUT"
     unset QEMU_GUEST_INPUT
     exec 6>&1 7>&2 >/dev/null 2>&1
     cat <&8 6>&- 7>&- 8<&- | {
@@ -126,20 +126,41 @@ fi
 """
 # The command takes the shell's place, so the agent reports the command's own end, a signal included.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
-# Goes before both: input larger than a pipe is put into such a file, if one can be created. An agent whose program
-# ends while the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
-_KEEP = r"""
-if [ "${QEMU_GUEST_KEEP:-}" ] && (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
-    QEMU_GUEST_INPUT=$QEMU_GUEST_KEEP
-    if ! cat >"$QEMU_GUEST_INPUT"; then
-        cat >/dev/null
-        rm -f "$QEMU_GUEST_INPUT"
-        echo "the program's input did not fit in $QEMU_GUEST_INPUT; it was not run" >&2
-        exit 1
-    fi
+# Goes before that: who is killed between the two steps takes the name away, too.
+_OPEN = r"""
+if [ "${QEMU_GUEST_INPUT:-}" ]; then
+    trap 'rm -f "$QEMU_GUEST_INPUT"; exit 143' TERM
+    exec 8<"$QEMU_GUEST_INPUT" || exit 1
+    rm -f "$QEMU_GUEST_INPUT"
+    trap - TERM
 fi
-unset QEMU_GUEST_KEEP
 """
+# Or this: input larger than a pipe is put into such a file, if one can be created. An agent whose program ends while
+# the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
+_KEEP = r"""
+if [ "${QEMU_GUEST_KEEP:-}" ]; then
+    trap 'rm -f "$QEMU_GUEST_KEEP"; exit 143' TERM
+    if (umask 077 && set -C && : >"$QEMU_GUEST_KEEP") 2>/dev/null; then
+        QEMU_GUEST_INPUT=$QEMU_GUEST_KEEP
+        exec 8<"$QEMU_GUEST_INPUT" 9>"$QEMU_GUEST_INPUT"
+        rm -f "$QEMU_GUEST_INPUT"
+        if ! cat >&9; then
+            cat >/dev/null
+            echo "the program's input did not fit in $QEMU_GUEST_INPUT; it was not run" >&2
+            exit 1
+        fi
+        exec 9>&-
+    fi
+    trap - TERM
+    unset QEMU_GUEST_KEEP
+fi
+"""
+ABANDONED = (
+    "find /run/qemu-guest.*.in /run/qemu-guest.*.[0-9] /run/qemu-guest.*.[0-9][0-9] -mmin +60 -exec rm -f {} + "
+    "2>/dev/null"
+)
+"""Shell command that removes input and pieces that were brought and never read, because their controller was killed.
+While they are brought, they are never as old. A runner does the same: see runner.sh."""
 REST = (
     f"m={LARGEST_OUTPUT // 512}"
     + r"""
@@ -287,8 +308,8 @@ def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool
     data = input_of(command, stdin)
     fits = len(data) <= executor.quick_input
     keeps = _KEEP if fits and len(data) > _PIPE and executor.pipes_input else ""
-    from_file = _INPUT if keeps or not fits else ""
-    env = [f"PATH={PATH}", "QEMU_GUEST=" + keeps + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
+    from_file = (keeps or _OPEN) + _INPUT if keeps or not fits else ""
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:
         env.append(f"QEMU_GUEST_SPOOL={spool}")
     if keeps:
@@ -296,7 +317,7 @@ def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool
     if fits:
         return executor.start("/bin/sh", _ARGUMENTS, env=env, stdin=data)
     path = f"{new_spool()}.in"
-    check_shell(executor, f"umask 077; set -C; : >{path}", "keep a program's input")
+    check_shell(executor, f"{ABANDONED}; umask 077; set -C; : >{path}", "keep a program's input")
     try:
         copy_in(executor.agent, io.BytesIO(data), path)
         own = [*env, f"QEMU_GUEST_INPUT={path}"]

@@ -10,7 +10,6 @@ checksum.py.
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from contextlib import closing, suppress
 from typing import IO, BinaryIO, Callable, Generator, Iterator, NamedTuple, Sequence
@@ -39,6 +38,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed imp
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import AS_IT_IS, Attributes, place, stage
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     CHUNK,
+    USUAL,
     Encoded,
     GuestFile,
     Limit,
@@ -49,7 +49,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     no_progress,
     payload,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import free_space
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
+    ABANDONED,
     begin_shell,
     check_shell,
     new_spool,
@@ -196,7 +198,9 @@ def _put_pieces(
 
 def spool_command(spool: str) -> Command:
     """Return the command that creates two files for pieces, and prints a path if the guest has zstd."""
-    return Command.of(f"umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool)
+    return Command.of(
+        f"{ABANDONED}; umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool
+    )
 
 
 def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> Command:
@@ -355,10 +359,9 @@ class _Differs(Exception):
 def _room(sink: IO[bytes]) -> int | None:
     """Return the free bytes of the filesystem of ``sink``; None if it is in none."""
     try:
-        about = os.fstatvfs(sink.fileno())
+        return free_space(sink.fileno())
     except OSError:  # io.UnsupportedOperation is one
         return None
-    return about.f_bavail * about.f_frsize
 
 
 def _status(executor: Executor, path: str) -> bytes:
@@ -420,16 +423,16 @@ def _compare(executor: Executor, path: str, size: int, sink: IO[bytes]) -> None:
         raise _Differs(size)
 
 
-def digest(executor: Executor, path: str, size: int | None = None, largest: int | None = None) -> str:
+def digest(executor: Executor, path: str, size: int | None = None, limit: Limit = USUAL) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.
 
-    :raise TransferError: if more than ``largest`` bytes would have to be read, see ``fetch``.
+    :raise TransferError: if it exceeds ``limit``.
     """
-    there = sha256(executor, path, size) if executor.is_available() else ""
+    there = sha256(executor, path, size, limit.most) if executor.is_available() else ""
     if there:
         return there
     summed = hashlib.sha256()
-    copy_out(executor.agent, path, summed.update, limit=Limit(largest))
+    copy_out(executor.agent, path, summed.update, limit=limit)
     return summed.hexdigest()

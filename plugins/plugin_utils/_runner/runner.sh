@@ -12,7 +12,7 @@
 # that is missing. A runner without work for IDLE seconds ends (0: never); one that a SIGKILL ended leaves a ring that
 # cannot be opened. Where one runs already, another ends at once, or with "over" takes its place (roles/guest_prep).
 #
-# Shells of guests run this: dash, bash, busybox, mksh, yash. All have [ -O ], [ -ef ] and [ -nt ].
+# Shells of guests run this: dash, bash, busybox, mksh, yash. All have [ -O ], [ -ef ], [ -nt ] and [ -ot ].
 #
 # Globs are meant to be expanded, pids to be taken when a trap is set, and `kill` to read nothing. Requests use $own.
 # shellcheck disable=SC2034,SC2064,SC2086,SC2125,SC2216,SC2260,SC3067
@@ -168,15 +168,18 @@ busy() {
     done
     return 1
 }
-# Whether the file $1 was there at the last tick, and has not been written to since.
+# Whether the file $1 was there at the last tick, and has not been written to since. Its time is compared with what it
+# was, and not with the clock: that may have been set.
 stale() {
     [ -f "$1" ] || return
-    if [ -f "$1.seen" ] && [ ! "$1" -nt "$1.seen" ]; then return; fi
-    : >"$1.seen"
+    if [ -f "$1.seen" ] && [ ! "$1" -nt "$1.seen" ] && [ ! "$1" -ot "$1.seen" ]; then return; fi
+    touch -r "$1" "$1.seen"
     return 1
 }
 # What a killed start of warm Python has left.
-starts="${d%/*}/warm-*.parts ${d%/*}/warm-*.err"
+starts="${d%/*}/warm-*.parts ${d%/*}/warm-*.err ${d%/*}/warm-*.pid"
+# What was brought or packed for a transfer whose controller was killed. It is in memory.
+pieces="${d%/*/*}/qemu-guest.*.in ${d%/*/*}/qemu-guest.*.[0-9] ${d%/*/*}/qemu-guest.*.[0-9][0-9]"
 # What nobody has fetched, rung for or gone on with from one tick to the next has no client any more. If a client comes
 # all the same, .dropped tells that its request was not run, and will not be.
 forget() {
@@ -190,10 +193,10 @@ forget() {
             rm -f "${n}in" "$f.seen" "${n}taken"
         fi
     done
-    for f in $starts; do
+    for f in $starts $pieces; do
         if stale "$f"; then rm -f "$f" "$f.seen"; fi
     done
-    for f in "${d%/*}"/warm-*.seen; do
+    for f in "${d%/*}"/warm-*.seen "${d%/*/*}"/qemu-guest.*.seen; do
         [ -f "${f%.seen}" ] || rm -f "$f"
     done
 }

@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, lost, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, Runner
@@ -69,6 +70,8 @@ _LOGIN = re.compile(r"-|--login|-[A-Za-z]*[il][A-Za-z]*")
 # Starts a server. Descriptors: 3 has the loader and its sources; 4 and 5 are the file .err, to write and to read; 6 is
 # the runner's standard input; 7 has the interpreter's program. In some shells (mksh), a descriptor above 2 that `exec`
 # has opened is inherited only under another number.
+# The file .pid has the number of the shell that waits, which the client looks for: nothing else tells of a start whose
+# shell was killed, too.
 # The file {failed} tells the client that this start failed. Its first line is the number of the start. The error comes
 # after that only if it will come again: then the plain path is taken until a reboot. Signals, a missing interpreter
 # (126, 127) and NO_ROOM pass, so they write the first line only.
@@ -76,6 +79,7 @@ _START = """
 exec 6<&0
 {{
     exec 4>{prefix}.err 5<{prefix}.err
+    read -r p r </proc/self/stat && echo "$p" >{prefix}.pid
     {launch}
     cd /
     wait "$!"
@@ -312,11 +316,21 @@ class WarmPython:
             # Look seldom: the agent writes each file that it opens to the guest's log.
             if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):
                 break
-            if looks % (2 * _LOOKS) == 0 and not runners.has(f"{prefix}.{PARTS_SUFFIX}"):
-                break  # its shell has removed that: it was killed when all had succeeded
+            if looks % (2 * _LOOKS) == 0 and not self._may_start(runners, prefix):
+                break
             if time.monotonic() - began > self._start_seconds:
                 break
         return False
+
+    def _may_start(self, runners: Spool, prefix: str) -> bool:
+        """Return whether the shell that waits for a start is there, or has not begun.
+
+        It has ended, and has removed its files, if the server was killed when all had succeeded.
+        """
+        shell = runners.read(f"{prefix}.pid")
+        if not (shell or b"").strip().isdigit():
+            return runners.has(f"{prefix}.{PARTS_SUFFIX}")
+        return exists(self._runner.agent, f"/proc/{int(shell or 0)}/stat")
 
 
 def _spool() -> str:

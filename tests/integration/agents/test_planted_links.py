@@ -72,6 +72,40 @@ for pause in range(2000):
 quietly(os.rename, "sub", "root's")
 """,
 }
+# What a user does in their home while root changes who may log in.
+HOME_ATTACKS = {
+    "file": """
+quietly(os.mkdir, ".ssh")
+quietly(os.symlink, VICTIM, "new")
+quietly(os.rename, "new", ".ssh/authorized_keys")
+quietly(os.unlink, ".ssh/authorized_keys")
+quietly(os.close, quietly(os.open, ".ssh/authorized_keys", os.O_CREAT | os.O_WRONLY))
+""",
+    "directory": """
+quietly(os.mkdir, ".ssh")
+quietly(os.rename, ".ssh", "real")
+quietly(os.symlink, VICTIMS, ".ssh")
+quietly(os.unlink, ".ssh")
+quietly(os.rename, "real", ".ssh")
+""",
+    # Root makes it anew each time, and has a directory of its own there.
+    "new": """
+for name in quietly(os.listdir, ".ssh") or ():
+    quietly(os.unlink, f".ssh/{name}")
+quietly(os.rmdir, ".ssh")
+quietly(os.rename, "root's", ".ssh")
+quietly(os.rename, ".ssh", "root's")
+quietly(os.symlink, VICTIMS, ".ssh")
+quietly(os.unlink, ".ssh")
+""",
+    "fifo": """
+quietly(os.mkdir, ".ssh")
+quietly(os.close, quietly(os.open, "new", os.O_CREAT | os.O_WRONLY))
+quietly(os.rename, "new", ".ssh/authorized_keys")
+quietly(os.mkfifo, "pipe")
+quietly(os.rename, "pipe", ".ssh/authorized_keys")
+""",
+}
 ATTACKER = """
 import os
 VICTIM, VICTIMS = "/etc/victims/file", "/etc/victims"
@@ -109,7 +143,7 @@ def attacked(agent: LooseAgent, attack: str) -> Iterator[None]:
     look(agent, "mkdir -m 700 /etc/victims; umask 077; echo secret >/etc/victims/file")
     look(agent, f'cd /srv/theirs && touch "root\'s" file && chown {UID} file')
     before = look(agent, KEPT)
-    body = "\n".join(f"    {line}" for line in ATTACKS[attack].splitlines())
+    body = "\n".join(f"    {line}" for line in {**ATTACKS, **HOME_ATTACKS}[attack].splitlines())
     user = f"exec setpriv --reuid={UID} --regid={UID} --clear-groups python3 -c {shlex.quote(ATTACKER + body)}"
     with subprocess.Popen([*agent.shell, user], start_new_session=True, stderr=subprocess.PIPE) as process:
         try:
@@ -205,3 +239,18 @@ def test_authorized_keys(agent: LooseAgent, link: str, exclusive: bool) -> None:
         assert run_operation(qga_authorized_keys.OPERATION, client, params)["changed"], (
             "what is theirs may be elsewhere"
         )
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("attack", HOME_ATTACKS)
+def test_keys_in_a_home_whose_user_exchanges_what_is_there(agent: LooseAgent, attack: str, exclusive: bool) -> None:
+    key = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'a' * 20} a"
+    present = {"user": "qgathief", "keys": [key], "state": "present", "exclusive": exclusive}
+    absent = {**present, "state": "absent", "exclusive": False}
+    look(agent, f"userdel qgathief 2>/dev/null; useradd -M -u {UID} -d /srv/theirs qgathief", check=True)
+    with open_agent(str(agent.agent_socket), timeout=3) as client, attacked(agent, attack):
+        look(agent, 'cd /srv/theirs; rm -f "root\'s"; mkdir -m 700 "root\'s" && touch "root\'s/mine"', check=True)
+        for _round in range(ROUNDS):
+            does(lambda: run_operation(qga_authorized_keys.OPERATION, client, present))
+            does(lambda: run_operation(qga_authorized_keys.OPERATION, client, absent))
+    assert look(agent, f"find /srv/theirs -name mine -user root -execdir find . -maxdepth 0 -user {UID} \\;") == ""

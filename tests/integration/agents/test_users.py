@@ -94,3 +94,20 @@ def test_key_lets_in(agent: LooseAgent, make_ansible: MakeAnsible) -> None:
     assert not lets_in(agent)
     ansible.adhoc("qemu.guest.qga_authorized_keys", keys)
     assert lets_in(agent)
+
+
+def test_key_lets_in_where_the_agent_itself_writes(make_ansible: MakeAnsible) -> None:
+    """It may not run programs, so its own commands do it."""
+    with LooseAgent("bookworm", block=["guest-exec", "guest-exec-status"]) as agent:
+        options = {"address": str(agent.agent_socket), "user": "root"}
+        key = image.ssh_key().with_suffix(".pub").read_text(encoding="ascii").strip()
+        other = f"{key} other"
+        ansible = make_ansible({"vm": {"ansible_connection": "local"}})
+        for given, lines in (
+            ({"keys": [key], "exclusive": True}, [key]),
+            ({"keys": [other]}, [other]),
+            ({"keys": [key], "state": "absent"}, []),
+        ):
+            ansible.adhoc("qemu.guest.qga_authorized_keys", {**options, **given})
+            assert look(agent, "cat ~root/.ssh/authorized_keys").split("\n") == [*lines, ""]
+            assert lets_in(agent) == bool(lines)

@@ -110,6 +110,13 @@ def test_no_file_is_open_for_one_user_and_writable_for_another(agent: LooseAgent
     assert look(agent, f"python3 -c {shlex.quote(SHARED)}") == ""
 
 
+def test_nothing_listens_to_the_network(agent: LooseAgent, ansible: Ansible, user: str) -> None:
+    """What stays is there, and has no socket that a network reaches."""
+    play(ansible, WHO, as_user(WHO))
+    assert look(agent, "ls /run/qemu-guest-runner").split()
+    assert look(agent, "cd /proc/net && tail -qn +2 tcp tcp6 udp udp6 raw raw6") == ""
+
+
 def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible, user: str) -> None:
     """Who comes by another way can remove that user some seconds after a play, as after one over ssh."""
     play(ansible, WHO, as_user(WHO), as_user(WHO))

@@ -235,9 +235,12 @@ def sum_of_file(path: bytes) -> bytes | None:
     return sum_of(path, 0, sys.maxsize) if os.path.isfile(path) and os.path.getsize(path) else None
 
 
-def sha256_of_file(path: bytes, size: int) -> bytes | None:
-    """Return the checksum of a file; with a size that is not -1, that of its first bytes."""
-    if not (os.path.isfile(path) and os.path.getsize(path)):
+def sha256_of_file(path: bytes, size: int, largest: int) -> bytes | None:
+    """Return the checksum of a file; with a size that is not -1, that of its first bytes.
+
+    None if it is no file with a size, or one larger than ``largest``, if that is not -1.
+    """
+    if not (os.path.isfile(path) and 0 < os.path.getsize(path) <= (largest if largest >= 0 else sys.maxsize)):
         return None
     summed = sha256()
     for block in blocks(path, 0, size if size >= 0 else sys.maxsize):

@@ -57,6 +57,8 @@ def start(loader: Loader, given: dict[str, str], spool: str, prefix: str, forkab
         os.close(lock)
         from .server import serve_spool  # imported after the interpreter has begun
 
+        with suppress(FileNotFoundError):
+            os.unlink(f"{prefix}.pid")
         os.unlink(f"{prefix}.err")  # without it, the shell knows that the start succeeded
         serve_spool(spool, ring, launcher, given["first"] if first else "", first, began)
     except OSError:  # whatever failed, it may work later

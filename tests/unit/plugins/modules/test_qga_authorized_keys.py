@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +23,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._module.key_file import KeyFile
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import HIDDEN, listed, shown
 from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
 from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
     ADD,
@@ -49,6 +54,12 @@ def plan(current: list[str], *keys: str, whole: bool = False, **given: Any) -> P
     return qga_authorized_keys.plan(Current(current, whole=whole), options(*keys, **given))
 
 
+def plan_file(text: str | None, *keys: str, **given: Any) -> Plan:
+    file = KeyFile("alice", "/home/alice", "1:1", text)
+    there = [line for line in map(listed, (text or "").split("\n")) if line]
+    return qga_authorized_keys.plan(Current(there, file=file), options(*keys, **given))
+
+
 # plan
 
 ABSENT = {"state": "absent"}
@@ -58,49 +69,61 @@ EXCLUSIVE = {"exclusive": True}
 OTHER_A, FREE_A = f"{A} at work", f'command="ssh-rsa AAAAB3NzaC1yc2E= x" {A}'
 
 
-@pytest.mark.parametrize(
-    ("current", "keys", "given", "after"),
-    [
-        ([], [A, B], {}, [A, B]),
-        ([A], [B, A, C], {}, [A, B, C]),
-        (["# garbage"], [f"  {A}\n", A], {}, ["# garbage", A]),
-        ([A, B, A, C], [A, "other"], ABSENT, [B, C]),
-        (["garbage"], ["garbage"], ABSENT, []),
-        ([A, B], [C, A], EXCLUSIVE, [C, A]),
-        ([A, B], [B, A], EXCLUSIVE, [B, A]),
-        ([A, A], [A], EXCLUSIVE, [A]),
-        ([A], [], EXCLUSIVE, []),
-        # The same key, with other options and another comment
-        ([A, B], [OTHER_A], {}, [OTHER_A, B]),
-        ([FREE_A, B, OTHER_A], [A, C], {}, [A, B, C]),
-        ([A, B, OTHER_A], [A], {}, [A, B]),
-        ([A], [A, OTHER_A], {}, [OTHER_A]),
-        ([FREE_A, B, A], [OTHER_A], ABSENT, [B]),
-        ([B, A], [OTHER_A, B], EXCLUSIVE, [OTHER_A, B]),
-    ],
-)
+PLANS: list[tuple[list[str], list[str], dict[str, Any], list[str]]] = [
+    ([], [A, B], {}, [A, B]),
+    ([A], [B, A, C], {}, [A, B, C]),
+    (["# garbage"], [f"  {A}\n", A], {}, ["# garbage", A]),
+    ([A, B, A, C], [A, "other"], ABSENT, [B, C]),
+    (["garbage"], ["garbage"], ABSENT, []),
+    ([A, B], [C, A], EXCLUSIVE, [C, A]),
+    ([A, B], [B, A], EXCLUSIVE, [B, A]),
+    ([A, A], [A], EXCLUSIVE, [A]),
+    ([A], [], EXCLUSIVE, []),
+    # The same key, with other options and another comment
+    ([A, B], [OTHER_A], {}, [OTHER_A, B]),
+    ([FREE_A, B, OTHER_A], [A, C], {}, [A, B, C]),
+    ([A, B, OTHER_A], [A], {}, [A, B]),
+    ([A], [A, OTHER_A], {}, [OTHER_A]),
+    ([FREE_A, B, A], [OTHER_A], ABSENT, [B]),
+    ([B, A], [OTHER_A, B], EXCLUSIVE, [OTHER_A, B]),
+]
+
+
+@pytest.mark.parametrize(("current", "keys", "given", "after"), PLANS)
 @pytest.mark.parametrize("whole", [True, False])
 def test_plan(current: list[str], keys: list[str], given: dict[str, Any], after: list[str], whole: bool) -> None:
     planned = plan(current, *keys, whole=whole, **given)
-    assert planned.changes and planned.before == {NAME: current}
+    assert planned.changes and planned.before == {NAME: shown(current)}
     if whole or given is EXCLUSIVE:
-        assert planned.todo == ("alice", after, [(ADD, {"username": "alice", "keys": [*after, ""], "reset": True})])
-        assert planned.after == {NAME: after}
+        assert planned.todo.commands == [(ADD, {"username": "alice", "keys": [*after, ""], "reset": True})]
+        assert planned.todo.after == after
     # Without knowing all of the file, what is new comes last.
-    assert sorted(planned.after[NAME]) == sorted(after)
-    assert planned.result == {"user": "alice", NAME: planned.after[NAME]}
-    assert not plan(planned.after[NAME], *keys, whole=whole, **given).changes
+    assert sorted(planned.todo.after) == sorted(after)
+    assert planned.after == {NAME: planned.todo.after}
+    assert planned.result == {"user": "alice", NAME: planned.todo.after}
+    assert not plan(planned.todo.after, *keys, whole=whole, **given).changes
     file = File(*current)
-    for command, arguments in planned.todo[2]:
+    for command, arguments in planned.todo.commands:
         file.answers()[command](arguments)
-    assert file.lines and [line for line in file.lines if line] == planned.after[NAME]
+    assert file.lines and [line for line in file.lines if line] == planned.todo.after
     assert file.lines[-1] == "", "it ends with a line break"
+
+
+@pytest.mark.parametrize(("current", "keys", "given", "after"), PLANS)
+def test_plan_of_a_file_that_programs_replace(
+    current: list[str], keys: list[str], given: dict[str, Any], after: list[str]
+) -> None:
+    planned = plan_file("\n".join(current), *keys, **given)
+    assert planned.changes and planned.todo.commands == []
+    assert planned.todo.text == "\n".join([*after, ""])
+    assert not plan_file(planned.todo.text, *keys, **given).changes
 
 
 @pytest.mark.parametrize(
     ("current", "keys", "given"),
     [
         ([A, B], [B], {}),
+        ([A, B, A], [A], {}),
         ([A], [], {}),
         ([A], [B], ABSENT),
         ([], [], ABSENT),
@@ -109,9 +132,9 @@ def test_plan(current: list[str], keys: list[str], given: dict[str, Any], after:
     ],
 )
 def test_nothing_to_do(current: list[str], keys: list[str], given: dict[str, Any]) -> None:
-    planned = plan(current, *keys, **given)
-    assert not planned.changes
-    assert planned.result[NAME] == current
+    for planned in (plan(current, *keys, **given), plan_file("\n".join(["", *current]), *keys, **given)):
+        assert not planned.changes
+        assert planned.result[NAME] == current
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -122,7 +145,9 @@ def test_lines_that_are_no_keys_are_not_written(keys: list[str], given: dict[str
         plan(["root:$6$x:1:::::", A], *keys, whole=whole, **given)
     assert "$6$" not in str(caught.value)
     assert not plan(["root:$6$x:1:::::", A], A, whole=whole).changes
-    assert plan(["root:$6$x:1:::::", A], A, whole=whole, exclusive=True).after == {NAME: [A]}
+    rewritten = plan(["root:$6$x:1:::::", A], A, whole=whole, exclusive=True)
+    assert rewritten.after == {NAME: [A]} and rewritten.before == {NAME: [HIDDEN, A]}
+    assert "$6$" not in str(plan(["root:$6$x:1:::::", A], A, whole=whole).result)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +307,7 @@ class Disk:
         self.others = {"/etc/passwd": "root:x:0:0::/root:/bin/sh\nalice:x:1:1::/home/it's alice:/bin/sh\n"}
         self.others.update(others)
         self.open: dict[int, bytes] = {}
+        self.opens: Counter[str] = Counter()
 
     def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         return {
@@ -293,6 +319,7 @@ class Disk:
 
     def opened(self, arguments: Mapping[str, Any]) -> int:
         path = arguments["path"]
+        self.opens[path] += 1
         if path == "/home/it's alice/.ssh/authorized_keys" and self.keys.lines is not None:
             text = "\n".join(self.keys.lines)
         elif path in self.others:
@@ -327,42 +354,31 @@ def test_comments_are_kept(scripted: Start, connect: Connect) -> None:
 
 
 class RealFile:
-    """The authorized_keys of alice in a directory here, as agents manage it: byte by byte, but for what they list."""
+    """The authorized_keys of alice in a directory here; programs find alice, and the agent has no commands for keys."""
 
-    def __init__(self, guest: Guest, content: bytes) -> None:
+    def __init__(self, guest: Guest, content: bytes | None) -> None:
         self.guest = guest
-        home = guest.directory / "home"
-        (home / ".ssh").mkdir(parents=True)
-        self.path = home / ".ssh" / "authorized_keys"
-        self.path.write_bytes(content)
-        self.passwd = guest.directory / "passwd"
-        self.passwd.write_text(f"alice:x:{os.getuid()}:{os.getgid()}::{home}:/bin/sh\n")
+        self.home = guest.directory / "it's home"
+        self.home.mkdir()
+        self.path = self.home / ".ssh" / "authorized_keys"
+        if content is not None:
+            self.path.parent.mkdir()
+            self.path.write_bytes(content)
+        self.uid = os.getuid() or 12345
+        self.give()
+        alice = f"alice:x:{self.uid}:{os.getgid()}:A:{self.home}:/bin/sh"
+        getent = guest.tools / "getent"
+        getent.write_text(f"#!/bin/sh\necho {shlex.quote(alice)}\n")
+        getent.chmod(0o755)
 
-    def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-        return {**self.guest.answers(), "guest-file-open": self.open, GET: self.get, ADD: self.add, REMOVE: self.remove}
-
-    def open(self, arguments: Mapping[str, Any]) -> int:
-        is_passwd = arguments["path"] == "/etc/passwd"
-        return self.guest.open({**arguments, "path": str(self.passwd)} if is_passwd else arguments)
+    def give(self) -> None:
+        """Have all that is there be alice's."""
+        for path in (self.home, *self.home.rglob("*")):
+            os.chown(path, self.uid, -1, follow_symlinks=False)
 
     @property
     def lines(self) -> list[bytes]:
         return self.path.read_bytes().split(b"\n")
-
-    def get(self, arguments: Mapping[str, Any]) -> Any:
-        lines = [line.decode("utf-8", "replace").strip() for line in self.lines]
-        return {"keys": [line for line in reversed(lines) if line and not line.startswith("#")]}
-
-    def add(self, arguments: Mapping[str, Any]) -> Any:
-        kept = [] if arguments.get("reset") else self.lines
-        new = [key.encode() for key in arguments["keys"]]
-        self.path.write_bytes(b"\n".join(kept + [key for key in new if key not in kept]))
-        return {}
-
-    def remove(self, arguments: Mapping[str, Any]) -> Any:
-        gone = [key.encode() for key in arguments["keys"]]
-        self.path.write_bytes(b"\n".join(line for line in self.lines if line not in gone))
-        return {}
 
 
 LATIN = f"{A} m\xfcller".encode("latin-1")
@@ -383,9 +399,10 @@ LATIN_B = f"{B} stra\xdfe".encode("latin-1")
         ([b"#", LATIN_B, LATIN], [A], ABSENT, [b"#", LATIN_B]),
         ([b"# blanks", b"  " + A.encode(), LATIN_B], [A], ABSENT, [b"# blanks", LATIN_B]),
         ([LATIN], [C], {}, [LATIN, C.encode()]),
+        ([b"# \xfc", LATIN], [C], EXCLUSIVE, [C.encode()]),
     ],
 )
-def test_lines_that_the_agent_does_not_know(
+def test_lines_that_agents_list_otherwise(
     scripted: Start,
     connect: Connect,
     guest: Guest,
@@ -396,48 +413,116 @@ def test_lines_that_the_agent_does_not_know(
 ) -> None:
     """The others stay as they are."""
     file = RealFile(guest, b"\n".join(before))
-    agent = connect(scripted(file.answers()))
+    agent = connect(scripted(guest.answers()))
     result = run(agent, *keys, **given)
     assert result["changed"] and len(result[NAME]) == len([line for line in after if not line.startswith(b"#")])
     assert file.lines == [*after, b""]
-    assert file.path.stat().st_mode & 0o777 == (0o644 if keys == [C] else 0o600), "the agent can do that by itself"
+    assert file.path.stat().st_mode & 0o777 == 0o600
     assert not run(agent, *keys, **given)["changed"]
 
 
-@pytest.mark.parametrize("check_mode", [True, False])
-@pytest.mark.parametrize("without", ["guest-exec", "guest-file-open"])
-def test_lines_that_the_agent_does_not_know_and_may_not_change(
-    scripted: Start, connect: Connect, guest: Guest, without: str, check_mode: bool
+def test_directory_is_made(scripted: Start, connect: Connect, guest: Guest) -> None:
+    file = RealFile(guest, None)
+    server = scripted(guest.answers())
+    agent = connect(server)
+    assert run(agent, A, state="absent") == {"changed": False, "user": "alice", NAME: []}
+    assert run(agent, A, check_mode=True)["changed"] and os.listdir(file.home) == []
+    before = len(server.work)
+    assert run(agent, A)["changed"]
+    assert file.path.read_text() == f"{A}\n"
+    assert [path.stat().st_mode & 0o777 for path in (file.path.parent, file.path)] == [0o700, 0o600]
+    assert os.listdir(file.home) == [".ssh"] and os.listdir(file.path.parent) == [NAME]
+    assert {path.stat().st_uid for path in (file.path.parent, file.path)} == {file.uid}
+    sent = [command for command in server.work[before:] if command != "guest-exec-status"]
+    assert sent == ["guest-exec"] * 4 + ["guest-file-open"], "look, look again, make the directory, write; SELinux"
+    assert not run(agent, A)["changed"]
+    assert server.work[before:].count("guest-exec") == 5
+
+
+@pytest.mark.parametrize("there", ["directory", "link"])
+def test_directory_that_is_exchanged_when_it_is_made(
+    scripted: Start, connect: Connect, guest: Guest, there: str
 ) -> None:
-    file = RealFile(guest, LATIN + b"\n")
-    answers = file.answers()
-    del answers[without]
-    agent = connect(scripted(answers))
+    """The user puts another directory of root's in its place, or a link to one."""
+    file = RealFile(guest, None)
+    (other := guest.directory / "other").mkdir(mode=0o700)
+    (file.home / "inner").mkdir(mode=0o700)
+    (file.home / "inner" / "theirs").touch()
+    puts = "mv inner .ssh" if there == "directory" else "ln -s ../other .ssh"
+    (guest.tools / "mkdir").write_text(f'#!/bin/sh\n/bin/mkdir "$@" && /bin/rmdir .ssh && {puts}\n')
+    (guest.tools / "mkdir").chmod(0o755)
+    with pytest.raises(OperationError, match=r"cannot make .*/\.ssh in the guest"):
+        run(connect(scripted(guest.answers())), A)
+    assert os.listdir(other) == [] and not file.path.exists()
+    if there == "directory":
+        assert file.path.parent.stat().st_uid == os.getuid(), "it was not given away"
+
+
+@pytest.mark.parametrize("what", ["link", "other's", "directory", "fifo", "large"])
+def test_file_that_is_not_the_users(scripted: Start, connect: Connect, guest: Guest, what: str) -> None:
+    file = RealFile(guest, b"x" * ((1 << 20) + 1) if what == "large" else f"{A}\n".encode())
+    if what != "large":
+        file.path.unlink()
+    if what == "link":
+        file.path.symlink_to("/etc/passwd")
+    elif what == "other's":
+        file.path.parent.rmdir()
+        file.path.parent.symlink_to("/etc")
+    elif what == "directory":
+        file.path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(file.path)
+    file.give()
+    agent = connect(scripted(guest.answers()))
+    there = file.path if what != "other's" else file.path.parent
+    before = os.lstat(there).st_ino
+    for given in ({}, EXCLUSIVE):
+        with pytest.raises(OperationError, match=r"is a link to what|which an unprivileged|not a regular|more than"):
+            run(agent, A, **given)
+    assert os.lstat(there).st_ino == before
+
+
+def test_file_of_the_user_that_is_elsewhere(scripted: Start, connect: Connect, guest: Guest) -> None:
+    """A link to it is replaced, as the agent does, too."""
+    file = RealFile(guest, f"{A}\n".encode())
+    file.path.rename(file.home / "mine")
+    file.path.symlink_to("../mine")
+    file.give()
+    assert run(connect(scripted(guest.answers())), B)[NAME] == [A, B]
+    assert not file.path.is_symlink() and (file.home / "mine").read_text() == f"{A}\n"
+
+
+def test_user_whom_no_program_finds(scripted: Start, connect: Connect, guest: Guest) -> None:
+    with pytest.raises(OperationError, match=r"keys of no-such-user .* Is there such a user in the guest"):
+        run(connect(scripted(guest.answers())), A, user="no-such-user")
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_lines_that_the_agent_does_not_know_and_may_not_change(
+    scripted: Start, connect: Connect, check_mode: bool
+) -> None:
+    file = File(f"{A} m\ufffdller")
+    agent = connect(scripted(file.answers()))
     for given in ({}, ABSENT):
         with pytest.raises(OperationError, match=r"not UTF-8 .* exclusive=true rewrites the file"):
             run(agent, A, check_mode=check_mode, **given)
-    assert file.path.read_bytes() == LATIN + b"\n"
+    assert file.lines == [f"{A} m\ufffdller"]
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
-def test_all_that_is_needed_is_known_to_be_allowed_first(
-    scripted: Start, connect: Connect, guest: Guest, check_mode: bool
-) -> None:
-    file = RealFile(guest, f"# comment\n{OTHER_A}".encode())
-    answers = file.answers()
-    del answers[REMOVE]
+def test_all_that_is_needed_is_known_to_be_allowed_first(scripted: Start, connect: Connect, check_mode: bool) -> None:
+    file = File("# comment", OTHER_A)
+    answers = {name: answer for name, answer in Disk(file).answers().items() if name != REMOVE}
     agent = connect(scripted(answers, blocked={REMOVE: f"Command {REMOVE} has been disabled"}))
     with pytest.raises(CommandUnavailable, match=f"{REMOVE} was not run"):
         run(agent, A, check_mode=check_mode)
-    assert file.lines == [b"# comment", OTHER_A.encode()]
+    assert file.lines == ["# comment", OTHER_A]
     assert run(agent, C)["changed"], "that needs no removal"
 
 
-def test_file_that_is_changed_meanwhile_is_left_alone(
-    scripted: Start, connect: Connect, guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_that_is_changed_meanwhile_is_left_alone(scripted: Start, connect: Connect, guest: Guest) -> None:
     file = RealFile(guest, LATIN)
-    agent = connect(scripted(file.answers()))
+    agent = connect(scripted(guest.answers()))
     planned = OPERATION.plan(OPERATION.read(GuestExec(agent), options(A)), options(A))
     file.path.write_bytes(LATIN_B)
     with pytest.raises(OperationError, match="was changed meanwhile; nothing was written"):
@@ -445,18 +530,75 @@ def test_file_that_is_changed_meanwhile_is_left_alone(
     assert file.path.read_bytes() == LATIN_B
 
 
+def elsewhere(arguments: Mapping[str, Any], guest: Guest) -> Any:
+    """Start a program where there is no /proc/version."""
+    data = base64.b64decode(arguments["input-data"]).replace(b"/proc/version", b"/nonexistent")
+    return guest.start({**arguments, "input-data": base64.b64encode(data).decode()})
+
+
+@pytest.mark.parametrize("link", ["", "directory", "file"])
+def test_programs_that_are_not_those_of_linux(
+    scripted: Start, connect: Connect, guest: Guest, tmp_path: Path, link: str
+) -> None:
+    """The agent does it, unless there is a link that it would follow."""
+    RealFile(guest, None)
+    (home := tmp_path / "home").mkdir()
+    if link == "directory":
+        (home / ".ssh").symlink_to("..")
+    elif link == "file":
+        (home / ".ssh").mkdir()
+        (home / ".ssh" / NAME).symlink_to("../mine")
+    disk = Disk(File(), **{"/etc/passwd": f"alice:x:1:1::{home}:/bin/sh\n"})
+    server = scripted(
+        {
+            **disk.answers(),
+            "guest-exec": lambda arguments: elsewhere(arguments, guest),
+            "guest-exec-status": guest.status,
+        }
+    )
+    if link:
+        with pytest.raises(OperationError, match=r"cannot change the keys of alice in the guest: .* is a link"):
+            run(connect(server), A)
+    else:
+        assert run(connect(server), A)["changed"]
+    assert server.work.count(ADD) == (0 if link else 1)
+    assert disk.opens["/etc/passwd"] == 1
+
+
+def test_guest_without_a_shell(scripted: Start, connect: Connect) -> None:
+    """Windows: the agent does it."""
+
+    def start(arguments: Mapping[str, Any]) -> Any:
+        raise AgentError("Failed to execute helper program (No such file or directory)")
+
+    file = File()
+    assert run(connect(scripted({**file.answers(), "guest-exec": start, "guest-exec-status": {}})), A)["changed"]
+    assert file.lines == [A, ""]
+
+
 def enforcing(file: File) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
     return Disk(file, **{"/sys/fs/selinux/enforce": "1"}).answers()
 
 
-def test_what_the_agent_makes_is_labelled(scripted: Start, connect: Connect, guest: Guest) -> None:
-    """sshd may not read it until then, where SELinux is enforced."""
-    (guest.tools / "restorecon").write_text(f"#!/bin/sh\nprintf '%s|' \"$@\" >>'{guest.directory}/labelled'\n")
+def labels(guest: Guest, script: str) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """Return the answers of a guest that enforces SELinux, where restorecon does that."""
+    (guest.tools / "restorecon").write_text(f"#!/bin/sh\n{script}\n")
     (guest.tools / "restorecon").chmod(0o755)
-    programs = {"guest-exec": guest.start, "guest-exec-status": guest.status}
-    agent = connect(scripted({**enforcing(File()), **programs}))
+    (enforce := guest.directory / "enforce").write_text("1")
+    opens = guest.answers()["guest-file-open"]
+
+    def opened(arguments: Mapping[str, Any]) -> Any:
+        return opens({**arguments, "path": arguments["path"].replace("/sys/fs/selinux/enforce", str(enforce))})
+
+    return {**guest.answers(), "guest-file-open": opened}
+
+
+def test_what_is_made_is_labelled(scripted: Start, connect: Connect, guest: Guest) -> None:
+    """sshd may not read it until then, where SELinux is enforced."""
+    file = RealFile(guest, None)
+    agent = connect(scripted(labels(guest, f"printf '%s|' \"$@\" >>{shlex.quote(f'{guest.directory}/labelled')}")))
     run(agent, A)
-    assert (guest.directory / "labelled").read_text() == "-R|/home/it's alice/.ssh|"
+    assert (guest.directory / "labelled").read_text() == f"-R|{file.home}/.ssh|"
     assert "warnings" not in run(agent, B)
 
 
@@ -473,13 +615,12 @@ def test_guest_that_is_frozen_before_it_tells_whether_it_labels(scripted: Start,
 
 @pytest.mark.parametrize("programs", [True, False])
 def test_what_cannot_be_labelled(scripted: Start, connect: Connect, guest: Guest, programs: bool) -> None:
-    (guest.tools / "restorecon").write_text("#!/bin/sh\nexit 127\n")
-    (guest.tools / "restorecon").chmod(0o755)
-    more = {"guest-exec": guest.start, "guest-exec-status": guest.status} if programs else {}
-    agent = connect(scripted({**enforcing(File()), **more}))
+    file = RealFile(guest, None)
+    home = file.home if programs else "/home/it's alice"
+    agent = connect(scripted(labels(guest, "exit 127") if programs else enforcing(File())))
     (warning,) = run(agent, A)["warnings"]
     assert "SELinux is enforced in the guest" in warning
-    assert "Run restorecon -R '/home/it'\"'\"'s alice'/.ssh there" in warning
+    assert f"Run restorecon -R {shlex.quote(str(home))}/.ssh there" in warning
     assert ("exit status 127" if programs else "may not run programs") in warning
 
 

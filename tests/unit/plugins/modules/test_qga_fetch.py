@@ -21,6 +21,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent imp
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
+from ansible_collections.qemu.guest.plugins.modules import qga_fetch
 from ansible_collections.qemu.guest.plugins.modules.qga_fetch import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -174,6 +175,25 @@ def test_file_that_changes_meanwhile(
     with pytest.raises(TransferError, match=r"was written to each time|changed while it was read"):
         OPERATION.apply(GuestExec(agent), planned)
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_file_that_there_is_no_room_for_is_not_read(
+    agent: SocketAgent,
+    server: Scripted,
+    guest: Guest,
+    source: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check_mode: bool,
+) -> None:
+    """A guest may have files of any size that it likes to say."""
+    monkeypatch.setattr(qga_fetch, "free_space", lambda where: len(DATA) - 1)
+    with pytest.raises(TransferError, match=rf"more than {len(DATA) - 1} bytes: no more space is free here"):
+        run(agent, source, here / "new" / "copy", check_mode=check_mode)
+    assert server.work.count("guest-file-read") == 1
+    (here / "copy").write_bytes(DATA)
+    assert run(agent, source, here / "copy", check_mode=check_mode)["changed"] is False, "it has its room"
 
 
 @pytest.mark.parametrize("max_size", [len(DATA) - 1, len(DATA)])

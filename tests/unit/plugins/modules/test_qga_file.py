@@ -20,9 +20,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     GuestFileError,
     OperationError,
     OutcomeUnknownError,
+    TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import files
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_file
@@ -686,6 +689,39 @@ def test_existing_file_without_programs(bare: SocketAgent, home: Path) -> None:
     assert (home / "file").read_text() == "new"
     assert (home / "file").stat().st_mode & 0o7777 == 0o640
     assert "mode" not in result
+
+
+@pytest.mark.parametrize("more", [0, 5])
+def test_guest_says_later_that_the_file_is_larger(
+    scripted: Callable[..., Scripted],
+    connect: Callable[..., SocketAgent],
+    guest: Guest,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: int,
+) -> None:
+    """It would be read without end. One that has another size than what is to be there is not read."""
+    monkeypatch.setattr(files, "_GROWTH", 3 * CHUNK)
+    (home / "file").write_bytes(b"y" * (DIFF_LIMIT + 5))
+    seeks: list[int] = []
+
+    def seek(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        seeks.append(arguments["whence"])
+        size = DIFF_LIMIT + 5 if seeks.count(2) == 1 else 1 << 62
+        return {"position": size if arguments["whence"] == 2 else arguments["offset"], "eof": False}
+
+    def read(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        count = arguments["count"]
+        return {"count": count, "buf-b64": base64.b64encode(bytes(count)).decode(), "eof": False}
+
+    server = scripted({**guest.answers(*PROGRAMS), "guest-file-seek": seek, "guest-file-read": read})
+    bare = connect(server)
+    if more:
+        assert run(bare, home / "file", check_mode=True, content="x" * (DIFF_LIMIT + 5 + more))["changed"]
+        assert server.work.count("guest-file-read") == 1
+    else:
+        with pytest.raises(TransferError, match=f"it had {DIFF_LIMIT + 5} when it was opened"):
+            run(bare, home / "file", check_mode=True, content="x" * (DIFF_LIMIT + 5))
 
 
 def test_append_without_programs(bare: SocketAgent, home: Path) -> None:

@@ -18,6 +18,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
+from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import HIDDEN
 from ansible_collections.qemu.guest.plugins.modules import qga_info
 from ansible_collections.qemu.guest.plugins.modules.qga_info import (
     COMMANDS,
@@ -369,16 +370,19 @@ def test_guest_that_may_not_tell_whether_it_keeps_a_list(
     assert not any(command.startswith("guest-file") for command in server.work)
 
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI admin"
+
+
 def test_authorized_keys(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]) -> None:
     def keys(arguments: Any) -> Any:
         if arguments["username"] == "nobody":
             raise AgentError("failed to lookup user 'nobody': Success")
-        return {"keys": ["key"]}
+        return {"keys": ["root:$6$x:1:::::", KEY]}
 
     server = scripted({**ANSWERS, KEYS_COMMAND: keys})
     result = run(connect(server), gather_subset=["!all"], authorized_keys_of=["root", "nobody", "app"])
     assert result == {
-        "authorized_keys": {"root": ["key"], "app": ["key"]},
+        "authorized_keys": {"root": [HIDDEN, KEY], "app": [HIDDEN, KEY]},
         "unavailable": {"authorized_keys of nobody": "failed to lookup user 'nobody': Success"},
     }
 

@@ -421,6 +421,15 @@ def test_noise_without_end_before_a_sync_is_answered(
     assert clock.now - started == 20
 
 
+def test_silent_agent_is_not_waited_for_as_long_as_a_long_command(scripted: Start, connect: Connect) -> None:
+    """A freeze may take minutes; an agent that is away is told after its own timeout, and nothing was sent to it."""
+    server = scripted(FILE)
+    server.then(SYNC, swallows)
+    with pytest.raises(AgentSilentError, match="no answer to a sync within 20 s") as caught:
+        connect(server).execute(OPEN, {"path": "1"}, timeout=300)
+    assert caught.value.executed == "no"
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("-inf")])
 def test_timeout_that_leaves_no_time(scripted: Start, connect: Connect, seconds: float) -> None:
     server = scripted(FILE)

@@ -467,6 +467,47 @@ def test_agent_is_rid_of_long_input_before_the_program_is_there(executor: GuestE
     assert left_over(guest) == []
 
 
+@pytest.mark.parametrize("payload", [1000, None])
+def test_who_is_killed_when_its_input_is_to_lose_its_name(
+    executor: GuestExec, guest: Guest, whole: bool, payload: int | None, tmp_path: Path
+) -> None:
+    """The file is not left there. The first attempt to remove it takes too long."""
+    if payload:
+        executor.agent.largest_payload = payload
+    slow = f'case $1$2 in -f*.in) mkdir {tmp_path}/slow 2>/dev/null && exec /bin/sleep 60 ;; esac; exec /bin/rm "$@"'
+    tool(guest, "rm", slow)
+    spool = "" if not whole else login_shell.new_spool()
+    pid = start_shell(executor, b"touch %b/done" % str(tmp_path).encode(), LONG[:70_000], spool=spool)
+    while not (tmp_path / "slow").exists():
+        time.sleep(0.01)
+    assert left_over(guest)
+    executor.agent.largest_payload = 1 << 20
+    assert kill(executor, pid, grace=5) == pid
+    assert executor.finish(pid).shell_rc != 0
+    assert left_over(guest) == [] and not (tmp_path / "done").exists()
+
+
+def test_input_has_no_name_while_it_arrives(executor: GuestExec, guest: Guest, tmp_path: Path) -> None:
+    """So that it is not left there, however its program ends meanwhile."""
+    tool(guest, "cat", f"mkdir {tmp_path}/reading 2>/dev/null && exec /bin/sleep 60; exec /bin/cat")
+    pid = start_shell(executor, b"exec sleep 60", LONG)
+    while not (tmp_path / "reading").exists():
+        time.sleep(0.01)
+    assert left_over(guest) == []
+    assert kill(executor, pid, grace=1) == pid
+
+
+def test_input_that_was_never_read_is_removed_later(executor: GuestExec, guest: Guest) -> None:
+    """Its controller was killed. That of others may still be on its way."""
+    executor.agent.largest_payload = 1000
+    old, piece, new = (Path(f"{guest.spool}{name}") for name in ("old.in", "old.12", "new.in"))
+    for path, minutes in ((old, 61), (piece, 61), (new, 59)):
+        path.touch()
+        os.utime(path, (time.time() - 60 * minutes,) * 2)
+    assert run_shell(executor, b"cat", LONG[:5000]).stdout == LONG[:5000]
+    assert left_over(guest) == [new]
+
+
 def test_signal_with_long_input(executor: GuestExec, whole: bool) -> None:
     result = run_shell(executor, b"kill -KILL $$", LONG, whole=whole)
     assert (result.shell_rc, result.stdout, result.stderr) == (128 + signal.SIGKILL, b"", b"")

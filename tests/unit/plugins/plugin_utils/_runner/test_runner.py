@@ -681,6 +681,30 @@ def test_installed_runner_stays_and_ends_when_told(guest: Guest) -> None:
     assert list(guest.runner.iterdir()) == []
 
 
+@only_sh
+def test_installed_runner_is_after_two_idle_days_what_it_was(
+    guest: Guest,
+    scripted: Callable[..., Scripted],
+    connect: Callable[..., SocketAgent],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its ten minutes are over at once, as often as in 48 hours."""
+    ticks, slept = 48 * 6, guest.tools / "slept"
+    tool(guest, "sleep", f"echo >>{slept}; [ $(wc -l <{slept}) -gt {ticks} ] || exit 0; exec /bin/sleep 600")
+    monkeypatch.setenv("PATH", f"{guest.tools}:{os.environ['PATH']}")
+    with runner(guest, 0) as process:
+        fds = Path(f"/proc/{process.pid}/fd")
+        eventually((guest.runner / "1" / "ring").exists, "no runner")
+        (guest.runner / "1" / "7.rc").touch()  # nobody fetches it
+        eventually(lambda: slept.exists() and slept.read_text().count("\n") > ticks, "two days are not over")
+        assert in_spool(guest) == set()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 1 and len(list(fds.iterdir())) <= 5
+        executor = Runner(connect(scripted(guest.answers())), lambda below: None)
+        assert executor.finish(executor.start("/bin/echo", ["after"])).stdout == b"after\n"
+        end(process, guest)
+
+
 def test_busy_runner_stays(
     guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:
@@ -782,7 +806,10 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         spool = guest.runner / "1"
         eventually((spool / "pid").exists, "no runner")
         left, written, result = spool / "7.in", spool / "8.in", spool / "9.rc"
-        starts = [guest.runner / f"warm-0.{name}" for name in ("7.parts", "7.err")]
+        starts = [guest.runner / f"warm-0.{name}" for name in ("7.parts", "7.err", "7.pid")]
+        starts += [guest.runner.parent / f"qemu-guest.7.{name}" for name in ("in", "0", "12")]
+        fetched = guest.runner.parent / "qemu-guest.8.in.seen"
+        fetched.touch()
         late = guest.runner / "warm-0.8.parts"
 
         def ticks() -> None:
@@ -798,7 +825,7 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         time.sleep(1.1)  # some shells compare whole seconds
         written.write_text("more of it")
         ticks()
-        eventually(lambda: not any(path.exists() for path in starts), "it stays")
+        eventually(lambda: not any(path.exists() for path in (*starts, fetched)), "it stays")
         assert in_spool(guest) == {"7.dropped", "8.in", "8.in.seen", "9.rc"}
         (spool / "ring").write_text("7\n")  # too late
         time.sleep(1.1)
@@ -811,6 +838,24 @@ def test_request_that_nobody_rings_for_is_dropped(guest: Guest) -> None:
         (spool / "ring").write_text("tick\n")
         assert process.wait(20) == 0
         assert list(guest.runner.iterdir()) == []
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_clock_that_was_set_keeps_nothing_for_ever(guest: Guest, hours: int) -> None:
+    """What was written before stays for a tick, as ever, and what is written to stays longer."""
+    with runner(guest, 30) as process:
+        spool = guest.runner / "1"
+        eventually((spool / "pid").exists, "no runner")
+        paths = [spool / name for name in ("1.rc", "2.in", "3.rc")]
+        for path in paths:
+            path.write_text("before")
+            os.utime(path, (time.time() + 3600 * hours,) * 2)
+        (spool / "ring").write_text("tick\n")
+        eventually(lambda: {f"{path.name}.seen" for path in paths} <= in_spool(guest), "no tick")
+        paths[2].write_text("written to when the clock had been set")
+        (spool / "ring").write_text("tick\n")
+        eventually(lambda: in_spool(guest) == {"2.dropped", "3.rc", "3.rc.seen"}, "it stays")
+        end(process, guest)
 
 
 @only_sh

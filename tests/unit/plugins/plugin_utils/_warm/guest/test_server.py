@@ -204,6 +204,33 @@ def test_who_rings_when_an_idle_server_ends_is_heard(tmp_path: Path) -> None:
     os.close(holder)
 
 
+def test_idle_server_ends_after_ten_minutes_and_a_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clock is the time that it has waited. An answer is kept for a minute of that."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    os.mkfifo(spool / "ring")
+    answer = spool / "7.rc"
+    answer.touch()
+    now, looks, kept = 1.0, 0, 0.0
+
+    def select(*_descriptors: object) -> tuple[list[int], list[int], list[int]]:
+        nonlocal now, looks, kept
+        kept = now if answer.exists() else kept
+        now += float(str(_descriptors[-1]))
+        looks += 1
+        return [], [], []
+
+    launcher: Any = None
+    server = _server.Server(str(spool), os.open(spool / "ring", os.O_RDWR), launcher)
+    server.answered_at[7] = now
+    monkeypatch.setattr(_server, "select", SimpleNamespace(select=select))
+    monkeypatch.setattr(_server, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    server.serve()
+    assert 600 < now <= 660 + 1 and looks < 20
+    assert 60 <= kept <= 75
+    assert not spool.exists()
+
+
 @pytest.mark.parametrize(
     ("file", "there"),
     [("7.parts", True), ("7.rc", True), ("8.rc", False), ("8.out", True), ("../spool.7.parts", True)],

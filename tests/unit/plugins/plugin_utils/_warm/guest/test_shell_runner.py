@@ -148,6 +148,8 @@ def around_modules(base: Path) -> Iterator[str | Command]:
         yield file_command(f"{base}/{name}")
         yield sha256_command(f"{base}/{name}")
         yield sha256_command(f"{base}/{name}", 3)
+        yield sha256_command(f"{base}/{name}", None, 2)
+        yield sha256_command(f"{base}/{name}", None, 1 << 20)
         yield part_command(f"{base}/{name}", 3, 5) if name != "fifo" else "true"
     yield part_command(f"{base}/new", 100, 5)
     yield f"cd {base}; echo packed | gzip >part; head -c 20 part >damaged; echo plain >text"

@@ -99,6 +99,31 @@ def test_server_that_does_not_come_is_not_waited_for_long(
     assert 0.3 < time.monotonic() - began < 2
 
 
+def test_start_that_is_killed_with_its_shell_is_not_waited_for(
+    warm_with: Callable[..., WarmPython], guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left that could tell of it, again and again: memory is short in the guest."""
+    warm = warm_with(start_seconds=3600)
+    monkeypatch.setitem(bundle.sources(), "loader", "import time; time.sleep(3600)")
+    served, killed = warm._spool.is_served, []
+
+    def kills() -> bool:
+        for path in guest.runner.glob(f"{SPOOL}.*.pid"):
+            if path not in killed and path.read_text():
+                shell = int(path.read_text())
+                started = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+                for pid in (shell, *map(int, started)):
+                    os.kill(pid, signal.SIGKILL)
+                killed.append(path)
+        return served()
+
+    monkeypatch.setattr(warm._spool, "is_served", kills)
+    for number in (1, 2):
+        began = time.monotonic()
+        assert warm.run(COMMAND, module("")) is None
+        assert time.monotonic() - began < 10 and len(killed) == number
+
+
 def at_work_in(spool: Path) -> list[int]:
     """Return the processes whose working directory this is, or was."""
     found = []
