@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ansible_collections.qemu.guest.tests.faults.matrix import (
@@ -24,6 +24,7 @@ from ansible_collections.qemu.guest.tests.faults.matrix import (
     Fault,
     Operation,
     cell,
+    cells,
 )
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -60,10 +61,20 @@ def document(counts: Counts) -> str:
         names=" | ".join(one.name for one in OPERATIONS),
         rule="|".join(["---"] * (len(OPERATIONS) + 1)),
         cells="\n".join(_row(fault, counts) for fault in FAULTS),
+        reasons="\n".join(dict.fromkeys(_reasons())),
         runs=total["runs"],
         words=", ".join(f"{total[word]} {word}" for word in ("done", "not run", "failed", "unknown", "killed")),
         wrong=total["wrong"],
     )
+
+
+def _reasons() -> Iterator[str]:
+    """Yield why cells are not tried that could be, by reading the table alone."""
+    for found in cells():
+        if found.fault.elsewhere:
+            yield f"- {found.fault.name}: {found.why_not}"
+        elif found.why_not and not found.fault.befalls:
+            yield f"- {found.name}: {found.why_not}"
 
 
 def without_counts(text: str) -> str:
@@ -132,9 +143,11 @@ grace of three for an agent that is away (20 and 120, unless you set the former)
 
 ## What ran
 
-How often each fault befell each operation, at its first message, its last and those between. `-`: the operation does
-not use what fails. `guest`: tried in booted guests. `scripted`: by an agent that follows a script, because a real one
-without a guest may not be asked.
+How often each fault befell each operation, at its first message, its last and those between. `guest`: tried in booted
+guests. `scripted`: by an agent that follows a script, because a real one without a guest may not be asked. `-`: not
+tried, because the operation does not use what fails, or:
+
+{reasons}
 
 | fault | {names} |
 |{rule}|

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 
 from ansible_collections.qemu.guest.tests.faults import faulty
@@ -33,3 +34,9 @@ def test_document_has_the_table() -> None:
 def test_seed_makes_the_same_trials() -> None:
     first, again, other = (list(islice(trials(seed), 50)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_what_is_tried_elsewhere_is() -> None:
+    for fault in FAULTS:
+        for path in re.findall(r"tests/\S+\.py", fault.elsewhere):
+            assert (DOCUMENT.parents[1] / path).exists(), path
