@@ -272,8 +272,6 @@ class Runner(Executor):
 
         Check this very request each time: the guest may have been reverted to a state before it.
         """
-        # Without room in /run, the agent opens nothing, which would pass for files that are there: that raises here.
-        self._spool.read("pid")
         if not self._spool.has(f"{number}.taken"):
             if self._spool.has(f"{number}.dropped"):
                 raise _not_run()

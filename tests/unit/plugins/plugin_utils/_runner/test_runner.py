@@ -863,18 +863,6 @@ def test_runner_that_takes_nothing_is_not_waited_for_without_end(
         os.kill(runner_pid(guest), signal.SIGCONT)
 
 
-@only_sh
-def test_program_is_not_waited_for_without_end_where_the_agent_can_open_nothing(
-    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That there is no result and that all else seems to be there, would be so for ever."""
-    run_shell(executor, b"true")
-    pid = executor.start("/bin/sh", ["-c", "sleep 60"])
-    monkeypatch.setattr(executor.agent, "execute", without_room(executor.agent.execute, "guest-file-open"))
-    with pytest.raises(OutcomeUnknownError, match="there is no room"):
-        executor.finish(pid)
-
-
 def unheard(agent: Agent, end: str) -> Callable[..., Any]:
     """Return what ``execute`` does where the reply to an open of a file whose path ends so is lost."""
     execute = agent.execute
