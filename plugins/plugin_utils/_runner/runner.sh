@@ -134,7 +134,8 @@ job() {
             esac
         } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 1 4<&- 5>&-
     } 5>&1 | keep "$d/$1.out" "$1" 6 4<&-
-    : >"$d/$1.in"
+    # By itself, it would end this shell where nothing can be written.
+    (: >"$d/$1.in")
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
