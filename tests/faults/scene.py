@@ -94,15 +94,13 @@ class Scene:
         self.workers = self.controller.directory / "workers.sock"
         argv = self.controller.command([sys.executable, str(WORKER), str(self.workers)], environment, Path("/"))
         log = self._stack.enter_context((self.controller.directory / "worker.log").open("wb"))
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         try:
             assert process.stdout
             assert process.stdout.readline() == b"ready\n", (self.controller.directory / "worker.log").read_text()
             yield
         finally:
-            process.stdout.close() if process.stdout else None
-            self.signal(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()  # it ends with its input
             self.workers.unlink()
 
     def signal(self, pid: int, number: signal.Signals) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -41,7 +42,7 @@ def serve(path: str) -> None:
         os.chmod(path, 0o666)
         listener.listen(64)
         print("ready", flush=True)
-        while True:
+        while listener in select.select([listener, sys.stdin], [], [])[0]:  # the latter ends
             client = listener.accept()[0]
             if os.fork() == 0:
                 listener.close()
