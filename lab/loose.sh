@@ -77,7 +77,7 @@ start() {
 serve() {
     start
     while read -r _; do
-        kill -KILL "$agent"
+        kill -KILL "$agent" 2>/dev/null || true # it may have been killed already
         while kill -0 "$agent" 2>/dev/null; do sleep 0.02; done
         start
     done

@@ -149,6 +149,11 @@ class Guest:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory, self.pid = Path(), 0
 
+    def kill(self) -> None:
+        """End QEMU as a crash does. What it used stays until stop()."""
+        self._signal(signal.SIGKILL)()
+        self._wait_ended()
+
     def alive(self) -> bool:
         """Say whether QEMU runs."""
         if self._process is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import time
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
@@ -19,6 +20,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agen
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     HandleLostError,
     OutcomeUnknownError,
+    ProtocolError,
     QgaError,
     TransferError,
 )
@@ -33,6 +35,7 @@ __all__ = (
     "Executor",
     "GuestExec",
     "Shell",
+    "before_start",
     "lost",
     "lost_output",
     "pauses",
@@ -291,6 +294,16 @@ def lost(exc: QgaError, message: str) -> OutcomeUnknownError:
     error = unknown(message, hint="" if isinstance(exc, OutcomeUnknownError) else exc.hint)
     error.address = exc.address
     return error
+
+
+@contextmanager
+def before_start() -> Iterator[None]:
+    """Let errors of what comes before the start of a program say that the program was not run."""
+    try:
+        yield
+    except (OutcomeUnknownError, ProtocolError) as exc:
+        exc.command, exc.executed, exc.fate, exc.hint = _EXEC, "no", "was not run", ""
+        raise
 
 
 def unknown(message: str, *, hint: str = "") -> OutcomeUnknownError:

@@ -15,9 +15,14 @@ import os
 import secrets
 import shlex
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable, QgaError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
+    OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell, checked, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
@@ -321,11 +326,15 @@ def stage(executor: Executor, path: str) -> Iterator[Staged]:
     :raise OperationError: if it cannot be created.
     """
     new = _new_name(path)
-    there = check_shell(executor, stage_command(path, new), f"create {path}").decode("utf-8", "surrogateescape")
+    try:
+        there = check_shell(executor, stage_command(path, new), f"create {path}").decode("utf-8", "surrogateescape")
+    except (OutcomeUnknownError, ProtocolError) as exc:  # it may be there, in either place
+        _remove(executor, [f"{os.path.dirname(path)}/{new}", f"{_ELSEWHERE}/{new}"], exc)
+        raise
     try:
         yield Staged(there, os.path.dirname(there) != _ELSEWHERE or os.path.dirname(path) == _ELSEWHERE)
     except BaseException as exc:
-        _remove(executor, there, exc)
+        _remove(executor, [there], exc)
         raise
 
 
@@ -337,10 +346,14 @@ def unlink(executor: Executor, path: str) -> None:
     check_shell(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
 
 
-def _remove(executor: Executor, path: str, because: BaseException) -> None:
-    """Remove our file after an operation failed; if that fails too, add a hint to the error ``because``."""
+def _remove(executor: Executor, paths: Sequence[str], because: BaseException) -> None:
+    """Remove our file, at one of ``paths``, after an operation failed.
+
+    If that fails too, add a hint to the error ``because``.
+    """
+    names, path = " ".join(map(shlex.quote, paths)), " or ".join(paths)
     try:
-        when_thawed(executor.agent, lambda: check_shell(executor, f"rm -f -- {shlex.quote(path)}", f"remove {path}"))
+        when_thawed(executor.agent, lambda: check_shell(executor, f"rm -f -- {names}", f"remove {path}"))
     except QgaError as exc:
         if isinstance(exc, CommandUnavailable) and isinstance(because, CommandUnavailable):
             because.was_waited_for = exc.was_waited_for

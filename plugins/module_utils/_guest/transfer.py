@@ -162,8 +162,19 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
     :raise QgaError: if that fails; nothing is running in the guest then.
     """
     spool = new_spool()
-    there = check_shell(executor, spool_command(spool), "keep compressed pieces")
-    packer = ZSTD if there and has_zstd() else GZIP
+    try:
+        there = check_shell(executor, spool_command(spool), "keep compressed pieces")
+        packer = ZSTD if there and has_zstd() else GZIP
+        return _put_pieces(executor, source, path, progress, spool, packer)
+    finally:
+        with suppress(QgaError):
+            sweep(executor, spool)
+
+
+def _put_pieces(
+    executor: Executor, source: BinaryIO, path: str, progress: Progress, spool: str, packer: Packer
+) -> bool:
+    """Write ``source`` by pieces that are compressed, as `_put_packed` does, which has made room for them."""
     pieces = _Pieces(executor, path, source, packer.packing())
     try:
         with closing(pieces.each()) as each:
@@ -183,8 +194,6 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
     finally:
         with suppress(QgaError):
             pieces.wait()
-        with suppress(QgaError):
-            sweep(executor, spool)
 
 
 def spool_command(spool: str) -> Command:

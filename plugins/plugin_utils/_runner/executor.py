@@ -40,6 +40,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     ExecResult,
     Executor,
     GuestExec,
+    before_start,
     lost,
     pauses,
     unknown,
@@ -59,6 +60,8 @@ IDLE_SECONDS = 600
 """How long a runner that was started on demand stays without work: at least this, at most twice this."""
 
 _LOOK_SECONDS = 1.0
+# How long a runner that is there may take to take a request that it was rung for; a freeze does not count.
+_TAKE_SECONDS = 60.0
 # How long to wait for a program's process number, from when it is asked for.
 _PID_SECONDS = 10.0
 # Attempts to hand a request over: an idle runner may end just then.
@@ -96,6 +99,7 @@ class Runner(Executor):
         # Requests that were handed over and not seen taken yet, and when each program was checked last.
         self._untaken: dict[int, bytes] = {}
         self._looked: dict[int, float] = {}
+        self._rung_since: dict[int, float] = {}
         # Whether results of programs started now are not asked for, and the programs of which that is so.
         self._forgetting = False
         self._forgotten: set[int] = set()
@@ -182,7 +186,8 @@ class Runner(Executor):
         self._untaken[number] = input_of(command, stdin)
         if self._forgetting:
             self._forgotten.add(number)
-        self._hand_over(number)
+        with before_start():
+            self._hand_over(number)
         return number
 
     def _hand_over(self, number: int) -> None:
@@ -247,6 +252,7 @@ class Runner(Executor):
             self._spool.forget(number)
         self._untaken.pop(number, None)
         self._looked.pop(number, None)
+        self._rung_since.pop(number, None)
 
     def _look_after(self, number: int) -> None:
         """Check now and then that a result can still come.
@@ -274,8 +280,13 @@ class Runner(Executor):
                 known = number in self._untaken and self._spool.has(f"{number}.taken")
                 return "" if known else _NOT_KNOWN
             # Ring again, but do not write again: it may be taken at this very moment.
+            began = time.monotonic()
+            since = self._rung_since.setdefault(number, began)
+            if began - since > _TAKE_SECONDS:
+                return "the runner in the guest has not taken it (does it hang, or can it not write to /run?)"
             if not self._rung(number):
                 self._hand_over(number)
+            self._rung_since[number] = since + time.monotonic() - began
             return ""
         self._untaken.pop(number, None)
         if self._spool.is_served() or self._spool.has(f"{number}.rc"):

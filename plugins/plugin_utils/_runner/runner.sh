@@ -134,7 +134,8 @@ job() {
             esac
         } 6>&1 >/dev/null 2>&1 | keep "$d/$1.err" "$1" 1 4<&- 5>&-
     } 5>&1 | keep "$d/$1.out" "$1" 6 4<&-
-    : >"$d/$1.in"
+    # By itself, it would end this shell where nothing can be written.
+    (: >"$d/$1.in")
     r=- o=- e=- f=.
     read -r r <"$d/$1.status"
     [ -s "$d/$1.out" ] && o=o
@@ -144,7 +145,8 @@ job() {
     echo + 1<>"$d/ring"
     echo "$r $o $e $f" >"$d/$1.rc" || {
         rm -f "$d/$1.out" "$d/$1.err" "$d/$1.pid"
-        echo "$r - - lost" >"$d/$1.rc"
+        # Its client waits as long as there is a runner.
+        echo "$r - - lost" >"$d/$1.rc" || kill $$
     }
     # Room for the agent, which can open no file without.
     : >"$d/$1.status"

@@ -18,12 +18,14 @@ from contextlib import suppress
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
+    ConnectError,
     GuestFileError,
     HandleLostError,
     OutcomeUnknownError,
+    ProtocolError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import lost, unknown
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import before_start, lost, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
@@ -68,20 +70,27 @@ class Call:
     def ask(self, request: ClientRequest) -> bool:
         """Hand the request to the server; return False if there is none.
 
-        If the guest is frozen once the ring is open, wait for the thaw.
+        If the guest is frozen once the ring is open, wait for the thaw. If it is unknown whether the server was rung,
+        ``answer`` finds out.
 
         :raise CommandUnavailable: if nothing was handed over.
+        :raise ConnectError: the same. So do OutcomeUnknownError and ProtocolError say here.
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
         """
         packed = request.packed()
         line = ring_line(self.number, packed)
+        is_written = False
         try:
-            with self._spool.bell() as bell:  # which fails if there is no server
-                self._file = when_thawed(self._agent, lambda: GuestFile(self._agent, self._path, "w+"))
-                if len(line) + _ROOM > LONGEST_RING:
-                    when_thawed(self._agent, lambda: self._spool.write(f"{self.number}.in", packed))
-                    line = ring_line(self.number)
+            with before_start():
+                bell = self._spool.bell()  # which fails if there is no server
+            with bell:
+                with before_start():
+                    self._file = when_thawed(self._agent, lambda: GuestFile(self._agent, self._path, "w+"))
+                    if len(line) + _ROOM > LONGEST_RING:
+                        when_thawed(self._agent, lambda: self._spool.write(f"{self.number}.in", packed))
+                        line = ring_line(self.number)
                 bell.write(line + b"\n")
+                is_written = True
         except GuestFileError as exc:
             self.close()
             if exc.errno not in NOBODY:
@@ -95,6 +104,11 @@ class Call:
         except HandleLostError:  # the agent was restarted: nothing was rung
             self.close()
             return self.ask(request)
+        except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
+            if exc.executed == "no" and not is_written:
+                self.close()
+                raise
+            # The same: whether the server has taken it, shows.
         self._since = time.monotonic()
         return True
 

@@ -389,12 +389,21 @@ class Server:
         return True
 
     def answer(self, number: int, content: bytes) -> None:
-        """Answer a request, if its client is still there."""
+        """Answer a request, if its client is still there.
+
+        A client waits as long as there is its file and a server: where nothing can be written, that file goes, and
+        where no file can be removed either, this server ends. The client reports an unknown outcome.
+        """
         try:
             self.append_line(number, b"%b %d" % (ANSWER, len(content)), content)
         except OSError:
-            with suppress(OSError):  # no room for that: the client reports an unknown outcome
+            try:
                 self.append_line(number, b"%b %d" % (ANSWER, len(FULL)), FULL)
+            except OSError:
+                try:
+                    os.unlink(self.path(number, "rc"))
+                except OSError as exc:
+                    raise SystemExit(1) from exc
         self.answered_at[number] = time.monotonic()
 
 

@@ -23,6 +23,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     FileChangedError,
     OperationError,
     OutcomeUnknownError,
+    ProtocolError,
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
@@ -714,6 +715,21 @@ def test_packed_content_is_open_to_nobody_else(
     server.answers["guest-file-open"] = watched
     assert_fetched(executor, tmp_path, TEXT)
     assert set(modes) == {0o600}
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("program", [0, 1], ids=["the new file", "the room for pieces"])
+def test_put_leaves_nothing_where_it_is_not_told_that_it_was_made(
+    executor: GuestExec, server: Scripted, guest: Guest, packing: None, tmp_path: Path, program: int
+) -> None:
+    def damaged(session: Session, request: Request) -> None:
+        guest.programs[server.value(request)["pid"]].thread.join(30)
+        session.send(b"no reply\n")
+
+    server.then("guest-exec", *[answers] * program, damaged)
+    with pytest.raises(ProtocolError, match="not JSON"):
+        put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
+    assert not list(tmp_path.glob(".file*")) and not list(tmp_path.glob("spool.*"))
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)

@@ -39,7 +39,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell, patience
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of, kill, run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor as _executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import spool as _spool
@@ -874,6 +874,60 @@ def test_request_that_was_dropped_was_not_run(executor: Runner, guest: Guest, mo
     with pytest.raises(
         OutcomeUnknownError, match="guest-exec was not run: the runner in the guest has dropped"
     ) as caught:
+        run_shell(executor, f"echo ran >>{guest.tools}/count".encode())
+    assert caught.value.executed == "no"
+    assert not (guest.tools / "count").exists()
+
+
+def test_runner_that_can_write_no_result_ends(guest: Guest) -> None:
+    """A client waits as long as there is one."""
+    spool = guest.runner / "1"
+    with runner(guest, 0) as process:
+        try:
+            eventually((spool / "ring").exists, "no ring")
+            (spool / "7.rc").mkdir()
+            (spool / "7.in").write_bytes(input_of(f"echo ran >{guest.tools}/ran".encode(), b""))
+            (spool / "ring").write_text("7\n")
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert (guest.tools / "ran").exists()
+
+
+@only_sh
+def test_runner_that_takes_nothing_is_not_waited_for_without_end(
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_shell(executor, b"true")
+    os.kill(runner_pid(guest), signal.SIGSTOP)
+    monkeypatch.setattr(_executor, "_TAKE_SECONDS", 3)
+    try:
+        with pytest.raises(OutcomeUnknownError, match="has not taken it"):
+            run_shell(executor, b"true")
+    finally:
+        os.kill(runner_pid(guest), signal.SIGCONT)
+
+
+def unheard(agent: Agent, end: str) -> Callable[..., Any]:
+    """Return what ``execute`` does where the reply to an open of a file whose path ends so is lost."""
+    execute = agent.execute
+
+    def executed(command: str, arguments: Any = None, **how: Any) -> Any:
+        value = execute(command, arguments, **how)
+        if command == "guest-file-open" and arguments["path"].endswith(end):
+            raise OutcomeUnknownError("no reply", command=command, hint="It may still run.")
+        return value
+
+    return executed
+
+
+@only_sh
+def test_error_before_a_request_is_rung_for_says_that_nothing_was_run(
+    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_shell(executor, b"true")
+    monkeypatch.setattr(executor.agent, "execute", unheard(executor.agent, ".in"))
+    with pytest.raises(OutcomeUnknownError, match=r"^guest-exec was not run: no reply\.?$") as caught:
         run_shell(executor, f"echo ran >>{guest.tools}/count".encode())
     assert caught.value.executed == "no"
     assert not (guest.tools / "count").exists()

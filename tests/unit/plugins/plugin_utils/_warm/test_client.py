@@ -24,6 +24,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
     NoRunnerError,
     OutcomeUnknownError,
+    ProtocolError,
+    QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
@@ -34,6 +36,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._warm.call import Call
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import bytecode, compiler
 from ansible_collections.qemu.guest.tests.unit.guest import Guest, without_room
+from ansible_collections.qemu.guest.tests.unit.plugins.plugin_utils._runner.test_runner import unheard
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 from ansible_collections.qemu.guest.tests.unit.warm import (
     COMMAND,
@@ -196,6 +199,45 @@ def test_agent_that_is_restarted_between_and_during_tasks(agent: Runner, warm: W
     threading.Timer(0.3, lost).start()
     result = warm.run(COMMAND, module("import time; time.sleep(1); print('late')"))
     assert result and result.stdout == b"late\n"
+
+
+def test_error_before_a_task_is_rung_for_says_that_nothing_was_run(
+    agent: Runner, warm: WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed(warm)
+    monkeypatch.setattr(agent.agent, "execute", unheard(agent.agent, ".rc"))
+    with pytest.raises(OutcomeUnknownError, match=r"^guest-exec was not run: no reply") as caught:
+        warm.run(COMMAND, module(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    assert caught.value.executed == "no"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("error", [OutcomeUnknownError, ProtocolError])
+@pytest.mark.parametrize("command", ["guest-file-write", "guest-file-close"])
+def test_task_is_waited_for_if_it_is_unknown_whether_it_was_rung_for(
+    agent: Runner,
+    warm: WarmPython,
+    guest: Guest,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    error: type[QgaError],
+) -> None:
+    """The answer tells; an error about the question would say nothing of the task, which runs."""
+    warmed(warm)
+    execute = agent.agent.execute
+    lost: list[str] = []
+
+    def executed(name: str, *arguments: Any, **how: Any) -> Any:
+        value = execute(name, *arguments, **how)
+        if name == command and not lost:
+            lost.append(name)
+            raise error("no right reply", command=name)
+        return value
+
+    monkeypatch.setattr(agent.agent, "execute", executed)
+    result = warm.run(COMMAND, module("print('ran')"))
+    assert result and result.stdout == b"ran\n"
+    assert lost and not guest.files, "and no handle stays open"
 
 
 def test_what_a_task_opens(agent: Runner, warm: WarmPython, guest: Guest) -> None:

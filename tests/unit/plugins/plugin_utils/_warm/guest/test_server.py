@@ -324,6 +324,20 @@ def test_request_that_there_is_no_room_for_is_not_run(
         assert said(server, number) == b"%d taken\n%d answer 6\nplain\n" % (number, number)
 
 
+def test_client_learns_that_it_gets_no_answer(
+    server: _server.Server, monkeypatch: pytest.MonkeyPatch, spool: Path
+) -> None:
+    """It would wait for ever: its file goes, or the server does."""
+    (spool / "7.rc").touch()
+    monkeypatch.setattr(server, "append_line", full)
+    server.answer(7, b"0 - - .\n")
+    assert not (spool / "7.rc").exists()
+    (spool / "8.rc").touch()
+    monkeypatch.setattr(os, "unlink", full)
+    with pytest.raises(SystemExit):
+        server.answer(8, b"0 - - .\n")
+
+
 @pytest.mark.parametrize("line", [b"=9 x", b"=9 eJw=", b"9", b"-", b"=", b"-x", b"=x eA==", b"\xff\x00", b"="])
 def test_line_on_the_ring_that_makes_no_sense_is_no_harm(server: _server.Server, spool: Path, line: bytes) -> None:
     """Half of a request, of a client that was killed."""

@@ -1,0 +1,233 @@
+# Copyright (c) 2026 the qemu.guest authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guests of the matrix, and what became of operations there, seen by another path than the agent.
+
+A guest of another kind is another Place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import tarfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.qemu.guest.tests.faults.matrix import OPERATION
+from ansible_collections.qemu.guest.tests.faults.operations import EFFECTS, FETCHED, Task, content
+from ansible_collections.qemu.guest.tests.integration.harness import Subject, look
+from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
+from lab import host, image
+from lab.agent import LooseAgent
+
+if TYPE_CHECKING:
+    from ansible_collections.qemu.guest.tests.faults.deeds import Deed
+
+SECONDS_TO_DO = 5.0
+"""How long a program that was started may take to do what it does."""
+
+# Filesystems of their own, which can be filled; what was there before stays.
+PREPARE = f"""
+set -e
+for d in /run /srv; do
+    mkdir /tmp/kept
+    cp -a $d/. /tmp/kept
+    mount -t tmpfs -o size=16m,mode=755 tmpfs $d
+    cp -a /tmp/kept/. $d
+    rm -r /tmp/kept
+done
+: >{EFFECTS}
+chmod 0666 {EFFECTS}
+"""
+# The open files of the agent, processes beside it, and files that are not the image's, a line each. What serves later
+# tasks stays: the runner and warm Python, with what they sweep away by themselves.
+STATE = r"""
+import os, re
+def told(*words):
+    print(*(word.encode("utf-8", "backslashreplace").decode() for word in words))
+def read(pid, name):
+    with open(f"/proc/{pid}/{name}", errors="replace") as file:
+        return file.read().replace("\0", " ").strip()
+processes = {}
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        processes[pid] = read(pid, "cmdline"), read(pid, "stat").rpartition(")")[2].split()[1]
+        if processes[pid][0].startswith(("qemu-ga ", "/opt/upgrade/qemu-ga ")):
+            for path in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]:
+                if path.startswith(("/srv/", "/tmp/", "/run/qemu", "/root/", "/var/")) and "/lab-" not in path:
+                    # One that was left before is the same when its file is moved or removed.
+                    told("handle", re.sub(r"^(/run/qemu-guest-runner/).*/| [(]deleted[)]$", r"\1", path))
+    except OSError:
+        pass
+stays = {pid for pid, (line, _parent) in processes.items() if re.search(
+    "^$|loose.sh|^qemu-ga |^/opt/upgrade/qemu-ga |qemu-guest|^sleep 600$|^/usr/bin/python3 -S$|told", line)}
+waits = {parent for pid, (_line, parent) in processes.items() if pid in stays}
+for pid, (line, _parent) in processes.items():
+    if pid not in stays | waits:
+        told("process", line)
+for top in ("/tmp", "/root", "/srv", "/run", "/var/tmp"):
+    for directory, _names, files in os.walk(top):
+        for name in files if not directory.startswith("/run/qemu-guest-runner") else ():
+            told("file", os.path.join(directory, name))
+"""
+
+
+class Place(ABC):
+    """A guest, or what stands for one.
+
+    ``afterwards`` is the operation that is done there after each fault, ``slowness`` how much longer all takes than
+    with an agent of this machine, and ``deeds`` what is done otherwise there. ``channel`` is the only way to the agent.
+    """
+
+    afterwards = "change"
+    slowness = 1.0
+    deeds: Mapping[str, Deed] = {}
+    channel = Path()
+
+    @property
+    @abstractmethod
+    def agent_socket(self) -> Path:
+        """The agent's socket, before which faults happen."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what operations need."""
+
+    @abstractmethod
+    def effects(self, task: Task, wanted: Container[int]) -> tuple[int, str]:
+        """Return how often an operation did what it does, and what is wrong with that; and clean up after it.
+
+        A program that was only started has some time to do what is ``wanted``.
+        """
+
+    @abstractmethod
+    def state(self) -> Iterable[str]:
+        """Return what there is besides: a line for each handle of the agent, process and file."""
+
+
+class RealPlace(Place):
+    """A ``subject`` with a real agent."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.subject.agent_socket
+
+    def prepare(self) -> None:
+        look(self.subject, PREPARE)
+        self.feed(f"cat >{FETCHED}", content("fetched"))
+
+    def feed(self, command: str, data: bytes) -> None:
+        """Run a shell command with this input in the guest."""
+        assert isinstance(self.subject, LooseAgent)
+        subprocess.run([*self.subject.shell, command], input=data, check=True)
+
+    def effects(self, task: Task, wanted: Container[int]) -> tuple[int, str]:
+        if not OPERATION[task.operation].changes:
+            return 0, ""
+        if task.operation == "put":
+            return self._put(f"/srv/put-{task.token}", content(task.token))
+        end = time.monotonic() + SECONDS_TO_DO * self.slowness
+        while True:
+            count = look(self.subject, f"cat {EFFECTS}").split().count(task.token)
+            if count in wanted or time.monotonic() > end:
+                return count, ""
+            time.sleep(0.05)
+
+    def _put(self, path: str, data: bytes) -> tuple[int, str]:
+        found = look(self.subject, f"[ ! -e {path} ] || sha256sum <{path}; rm -f {path}").split(" ")[0]
+        whole = hashlib.sha256(data).hexdigest()
+        return int(bool(found)), "" if found in ("", whole) else f"{path} is not what was put there"
+
+    def state(self) -> Iterable[str]:
+        return look(self.subject, f"/usr/bin/python3 -IS -c {shlex.quote(STATE)}").splitlines()
+
+    def bring_agent(self, release: str, command: str) -> None:
+        """Run a shell command in the guest whose input is an archive of another release's agent and its libraries."""
+        tree = image.build(release).tree
+        libraries = subprocess.run(
+            host.as_root(["chroot", str(tree), "ldd", "/usr/sbin/qemu-ga"]),
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        ).stdout
+        paths = re.findall(r"(/\S+) \(0x", libraries)
+        loader = next(path for path in paths if "/ld-linux" in path)
+        names = {loader: "qemu-ga", "/usr/sbin/qemu-ga": "program"}
+        with io.BytesIO() as file:
+            with tarfile.open(fileobj=file, mode="w", dereference=True) as archive:
+                for path in ["/usr/sbin/qemu-ga", *paths]:
+                    archive.add(inside(tree, path), names.get(path, f"lib/{Path(path).name}"))
+            self.feed(command, file.getvalue())
+
+
+class ScriptedPlace(Place):
+    """An agent that follows a script, and freezes no more than a word."""
+
+    afterwards = "wait"
+
+    def __init__(self, path: Path) -> None:
+        self.frozen = False
+        self.freezes = 0
+        self._agent = Scripted(
+            path,
+            {
+                "guest-fsfreeze-status": lambda arguments: "frozen" if self.frozen else "thawed",
+                "guest-fsfreeze-freeze": self._freeze,
+                "guest-fsfreeze-thaw": self._thaw,
+                "guest-get-fsinfo": [],
+            },
+        )
+
+    @property
+    def agent_socket(self) -> Path:
+        return self._agent.path
+
+    def __enter__(self) -> ScriptedPlace:
+        self._agent.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._agent.__exit__(*exc_info)
+
+    def _freeze(self, arguments: Mapping[str, Any]) -> int:
+        self.frozen = True
+        self.freezes += 1
+        return 2
+
+    def _thaw(self, arguments: Mapping[str, Any]) -> int:
+        was, self.frozen = self.frozen, False
+        return 2 * was
+
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
+    def effects(self, task: Task, wanted: Container[int]) -> tuple[int, str]:
+        """Return whether the guest is frozen, and thaw it. That it was frozen twice would be wrong."""
+        if not OPERATION[task.operation].changes:
+            return 0, ""
+        found = int(self.frozen), "it was frozen again" if self.freezes > 1 else ""
+        self.frozen, self.freezes = False, 0
+        return found
+
+    def state(self) -> Iterable[str]:
+        return ()
+
+
+def inside(tree: Path, path: str) -> Path:
+    """Return the file at a path in an image's tree, whose links are relative to the tree."""
+    found = tree / path.lstrip("/")
+    while found.is_symlink():
+        target = Path(os.readlink(found))
+        found = tree / str(target).lstrip("/") if target.is_absolute() else found.parent / target
+    return found
