@@ -79,7 +79,11 @@ def _reasons() -> Iterator[str]:
 
 def without_counts(text: str) -> str:
     """Return a document without what differs from run to run."""
-    return re.sub(r"(?<=\| )\d+(?= \|)|\d+(?= (?:trials|done|not run|failed|unknown|killed|wrong)\b)", "N", text)
+    return re.sub(
+        r"(?<=\| )\d+(?= (?:\||guest|scripted))|\d+(?= (?:trials|done|not run|failed|unknown|killed|wrong)\b)",
+        "N",
+        text,
+    )
 
 
 def _fault(fault: Fault) -> str:
@@ -96,9 +100,8 @@ def _cell(operation: Operation, fault: Fault, counts: Counts) -> str:
     found = cell(operation, fault)
     if found.why_not:
         return "-"
-    if found.name in counts or found.where not in (GUEST, SCRIPTED):
-        return str(counts.get(found.name, Counter())["runs"])
-    return found.where
+    runs = counts.get(found.name, Counter())["runs"]
+    return f"{runs} {found.where}" if found.where in (GUEST, SCRIPTED) else str(runs)
 
 
 _PAGE = """\
