@@ -23,7 +23,7 @@ _CACHE = os.environ.get("QEMU_GUEST_CACHE") or Path(os.environ.get("XDG_CACHE_HO
 def load_profile() -> None:
     """Have hypothesis find the same in each run, however slow the machine is, and leave nothing in the tree."""
     set_hypothesis_home_dir(Path(_CACHE).expanduser() / "hypothesis")
-    settings.register_profile("tests", max_examples=200, deadline=None, derandomize=True, database=None)
+    settings.register_profile("tests", max_examples=100, deadline=None, derandomize=True, database=None)
     settings.load_profile("tests")
 
 
