@@ -162,7 +162,7 @@ def test_mode_is_one_that_a_file_can_have_or_an_error(mode: Any, present: int) -
         assert os.umask(umask) == 0o077
 
 
-clauses = st.from_regex(r"[ugoa]{0,2}[-+=](r?w?X?x?s?|[ugo])", fullmatch=True)
+clauses = st.from_regex(r"(a|[ugo]{0,2})[-+=](r?w?X?x?s?|[ugo])", fullmatch=True)
 
 
 @given(st.lists(clauses, min_size=1, max_size=3).map(",".join), st.integers(0, 0o777))
