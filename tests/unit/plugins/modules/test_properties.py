@@ -98,15 +98,22 @@ MODULES = sorted(TASKS)
 some_text = text_of("0644", "u=rw", "2030-01-01T00:00:00Z", "/tmp/x", "x", "\0", " ", "'", "{{ x }}")
 
 
+def draw_option(option: dict[str, Any], data: st.DataObject) -> Any:
+    if "choices" in option:
+        return data.draw(st.sampled_from(option["choices"]))
+    if option["type"] == "float":
+        return data.draw(st.sampled_from([0, 0.5, 3, -1, "nan", "1e400"]))  # what is waited for passes in steps
+    return data.draw(some_text | values)
+
+
 @given(st.sampled_from(MODULES), st.data())
 def test_options_of_any_kind_end_in_a_result_or_an_error(module: str, data: st.DataObject) -> None:
     operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{module}").OPERATION
     spec = argument_spec(operation)
     given_options = {
-        name: data.draw(st.sampled_from(option["choices"]) if "choices" in option else some_text | values)
-        for name, option in spec.items()
-        if option.get("required") or data.draw(st.integers(0, 3)) == 0
+        name: draw_option(option, data) for name, option in spec.items() if data.draw(st.integers(0, 3)) == 0
     }
+    given_options = {**TASKS[module][0], **given_options}
     checked = ArgumentSpecValidator(spec, **operation.constraints).validate(given_options)
     assume(not checked.error_messages)
     clock = Clock()
@@ -162,10 +169,11 @@ def test_mode_is_one_that_a_file_can_have_or_an_error(mode: Any, present: int) -
         assert os.umask(umask) == 0o077
 
 
-clauses = st.from_regex(r"(a|[ugo]{0,2})[-+=](r?w?X?x?s?|[ugo])", fullmatch=True)
+# Without copied permissions (u=g), of which ansible-core and chmod do not always say the same.
+clause = st.from_regex(r"(a|[ugo]{1,2})[-+=]r?w?X?x?s?|[-+=]r?w?x?", fullmatch=True)
 
 
-@given(st.lists(clauses, min_size=1, max_size=3).map(",".join), st.integers(0, 0o777))
+@given(st.lists(clause, min_size=1, max_size=3).map(",".join), st.integers(0, 0o777))
 def test_mode_in_symbols_is_what_chmod_makes_of_it(symbols: str, present: int) -> None:
     with tempfile.NamedTemporaryFile() as file:
         os.chmod(file.name, present)
