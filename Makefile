@@ -9,7 +9,7 @@ CACHE := $(or $(QEMU_GUEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qemu-gu
 RUN := @tests/tools/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-all lint unit sanity agents guests bench docs build clean
+.PHONY: help demo quick test test-all lint unit sanity agents guests bench fuzz docs build clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -46,6 +46,9 @@ guests:  ## integration tests against booted guests
 
 bench:  ## seconds of plays, beside ssh and others, on one guest and on many agents (BENCH_ARGS='--only fleet' narrows)
 	@tests/tools/with bench python -m lab.bench $(BENCH_ARGS)
+
+fuzz:  ## properties of the unit tests, by an input that runs new code (FUZZ_ARGS='reply --runs 1000000' narrows)
+	@tests/tools/with fuzz python tests/fuzz/__main__.py $(FUZZ_ARGS)
 
 docs:  ## the plugins' documentation and the guides as HTML, in the cache; all their links lead somewhere
 	@tests/tools/docs

@@ -95,9 +95,7 @@ DIRECT: dict[str, Target] = {
     "error": direct(
         agent.test_error_of_the_agent_is_a_command_error_that_can_be_shown, lambda data: ("GenericError", text(data))
     ),
-    "files": direct(
-        guest.test_files_make_sense_or_an_error, lambda data: choice(data, [False, True])[::-1]
-    ),
+    "files": direct(guest.test_files_make_sense_or_an_error, lambda data: choice(data, [False, True])[::-1]),
     "frame": direct(guest.test_frame_is_an_error_or_within_its_limit, as_it_is),
     "instant": direct(modules.test_instant_is_one_that_the_agent_takes_or_an_error, as_text),
     "limit": direct(agent.test_no_line_is_longer_than_the_limit_and_the_next_one_comes_whole, pieces),
@@ -109,9 +107,7 @@ DIRECT: dict[str, Target] = {
     "result": direct(controller.test_result_of_a_program_is_its_own_or_an_error, as_it_is),
     "ring": direct(controller.test_any_line_on_the_ring_is_a_request_or_a_value_error, as_it_is),
     "state": direct(agent.test_state_that_makes_no_sense_is_out_of_sync, as_it_is),
-    "stream": direct(
-        agent.test_command_ends_with_a_value_or_an_error_that_says_rightly_whether_it_was_sent, stream
-    ),
+    "stream": direct(agent.test_command_ends_with_a_value_or_an_error_that_says_rightly_whether_it_was_sent, stream),
     "uri": direct(inventory.test_any_uri_has_a_hypervisor, as_text),
     "value": direct(agent.test_value_is_of_the_type_of_the_schema_or_an_error, reply),
     "view": direct(inventory.test_any_output_makes_guests_that_can_be_shown_and_named, view),

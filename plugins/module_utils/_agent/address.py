@@ -94,7 +94,7 @@ def parse_address(text: str) -> Address:
 
 
 def _can_be_passed(rest: str, kind: str) -> bool:
-    """Return whether the system takes such a text. A path may be of any bytes but NUL, which Python has as surrogates."""
+    """Return whether the system takes such a text: a path may be of any bytes but NUL."""
     try:
         rest.encode("utf-8", "surrogateescape" if kind == "unix" else "strict")
     except UnicodeEncodeError:

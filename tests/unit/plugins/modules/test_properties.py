@@ -133,7 +133,8 @@ def test_options_of_any_kind_end_in_a_result_or_an_error(module: str, data: st.D
 
 
 @given(
-    st.lists(names, min_size=1, max_size=4), st.dictionaries(st.from_regex(r"[A-Z]_[A-Za-z0-9_]{0,8}", fullmatch=True), names)
+    st.lists(names, min_size=1, max_size=4),
+    st.dictionaries(st.from_regex(r"[A-Z]_[A-Za-z0-9_]{0,8}", fullmatch=True), names),
 )
 def test_program_gets_the_words_and_the_environment_that_it_was_given(argv: list[str], env: dict[str, str]) -> None:
     program = [*("sh", "-c", """printf '%s\\0' "$@"; exec env -0"""), *argv]
@@ -158,7 +159,10 @@ def test_mode_in_octal_is_that_mode(mode: int, present: int) -> None:
     assert mode_of(f"{mode:o}", present) == mode_of(mode, present) == mode_of(f"0{mode:04o}", present) == mode
 
 
-@given(text_of("u", "g", "o", "a", "+", "-", "=", "r", "w", "x", "X", "s", "t", ",", "0", "7", "_") | values, st.integers(0, 0o7777))
+@given(
+    text_of("u", "g", "o", "a", "+", "-", "=", "r", "w", "x", "X", "s", "t", ",", "0", "7", "_") | values,
+    st.integers(0, 0o7777),
+)
 def test_mode_is_one_that_a_file_can_have_or_an_error(mode: Any, present: int) -> None:
     umask = os.umask(0o077)
     try:
@@ -183,7 +187,9 @@ def test_mode_in_symbols_is_what_chmod_makes_of_it(symbols: str, present: int) -
 
 # Times
 
-zones = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(lambda d: timezone(timedelta(minutes=d // timedelta(minutes=1))))
+zones = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(
+    lambda d: timezone(timedelta(minutes=d // timedelta(minutes=1)))
+)
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2262, 1, 1), timezones=zones), st.sampled_from("T "))

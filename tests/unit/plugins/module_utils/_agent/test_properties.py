@@ -217,7 +217,9 @@ def test_command_ends_with_a_value_or_an_error_that_says_rightly_whether_it_was_
             error = None
             known = schema.command(command)
             assert isinstance(value, known.returns) or (value is None and not known.answers)
-    was_sent = b'\n{"execute":"%b"' % command.encode() in agent.stream.sent  # a sync of our own has a sentinel before it
+    was_sent = (
+        b'\n{"execute":"%b"' % command.encode() in agent.stream.sent
+    )  # a sync of our own has a sentinel before it
     if error is None:
         assert was_sent
         return
@@ -245,7 +247,9 @@ def test_state_is_what_it_was(state: SyncState) -> None:
     assert decode_state(encode_state(state)) == state
 
 
-@given(bytes_of(b"[", b"]", b",", b"1.5", b"true", b"Infinity", b'"abc"') | values.map(lambda v: json.dumps(v).encode()))
+@given(
+    bytes_of(b"[", b"]", b",", b"1.5", b"true", b"Infinity", b'"abc"') | values.map(lambda v: json.dumps(v).encode())
+)
 def test_state_that_makes_no_sense_is_out_of_sync(text: bytes) -> None:
     state = decode_state(text)
     assert type(state.since) is float and math.isfinite(state.since)
@@ -276,7 +280,9 @@ def test_what_is_returned_has_nothing_that_core_takes_for_its_own(value: Any) ->
 
 
 @given(
-    text_of("unix:", "/run/a", "@", "vsock:", "tcp:", "libvirt:", ":", "1", "65535", "4294967295", "[", "]", "::1", "\0")
+    text_of(
+        "unix:", "/run/a", "@", "vsock:", "tcp:", "libvirt:", ":", "1", "65535", "4294967295", "[", "]", "::1", "\0"
+    )
 )
 def test_address_is_one_that_can_be_written_again_or_an_error(text: str) -> None:
     try:

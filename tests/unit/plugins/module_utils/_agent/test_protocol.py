@@ -14,7 +14,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import (
     MAX_STRUCTURE,
-    SENTINEL,
     Base64,
     ReplyParser,
     decode_reply,

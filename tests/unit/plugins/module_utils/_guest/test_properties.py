@@ -73,7 +73,9 @@ def test_archive_is_read_as_it_was_made(files: list[tuple[str, bytes]], form: in
     ]
 
 
-kinds = st.sampled_from([tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, b"S", b"L"])
+kinds = st.sampled_from(
+    [tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, b"S", b"L"]
+)
 paths = st.sampled_from(["./f", "./a/b", "../out/file", "/etc/passwd", "./a", ".", "", "x" * 200]) | names
 hostile = st.builds(
     lambda of, patches: with_checksums(patched(tar_of(of), patches)),
@@ -156,7 +158,10 @@ def test_frame_is_an_error_or_within_its_limit(packed: bytes) -> None:
 # What programs say of files
 
 
-@given(bytes_of(b"d\0", b"f\0", b"l\0", b"o\0", b"./a\0", b"\0", b"81a4 0 0 5\n", b"l./x.", b"a" * 64 + b"  ./a\n"), st.booleans())
+@given(
+    bytes_of(b"d\0", b"f\0", b"l\0", b"o\0", b"./a\0", b"\0", b"81a4 0 0 5\n", b"l./x.", b"a" * 64 + b"  ./a\n"),
+    st.booleans(),
+)
 def test_files_make_sense_or_an_error(output: bytes, attributes: bool) -> None:
     with suppress(TransferError):
         for one in tree._ordered(tree._parse(output, attributes=attributes)):
@@ -189,7 +194,9 @@ def test_shell_has_the_words_that_it_was_given(directory: str, name: str, other:
     assert n == os.fsencode(os.path.basename(path))
 
 
-@given(names.map(lambda name: name.replace("/", "-")).filter(lambda name: name not in (".", "..")), st.binary(min_size=1))
+@given(
+    names.map(lambda name: name.replace("/", "-")).filter(lambda name: name not in (".", "..")), st.binary(min_size=1)
+)
 def test_file_of_any_name_is_summed_and_unpacked(name: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as top:
         path = f"{top}/{name}"
