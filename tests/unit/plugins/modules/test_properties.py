@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
@@ -187,6 +187,13 @@ def test_mode_in_symbols_is_what_chmod_makes_of_it(symbols: str, present: int) -
 
 # Times
 
+
+@pytest.mark.parametrize("zone", ["+24:00", "-00:60"])
+def test_zone_that_there_is_not_is_refused(zone: str) -> None:
+    with pytest.raises(OperationError, match="is no time zone"):
+        qga_time.instant(f"2030-01-31T12:00:00{zone}")
+
+
 zones = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(
     lambda d: timezone(timedelta(minutes=d // timedelta(minutes=1)))
 )
@@ -200,6 +207,8 @@ def test_instant_is_that_of_its_zone(when: datetime, separator: str) -> None:
 
 
 @given(text_of("2030-01-31", "T", "12:00:00", "24:00", ".5", "Z", "+99:99", "+", "1", "9" * 30, "\u0663"))
+@example("9" * 20)
+@example("2300-01-01T00:00Z")
 def test_instant_is_one_that_the_agent_takes_or_an_error(text: str) -> None:
     with suppress(OperationError):
         assert -(2**63) <= qga_time.instant(text) < 2**63

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OutcomeUnknownError, TransferError
@@ -86,6 +86,7 @@ descriptors = st.sampled_from(["", "socket", "file", "both", "reversed"])
 
 
 @given(st.lists(st.tuples(packets, descriptors), max_size=6))
+@example([(b"keep k", "both"), (b"keep k 60", "reversed"), (b"keep k nan", "both")])
 def test_no_packet_ends_the_mux_and_other_clients_go_on(said: list[tuple[bytes, str]]) -> None:
     with mux() as (server, path), ExitStack() as stack:
         before = len(os.listdir("/proc/self/fd"))

@@ -250,6 +250,8 @@ def test_state_is_what_it_was(state: SyncState) -> None:
 @given(
     bytes_of(b"[", b"]", b",", b"1.5", b"true", b"Infinity", b'"abc"') | values.map(lambda v: json.dumps(v).encode())
 )
+@example(b"[Infinity]")
+@example(b"[" * 100_000)
 def test_state_that_makes_no_sense_is_out_of_sync(text: bytes) -> None:
     state = decode_state(text)
     assert type(state.since) is float and math.isfinite(state.since)
@@ -284,6 +286,9 @@ def test_what_is_returned_has_nothing_that_core_takes_for_its_own(value: Any) ->
         "unix:", "/run/a", "@", "vsock:", "tcp:", "libvirt:", ":", "1", "65535", "4294967295", "[", "]", "::1", "\0"
     )
 )
+@example("/run/a\0")
+@example("libvirt:\ud800")
+@example("tcp:[a[b]:80")
 def test_address_is_one_that_can_be_written_again_or_an_error(text: str) -> None:
     try:
         address = parse_address(text)

@@ -12,7 +12,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from ansible.inventory.data import InventoryData
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
@@ -186,6 +186,7 @@ guests = st.builds(
 
 
 @given(st.lists(st.tuples(guests, guest_names, st.booleans()), max_size=5))
+@example([(Guest("hv", "process", name="web", uuid=ID), "a" * 250, False)] * 2)
 def test_names_are_safe_and_all_different(of: list[tuple[Guest, str, bool]]) -> None:
     warnings: list[str] = []
     found = [guest for guest, _name, _own in of]
@@ -237,6 +238,8 @@ TAGS = (
 
 
 @given(text_of(*TAGS, ID, AGENT_PORT), st.booleans())
+@example("\ud800", True)
+@example("<domain><uuid>../x</uuid></domain>", True)
 def test_any_xml_is_a_guest_or_an_error(xml: str, is_active: bool) -> None:
     with suppress(AddressError):
         guest = guest_of(xml, is_active, "qemu:///system", "localhost")
