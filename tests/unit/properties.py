@@ -49,7 +49,10 @@ values: st.SearchStrategy[Any] = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
     | st.sampled_from(["", "__ansible_type", "\ud800\0", "{{ x }}", "YQ==", 0, -1, 2**31, 1e308]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=8) | st.just("__ansible_type"), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 """Anything that the agent's JSON can say."""

@@ -12,26 +12,28 @@ import shlex
 import stat
 import subprocess
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
 from typing import Any
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, reject
 from hypothesis import strategies as st
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent import base, deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._guest import executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest import executor, files, patience
 from ansible_collections.qemu.guest.plugins.module_utils._module import freeze, power
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
-from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_shutdown, qga_suspend, qga_time
+from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping, qga_shutdown, qga_suspend, qga_time
 from ansible_collections.qemu.guest.tests.unit.plugins.modules.test_garbage import INFO, TASKS
 from ansible_collections.qemu.guest.tests.unit.properties import names, text_of, values
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock
@@ -54,6 +56,17 @@ class Replying(Agent):
 
     def close(self) -> None:
         pass
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Time passes by itself, and no process is left that waits for an agent which is gone."""
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        for waits in (base, deadline, executor, files, patience, power, qga_exec, qga_ping, qga_shutdown, qga_suspend):
+            patch.setattr(waits, "time", clock)
+        patch.setattr(freeze, "arm", lambda agent, seconds: Timer("token", 1, seconds, "then"))
+        yield
 
 
 def replaced(value: Any, draw: st.DrawFn) -> Any:
@@ -81,11 +94,7 @@ def test_replies_that_make_no_sense_end_in_a_result_or_an_error(of: tuple[str, d
     module, replies = of
     operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{module}").OPERATION
     options = {**{name: option.get("default") for name, option in argument_spec(operation).items()}, **TASKS[module][0]}
-    clock = Clock()
-    with pytest.MonkeyPatch.context() as patch:
-        for waits in (power, qga_shutdown, qga_suspend, executor):
-            patch.setattr(waits, "time", clock)
-        patch.setattr(freeze, "arm", lambda agent, seconds: Timer("token", 1, seconds, "then"))
+    with no_waiting():
         try:
             said: Any = run_operation(operation, Replying(replies), options, diff=True)
         except QgaError as exc:
@@ -114,13 +123,12 @@ def test_options_of_any_kind_end_in_a_result_or_an_error(module: str, data: st.D
         name: draw_option(option, data) for name, option in spec.items() if data.draw(st.integers(0, 3)) == 0
     }
     given_options = {**TASKS[module][0], **given_options}
-    checked = ArgumentSpecValidator(spec, **operation.constraints).validate(given_options)
+    try:
+        checked = ArgumentSpecValidator(spec, **operation.constraints).validate(given_options)
+    except UnicodeEncodeError:  # ansible-core itself fails on half a surrogate pair in a secret
+        reject()
     assume(not checked.error_messages)
-    clock = Clock()
-    with pytest.MonkeyPatch.context() as patch:
-        for waits in (power, qga_shutdown, qga_suspend, executor):
-            patch.setattr(waits, "time", clock)
-        patch.setattr(freeze, "arm", lambda agent, seconds: Timer("token", 1, seconds, "then"))
+    with no_waiting():
         try:
             said: Any = run_operation(operation, Replying(TASKS[module][1]), checked.validated_parameters, diff=True)
         except QgaError as exc:
@@ -160,7 +168,7 @@ def test_mode_in_octal_is_that_mode(mode: int, present: int) -> None:
 
 
 @given(
-    text_of("u", "g", "o", "a", "+", "-", "=", "r", "w", "x", "X", "s", "t", ",", "0", "7", "_") | values,
+    st.text("ugoa+-=rwxXst,07_ ") | st.text("07") | text_of("u", "=") | values,
     st.integers(0, 0o7777),
 )
 def test_mode_is_one_that_a_file_can_have_or_an_error(mode: Any, present: int) -> None:

@@ -83,12 +83,24 @@ def test_no_line_is_longer_than_the_limit_and_the_next_one_comes_whole(pieces: l
     assert parser.feed(b"{}\n") == [(b"{}", False)]
 
 
+def small(digits: str) -> int:
+    assert -(2**63) <= int(digits) < 2**64
+    return int(digits)
+
+
 def depth(value: Any) -> int:
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(depth, children), default=0) if isinstance(value, (dict, list)) else 0
 
 
-@given(bytes_of(*REPLIES, *WORDS) | values.map(lambda value: json.dumps({"return": value}).encode()))
+odd = st.sampled_from([b"NaN", b"-Infinity", b"1e999", b"9" * 21, b"1." + b"1" * 41, b"[" * 70 + b"]" * 70])
+
+
+@given(
+    bytes_of(*REPLIES, *WORDS)
+    | odd.map(lambda value: b'{"return": [%b]}' % value)
+    | values.map(lambda value: json.dumps({"return": value}).encode())
+)
 @example(b'{"return": {"buf-b64": "\xc3\xbc"}}')
 def test_reply_is_what_json_says_within_its_limits_or_an_error(line: bytes) -> None:
     try:
@@ -97,7 +109,7 @@ def test_reply_is_what_json_says_within_its_limits_or_an_error(line: bytes) -> N
         assert exc.executed == "unknown" and str(exc).isprintable()
         reply = None
     else:
-        assert reply == json.loads(line) and depth(reply) <= protocol._MAX_DEPTH + 2
+        assert reply == json.loads(line, parse_int=small) and depth(reply) <= protocol._MAX_DEPTH + 2
         json.dumps(reply, allow_nan=False)
     # A long reply is read by a shortcut, which says the same of base64.
     usual, protocol._LONG = protocol._LONG, 0
