@@ -195,7 +195,7 @@ def _wanted_clock(params: Params) -> Clock:
 
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?([.,]\d{1,9})? ?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE)
 _EPOCH = re.compile(r"\d{1,10}(\.\d{1,18})?")
-_LATEST = 2**63 - 1  # the agent's integers have 64 bits: until the year 2262
+_LARGEST = 2**63 - 1  # the agent's integers have 64 bits
 
 
 def instant(text: str) -> int:
@@ -205,8 +205,8 @@ def instant(text: str) -> int:
     """
     try:
         value = int(Decimal(text) * _SECOND) if _EPOCH.fullmatch(text) else _of_iso(text)
-        if value > _LATEST:
-            raise ValueError("agents know no time after 2262")
+        if abs(value) > _LARGEST:
+            raise ValueError("agents know no time before 1678 or after 2262")
         return value
     except ValueError as exc:
         raise OperationError(

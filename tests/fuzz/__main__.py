@@ -4,8 +4,8 @@
 """Run targets of the fuzzer, one after another: see docs/testing.md.
 
 Each runs in a process of its own, which ends with its executions or at a fault. What it has found worth keeping stays
-in the cache, and is where the next run begins; ``--keep`` writes the smallest part of it that runs the same code to
-tests/fuzz/corpus, which a unit test runs through.
+in the cache, and is where the next run begins; ``--keep`` writes the shortest of it to tests/fuzz/corpus, which a unit
+test runs through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ CORPUS = HERE / "corpus"
 CACHE = Path(os.environ.get("QEMU_GUEST_CACHE") or Path.home() / ".cache" / "qemu-guest") / "fuzz"
 RUNS = 100_000
 SEED = 1
+MOST_KEPT = 60
 LONGEST = 256
 LONGEST_OF = {"archive": 4096}
 # An input that takes longer or more is a fault.
@@ -42,10 +42,13 @@ def inputs(target: str) -> list[bytes]:
         return []
 
 
-def keep(target: str, found: Sequence[bytes]) -> None:
-    """Write the corpus of a target."""
+def keep(target: str) -> None:
+    """Write to the tree the shortest inputs of a target's that each ran code which none before had run."""
     CORPUS.mkdir(exist_ok=True)
-    lines = sorted(base64.b64encode(one).decode("ascii") + "\n" for one in found)
+    found = sorted({path.read_bytes() for path in (CACHE / target).iterdir()}, key=lambda one: (len(one), one))[
+        :MOST_KEPT
+    ]
+    lines = (base64.b64encode(one).decode("ascii") + "\n" for one in found)
     (CORPUS / f"{target}.txt").write_text("".join(lines), encoding="ascii")
 
 
@@ -71,39 +74,28 @@ def run(target: str, runs: int, seed: int) -> tuple[int, bool]:
     directory.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(inputs(target)):
         (directory / f"kept-{number}").write_bytes(one)
-    done = called(
-        target,
-        f"-runs={runs}",
-        f"-seed={seed}",
-        f"-max_len={LONGEST_OF.get(target, LONGEST)}",
-        f"-timeout={MOST_SECONDS}",
-        f"-rss_limit_mb={MOST_MEGABYTES}",
-        f"-artifact_prefix={CACHE}/{target}-",
-        "-print_final_stats=1",
-        str(directory),
-    )
-    match = re.search(r"number_of_executed_units: (\d+)", done.stdout)
-    if done.returncode:
-        print(done.stdout[-6000:])
-    return int(match[1]) if match else 0, not done.returncode
-
-
-def smallest(target: str) -> None:
-    """Keep the smallest part of the corpus in the cache that runs the same code."""
-    with tempfile.TemporaryDirectory() as directory:
-        called(target, "-merge=1", directory, str(CACHE / target))
-        keep(target, [path.read_bytes() for path in Path(directory).iterdir()])
-
-
-def called(target: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, __file__, "--child", target, *arguments],
+    done = subprocess.run(
+        [
+            *(sys.executable, __file__, "--child", target),
+            f"-runs={runs}",
+            f"-seed={seed}",
+            f"-max_len={LONGEST_OF.get(target, LONGEST)}",
+            f"-timeout={MOST_SECONDS}",
+            f"-rss_limit_mb={MOST_MEGABYTES}",
+            f"-artifact_prefix={CACHE}/{target}-",
+            "-print_final_stats=1",
+            str(directory),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         check=False,
     )
+    match = re.search(r"number_of_executed_units: (\d+)", done.stdout)
+    if done.returncode:
+        print(done.stdout[-6000:])
+    return int(match[1]) if match else 0, not done.returncode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         if not is_well:
             broken.append(target)
         elif options.keep:
-            smallest(target)
+            keep(target)
     print(f"{total} executions" + (f"; faults in {', '.join(broken)}" if broken else ""))
     return bool(broken)
 
