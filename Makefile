@@ -9,7 +9,7 @@ CACHE := $(or $(QEMU_GUEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qemu-gu
 RUN := @tests/tools/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-all lint unit sanity agents guests bench soak docs build clean
+.PHONY: help demo quick test test-all lint unit sanity agents guests bench soak fuzz docs build clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -49,6 +49,9 @@ bench:  ## seconds of plays, beside ssh and others, on one guest and on many age
 
 soak:  ## 2000 tasks and 2 GB of files through one guest: nothing grows (SOAK_ARGS='--on loose --tasks 200' narrows)
 	@tests/tools/with core-2.21 python -m lab.soak $(SOAK_ARGS)
+
+fuzz:  ## properties of the unit tests, by an input that runs new code (FUZZ_ARGS='reply --runs 1000000' narrows)
+	@tests/tools/with fuzz python tests/fuzz/__main__.py $(FUZZ_ARGS)
 
 docs:  ## the plugins' documentation and the guides as HTML, in the cache; all their links lead somewhere
 	@tests/tools/docs

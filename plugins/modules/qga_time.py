@@ -194,7 +194,8 @@ def _wanted_clock(params: Params) -> Clock:
 
 
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?([.,]\d{1,9})? ?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE)
-_EPOCH = re.compile(r"\d+(\.\d+)?")
+_EPOCH = re.compile(r"\d{1,10}(\.\d{1,18})?")
+_LARGEST = 2**63 - 1  # the agent's integers have 64 bits
 
 
 def instant(text: str) -> int:
@@ -202,26 +203,34 @@ def instant(text: str) -> int:
 
     :raise OperationError: if it is neither ISO 8601 with a time zone nor a number of seconds.
     """
-    if _EPOCH.fullmatch(text):
-        return int(Decimal(text) * _SECOND)
-    match = _ISO.fullmatch(text)
     try:
-        if not match:
-            raise ValueError("no time zone, or another form")
-        day, minutes, seconds, fraction, zone = match.groups()
-        parsed = time.strptime(f"{day} {minutes}{seconds or ':00'}", "%Y-%m-%d %H:%M:%S")
+        value = int(Decimal(text) * _SECOND) if _EPOCH.fullmatch(text) else _of_iso(text)
+        if abs(value) > _LARGEST:
+            raise ValueError("agents know no time before 1678 or after 2262")
+        return value
     except ValueError as exc:
         raise OperationError(
             f"time: {text!r} should be like 2030-01-31T12:00:00Z or 2030-01-31T12:00:00+02:00, or a number of seconds "
             f"since 1970-01-01 UTC ({exc})"
         ) from exc
+
+
+def _of_iso(text: str) -> int:
+    match = _ISO.fullmatch(text)
+    if not match:
+        raise ValueError("no time zone, or another form")
+    day, minutes, seconds, fraction, zone = match.groups()
+    parsed = time.strptime(f"{day} {minutes}{seconds or ':00'}", "%Y-%m-%d %H:%M:%S")
     return (calendar.timegm(parsed) - _zone_seconds(zone)) * _SECOND + int((fraction or ".")[1:].ljust(9, "0"))
 
 
 def _zone_seconds(zone: str) -> int:
     if zone in "Zz":
         return 0
-    seconds = int(zone[1:3]) * 3600 + int(zone[-2:]) * 60
+    hours, minutes = int(zone[1:3]), int(zone[-2:])
+    if hours > 23 or minutes > 59:
+        raise ValueError(f"{zone} is no time zone")
+    seconds = hours * 3600 + minutes * 60
     return -seconds if zone[0] == "-" else seconds
 
 

@@ -273,8 +273,11 @@ class MuxServer:
             packet, flags = b"", 0
         word, _space, text = packet.partition(b" ")
         if word == b"keep" and len(descriptors) == 2 and not flags & socket.MSG_CTRUNC and not client.channel:
-            self.keep(client, text, descriptors)
-            return
+            try:
+                self.keep(client, text, descriptors)
+                return
+            except (OSError, ValueError):  # these are no channel and its lock, or that is no number of seconds
+                pass
         for descriptor in descriptors:
             os.close(descriptor)
         if not client.channel and word in (b"join", b"visit"):
@@ -283,13 +286,18 @@ class MuxServer:
         self.serve_client(client, word, text)
 
     def keep(self, client: Client, text: bytes, descriptors: list[int]) -> None:
-        """Keep a channel that its client, which holds the turn, has opened."""
+        """Keep a channel that its client, which holds the turn, has opened.
+
+        :raise OSError: if the descriptors are no channel's.
+        :raise ValueError: if C(text) makes no sense.
+        """
         key, _space, seconds = text.partition(b" ")
-        self.drop(key)  # its other side has gone: the client has the lock
-        channel = self.channels[key] = KeptChannel(descriptors, float(seconds))
-        self.streams[channel.stream] = key
+        channel = KeptChannel(descriptors, _seconds(seconds))
         # Nothing is read here, but the other side's end is reported all the same.
         self.poller.register(channel.stream, select.EPOLLRDHUP)
+        self.drop(key)  # its other side has gone: the client has the lock
+        self.channels[key] = channel
+        self.streams[channel.stream] = key
         client.channel, channel.turn = channel, client
         channel.clients.add(client)
 
@@ -347,6 +355,13 @@ class MuxServer:
                 self.part(client)
             if not self.clients and not self.channels:
                 self.next_look = 0.0
+
+
+def _seconds(text: bytes) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < _NEVER:
+        raise ValueError(f"{seconds} seconds")
+    return seconds
 
 
 def _sign(lock: int) -> None:

@@ -25,7 +25,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest import executor,
 from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.machine import Machine
+from ansible_collections.qemu.guest.tests.unit.properties import load_profile
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
+
+load_profile()
 
 
 @pytest.fixture(autouse=True)

@@ -85,14 +85,21 @@ def parse_address(text: str) -> Address:
 
     :raise AddressError: if it has none of the forms; the message lists them.
     """
-    if text.startswith("/"):
-        return Address("unix", path=text)
-    kind, colon, rest = text.partition(":")
+    kind, colon, rest = ("unix", ":", text) if text.startswith("/") else text.partition(":")
     parser = _PARSERS.get(kind) if colon else None
-    address = parser(rest) if parser and rest else None
+    address = parser(rest) if parser and rest and _can_be_passed(rest, kind) else None
     if address is None:
         raise AddressError(f"{text!r} is not the address of a guest agent. It should be {FORMS}.")
     return address
+
+
+def _can_be_passed(rest: str, kind: str) -> bool:
+    """Return whether the system takes such a text: a path may be of any bytes but NUL."""
+    try:
+        rest.encode("utf-8", "surrogateescape" if kind == "unix" else "strict")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in rest
 
 
 def _parse_unix(rest: str) -> Address | None:
@@ -107,7 +114,7 @@ def _parse_vsock(rest: str) -> Address | None:
 
 
 def _parse_tcp(rest: str) -> Address | None:
-    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+)):(\d{1,5})", rest)
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):(\d{1,5})", rest)
     if not match or not 0 < int(match.group(3)) < 65536:
         return None
     return Address("tcp", host=match.group(1) or match.group(2), port=int(match.group(3)))

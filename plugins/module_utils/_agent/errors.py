@@ -76,7 +76,7 @@ class QgaError(Exception):
         self.address = ""
 
     def __str__(self) -> str:
-        where = f"{self.party} at {self.address}: " if self.address else ""
+        where = f"{self.party} at {printable(self.address)}: " if self.address else ""
         what = f"{self.told_fate}: " if self.told_fate else ""
         stop = "" if self.message.endswith((".", "?", "!")) else "."
         hint = f"{stop} {printable(self.hint)}" if self.hint else ""
@@ -90,11 +90,12 @@ class QgaError(Exception):
     @property
     def told_fate(self) -> str:
         """The message's words on the command; empty if there is none."""
-        return f"{self.command} {self.fate}" if self.command else ""
+        return f"{printable(self.command)} {self.fate}" if self.command else ""
 
     def as_result(self) -> dict[str, Any]:
         """Return the members of a failed task's result beside C(msg)."""
-        return {"error": {"type": type(self).__name__, "command": self.command, "executed": self.executed}}
+        said = {"type": type(self).__name__, "command": self.command, "executed": self.executed}
+        return {"error": returnable(said)}
 
 
 class AddressError(QgaError):

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import array
 import json
+import math
 import os
 import select
 import socket
@@ -126,9 +127,11 @@ def encode_state(state: SyncState) -> bytes:
 def decode_state(text: bytes) -> SyncState:
     """Return the state encoded in ``text``; out of sync if it is invalid."""
     try:
-        return SyncState(*json.loads(text))
-    except (ValueError, TypeError):
+        state = SyncState(*json.loads(text))
+    except (ValueError, TypeError, RecursionError):
         return SyncState()
+    known = isinstance(state.since, float) and math.isfinite(state.since)
+    return state if known and isinstance(state.takes_id, bool) and isinstance(state.echoes_id, bool) else SyncState()
 
 
 def mux_path() -> str:

@@ -20,7 +20,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent im
     THREADS,
 )
 from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
-from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.command_line import AGENT_PORT
+from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.command_line import AGENT_PORT, UUID
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import HERE, NO_AGENT, OFF, Guest
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.text import line
 
@@ -97,7 +97,7 @@ def _domains(uri: str, hypervisor: str) -> list[Guest]:
         for domain in connection.listAllDomains(0):
             try:
                 found.append(guest_of(domain.XMLDesc(0), bool(domain.isActive()), uri, hypervisor))
-            except (libvirt.libvirtError, ElementTree.ParseError, AddressError):
+            except (libvirt.libvirtError, AddressError):
                 continue  # it has gone meanwhile
         return found
     finally:
@@ -118,13 +118,19 @@ def guest_of(xml: str, is_active: bool, uri: str, hypervisor: str) -> Guest:
     """
     if len(xml) > _LONGEST_XML or "<!" in xml.replace("<!--", ""):
         raise AddressError("not the XML of a domain")
-    root = ElementTree.fromstring(xml)
+    try:
+        root = ElementTree.fromstring(xml)
+    except (ElementTree.ParseError, UnicodeError):
+        raise AddressError("not XML") from None
+    uuid = root.findtext("uuid") or ""
+    if not UUID.fullmatch(uuid):
+        raise AddressError("not the XML of a domain: it has no UUID")
     guest = Guest(
         hypervisor,
         "libvirt",
         remote=hypervisor != HERE,
         name=line(root.findtext("name") or "", 256),
-        uuid=(root.findtext("uuid") or "").lower(),
+        uuid=uuid.lower(),
         libvirt_uri=uri,
     )
     guest.address = f"libvirt:{guest.uuid}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -61,13 +62,16 @@ def first_safe(guest: Guest, wishes: Sequence[Wish], taken: Taken, warn: Warn) -
         if not reason:
             return safe
         warn(f"{printable(guest.label, 200)}: not named {printable(repr(wish.name), 200)}: {reason}")
-    return Wish(_by_digest(guest))
+    return Wish(next(_by_digest(guest)))
 
 
-def _by_digest(guest: Guest) -> str:
+def _by_digest(guest: Guest) -> Iterator[str]:
+    """Yield names made from what identifies the guest, without end: there may be others that say the same of them."""
     what = guest.uuid or guest.address or guest.pid
     text = f"{guest.hypervisor}\n{what}\n{guest.name}"
-    return f"guest-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    while True:
+        yield f"guest-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        text += "\n"
 
 
 def distinct(guests: Sequence[Guest], wishes: Sequence[Wish], taken: Taken, warn: Warn) -> list[str]:
@@ -87,8 +91,9 @@ def distinct(guests: Sequence[Guest], wishes: Sequence[Wish], taken: Taken, warn
             alike = [guests[other] for other in there]
             candidates = (f"{name}-{suffix}" for suffix in _suffixes(guests[place], alike))
             result[place] = next(
-                (each for each in candidates if each not in used and not why_unsafe(Wish(each), taken)),
-                _by_digest(guests[place]),
+                each
+                for each in itertools.chain(candidates, _by_digest(guests[place]))
+                if each not in used and not why_unsafe(Wish(each), taken)
             )
             used.add(result[place])
         if renamed:
@@ -104,7 +109,7 @@ def _suffixes(guest: Guest, alike: Sequence[Guest]) -> Iterator[str]:
         lambda one: one.uuid[:8],
         lambda one: one.vmid,
         lambda one: one.pid,
-        lambda one: _by_digest(one).removeprefix("guest-"),
+        lambda one: next(_by_digest(one)).removeprefix("guest-"),
     ):
         mine = value(guest)
         if mine and [value(other) for other in alike].count(mine) == 1:

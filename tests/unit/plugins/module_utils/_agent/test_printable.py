@@ -65,6 +65,12 @@ def test_error_shows_no_more_of_the_guests_words_than_can_be_seen() -> None:
     assert ProtocolError("x" * 10**6).message.count("x") == 2000
 
 
+def test_error_shows_a_command_and_an_address_as_what_can_be_seen_of_them() -> None:
+    error = CommandError("no", command="a\x1b[2Ab")
+    error.address = "unix:/run/a\nb"
+    assert str(error) == r"guest agent at unix:/run/a b: a\x1b[2Ab failed: no."[:-1]
+
+
 def test_warning_of_an_operation_is_one_visible_line() -> None:
     operation = Operation({}, lambda agent, params: None, lambda state, params: Plan(warnings=[FORGED]))
     assert run_operation(operation, Named(), {})["warnings"] == [f"vm1: {SHOWN}"]

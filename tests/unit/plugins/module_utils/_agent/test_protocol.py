@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import random
 import tracemalloc
 from typing import Any
 
@@ -15,7 +14,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ProtocolError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import (
     MAX_STRUCTURE,
-    SENTINEL,
     Base64,
     ReplyParser,
     decode_reply,
@@ -226,24 +224,6 @@ def test_line_beyond_the_limit_is_an_error_and_forgotten(pieces: list[bytes]) ->
 
 def test_limit_is_of_a_line_not_of_what_arrives_at_once() -> None:
     assert len(feed(ReplyParser(limit=10), b"12345678\n" * 100)) == 100
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_lines_do_not_depend_on_how_the_stream_is_split(seed: int) -> None:
-    dice = random.Random(seed)
-    alphabet = [b"{", b"}", b'"a"', b" ", b"\n", b"\n", SENTINEL, b"\xc3\xbc", b"longer text"]
-    stream = b"".join(dice.choice(alphabet) for _count in range(400))
-    cuts = sorted(dice.choices(range(len(stream)), k=dice.randrange(1, 200)))
-    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert b"".join(pieces) == stream
-
-    expected = []
-    for line in stream.split(b"\n")[:-1]:
-        *before, after = line.split(SENTINEL)
-        if after.strip():
-            expected.append((after, bool(before)))
-    assert feed(ReplyParser(), *pieces) == expected
-    assert feed(ReplyParser(), stream) == expected
 
 
 # Types

@@ -48,18 +48,6 @@ def read(data: bytes) -> list[tuple[Member, bytes]]:
     return [(member, file.read(member.size)) for member in members(file)]
 
 
-@pytest.mark.parametrize("name", ["a", "./a b/c", LONG, "./new\nline", b"\xff".decode("utf-8", "surrogateescape")])
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-@pytest.mark.parametrize("size", [0, 1, BLOCK, BLOCK + 1, 70_000])
-def test_file(name: str, form: int, size: int) -> None:
-    if form == tarfile.USTAR_FORMAT and name == LONG:
-        name = name[:150]
-    content = os.urandom(size)
-    ((member, got),) = read(archive((name, content), format=form))
-    assert member == Member(name.encode("utf-8", "surrogateescape"), "file", size, 0o754)
-    assert got == content
-
-
 def test_archive_of_the_tar_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / LONG).parent.mkdir()
     for name in ("one", LONG):
