@@ -98,8 +98,7 @@ class _Terminal:
 
     def __enter__(self) -> _Terminal:
         try:
-            self._socket.settimeout(SLACK)
-            self._socket.connect(str(self._path))
+            self._connect()
         except OSError as error:
             self._socket.close()
             raise LabError(f"no console at {self._path}: {error}") from error
@@ -107,6 +106,18 @@ class _Terminal:
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+
+    def _connect(self) -> None:
+        """Connect; wait for a place in the queue, which has room for one."""
+        self._socket.settimeout(SLACK)
+        deadline = time.monotonic() + SLACK
+        while True:
+            try:
+                return self._socket.connect(str(self._path))
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def type(self, text: str) -> None:
         try:

@@ -120,12 +120,15 @@ def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
         with suppress(QgaError):  # the status below shows whether it worked
             agent.execute("guest-fsfreeze-thaw")
     status = _status_if_told(agent)
-    result = {"status_before": "thawed", "status_after": status, **exc.as_result()}
+    result: dict[str, Any] = {"status_before": "thawed", "status_after": status, **exc.as_result()}
     if status == "thawed":
         disarm(agent)
         exc.hint = "The guest's filesystems are thawed."
         return OperationError(str(exc), result=result)
     exc.hint = f"THE GUEST MAY BE FROZEN: its status is {status}."
+    # The last command may be one that was never sent; what the task was for may have been done.
+    if "error" in result:
+        result["error"] = {**result["error"], "executed": "unknown"}
     try:
         timer = timer or arm(agent, 0)
     except QgaError as no_timer:

@@ -123,8 +123,8 @@ def run_operation(
     try:
         return _run(operation, agent, given, params, check_mode=check_mode, diff=diff)
     except QgaError as exc:  # of what no command says: a value of a reply, the end of a program
-        if not isinstance(exc, AddressError):  # of another address
-            exc.address = exc.address or agent.name
+        if not isinstance(exc, AddressError) and agent.name not in str(exc):  # that is about another address
+            exc.address = agent.name
         raise
 
 
