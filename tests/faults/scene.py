@@ -197,7 +197,7 @@ def may_stay(what: str, cell: Cell, befell: str) -> bool:
         kinds["handle"].add(LOST_HANDLE)
     if what.startswith("controller's file /run/qemu-guest/mux-"):
         kinds["controller's file"] = {SOCKET}
-    if cell.operation.name == "async" and what.startswith("file /root/.ansible_async"):
-        return True  # ansible-core removes its note of a job by a task of its own, which may be what failed
+    if cell.operation.name == "async" and what.startswith(("file /root/.ansible_async/", "file /root/.ansible/tmp/")):
+        return True  # ansible-core's own, which it removes by commands of their own: one of them may be what failed
     kind, _name, _rest = what.partition(" /")
     return bool(kinds.get(kind, set()) & cell.fault.leaves)
