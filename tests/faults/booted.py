@@ -149,7 +149,7 @@ DEEDS: Mapping[str, Deed] = {
     "agent restarted": Deed(_in_guest(f"kill -KILL {_AGENT}; systemctl start qemu-guest-agent")),
     "guest paused": Deed(_pause),
     "guest reset": Deed(lambda scene: _place(scene).guest.qmp("system_reset"), _is_up),
-    "guest rebooted": Deed(_in_guest("systemctl reboot --no-block"), _is_up),
+    "guest rebooted": Deed(_in_guest("(sleep 1; systemctl reboot) </dev/null >/dev/null 2>&1 &"), _is_up),
     "guest rolled back": Deed(lambda scene: _place(scene).guest.revert(SNAPSHOT)),
     "guest migrated": Deed(_migrate, dies=True),
     "QEMU killed": Deed(_kill_qemu, _start_qemu, dies=True),

@@ -97,10 +97,10 @@ def look(executor: Executor, user: str) -> KeyFile | None:
         raise
     except CommandError:  # Windows has no /bin/sh
         return None
-    head, _, rest = checked(result, purpose).decode("utf-8", "surrogateescape").partition("\n")
+    head, _newline, rest = checked(result, purpose).decode("utf-8", "surrogateescape").partition("\n")
     if head == "elsewhere":
         return None
-    kind, _, text = rest.partition("\n")
+    kind, _newline, text = rest.partition("\n")
     uid, gid, home = head.split(":", 2)
     if len(text) > LARGEST:
         raise OperationError(f"cannot {purpose} in the guest: the file has more than {LARGEST} bytes")

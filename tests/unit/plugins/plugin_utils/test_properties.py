@@ -162,7 +162,7 @@ def test_relay_leads_nobody_without_the_secret_and_tells_others_why_not(pieces: 
         listener.listen()
         relay = Relay(listener, b"a" * 32, b"answer", os.geteuid(), 60)
         relay._accept_from(True)
-        with socket.socket(socket.AF_UNIX) as client, relay._epoll:
+        with relay._epoll, socket.socket(socket.AF_UNIX) as client:
             client.connect(f"{directory}/socket")
             client.settimeout(5)
             for piece in pieces:
@@ -371,7 +371,7 @@ def test_records_are_what_they_were_and_half_a_record_is_none(of: list[tuple[int
 )
 def test_interpreter_that_says_anything_costs_itself_alone(pieces: list[bytes]) -> None:
     one, zygote = an_interpreter()
-    with tempfile.TemporaryDirectory() as directory, zygote:
+    with zygote, tempfile.TemporaryDirectory() as directory:
         one.hand_over(7, a_request(), f"{directory}/7")
         for piece in pieces:
             if not one.dead:
@@ -379,7 +379,7 @@ def test_interpreter_that_says_anything_costs_itself_alone(pieces: list[bytes]) 
                 one.listen()
         data = b"".join(pieces)
         first = struct.unpack("<IH", data[:6]) if len(data) >= 6 else None
-        (task,) = one.tasks.values()
+        task = next(iter(one.tasks.values()))
         if first and (first[0] != 1 or first[1] > frames.LARGEST_STATUS):
             assert one.dead and task.rc == LOST
         elif first and not one.dead:

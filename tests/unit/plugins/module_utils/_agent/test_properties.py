@@ -266,8 +266,8 @@ def test_state_is_what_it_was(state: SyncState) -> None:
 @example(b"[" * 100_000)
 def test_state_that_makes_no_sense_is_out_of_sync(text: bytes) -> None:
     state = decode_state(text)
-    assert type(state.since) is float and math.isfinite(state.since)
-    assert type(state.takes_id) is type(state.echoes_id) is bool
+    assert isinstance(state.since, float) and math.isfinite(state.since)
+    assert isinstance(state.takes_id, bool) and isinstance(state.echoes_id, bool)
 
 
 # Text of a guest
