@@ -88,7 +88,10 @@ def freeze(agent: Agent, params: Params) -> dict[str, Any]:
             # Not ours to thaw: if the guest is frozen, another client was faster.
             disarm(agent)
             raise
-        raise _undone(agent, exc, timer) from exc
+        undone = _undone(agent, exc, timer)
+        if exc.command == "guest-fsfreeze-status":  # a question after the freeze, which was run
+            undone.result["error"].update(command=_freeze_command(params), executed="yes")
+        raise undone from exc
     return {"count": count, **shown(timer)}
 
 

@@ -285,6 +285,16 @@ def test_agent_is_silent_afterwards(agent: SocketAgent, server: Scripted, timers
     assert timers.done == ["disarm", "arm 0"]
 
 
+@pytest.mark.parametrize("reached", [True, False])
+def test_agent_is_silent_once_it_is_frozen(agent: SocketAgent, server: Scripted, reached: bool) -> None:
+    """It is frozen, whatever became of the question whether it is."""
+    silent = [swallows] * (1 if reached else 20)
+    server.then(STATUS, answers, fails("no") if reached else swallows)
+    server.then("guest-sync-delimited", answers, *silent)
+    _message, result = failure(agent, "frozen")
+    assert (result["error"]["command"], result["error"]["executed"]) == (FREEZE, "yes")
+
+
 def test_no_timer_for_want_of_processes(
     agent: SocketAgent, server: Scripted, monkeypatch: pytest.MonkeyPatch, disks: Disks
 ) -> None:
