@@ -568,6 +568,7 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
 
 def _write_without_programs(executor: Executor, current: Current, params: Params) -> Mapping[str, Any]:
     copy_in(executor.agent, io.BytesIO(current.wanted or b""), current.path, append=params["append"])
+    executor.agent.changed_by = "guest-file-write"
     if current.kind == "absent" and enforces_selinux(executor.agent):
         return {
             "warnings": [
@@ -593,6 +594,7 @@ def _change(executor: Executor, current: Current, attributes: Attributes, append
         check_shell(executor, f"cp -p -- {path} {backup}", f"copy {current.path}")
     if appended is not None:
         copy_in(executor.agent, io.BytesIO(appended), current.real, append=True)
+        executor.agent.changed_by = "guest-file-write"
     owned = f"chown -- {shlex.quote(attributes.owner)} {path} && " if attributes.owner else ""
     check_shell(executor, f"{owned}chmod -- {attributes.mode} {path}", f"set mode and owner of {current.path}")
 

@@ -385,7 +385,8 @@ def main(path: str, listener: str, lock: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
     _lift_limit()
-    _sign(int(lock))
+    with suppress(OSError):  # without a name, it serves as well: the disk may be full
+        _sign(int(lock))
     # Show a meaningful name to users that look for the holder of a channel.
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write(_NAME)

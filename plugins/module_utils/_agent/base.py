@@ -81,6 +81,8 @@ class Agent(ABC):
         self.frozen_timeout = DEFAULT_FROZEN_TIMEOUT
         self.warn: Log = log or _tell_nobody
         self.pace = Pace()
+        self.changed_by = ""
+        """The last command that changed the guest. Of files and programs, only those who use them know that."""
         self._log = log
         self._info: AgentInfo | None = None
         self._has_answered = False
@@ -147,6 +149,8 @@ class Agent(ABC):
             reply = self._request_reading_twice(command, arguments, deadline)
             self._has_answered = True
             value = self._value(command, reply, deadline)
+            if schema.is_change(command):
+                self.changed_by = command
         except OutcomeUnknownError as exc:
             if known.answers:
                 raise self._told(exc, command) from None

@@ -13,7 +13,7 @@ from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import MAX_STRUCTURE
 
-__all__ = ("COMMANDS", "Command", "is_read_only", "longest_reply", "with_underscores")
+__all__ = ("COMMANDS", "Command", "is_change", "is_read_only", "longest_reply", "with_underscores")
 
 _NOTHING = dict  # "returns nothing" is an empty object on the wire
 
@@ -104,6 +104,11 @@ def command(name: str) -> Command:
 def is_read_only(name: str) -> bool:
     """Return whether the command changes nothing in the guest and may be repeated."""
     return command(name).read_only
+
+
+def is_change(name: str) -> bool:
+    """Return whether the command changes the guest by itself; files and programs do that in their last step only."""
+    return not is_read_only(name) and not name.startswith(("guest-file-", "guest-exec"))
 
 
 # Most bytes of content in a reply: a guest-file-read of the largest count that agents take, if its own is unknown, and

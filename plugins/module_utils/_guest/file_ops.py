@@ -309,7 +309,9 @@ def place(
         given = {"content": "", "new": os.path.basename(content.path)} if content.beside else {"content": content.path}
         command = place_command(path, attributes, sha256="" if content.beside else sha256, safe=content.beside, **given)
         stdin = b""
-    return checked(run_shell(executor, command, stdin, whole=False), f"write {path}").decode("ascii", "replace")
+    there = checked(run_shell(executor, command, stdin, whole=False), f"write {path}").decode("ascii", "replace")
+    executor.agent.changed_by = "guest-exec"
+    return there
 
 
 def stage_command(path: str, new: str) -> Command:
@@ -371,3 +373,4 @@ def alter(executor: Executor, path: str, attributes: Attributes, content: bytes 
     command = variables(path, t=_new_name(path), c=where, **given) + _ALTER
     stdin = content if isinstance(content, bytes) else b""
     checked(run_shell(executor, Command.of(command), stdin, whole=False), f"change {path}")
+    executor.agent.changed_by = "guest-exec"

@@ -63,10 +63,14 @@ _GROWTH = 64 * CHUNK
 
 
 class Copied(NamedTuple):
-    """Result of a copy: ``size`` in bytes, and whether both ends were compared already."""
+    """Result of a copy: ``size`` in bytes, whether both ends were compared already, and whether it is as long as said.
+
+    Who compares what is shorter, compares all of the file: a part of it is always as its beginning.
+    """
 
     size: int
     checked: bool
+    whole: bool = True
 
 
 class Limit(NamedTuple):
@@ -350,13 +354,15 @@ def copy_out(
         while out.size and out.take():
             pass
         beside.wait()
-        checked = out.size <= CHUNK and not cared_for and _reads_again(guest_file, 0, out.start)
-    return Copied(out.size, checked)
+        whole = out.size >= (out.said if out.size else _size(guest_file) or 0)
+        checked = whole and out.size <= CHUNK and not cared_for and _reads_again(guest_file, 0, out.start)
+    return Copied(out.size, checked, whole)
 
 
 class _Out:
     """Reads an open file of the guest and hands it to ``write``: ``size`` bytes have arrived.
 
+    ``said`` is the size of a file that is longer than the first read, as the guest said it; 0 if that is unknown.
     ``start`` holds the first pieces, which are compared if the file has no more.
     """
 
@@ -368,7 +374,7 @@ class _Out:
         progress: Progress,
         limit: Limit,
     ) -> None:
-        self.size = 0
+        self.size = self.said = 0
         self.start: list[Encoded] = []
         self._file = guest_file
         self._beside = beside
@@ -385,7 +391,8 @@ class _Out:
         seconds = time.monotonic() - began
         if first.size == count:
             whole = _size(self._file)
-            self._most, self._error = self._limit.of(self._file.path, whole or 0)
+            self.said = whole or 0
+            self._most, self._error = self._limit.of(self._file.path, self.said)
             if whole and whole > self._most:
                 raise self._error
             self.size = instead(first, seconds, whole) if instead and whole and whole > CHUNK else 0

@@ -39,6 +39,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     CHUNK,
     USUAL,
+    Copied,
     Encoded,
     GuestFile,
     Limit,
@@ -408,19 +409,20 @@ def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progre
         return copied.size
     if summing and agrees(sum_in(summing[0]()), here.hexdigest(), _from(sink, 0)):
         return copied.size
-    _compare(executor, path, copied.size, sink)
+    _compare(executor, path, copied, sink)
     return copied.size
 
 
-def _compare(executor: Executor, path: str, size: int, sink: IO[bytes]) -> None:
-    """Compare the content of ``sink`` with the first ``size`` bytes of the guest's file now.
+def _compare(executor: Executor, path: str, copied: Copied, sink: IO[bytes]) -> None:
+    """Compare the content of ``sink`` with as many bytes of the guest's file now, or all if less arrived than was said.
 
     :raise _Differs: if they differ.
     """
     # The content of a file without a size (/proc) may change at any moment, so it is not compared.
+    size = copied.size if copied.whole else None
     there = sha256(executor, path, size) if executor.is_available() else digest(executor, path)
     if there and there != sha256_of(_from(sink, 0)):
-        raise _Differs(size)
+        raise _Differs(copied.size)
 
 
 def digest(executor: Executor, path: str, size: int | None = None, limit: Limit = USUAL) -> str:

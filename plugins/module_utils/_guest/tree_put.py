@@ -121,10 +121,13 @@ def _send(executor: Executor, archive: BinaryIO, content: bytes, command: str) -
     path = "" if content else f"{spool}.tar"
     try:
         if path:
+            changed_by = executor.agent.changed_by
             put(executor, archive, path)
+            executor.agent.changed_by = changed_by  # an archive is no change yet
         unpack = Command.of(f"c={path}\n{command}")
         result = when_thawed(executor.agent, lambda: run_shell(executor, unpack, content, whole=False))
         checked(result, "put the files in place")
+        executor.agent.changed_by = "guest-exec"
     except BaseException:
         if path:
             with suppress(QgaError):

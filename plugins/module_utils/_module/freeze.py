@@ -88,7 +88,10 @@ def freeze(agent: Agent, params: Params) -> dict[str, Any]:
             # Not ours to thaw: if the guest is frozen, another client was faster.
             disarm(agent)
             raise
-        raise _undone(agent, exc, timer) from exc
+        undone = _undone(agent, exc, timer)
+        if exc.command == "guest-fsfreeze-status":  # a question after the freeze, which was run
+            undone.result["error"].update(command=_freeze_command(params), executed="yes")
+        raise undone from exc
     return {"count": count, **shown(timer)}
 
 
@@ -120,15 +123,12 @@ def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
         with suppress(QgaError):  # the status below shows whether it worked
             agent.execute("guest-fsfreeze-thaw")
     status = _status_if_told(agent)
-    result: dict[str, Any] = {"status_before": "thawed", "status_after": status, **exc.as_result()}
+    result = {"status_before": "thawed", "status_after": status, **exc.as_result()}
     if status == "thawed":
         disarm(agent)
         exc.hint = "The guest's filesystems are thawed."
         return OperationError(str(exc), result=result)
     exc.hint = f"THE GUEST MAY BE FROZEN: its status is {status}."
-    # The last command may be one that was never sent; what the task was for may have been done.
-    if "error" in result:
-        result["error"] = {**result["error"], "executed": "unknown"}
     try:
         timer = timer or arm(agent, 0)
     except QgaError as no_timer:

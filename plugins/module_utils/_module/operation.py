@@ -20,6 +20,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
+from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import is_read_only
 
 __all__ = ("COMMON", "Operation", "Params", "Plan", "run_operation")
 
@@ -137,7 +138,11 @@ def _run(
     if diff and plan.diff():
         result["diff"] = list(plan.diff())
     if (plan.changes or plan.always) and not check_mode:
-        applied = dict(operation.apply(given, plan))
+        agent.changed_by = ""
+        try:
+            applied = dict(operation.apply(given, plan))
+        except QgaError as exc:
+            raise _afterwards(exc, agent.changed_by, plan) from exc
         warnings += applied.pop("warnings", ())
         result.update(applied)
     elif plan.changes and plan.unforeseeable:
@@ -146,6 +151,23 @@ def _run(
         # The guest's name makes warnings distinct: ansible-core shows identical ones once.
         result["warnings"] = [printable(f"{agent.name}: {warning}") for warning in warnings]
     return dict(returnable(result))
+
+
+def _afterwards(exc: QgaError, change: str, plan: Plan) -> QgaError:
+    """Return the error of a task that had changed the guest by the command ``change``, if any, and could not go on.
+
+    An error of the next command alone would read as if nothing was done.
+    """
+    if not change or not (exc.executed == "no" or is_read_only(exc.command or "")):
+        return exc
+    what = exc.told_fate or "the task could not go on"
+    error = {"type": type(exc).__name__, "command": change, "executed": "yes"}
+    told = OperationError(
+        f"{change} was run, and then {what}: {exc.message}", result={"changed": plan.changes, "error": error}
+    )
+    told.address = exc.address
+    told.hint = f"{exc.hint} Look at the guest before you repeat it.".lstrip()
+    return told
 
 
 def _check_seconds(operation: Operation, params: Params) -> None:

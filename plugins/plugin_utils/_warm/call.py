@@ -129,8 +129,6 @@ class Call:
                 if answer is not None:
                     return answer
                 self.last_miss = looked_at - self._since
-        except OutcomeUnknownError:
-            raise
         except QgaError as exc:  # a question failed; the task may have run, or may run yet
             raise lost(exc, f"contact was lost while the task ran: {exc.message}") from None
         finally:

@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
+    ConnectError,
     GuestFileError,
     OperationError,
     ProtocolError,
@@ -419,6 +420,19 @@ def test_lines_that_agents_list_otherwise(
     assert file.lines == [*after, b""]
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert not run(agent, *keys, **given)["changed"]
+
+
+def test_contact_is_lost_after_a_file_was_written(
+    scripted: Start, connect: Connect, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(agent: SocketAgent) -> bool:
+        raise ConnectError("gone", command="guest-file-open")
+
+    monkeypatch.setattr(qga_authorized_keys, "enforces_selinux", gone)
+    file = RealFile(guest, None)
+    with pytest.raises(OperationError, match="guest-exec was run, and then guest-file-open was not sent: gone"):
+        run(connect(scripted(guest.answers())), A)
+    assert file.path.read_text() == f"{A}\n"
 
 
 def test_directory_is_made(scripted: Start, connect: Connect, guest: Guest) -> None:

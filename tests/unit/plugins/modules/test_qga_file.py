@@ -17,6 +17,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
+    ConnectError,
     GuestFileError,
     OperationError,
     OutcomeUnknownError,
@@ -732,6 +733,18 @@ def test_append_without_programs(bare: SocketAgent, home: Path) -> None:
 
 def test_new_file_that_all_may_write_without_programs(bare: SocketAgent, home: Path) -> None:
     run(bare, home / "file", content="new", mode="0666")
+    assert (home / "file").read_text() == "new"
+
+
+def test_contact_is_lost_after_a_file_was_made_without_programs(
+    bare: SocketAgent, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(agent: SocketAgent) -> bool:
+        raise ConnectError("gone", command="guest-file-open")
+
+    monkeypatch.setattr(qga_file, "enforces_selinux", gone)
+    with pytest.raises(OperationError, match="guest-file-write was run, and then guest-file-open was not sent: gone"):
+        run(bare, home / "file", content="new", mode="0666")
     assert (home / "file").read_text() == "new"
 
 

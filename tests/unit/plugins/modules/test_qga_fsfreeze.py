@@ -285,15 +285,15 @@ def test_agent_is_silent_afterwards(agent: SocketAgent, server: Scripted, timers
     assert timers.done == ["disarm", "arm 0"]
 
 
-def test_agent_that_is_away_after_the_freeze(agent: SocketAgent, server: Scripted, timers: Timers) -> None:
-    """What failed is a question that was never sent; the freeze was."""
-    server.then("guest-fsfreeze-status", answers, closes())
-    server.then("guest-sync-delimited", answers, *[swallows] * 9)
+@pytest.mark.parametrize("reached", [True, False])
+def test_agent_is_silent_once_it_is_frozen(agent: SocketAgent, server: Scripted, reached: bool) -> None:
+    """It is frozen, whatever became of the question whether it is."""
+    silent = [swallows] * (1 if reached else 20)
+    server.then(STATUS, answers, fails("no") if reached else swallows)
+    server.then("guest-sync-delimited", answers, *silent)
     message, result = failure(agent, "frozen")
-    assert "THE GUEST MAY BE FROZEN: its status is unknown." in message
-    assert result["error"]["executed"] == "unknown"
+    assert (result["error"]["command"], result["error"]["executed"]) == (FREEZE, "yes")
     assert message.count("guest agent at") == 1
-    assert timers.armed
 
 
 def test_no_timer_for_want_of_processes(

@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -370,6 +371,20 @@ def test_where_the_socket_would_have_too_long_a_path(
     agent.execute("guest-ping")
     agent.execute("guest-ping")
     assert syncs(server) == 1 and len(server.received) == 1
+
+
+def test_mux_that_cannot_write_its_name_serves_and_leaves_nothing() -> None:
+    path = mux_path()
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        open("/dev/full", "r+b", buffering=0) as full,
+    ):
+        listener.bind(path)
+        listener.listen()
+        given = (listener.fileno(), full.fileno())
+        argv = [sys.executable, "-I", "-S", _mux_server.__file__, path, *map(str, given)]
+        assert subprocess.run(argv, pass_fds=given, timeout=30, check=False).returncode == 0
+    assert not os.path.exists(path)
 
 
 def test_leftovers_of_a_keeper_that_was_killed(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -846,6 +847,26 @@ def test_fetch_of_what_is_damaged_on_the_way(
     with pytest.raises(TransferError, match="damaged on the way") as caught:
         fetch(executor, str(path), sink)
     assert not isinstance(caught.value, FileChangedError)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("data", [b"short", LARGE])
+def test_fetch_of_what_seems_to_end_too_early(
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, data: bytes, number: int
+) -> None:
+    """What has arrived is as the beginning of the file, and not the file."""
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    reads = itertools.count(1)
+
+    def read(arguments: Mapping[str, Any]) -> Any:
+        reply = guest.read(arguments)
+        return {"count": 0, "buf-b64": "", "eof": True} if next(reads) == number else reply
+
+    server.answers["guest-file-read"] = read
+    sink = io.BytesIO()
+    assert fetch(executor, str(path), sink) == len(data)
+    assert sink.getvalue() == data
 
 
 class Endless:

@@ -13,10 +13,18 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable, OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
+    ConnectError,
+    OperationError,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import Found
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New
+from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.copy_tree import Current, Wanted
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.modules.qga_file import OPERATION, plan
@@ -276,6 +284,31 @@ def test_content_that_was_damaged_is_not_put_in_place(
     with pytest.raises(OperationError, match="what arrived is not what was sent"):
         run(agent, here, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("size", [10, 700_000])
+@pytest.mark.parametrize("placed", [True, False])
+def test_contact_is_lost(
+    agent: SocketAgent, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placed: bool, size: int
+) -> None:
+    """Once files are in place, that is told; an archive that was only sent is nothing to tell of."""
+    (here / "file").write_bytes(os.urandom(size))
+
+    def lost(*given: Any, **how: Any) -> Any:
+        if placed:
+            return run_shell(*given, **how)
+        raise ConnectError("gone", command="guest-exec")
+
+    def put(executor: GuestExec, new: Any) -> None:
+        tree_put.put_tree(executor, new)
+        raise ConnectError("gone", command="guest-exec")
+
+    monkeypatch.setattr(tree_put, "run_shell", lost)
+    monkeypatch.setattr(copy_tree, "put_tree", put)
+    with pytest.raises(OperationError if placed else ConnectError) as caught:
+        run(agent, here, tmp_path)
+    assert ("guest-exec was run, and then guest-exec was not sent: gone" in str(caught.value)) == placed
+    assert (tmp_path / "app").exists() == placed
 
 
 def test_source_that_is_in_itself(agent: SocketAgent, here: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -13,10 +14,16 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandUnavailable,
+    OperationError,
+    QgaError,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Plan, run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.tests.unit.documentation import MODULES
+from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, fails, returns, swallows
 
 PACKAGE = "ansible_collections.qemu.guest.plugins.modules"
 
@@ -148,6 +155,63 @@ def test_error_of_apply_passes() -> None:
     operation = Operation({}, lambda agent, params: 1, lambda current, params: Plan(changed=True), apply)
     with pytest.raises(OperationError, match="it failed"):
         run_operation(operation, AGENT, {})
+
+
+# Trouble after a change
+
+
+@pytest.mark.parametrize("trouble", ["no channel", "no reply", "no sense", "refused"])
+@pytest.mark.parametrize("command", ["guest-get-vcpus", "guest-set-vcpus"])
+def test_what_was_done_before_an_error_is_told(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], command: str, trouble: str
+) -> None:
+    """The next command was not run, and the one before was: to repeat the task is not to begin it."""
+
+    def lose(agent: Agent) -> None:
+        agent.close()
+        server.path.unlink()
+
+    def apply(agent: Agent, plan: Plan) -> dict[str, Any]:
+        agent.execute("guest-set-time", {})
+        if trouble == "no channel":
+            lose(agent)
+        if trouble == "refused":
+            server.then(command, fails("disabled", "CommandNotFound"))
+        if trouble in ("no reply", "no sense"):
+            server.then(command, *[swallows if trouble == "no reply" else returns("no sense")] * 2)
+        agent.execute(command)
+        return {}
+
+    server = scripted({"guest-set-time": {}, command: []})
+    operation = Operation({}, lambda agent, params: 1, lambda current, params: Plan(changed=True), apply)
+    with pytest.raises(QgaError) as caught:
+        run_operation(operation, connect(server), {})
+    told = caught.value
+    if command == "guest-set-vcpus" and trouble in ("no reply", "no sense"):
+        assert told.command == command and told.executed == "unknown", "it is the one to look for"
+        return
+    assert isinstance(told, OperationError), "the host was reached"
+    assert re.search(rf": guest-set-time was run, and then {command} (was not|may have)", str(told)), str(told)
+    assert str(told).count(server.path.name) == 1
+    assert told.as_result()["error"]["command"] == "guest-set-time"
+    assert (told.as_result()["error"]["executed"], told.as_result()["changed"]) == ("yes", True)
+
+
+def test_what_an_earlier_task_has_done_is_not_told(
+    scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    server = scripted({"guest-set-time": {}})
+    agent = connect(server)
+    agent.execute("guest-set-time", {})
+    server.then("guest-set-vcpus", fails("disabled", "CommandNotFound"))
+    operation = Operation(
+        {},
+        lambda agent, params: 1,
+        lambda current, params: Plan(changed=True),
+        lambda agent, plan: agent.execute("guest-set-vcpus") or {},
+    )
+    with pytest.raises(CommandUnavailable):
+        run_operation(operation, agent, {})
 
 
 # Numbers of seconds

@@ -306,6 +306,28 @@ def test_task_that_the_guest_has_never_taken(
         warm.run(COMMAND, module(""))
 
 
+@pytest.mark.parametrize("command", ["guest-file-open", "guest-file-write"])
+def test_agent_that_answers_nothing_while_a_task_runs(
+    agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The error is about the task, which may have run, and not about the question that has no answer."""
+    warmed(warm)
+    execute = agent.agent.execute
+    read: list[str] = []
+
+    def executed(name: str, *arguments: Any, **how: Any) -> Any:
+        if name == "guest-file-read" or read:
+            read.append(name)
+            raise OutcomeUnknownError("no reply", command=command)
+        return execute(name, *arguments, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(agent.agent, "execute", executed)
+        patch.setattr(call, "patiently", lambda agent, action: action())
+        with pytest.raises(OutcomeUnknownError, match=r"^guest-exec may have run: contact was lost while the task ran"):
+            warm.run(COMMAND, module(""))
+
+
 def have_said(agent: Runner, monkeypatch: pytest.MonkeyPatch, say: Callable[[bytes, int], bytes]) -> None:
     """Have the guest say something else of each task: ``say`` is given the task's number, and how much may be read."""
     execute = agent.agent.execute
