@@ -15,6 +15,7 @@ from ansible_collections.qemu.guest.tests.faults.deeds import Deed
 from ansible_collections.qemu.guest.tests.faults.operations import CONTENT, EFFECTS, FETCHED, Task
 from ansible_collections.qemu.guest.tests.faults.places import RealPlace
 from ansible_collections.qemu.guest.tests.integration.harness import look, until
+from lab.host import LabError
 from lab.vm import Guest
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class BootedPlace(RealPlace):
         super().__init__(guest)
         self.guest = guest
         self.deeds = DEEDS
+        self.booted = ""
+        """The boot that a reboot ends, by its id."""
 
     def prepare(self) -> None:
         look(self.guest, PREPARE)
@@ -119,6 +122,29 @@ def _is_up(scene: Scene) -> None:
     _place(scene).is_up()
 
 
+BOOT = "cat /proc/sys/kernel/random/boot_id"
+
+
+def _reboot(scene: Scene) -> None:
+    place = _place(scene)
+    place.booted = look(place.guest, BOOT)
+    look(place.guest, "(sleep 1; systemctl reboot) </dev/null >/dev/null 2>&1 &")
+
+
+def _has_rebooted(scene: Scene) -> None:
+    """Wait for the next boot: a guest that is about to go down still answers."""
+    place = _place(scene)
+
+    def is_another() -> bool:
+        try:
+            return look(place.guest, BOOT) != place.booted
+        except LabError:  # in between
+            return False
+
+    until(is_another, 300, "the guest has rebooted")
+    place.is_up()
+
+
 def _migrate(scene: Scene) -> None:
     _place(scene).guest.migrate()
     scene.channel.hang_up()
@@ -149,7 +175,7 @@ DEEDS: Mapping[str, Deed] = {
     "agent restarted": Deed(_in_guest(f"kill -KILL {_AGENT}; systemctl start qemu-guest-agent")),
     "guest paused": Deed(_pause),
     "guest reset": Deed(lambda scene: _place(scene).guest.qmp("system_reset"), _is_up),
-    "guest rebooted": Deed(_in_guest("(sleep 1; systemctl reboot) </dev/null >/dev/null 2>&1 &"), _is_up),
+    "guest rebooted": Deed(_reboot, _has_rebooted),
     "guest rolled back": Deed(lambda scene: _place(scene).guest.revert(SNAPSHOT)),
     "guest migrated": Deed(_migrate, dies=True),
     "QEMU killed": Deed(_kill_qemu, _start_qemu, dies=True),

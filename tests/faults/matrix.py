@@ -222,6 +222,8 @@ def cell(operation: Operation, fault: Fault) -> Cell:
     where, why_not = fault.where, ""
     if fault.elsewhere:
         why_not = fault.elsewhere
+    elif operation.name == "freeze" and fault.name == "guest rebooted":
+        why_not = "a frozen guest does not shut down"
     elif operation.name == "freeze" and fault.name == "agent upgraded":
         why_not = "as where it is restarted: the new agent finds the guest frozen"
     elif fault.befalls and fault.befalls not in operation.uses:
