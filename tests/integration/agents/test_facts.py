@@ -88,7 +88,6 @@ def tally(agents: Mapping[str, LooseAgent]) -> Iterator[Tally]:
 FILES = 5
 """Of processors, memory, uptime, mounts, and of Debian's version."""
 ONE_ROUND = {
-    "guest-sync-delimited": 1,
     "guest-info": 1,
     "guest-get-osinfo": 1,
     "guest-get-host-name": 1,
@@ -103,7 +102,10 @@ ONE_ROUND = {
 
 
 def requests(tally: Tally) -> dict[str, int]:
-    return {command: count.requests for command, count in tally.counts.items()}
+    """Return the requests of each command but for syncs: there are more where the machine is slow."""
+    counts = {command: count.requests for command, count in tally.counts.items()}
+    assert counts.pop("guest-sync-delimited")
+    return counts
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def syslog(agent: LooseAgent) -> Iterator[Callable[[], list[str]]]:
 
 
 def test_arguments_and_paths_are_logged_and_nothing_else(agent: LooseAgent) -> None:
+    look(agent, "useradd -m logged")  # root has keys that other tests need
     with syslog(agent) as lines:
         with open_agent(str(agent.agent_socket)) as client:
             client.execute("guest-ping")
@@ -65,11 +66,11 @@ def test_arguments_and_paths_are_logged_and_nothing_else(agent: LooseAgent) -> N
             executor.finish(pid)
             with GuestFile(client, "/root/named", "w") as file:
                 file.write(b"of-content")
-            keys = {"username": "root", "keys": [f"ssh-ed25519 {b64encode(b'of-key').decode()} of-comment"]}
+            keys = {"username": "logged", "keys": [f"ssh-ed25519 {b64encode(b'of-key').decode()} of-comment"]}
             client.execute("guest-ssh-add-authorized-keys", keys)
             client.execute("guest-ssh-remove-authorized-keys", keys)
         logged = list(dict.fromkeys(lines()))  # who waits for a program asks more than once
-    look(agent, "rm -r /root/named /root/.ssh")
+    look(agent, "rm /root/named; userdel -r logged 2>/dev/null")
     (handle,) = (line.rpartition(" ")[2] for line in logged if line.startswith("qemu-ga: info: guest-file-open, "))
     assert logged == [
         "qemu-ga: info: guest-ping called",
