@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab import host
+from lab.host import LabError
 from lab.leash import Leashed
 
 _LEFT = Path(__file__).with_name("left.py")
@@ -64,6 +65,19 @@ class Controller(Leashed):
         pairs = [f"{name}={value}" for name, value in environment.items()]
         enter = ["nsenter", f"--mount=/proc/{self._holder}/ns/mnt", f"--wd={directory}"]
         return host.as_root([*enter, "env", "-i", *pairs, *argv])
+
+    def output(self, argv: Sequence[str], environment: Mapping[str, str], directory: Path, failed: str) -> str:
+        """Run a command there, as ``command`` says, and return what it printed; ``failed`` begins the error's text."""
+        done = subprocess.run(
+            self.command(argv, environment, directory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        if done.returncode != 0:
+            raise LabError(f"{failed}: {done.stdout[-5000:]}")
+        return done.stdout
 
     def left(self) -> list[Process]:
         """Return the processes that are there now."""

@@ -276,16 +276,9 @@ class Play:
         return self.controller.command(argv, environment(self._scratch, self.way.tree), self.way.tree)
 
     def _output(self, *argv: str) -> str:
-        done = subprocess.run(
-            self._command(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
-        if done.returncode != 0:
-            raise LabError(f"{argv[0]} failed over {self.way.name}: {done.stdout[-3000:]}")
-        return done.stdout
+        tree = self.way.tree
+        failed = f"{argv[0]} failed over {self.way.name}"
+        return self.controller.output(argv, environment(self._scratch, tree), tree, failed)
 
 
 def _check_found(output: str, guests: int) -> None:

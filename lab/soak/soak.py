@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -94,16 +93,7 @@ class Soak:
         play = {"hosts": "all", "gather_facts": False, "tasks": tasks}
         playbook.write_text(json.dumps([play]), encoding="utf-8")
         argv = ["ansible-playbook", "-i", str(inventory), str(playbook)]
-        done = subprocess.run(
-            self.controller.command(argv, environment(self.scratch), ROOT),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
-        if done.returncode != 0:
-            raise LabError(f"round {number}: {done.stdout[-5000:]}")
-        return done.stdout
+        return self.controller.output(argv, environment(self.scratch), ROOT, f"round {number}")
 
     def verify(self, number: int) -> None:
         """Compare all files of a round, here, in the guest by another path than the agent, and back again."""

@@ -79,15 +79,13 @@ def run(scene: Scene, trial: Trial) -> Report:
         scene.channel.begin()
         if fault.befell:
             deed.undo(scene)
-    steps = [
-        lambda: _afterwards(scene),
-        lambda: [f"left behind: {one}" for one in scene.left(trial.cell, fault.befell)],
-        # At last, for what was begun has ended by now.
-        lambda: [one for pair in zip(told, outcomes, strict=False) for one in _judged(scene, trial, *pair)],
-    ]
-    if trial.cell.operation.name == "freeze":  # nothing can be done before it is thawed
-        steps.insert(0, steps.pop())
-    wrong += [one for step in steps for one in step()]
+    freezes = trial.cell.operation.name == "freeze"
+    if freezes:  # nothing can be done before it is thawed
+        wrong += _all_judged(scene, trial, told, outcomes)
+    wrong += _afterwards(scene)
+    wrong += [f"left behind: {one}" for one in scene.left(trial.cell, fault.befell)]
+    if not freezes:  # at last, for what was begun has ended by now
+        wrong += _all_judged(scene, trial, told, outcomes)
     record(trial.cell.name, fault.befell, [outcome.word for outcome in outcomes], bool(wrong))
     return Report(trial, fault.befell, outcomes, commands, wrong)
 
@@ -106,6 +104,10 @@ def _operations(scene: Scene, trial: Trial) -> tuple[list[Task], list[Outcome], 
     if scene.channel.trouble:
         raise scene.channel.trouble
     return [task for task, _answer in told], outcomes, wrong
+
+
+def _all_judged(scene: Scene, trial: Trial, told: list[Task], outcomes: list[Outcome]) -> list[str]:
+    return [one for pair in zip(told, outcomes, strict=False) for one in _judged(scene, trial, *pair)]
 
 
 def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[str]:

@@ -77,18 +77,13 @@ class Call:
         :raise ConnectError: the same. So do OutcomeUnknownError and ProtocolError say here.
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
         """
-        packed = request.packed()
-        line = ring_line(self.number, packed)
         is_written = False
         try:
             with before_start():
                 bell = self._spool.bell()  # which fails if there is no server
             with bell:
                 with before_start():
-                    self._file = when_thawed(self._agent, lambda: GuestFile(self._agent, self._path, "w+"))
-                    if len(line) + _ROOM > LONGEST_RING:
-                        when_thawed(self._agent, lambda: self._spool.write(f"{self.number}.in", packed))
-                        line = ring_line(self.number)
+                    line = self._prepared(request.packed())
                 bell.write(line + b"\n")
                 is_written = True
         except GuestFileError as exc:
@@ -111,6 +106,15 @@ class Call:
             # The same: whether the server has taken it, shows.
         self._since = time.monotonic()
         return True
+
+    def _prepared(self, packed: bytes) -> bytes:
+        """Open the file for the answer; return the ring's line. A request that is too long for that is in a file."""
+        self._file = when_thawed(self._agent, lambda: GuestFile(self._agent, self._path, "w+"))
+        line = ring_line(self.number, packed)
+        if len(line) + _ROOM <= LONGEST_RING:
+            return line
+        when_thawed(self._agent, lambda: self._spool.write(f"{self.number}.in", packed))
+        return ring_line(self.number)
 
     def answer(self, waits: Iterable[float]) -> bytes:
         """Wait for the answer and return it. ``waits`` has the pauses before looks for it, in seconds, without end.
