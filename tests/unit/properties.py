@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
@@ -23,7 +23,10 @@ _CACHE = os.environ.get("QEMU_GUEST_CACHE") or Path(os.environ.get("XDG_CACHE_HO
 def load_profile() -> None:
     """Have hypothesis find the same in each run, however slow the machine is, and leave nothing in the tree."""
     set_hypothesis_home_dir(Path(_CACHE).expanduser() / "hypothesis")
-    settings.register_profile("tests", max_examples=100, deadline=None, derandomize=True, database=None)
+    slow = [HealthCheck.too_slow]  # of the clock, and not of what is found
+    settings.register_profile(
+        "tests", max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=slow
+    )
     settings.load_profile("tests")
 
 
