@@ -65,6 +65,9 @@ options:
       - While the agent does not answer, or another client has the channel, the timer goes on trying, for an hour. It
         writes to syslog what it did.
       - A freeze that takes longer than this has failed. Only for O(state=frozen).
+      - Without it, there is such a process only until the agent has told that the guest is frozen. It thaws the guest
+        if the task is interrupted before that, with Ctrl-C for example. A task that another machine runs over ssh is
+        not, where the run is ended by other means than Ctrl-C; it leaves the guest frozen.
     type: float
 notes:
   - M(qemu.guest.qga_snapshot) freezes, takes a snapshot by QEMU or libvirt, and thaws. For other snapshots, see
@@ -153,7 +156,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Op
 from ansible_collections.qemu.guest.plugins.module_utils._module import freeze
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import arm
 
 SPEC: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["frozen", "thawed"], "required": True},
@@ -178,7 +180,7 @@ def plan(current: str, params: Params) -> Plan:
         before={"status": current},
         after={"status": wanted},
         # The timer is not part of the guest's state, and the status does not cover all filesystems that may be frozen.
-        always=wanted == "thawed" or params["thaw_after"] is not None,
+        always=True,
         todo=params,
         result={"count": 0, "status_before": current, "status_after": wanted},
         warnings=warnings,
@@ -189,7 +191,7 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
     params = plan.todo
     if params["state"] == "thawed":
         return freeze.thaw(agent, plan.before["status"], params["timeout"])
-    return freeze.freeze(agent, params) if plan.changes else freeze.shown(arm(agent, params["thaw_after"]))
+    return freeze.freeze(agent, params) if plan.changes else freeze.keep_frozen(agent, params["thaw_after"])
 
 
 OPERATION = Operation(SPEC, read, plan, apply)

@@ -77,6 +77,7 @@ options:
     description:
       - The guest is frozen for this many seconds at most. A timer thaws it then, even if the play, the module or the
         controller have died; M(qemu.guest.qga_fsfreeze) describes it. It counts from before the freeze.
+      - If the task dies before the guest is thawed (Ctrl-C, SIGKILL), the timer thaws it at once.
     type: float
     default: 60
 notes:
@@ -255,15 +256,15 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
         try:
             host.prepare(new)
             started = time.monotonic()
-            frozen = freeze.freeze(agent, params)
-            thawed = _take_and_thaw(agent, host, new, params)
+            with freeze.frozen(agent, params) as frozen:
+                thawed = _take_and_thaw(agent, host, new, params)
         except QgaError as exc:
             _name_files(exc, host.discard())
             raise OperationError(str(exc), result={**plan.result, "consistent": False, **exc.as_result()}) from exc
     result = {
-        "filesystems": frozen["count"],
+        "filesystems": frozen.filesystems,
         "frozen_seconds": round(time.monotonic() - started, 3),
-        "thaw_timer": thawed.get("thaw_timer", frozen["thaw_timer"]),
+        "thaw_timer": thawed.get("thaw_timer", frozen.armed.timer.as_result()),
     }
     doubt = _doubt(frozen, thawed)
     if doubt:
@@ -309,15 +310,17 @@ def _name_files(exc: QgaError, left: Sequence[str]) -> None:
     exc.hint = exc.hint.lstrip()
 
 
-def _doubt(frozen: Mapping[str, Any], thawed: Mapping[str, Any]) -> str:
+def _doubt(frozen: freeze.Frozen, thawed: Mapping[str, Any]) -> str:
     """Return why the filesystems may not have been frozen all the time; empty if they were."""
     fired = thawed.get("thaw_timer", {}).get("fired")
     if fired:
         return f"the timer thawed the guest at {fired}"
     if thawed["count"] is None:
         return "the agent's reply to the thaw got lost, which would have told how many filesystems were frozen still"
-    if thawed["count"] != frozen["count"]:
-        return f"{frozen['count']} filesystems were frozen, and {thawed['count']} of them were still when it was taken"
+    if thawed["count"] != frozen.filesystems:
+        return (
+            f"{frozen.filesystems} filesystems were frozen, and {thawed['count']} of them were still when it was taken"
+        )
     return ""
 
 

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Armed, Timer
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError, Scripted
 
 STATUS, FREEZE, LIST, THAW = (f"guest-fsfreeze-{name}" for name in ("status", "freeze", "freeze-list", "thaw"))
@@ -40,23 +41,38 @@ class Disks:
         return count
 
 
+def armed_for_nothing(agent: Agent, seconds: float) -> Armed:
+    """Stand in for a timer, where no process is to be left that waits for an agent which is gone."""
+    return Armed(Timer("token", 1, seconds, "then"), socket.socketpair()[0])
+
+
 class Timers:
     """Stands in for the timers: notes what is done with them, among the commands that the agent gets."""
 
     def __init__(self, server: Scripted) -> None:
         self.server = server
         self.armed: Timer | None = None
+        self.line = socket.socketpair()[0]
         self.notes: list[tuple[str, tuple[str, ...]]] = []
 
-    def arm(self, agent: Agent, seconds: float) -> Timer:
+    def arm(self, agent: Agent, seconds: float) -> Armed:
         self.notes.append((f"arm {seconds:g}", tuple(self.server.work)))
         self.armed = Timer("token", 4711, seconds, "2026-11-24T19:30:00Z")
-        return self.armed
+        ours, self.line = socket.socketpair()
+        return Armed(self.armed, ours)
 
-    def disarm(self, agent: Agent) -> Timer | None:
+    def disarm(self, agent: Agent, *, if_without_deadline: bool = False) -> Timer | None:
+        if if_without_deadline and self.armed and self.armed.seconds:
+            return None
         self.notes.append(("disarm", tuple(self.server.work)))
         armed, self.armed = self.armed, None
         return armed
+
+    @property
+    def left(self) -> bool:
+        """Whether the timer was told that its task ended as it should; else it thaws at once."""
+        with self.line:
+            return bool(self.line.recv(100))
 
     @property
     def done(self) -> list[str]:

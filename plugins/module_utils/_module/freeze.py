@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any
+import os
+import select
+from contextlib import contextmanager, suppress
+from typing import Any, Iterator, NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -21,9 +23,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Params
 from ansible_collections.qemu.guest.plugins.module_utils._module.stacked import refuse_stacked
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import RETRY_SECONDS, Timer, arm, disarm
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import (
+    RETRY_SECONDS,
+    Armed,
+    Timer,
+    arm,
+    disarm,
+)
 
-__all__ = ("SPEC", "freeze", "freeze_status", "ready_to_freeze", "shown", "thaw")
+__all__ = ("SPEC", "Frozen", "freeze", "freeze_status", "frozen", "keep_frozen", "ready_to_freeze", "thaw")
 
 SPEC: dict[str, dict[str, Any]] = {
     "mountpoints": {"type": "list", "elements": "str"},
@@ -71,28 +79,75 @@ def _freeze_command(params: Params) -> str:
     return "guest-fsfreeze-freeze" if params["mountpoints"] is None else "guest-fsfreeze-freeze-list"
 
 
-def freeze(agent: Agent, params: Params) -> dict[str, Any]:
-    """Freeze a guest that is thawed; return ``count``, and the timer if one was armed.
+class Frozen(NamedTuple):
+    """What was frozen, and what thaws it if its task dies."""
 
-    :raise QgaError: if that failed. The guest is thawed then, or the error says that it may be frozen.
+    filesystems: int
+    armed: Armed
+    parent: int
+
+    def is_waited_for(self) -> bool:
+        """Return whether the run that asked for it lives still, as far as this process can see.
+
+        A module on a machine that is reached over ssh is not ended with its run, nor is a worker of one that is killed.
+        """
+        poller = select.poll()
+        poller.register(1, 0)  # that nobody reads this process's output is always told
+        return os.getppid() == self.parent and not poller.poll(0)
+
+
+@contextmanager
+def frozen(agent: Agent, params: Params) -> Iterator[Frozen]:
+    """Freeze a guest that is thawed, for a block that thaws it or leaves its timer.
+
+    If this process dies in the block, or before the agent has told that it froze, the timer thaws at once.
+
+    :raise QgaError: if freezing failed. The guest is thawed then, or the error says that it may be frozen.
     """
-    seconds = params["thaw_after"]
+    seconds, parent = params["thaw_after"] or 0, os.getppid()
     # Armed before the freeze is sent: after that, only the timer may be left to thaw.
-    timer = arm(agent, seconds) if seconds else None
-    if not timer:
-        disarm(agent)  # a timer left from an earlier freeze must not end this one
-    try:
-        count = _frozen(agent, params, min(params["timeout"], seconds or params["timeout"]))
-    except QgaError as exc:
-        if exc.command == _freeze_command(params) and exc.executed == "no":
-            # Not ours to thaw: if the guest is frozen, another client was faster.
-            disarm(agent)
-            raise
-        undone = _undone(agent, exc, timer)
-        if exc.command == "guest-fsfreeze-status":  # a question after the freeze, which was run
-            undone.result["error"].update(command=_freeze_command(params), executed="yes")
-        raise undone from exc
-    return {"count": count, **shown(timer)}
+    armed = arm(agent, seconds)
+    with armed.line:
+        try:
+            count = _frozen(agent, params, min(params["timeout"], seconds or params["timeout"]))
+        except QgaError as exc:
+            if exc.command == _freeze_command(params) and exc.executed == "no":
+                # Not ours to thaw: if the guest is frozen, another client was faster.
+                disarm(agent)
+                armed.leave()
+                raise
+            undone = _undone(agent, exc, armed.timer)
+            if exc.command == "guest-fsfreeze-status":  # a question after the freeze, which was run
+                undone.result["error"].update(command=_freeze_command(params), executed="yes")
+            raise undone from exc
+        yield Frozen(count, armed, parent)
+
+
+def freeze(agent: Agent, params: Params) -> dict[str, Any]:
+    """Freeze a guest that is thawed, and leave it so; return ``count``, and the timer if one was armed.
+
+    :raise QgaError: as L(frozen) does.
+    """
+    with frozen(agent, params) as done:
+        if not done.is_waited_for():
+            raise OperationError("the run of this task has ended meanwhile, so the guest is thawed.")
+        return {"count": done.filesystems, **_left(agent, done.armed)}
+
+
+def keep_frozen(agent: Agent, seconds: float | None) -> dict[str, Any]:
+    """Arm a timer for a guest that is frozen already; without ``seconds``, see that no task's that died thaws it."""
+    if seconds:
+        return _left(agent, arm(agent, seconds))
+    disarm(agent, if_without_deadline=True)
+    return {}
+
+
+def _left(agent: Agent, armed: Armed) -> dict[str, Any]:
+    """Leave the guest frozen; return the timer as a member of a task's result, if it has a deadline."""
+    if not armed.timer.seconds:
+        disarm(agent)
+    armed.leave()
+    return _shown(armed.timer)
 
 
 def _frozen(agent: Agent, params: Params, timeout: float) -> int:
@@ -115,7 +170,7 @@ def _frozen(agent: Agent, params: Params, timeout: float) -> int:
     return count
 
 
-def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
+def _undone(agent: Agent, exc: QgaError, timer: Timer) -> OperationError:
     """Thaw after a freeze that failed, or may have failed; return an error with the outcome."""
     # If nothing was frozen, do not thaw: that would thaw filesystems frozen by other means than the agent. Else thaw
     # whatever the status is: it need not cover all frozen filesystems.
@@ -129,14 +184,10 @@ def _undone(agent: Agent, exc: QgaError, timer: Timer | None) -> OperationError:
         exc.hint = "The guest's filesystems are thawed."
         return OperationError(str(exc), result=result)
     exc.hint = f"THE GUEST MAY BE FROZEN: its status is {status}."
-    try:
-        timer = timer or arm(agent, 0)
-    except QgaError as no_timer:
-        return OperationError(f"{exc} Nothing goes on trying to thaw it: {no_timer} {_BY_HAND}", result=result)
     return OperationError(
-        f"{exc} The process {timer.pid} on this machine tries to thaw it from {timer.deadline} on, for "
-        f"{RETRY_SECONDS / 60:g} minutes. {_BY_HAND}",
-        result={**result, **shown(timer)},
+        f"{exc} The process {timer.pid} on this machine goes on trying to thaw it, for {RETRY_SECONDS / 60:g} minutes. "
+        f"{_BY_HAND}",
+        result={**result, "thaw_timer": timer.as_result()},
     )
 
 
@@ -158,7 +209,7 @@ def thaw(agent: Agent, before: str, timeout: float) -> dict[str, Any]:
         trouble.hint = f"THE GUEST MAY BE FROZEN: its status is {status}. A timer that is armed stays so. {_BY_HAND}"
         raise OperationError(str(trouble), result={**result, **trouble.as_result()})
     timer = disarm(agent)
-    result.update(shown(timer))
+    result.update(_shown(timer))
     if trouble and not isinstance(trouble, OutcomeUnknownError):
         if not isinstance(trouble, CommandUnavailable):
             trouble.hint = "The guest's filesystems are thawed, but a hook of its administrator may not have run."
@@ -181,6 +232,6 @@ def _too_late(timer: Timer | None) -> list[str]:
     return [f"the timer thawed the guest at {timer.fired}: what was done after that, was not done to a frozen guest."]
 
 
-def shown(timer: Timer | None) -> dict[str, Any]:
-    """Return the timer as a member of a task's result."""
-    return {"thaw_timer": timer.as_result()} if timer else {}
+def _shown(timer: Timer | None) -> dict[str, Any]:
+    """Return the timer as a member of a task's result, unless it was for a task that did not end only."""
+    return {"thaw_timer": timer.as_result()} if timer and (timer.seconds or timer.fired) else {}

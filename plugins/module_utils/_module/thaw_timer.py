@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Thaw timer: a process that thaws a guest at a deadline, whatever has become of the task that armed it.
 
-The process is detached: it keeps no session, terminal, descriptor or lock of the task. It does not hold the agent's
+The process is detached: it keeps no session, terminal or lock of the task, and of its descriptors one: a line by which
+it notices that the task has died while the guest was frozen for it. It thaws at once then. It does not hold the agent's
 channel while it waits. A file names the armed timer, so a timer is disarmed by changing that file; the file is written
 and read while the channel is held, so that no timer thaws a guest that was frozen after it was disarmed. The timer
 checks the file once a second. If the file is gone (a user's runtime directory ends with the last login), the timer
@@ -17,6 +18,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import syslog
 import time
@@ -27,7 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agen
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import private_path
 
-__all__ = ("RETRY_SECONDS", "Timer", "arm", "disarm")
+__all__ = ("RETRY_SECONDS", "Armed", "Timer", "arm", "disarm")
 
 RETRY_SECONDS = 3600.0
 """Seconds after its deadline for which a timer retries, if the agent is silent or its channel is taken."""
@@ -36,10 +38,14 @@ _NAME = "qga-thaw-timer"
 _TICK = 1.0
 _THAW_SECONDS = 60.0
 _SECONDS_TO_ARM = 10.0
+_LEAVE = b"leave"
 
 
 class Timer(NamedTuple):
-    """A timer: its process, when it will thaw, and when it has thawed; the times as text, in UTC."""
+    """A timer: its process, when it will thaw at the latest, and when it has thawed; the times as text, in UTC.
+
+    With no ``seconds``, it has no deadline.
+    """
 
     token: str
     pid: int
@@ -52,51 +58,77 @@ class Timer(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "token"}
 
 
-def arm(agent: Agent, seconds: float, *, tick: float = _TICK, retry_seconds: float = RETRY_SECONDS) -> Timer:
-    """Start a timer that thaws ``agent``'s guest after ``seconds``, replacing an armed one.
+class Armed(NamedTuple):
+    """A timer, and this process's end of its line."""
+
+    timer: Timer
+    line: socket.socket
+
+    def leave(self) -> None:
+        """Have it go on without this process, to its deadline; it ends if it has none."""
+        with suppress(OSError):  # it has been replaced, and has ended
+            self.line.sendall(_LEAVE)
+        self.line.close()
+
+
+def arm(agent: Agent, seconds: float, *, tick: float = _TICK, retry_seconds: float = RETRY_SECONDS) -> Armed:
+    """Start a timer that thaws ``agent``'s guest after ``seconds`` (0: no deadline), replacing an armed one.
+
+    It thaws at once if its line is closed before that, as it is when this process dies.
 
     It is armed when this returns: its process runs, and the file names it. It looks at the file, and later retries,
-    every ``tick`` seconds, until ``retry_seconds`` after its deadline.
+    every ``tick`` seconds, for ``retry_seconds``.
 
     :raise OperationError: if it cannot be armed. Nothing has changed then.
     """
-    work = _Work(agent.again(), private_path(agent.identity, "thaw"), _now() + seconds, tick, retry_seconds)
+    work = _Work(
+        agent.again(),
+        private_path(agent.identity, "thaw"),
+        _now() + seconds if seconds else float("inf"),
+        tick,
+        retry_seconds,
+    )
     timer = Timer(os.urandom(8).hex(), 0, seconds, _words(time.time() + seconds))
+    line, its_end = socket.socketpair()
     try:
-        answer = _fork(work, timer)
+        with its_end:
+            answer = _fork(work, timer, line, its_end)
     except OSError as exc:
         answer = exc.strerror or str(exc)
     if not answer.isdigit():
+        line.close()
         raise OperationError(f"the thaw timer could not be armed: {answer or 'its process does not answer'}.")
-    return timer._replace(pid=int(answer))
+    return Armed(timer._replace(pid=int(answer)), line)
 
 
-def disarm(agent: Agent) -> Timer | None:
-    """Disarm the timer of ``agent``'s guest: it ends without thawing.
+def disarm(agent: Agent, *, if_without_deadline: bool = False) -> Timer | None:
+    """Disarm the timer of ``agent``'s guest, or only one without a deadline: it ends without thawing.
 
     :return: that timer, or one that has fired since it was armed, or None.
     """
     path = private_path(agent.identity, "thaw")
     timer = _read(path)
-    if timer and timer.token:
+    if timer and timer.token and not (if_without_deadline and timer.seconds):
         _write(path, timer._replace(token=""))
         return timer
     return None
 
 
-def _fork(work: _Work, timer: Timer) -> str:
+def _fork(work: _Work, timer: Timer, line: socket.socket, its_end: socket.socket) -> str:
     """Start the timer's process; return its pid, or its error message."""
-    reader, writer = os.pipe()
-    with open(reader, "rb", buffering=0) as answer:
-        with open(writer, "wb", buffering=0):
-            child = os.fork()
-            if child == 0:
-                _leave_home(work, timer, writer)
-        with suppress(ChildProcessError):  # other code of this process may have reaped the child
-            os.waitpid(child, 0)
-        poller = select.poll()
-        poller.register(answer, select.POLLIN)
-        return answer.read(4096).decode("utf-8", "replace") if poller.poll(_SECONDS_TO_ARM * 1000) else ""
+    child = os.fork()
+    if child == 0:
+        _leave_home(work, timer, its_end.fileno())
+    its_end.close()
+    with suppress(ChildProcessError):  # other code of this process may have reaped the child
+        os.waitpid(child, 0)
+    return line.recv(4096).decode("utf-8", "replace") if _readable(line.fileno(), _SECONDS_TO_ARM) else ""
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
 
 
 # The file
@@ -144,22 +176,23 @@ class _Work(NamedTuple):
     retry_seconds: float
 
 
-def _leave_home(work: _Work, timer: Timer, writer: int) -> NoReturn:
+def _leave_home(work: _Work, timer: Timer, line: int) -> NoReturn:
     """Run the intermediate child: its own child is adopted by init, and as no session leader never gets a terminal."""
     armed = False
     try:
         os.setsid()
         if os.fork() == 0:
             timer = timer._replace(pid=os.getpid())
-            _detach(keep=writer)
+            _detach(keep=line)
             _write(work.path, timer)
-            os.write(writer, b"%d" % timer.pid)
-            os.close(writer)
+            os.write(line, b"%d" % timer.pid)
             armed = True
-            _watch(work, timer)
+            reason = _due(work, timer, line)
+            if reason:
+                _thaw(work, timer, reason)
     except BaseException as exc:  # the syslog is the only place left to report it
         if not armed:
-            os.write(writer, f"{exc}, {type(exc).__name__}".encode("utf-8", "replace"))
+            os.write(line, f"{exc}, {type(exc).__name__}".encode("utf-8", "replace"))
         syslog.syslog(syslog.LOG_ERR, f"{work.agent.name}: the thaw timer failed: {exc!r}")
     finally:
         os._exit(0)
@@ -201,15 +234,30 @@ def _descriptors() -> list[int]:
         return list(range(os.sysconf("SC_OPEN_MAX")))
 
 
-def _watch(work: _Work, timer: Timer) -> None:
+def _due(work: _Work, timer: Timer, line: int) -> str:
+    """Wait until it is time to thaw, and return why; empty if there is nothing to thaw any more."""
+    left = False
     while _now() < work.deadline:
         if not _counts(work, timer):
-            return
-        # In short steps, because sleep does not count the time for which the host is suspended.
-        time.sleep(max(0.0, min(work.tick, work.deadline - _now())))
+            return ""
+        # In short steps, because waiting does not count the time for which the host is suspended.
+        step = max(0.0, min(work.tick, work.deadline - _now()))
+        if left:
+            time.sleep(step)
+        elif _readable(line, step):
+            left = os.read(line, len(_LEAVE)) == _LEAVE
+            if not left:
+                return "because the task that had it frozen ended" if _counts(work, timer) else ""
+            if not timer.seconds:
+                return ""
+    return f"{timer.seconds:g} s after arming"
+
+
+def _thaw(work: _Work, timer: Timer, reason: str) -> None:
+    deadline = _now() + work.retry_seconds
     trouble = ""
     sent = thawed = False
-    while _now() < work.deadline + work.retry_seconds:
+    while _now() < deadline:
         try:
             with work.agent as agent:
                 frozen = agent.execute("guest-fsfreeze-status") == "frozen"
@@ -230,9 +278,7 @@ def _watch(work: _Work, timer: Timer) -> None:
         syslog.syslog(syslog.LOG_ERR, f"{work.agent.name}: gave up; the guest may still be frozen")
         return
     if thawed:
-        syslog.syslog(
-            syslog.LOG_WARNING, f"{work.agent.name}: thawed the guest's filesystems, {timer.seconds:g} s after arming"
-        )
+        syslog.syslog(syslog.LOG_WARNING, f"{work.agent.name}: thawed the guest's filesystems, {reason}")
         with suppress(QgaError):
             _write(work.path, timer._replace(fired=_words(time.time())))
 

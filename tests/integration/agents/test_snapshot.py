@@ -229,7 +229,7 @@ def test_task_is_killed_while_the_guest_is_frozen(
     if child == 0:
         try:
             monkeypatch.setattr(QmpSnapshots, "take", lambda *_arguments: time.sleep(600))
-            run(connect(server), machine, name="monday", thaw_after=5.0)
+            run(connect(server), machine, name="monday", thaw_after=600.0)
         finally:
             os._exit(1)
     try:
@@ -237,8 +237,7 @@ def test_task_is_killed_while_the_guest_is_frozen(
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert disks.frozen
-    until(lambda: not disks.frozen, 30, "the timer thaws")
+    until(lambda: not disks.frozen, 30, "the timer thaws at once")
     assert machine.files() == list(USUAL)
     with connect(server) as agent, pytest.raises(QgaError, match=r"first\.monday exists already .* killed has left it"):
         run(agent, machine, name="monday")

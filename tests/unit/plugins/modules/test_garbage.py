@@ -22,8 +22,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent imp
 from ansible_collections.qemu.guest.plugins.module_utils._module import freeze, power
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
 from ansible_collections.qemu.guest.plugins.modules import qga_shutdown, qga_suspend
+from ansible_collections.qemu.guest.tests.unit.filesystems import armed_for_nothing
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 INFO = {"version": "7.2.22", "supported_commands": [{"name": "guest-ping", "enabled": True, "success-response": True}]}
@@ -131,7 +131,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Time passes by itself, and no process is left that waits for an agent which is gone."""
     for waits in (power, qga_shutdown, qga_suspend):
         monkeypatch.setattr(waits, "time", clock)
-    monkeypatch.setattr(freeze, "arm", lambda agent, seconds: Timer("token", 1, seconds, "then"))
+    monkeypatch.setattr(freeze, "arm", armed_for_nothing)
 
 
 @pytest.mark.parametrize(

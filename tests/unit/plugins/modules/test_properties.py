@@ -32,8 +32,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._module import freeze, 
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
 from ansible_collections.qemu.guest.plugins.modules import qga_exec, qga_ping, qga_shutdown, qga_suspend, qga_time
+from ansible_collections.qemu.guest.tests.unit.filesystems import armed_for_nothing
 from ansible_collections.qemu.guest.tests.unit.plugins.modules.test_garbage import INFO, TASKS
 from ansible_collections.qemu.guest.tests.unit.properties import names, text_of, values
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock
@@ -65,7 +65,7 @@ def no_waiting() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for waits in (base, deadline, executor, files, patience, power, qga_exec, qga_ping, qga_shutdown, qga_suspend):
             patch.setattr(waits, "time", clock)
-        patch.setattr(freeze, "arm", lambda agent, seconds: Timer("token", 1, seconds, "then"))
+        patch.setattr(freeze, "arm", armed_for_nothing)
         yield
 
 

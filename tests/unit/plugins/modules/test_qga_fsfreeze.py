@@ -20,8 +20,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent imp
 from ansible_collections.qemu.guest.plugins.module_utils._module import freeze
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.stacked import filesystems, first_mounted, stacked
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer
-from ansible_collections.qemu.guest.plugins.modules import qga_fsfreeze
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Armed, Timer
 from ansible_collections.qemu.guest.plugins.modules.qga_fsfreeze import OPERATION, plan
 from ansible_collections.qemu.guest.tests.unit.documentation import returned
 from ansible_collections.qemu.guest.tests.unit.filesystems import FREEZE, LIST, STATUS, THAW, Disks, Timers
@@ -54,8 +53,7 @@ def server(scripted: Start, disks: Disks) -> Scripted:
 @pytest.fixture(autouse=True)
 def timers(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> Timers:
     timers = Timers(server)
-    for module in (freeze, qga_fsfreeze):
-        monkeypatch.setattr(module, "arm", timers.arm)
+    monkeypatch.setattr(freeze, "arm", timers.arm)
     monkeypatch.setattr(freeze, "disarm", timers.disarm)
     return timers
 
@@ -78,19 +76,19 @@ def failure(agent: Agent, state: str, **given: Any) -> tuple[str, Mapping[str, A
 
 
 @pytest.mark.parametrize(
-    ("current", "wanted", "given", "changes", "always"),
+    ("current", "wanted", "given", "changes"),
     [
-        ("thawed", "frozen", {}, True, False),
-        ("thawed", "frozen", {"thaw_after": 5.0}, True, True),
-        ("frozen", "frozen", {}, False, False),
-        ("frozen", "frozen", {"thaw_after": 5.0}, False, True),
-        ("frozen", "thawed", {}, True, True),
-        ("thawed", "thawed", {}, False, True),
+        ("thawed", "frozen", {}, True),
+        ("thawed", "frozen", {"thaw_after": 5.0}, True),
+        ("frozen", "frozen", {}, False),
+        ("frozen", "frozen", {"thaw_after": 5.0}, False),
+        ("frozen", "thawed", {}, True),
+        ("thawed", "thawed", {}, False),
     ],
 )
-def test_plan(current: str, wanted: str, given: dict[str, Any], changes: bool, always: bool) -> None:
+def test_plan(current: str, wanted: str, given: dict[str, Any], changes: bool) -> None:
     planned = plan(current, params(wanted, **given))
-    assert (planned.changes, planned.always) == (changes, always)
+    assert (planned.changes, planned.always) == (changes, True)
     assert (planned.before, planned.after) == ({"status": current}, {"status": wanted})
     assert planned.result == {"count": 0, "status_before": current, "status_after": wanted}
     assert not planned.warnings
@@ -268,12 +266,12 @@ def test_undoing_fails_too(agent: SocketAgent, server: Scripted, disks: Disks, t
     server.then(THAW, fails("failed to open /srv: Input/output error"))
     message, result = failure(agent, "frozen", thaw_after=thaw_after)
     assert "THE GUEST MAY BE FROZEN: its status is frozen." in message
-    assert "The process 4711 on this machine tries to thaw it" in message
+    assert "The process 4711 on this machine goes on trying to thaw it" in message
     assert "-a state=thawed" in message and "fsfreeze --unfreeze" in message
     assert result["status_after"] == "frozen"
     assert result["thaw_timer"]["pid"] == 4711
-    assert timers.done == (["arm 60"] if thaw_after else ["disarm", "arm 0"])
-    assert timers.armed, "it is needed more than ever"
+    assert timers.done == ["arm 60" if thaw_after else "arm 0"]
+    assert timers.armed and not timers.left, "it is needed more than ever"
 
 
 def test_agent_is_silent_afterwards(agent: SocketAgent, server: Scripted, timers: Timers) -> None:
@@ -282,7 +280,7 @@ def test_agent_is_silent_afterwards(agent: SocketAgent, server: Scripted, timers
     message, result = failure(agent, "frozen")
     assert "THE GUEST MAY BE FROZEN: its status is unknown." in message
     assert result["status_after"] == "unknown"
-    assert timers.done == ["disarm", "arm 0"]
+    assert timers.done == ["arm 0"] and not timers.left
 
 
 @pytest.mark.parametrize("reached", [True, False])
@@ -296,22 +294,16 @@ def test_agent_is_silent_once_it_is_frozen(agent: SocketAgent, server: Scripted,
     assert message.count("guest agent at") == 1
 
 
+@pytest.mark.parametrize("thaw_after", [None, 5.0])
 def test_no_timer_for_want_of_processes(
-    agent: SocketAgent, server: Scripted, monkeypatch: pytest.MonkeyPatch, disks: Disks
+    agent: SocketAgent, server: Scripted, monkeypatch: pytest.MonkeyPatch, thaw_after: Any
 ) -> None:
-    def arm(agent: Agent, seconds: float) -> Timer:
+    def arm(agent: Agent, seconds: float) -> Armed:
         raise OperationError("the thaw timer could not be armed: no more processes.")
 
     monkeypatch.setattr(freeze, "arm", arm)
-    server.then(FREEZE, answers_late)
-    server.then(THAW, swallows)
-    message, _result = failure(agent, "frozen")
-    assert "THE GUEST MAY BE FROZEN" in message and "Nothing goes on trying" in message
-    assert "no more processes" in message and "-a state=thawed" in message
-    server.work.clear()
-    disks.frozen = []
-    assert "no more processes" in failure(agent, "frozen", thaw_after=5.0)[0]
-    assert disks.frozen == [], "without its timer it is not frozen"
+    assert "no more processes" in failure(agent, "frozen", thaw_after=thaw_after)[0]
+    assert FREEZE not in server.work, "without its timer it is not frozen"
 
 
 def test_somebody_else_froze_it_meanwhile(agent: SocketAgent, server: Scripted, disks: Disks, timers: Timers) -> None:
@@ -322,7 +314,7 @@ def test_somebody_else_froze_it_meanwhile(agent: SocketAgent, server: Scripted, 
         run(agent, "frozen", thaw_after=5.0)
     assert disks.frozen == ["/"]
     assert THAW not in server.work
-    assert timers.done == ["arm 5", "disarm"]
+    assert timers.done == ["arm 5", "disarm"] and timers.left
 
 
 def test_reply_says_frozen_and_the_status_does_not(agent: SocketAgent, server: Scripted) -> None:
@@ -347,6 +339,7 @@ def test_timer_is_armed_before_anything_is_frozen(agent: SocketAgent, timers: Ti
     assert result["thaw_timer"] == {"seconds": 60, "pid": 4711, "deadline": "2026-11-24T19:30:00Z", "fired": None}
     ((what, commands),) = timers.notes
     assert what == "arm 60" and FREEZE not in commands
+    assert timers.left
 
 
 def test_timer_of_a_guest_that_is_frozen_already(agent: SocketAgent, disks: Disks, timers: Timers) -> None:
@@ -354,14 +347,28 @@ def test_timer_of_a_guest_that_is_frozen_already(agent: SocketAgent, disks: Disk
     result = run(agent, "frozen", thaw_after=60.0)
     assert result["changed"] is False
     assert result["thaw_timer"]["seconds"] == 60
-    assert timers.done == ["arm 60"]
+    assert timers.done == ["arm 60"] and timers.left
 
 
-def test_freeze_without_a_timer_disarms_an_earlier_one(agent: SocketAgent, timers: Timers) -> None:
+@pytest.mark.parametrize(("seconds", "disarmed"), [(0.0, True), (60.0, False)])
+def test_guest_that_an_interrupted_task_froze_stays_frozen(
+    agent: SocketAgent, disks: Disks, timers: Timers, seconds: float, disarmed: bool
+) -> None:
+    """Its timer has no deadline. One that has, was asked for."""
+    disks.frozen = ["/"]
+    timers.arm(agent, seconds)
+    assert run(agent, "frozen")["changed"] is False
+    assert (timers.armed is None) is disarmed
+
+
+def test_freeze_without_a_deadline(agent: SocketAgent, timers: Timers) -> None:
+    """It takes an earlier timer's place, and ends once the guest is frozen."""
     result = run(agent, "frozen")
     assert "thaw_timer" not in result
-    ((what, commands),) = timers.notes
-    assert what == "disarm" and FREEZE not in commands
+    (armed, before), (disarmed, after) = timers.notes
+    assert armed == "arm 0" and FREEZE not in before
+    assert disarmed == "disarm" and after[-2:] == (FREEZE, STATUS)
+    assert timers.left
 
 
 def test_timer_is_disarmed_after_thawing(agent: SocketAgent, timers: Timers) -> None:

@@ -157,9 +157,9 @@ def timers(server: Scripted, order: list[str], monkeypatch: pytest.MonkeyPatch) 
     timers = Timers(server)
     for name in ("arm", "disarm"):
 
-        def call(*arguments: Any, name: str = name) -> Any:
+        def call(*arguments: Any, name: str = name, **more: Any) -> Any:
             order.append(name)
-            return getattr(timers, name)(*arguments)
+            return getattr(timers, name)(*arguments, **more)
 
         monkeypatch.setattr(freeze, name, call)
     return timers

@@ -32,14 +32,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import ChannelLock
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module import thaw_timer
-from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Timer, disarm
+from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Armed, Timer, disarm
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, fails
 
 STATUS, THAW = "guest-fsfreeze-status", "guest-fsfreeze-thaw"
 SOON = 0.2
 # More than enough: what is waited for comes in a moment.
 PATIENCE = 15.0
-arm = functools.partial(thaw_timer.arm, tick=0.1)
+hold = functools.partial(thaw_timer.arm, tick=0.1)
 
 # Tests are threads too, and a fork of threads is what Python warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -102,6 +102,13 @@ def timers(locks: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     for pid in pids:
         if is_timer(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def arm(agent: SocketAgent, seconds: float, **more: float) -> Timer:
+    """Arm a timer and leave it."""
+    armed = hold(agent, seconds, **more)
+    armed.leave()
+    return armed.timer
 
 
 def is_timer(pid: int) -> bool:
@@ -267,7 +274,7 @@ def test_it_leaves_the_seat_when_it_is_done(agent: SocketAgent, server: Scripted
 
 
 def orphan(agent: SocketAgent, seconds: float, last: Callable[[], None]) -> int:
-    """Arm a timer in a process that does ``last`` then, and return the timer's pid."""
+    """Arm a timer in a process that leaves it and does ``last`` then, and return the timer's pid."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -320,6 +327,71 @@ def test_exit_handlers_do_not_run(agent: SocketAgent, server: Scripted, tmp_path
     finally:
         atexit.unregister(left)
     assert not (tmp_path / str(timer.pid)).exists()
+
+
+# The line to its task
+
+
+def test_its_task_dies(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
+    armed = hold(agent, 600)
+    time.sleep(SOON)
+    assert is_timer(armed.timer.pid) and frozen.thaws == 0
+    armed.line.close()
+    assert ends(armed.timer)
+    assert frozen.thaws == 1
+    timer = disarm(agent)
+    assert timer and timer.fired
+
+
+@pytest.mark.parametrize("seconds", [0, 600])
+def test_its_task_is_killed(
+    agent: SocketAgent, server: Scripted, frozen: Frozen, timers: list[int], seconds: float
+) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            hold(agent, seconds)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    assert until(lambda: frozen.thaws == 1)
+
+
+def test_deadline_while_its_task_works(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
+    armed = hold(agent, SOON)
+    assert ends(armed.timer)
+    assert frozen.thaws == 1
+    armed.leave()
+
+
+def test_no_deadline(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
+    """It ends with its task, though its file is lost."""
+    armed = hold(agent, 0)
+    time.sleep(SOON)
+    assert is_timer(armed.timer.pid)
+    armed.leave()
+    assert ends(armed.timer)
+    assert frozen.thaws == 0
+
+
+def test_its_task_dies_when_another_has_taken_its_place(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
+    first = hold(agent, 0)
+    second = arm(agent, 600)
+    first.line.close()
+    assert ends(first.timer)
+    assert is_timer(second.pid) and server.commands == []
+
+
+def test_disarmed_if_it_has_no_deadline(agent: SocketAgent, server: Scripted) -> None:
+    armed = hold(agent, 600)
+    assert disarm(agent, if_without_deadline=True) is None and is_timer(armed.timer.pid)
+    without: Armed = hold(agent, 0)
+    assert disarm(agent, if_without_deadline=True) == without.timer
+    assert ends(armed.timer) and ends(without.timer)
+    armed.line.close()
+    without.line.close()
+    assert server.commands == []
 
 
 # Trouble at the deadline
