@@ -216,6 +216,9 @@ class ScriptedPlace(Place):
         """Return whether the guest is frozen, and thaw it. That it was frozen twice would be wrong."""
         if not OPERATION[task.operation].changes:
             return 0, ""
+        end = time.monotonic() + SECONDS_TO_DO * self.slowness
+        while int(self.frozen) not in wanted and time.monotonic() < end:
+            time.sleep(0.05)
         found = int(self.frozen), "it was frozen again" if self.freezes > 1 else ""
         self.frozen, self.freezes = False, 0
         return found

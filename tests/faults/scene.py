@@ -151,7 +151,7 @@ class Scene:
 
     def state(self) -> Counter[str]:
         """Return what there is: handles, processes and files in the guest, processes and files on the controller."""
-        kept = re.compile(r"file /run/qemu-guest/(mux-\d+\.lock|\w+\.lock)$")
+        kept = re.compile(r"file /run/qemu-guest/(mux-\d+\.lock|\w+\.(lock|thaw))$")
         here = (re.sub(r"^process \d+", "process", line) for line in self.look() if not kept.match(line))
         lines = (
             re.sub(r"[0-9a-f]{16}", "TOKEN", line)

@@ -113,18 +113,20 @@ def _all_judged(scene: Scene, trial: Trial, told: list[Task], outcomes: list[Out
 def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[str]:
     """Return what is wrong with an outcome."""
     wrong = []
+    freezes = trial.cell.operation.name == "freeze"
     # A fault may come too late to matter.
     if outcome.word not in {DONE, *trial.cell.outcomes}:
         wrong.append(f"{outcome.word} is not allowed here")
     if outcome.word == DONE and not is_right(task, outcome.text):
         wrong.append("it is done, and said something wrong")
-    count, torn = scene.place.effects(task, EFFECTS[outcome.word])
+    # A freeze whose task dies is undone.
+    possible = {0} if freezes and outcome.word == KILLED else EFFECTS[outcome.word]
+    count, torn = scene.place.effects(task, possible)
     if torn:
         wrong.append(torn)
-    left_frozen = trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED)
-    if left_frozen and "THE GUEST MAY BE FROZEN" not in outcome.text:
+    if freezes and count and outcome.word not in (DONE, KILLED) and "THE GUEST MAY BE FROZEN" not in outcome.text:
         wrong.append("a frozen guest is left, and it does not say so")
-    allowed = EFFECTS[outcome.word] | ({0} if trial.cell.fault.undoes else set())
+    allowed = possible | ({0} if trial.cell.fault.undoes else set())
     if trial.cell.operation.changes and count not in allowed:
         wrong.append(f"it says that it is {outcome.word}, and did {count} times what it does")
     return wrong
