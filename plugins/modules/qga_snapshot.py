@@ -260,7 +260,8 @@ def apply(agent: Agent, plan: Plan) -> Mapping[str, Any]:
                 thawed = _take_and_thaw(agent, host, new, params)
         except QgaError as exc:
             _name_files(exc, host.discard())
-            raise OperationError(str(exc), result={**plan.result, "consistent": False, **exc.as_result()}) from exc
+            result = {**plan.result, "consistent": False, **exc.as_result()}
+            raise OperationError(exc.text_at(agent.name), result=result) from exc
     result = {
         "filesystems": frozen.filesystems,
         "frozen_seconds": round(time.monotonic() - started, 3),

@@ -77,10 +77,19 @@ class QgaError(Exception):
 
     def __str__(self) -> str:
         where = f"{self.party} at {printable(self.address)}: " if self.address else ""
+        return f"{where}{self.without_address}"
+
+    @property
+    def without_address(self) -> str:
+        """The text of this error but for the address."""
         what = f"{self.told_fate}: " if self.told_fate else ""
         stop = "" if self.message.endswith((".", "?", "!")) else "."
         hint = f"{stop} {printable(self.hint)}" if self.hint else ""
-        return f"{where}{what}{self.message}{hint}"
+        return f"{what}{self.message}{hint}"
+
+    def text_at(self, address: str) -> str:
+        """Return the text for an error that has this ``address`` itself: only another address is named."""
+        return self.without_address if self.address == address else str(self)
 
     @property
     def explanation(self) -> str:

@@ -182,11 +182,11 @@ def _undone(agent: Agent, exc: QgaError, timer: Timer) -> OperationError:
     if status == "thawed":
         disarm(agent)
         exc.hint = "The guest's filesystems are thawed."
-        return OperationError(str(exc), result=result)
+        return OperationError(exc.text_at(agent.name), result=result)
     exc.hint = f"THE GUEST MAY BE FROZEN: its status is {status}."
     return OperationError(
-        f"{exc} The process {timer.pid} on this machine goes on trying to thaw it, for {RETRY_SECONDS / 60:g} minutes. "
-        f"{_BY_HAND}",
+        f"{exc.text_at(agent.name)} The process {timer.pid} on this machine goes on trying to thaw it, for "
+        f"{RETRY_SECONDS / 60:g} minutes. {_BY_HAND}",
         result={**result, "thaw_timer": timer.as_result()},
     )
 
@@ -207,13 +207,13 @@ def thaw(agent: Agent, before: str, timeout: float) -> dict[str, Any]:
     if status != "thawed":
         trouble = trouble or OperationError(f"the guest thawed {count} filesystems, and its status is {status}.")
         trouble.hint = f"THE GUEST MAY BE FROZEN: its status is {status}. A timer that is armed stays so. {_BY_HAND}"
-        raise OperationError(str(trouble), result={**result, **trouble.as_result()})
+        raise OperationError(trouble.text_at(agent.name), result={**result, **trouble.as_result()})
     timer = disarm(agent)
     result.update(_shown(timer))
     if trouble and not isinstance(trouble, OutcomeUnknownError):
         if not isinstance(trouble, CommandUnavailable):
             trouble.hint = "The guest's filesystems are thawed, but a hook of its administrator may not have run."
-        raise OperationError(str(trouble), result={**result, **trouble.as_result()})
+        raise OperationError(trouble.text_at(agent.name), result={**result, **trouble.as_result()})
     warnings = [f"{trouble.message}; the guest's status is thawed"] if trouble else []
     return {**result, "warnings": [*warnings, *([] if changed else _too_late(timer))]}
 

@@ -123,9 +123,10 @@ def run_operation(
     given = (executor or operation.executor(agent)) if operation.executor else agent
     try:
         return _run(operation, agent, given, params, check_mode=check_mode, diff=diff)
-    except QgaError as exc:  # of what no command says: a value of a reply, the end of a program
-        if not isinstance(exc, AddressError) and agent.name not in str(exc):  # that is about another address
-            exc.address = agent.name
+    except AddressError:  # it is about another address
+        raise
+    except QgaError as exc:  # an error of a command has an address already
+        exc.address = exc.address or agent.name
         raise
 
 
@@ -142,7 +143,7 @@ def _run(
         try:
             applied = dict(operation.apply(given, plan))
         except QgaError as exc:
-            raise _afterwards(exc, agent.changed_by, plan) from exc
+            raise _afterwards(exc, agent, plan) from exc
         warnings += applied.pop("warnings", ())
         result.update(applied)
     elif plan.changes and plan.unforeseeable:
@@ -153,21 +154,21 @@ def _run(
     return dict(returnable(result))
 
 
-def _afterwards(exc: QgaError, change: str, plan: Plan) -> QgaError:
-    """Return the error of a task that had changed the guest by the command ``change``, if any, and could not go on.
+def _afterwards(exc: QgaError, agent: Agent, plan: Plan) -> QgaError:
+    """Return the error of a task that could not go on; if it had changed the guest by then, that is told.
 
     An error of the next command alone would read as if nothing was done.
     """
+    change = agent.changed_by
     if not change or not (exc.executed == "no" or is_read_only(exc.command or "")):
         return exc
-    what = exc.told_fate or "the task could not go on"
+    exc.hint = f"{exc.hint} Look at the guest before you repeat it.".lstrip()
+    what = "" if exc.told_fate else "the task could not go on: "
     error = {"type": type(exc).__name__, "command": change, "executed": "yes"}
-    told = OperationError(
-        f"{change} was run, and then {what}: {exc.message}", result={"changed": plan.changes, "error": error}
+    return OperationError(
+        f"{change} was run, and then {what}{exc.text_at(agent.name)}",
+        result={"changed": plan.changes, "error": error},
     )
-    told.address = exc.address
-    told.hint = f"{exc.hint} Look at the guest before you repeat it.".lstrip()
-    return told
 
 
 def _check_seconds(operation: Operation, params: Params) -> None:

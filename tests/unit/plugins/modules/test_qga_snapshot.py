@@ -428,6 +428,7 @@ def test_image_with_the_name_of_the_snapshot_is_no_snapshot() -> None:
 def test_qemu_that_cannot_make_a_file(agent: SocketAgent, qemu: Qemu, order: list[str], timers: Timers) -> None:
     """What it has made for the first disk is removed."""
     message, result = failure(agent, qemu, files={"data": "/no/such/directory/new"})
+    assert message.startswith(f"guest agent at {agent.name}: QMP at unix:{qemu.path}: ")
     assert "blockdev-create failed: Could not create '/no/such/directory/new': No such file or directory" in message
     assert "were made" not in message and result["consistent"] is False
     assert nothing_left(qemu) and FREEZE not in order and timers.notes == []

@@ -106,6 +106,16 @@ def test_message() -> None:
     assert str(ConnectError("it is gone")) == "it is gone"
 
 
+@pytest.mark.parametrize(
+    ("address", "text"), [("unix:/vm1", "gone"), ("unix:/vm1.qmp", "guest agent at unix:/vm1: gone")]
+)
+def test_message_in_an_error_with_an_address(address: str, text: str) -> None:
+    """The same address is not named twice; another is kept."""
+    error = ConnectError("gone")
+    error.address = "unix:/vm1"
+    assert error.text_at(address) == text
+
+
 def test_result_of_a_failed_task() -> None:
     assert OutcomeUnknownError("lost", command="guest-exec").as_result() == {
         "error": {"type": "OutcomeUnknownError", "command": "guest-exec", "executed": "unknown"}
