@@ -391,20 +391,22 @@ class Server:
     def answer(self, number: int, content: bytes) -> None:
         """Answer a request, if its client is still there.
 
-        A client waits as long as there is its file and a server: where nothing can be written, that file goes, and
-        where no file can be removed either, this server ends. The client reports an unknown outcome.
+        Without room for ``content``, it is told that there is none.
         """
-        try:
-            self.append_line(number, b"%b %d" % (ANSWER, len(content)), content)
-        except OSError:
-            try:
-                self.append_line(number, b"%b %d" % (ANSWER, len(FULL)), FULL)
-            except OSError:
-                try:
-                    os.unlink(self.path(number, "rc"))
-                except OSError as exc:
-                    raise SystemExit(1) from exc
+        for answer in (content, FULL):
+            with suppress(OSError):
+                self.append_line(number, b"%b %d" % (ANSWER, len(answer)), answer)
+                break
+        else:
+            self.give_up(number)
         self.answered_at[number] = time.monotonic()
+
+    def give_up(self, number: int) -> None:
+        """Have a client report an unknown outcome: it waits only as long as there is its file and a server."""
+        try:
+            os.unlink(self.path(number, "rc"))
+        except OSError as exc:
+            raise SystemExit(1) from exc
 
 
 def is_recent(file: os.DirEntry[str]) -> bool:
