@@ -20,8 +20,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import
 
 __all__ = ("Places", "Process", "Runs", "Socket", "View", "here", "look", "parse_view")
 
-# Of what a machine prints. 4,000 guests with their command lines take about 12 MB.
-_MOST_BYTES = 32 * 1024 * 1024
+MOST_BYTES = 32 * 1024 * 1024
+"""Of what a machine prints. 4,000 guests with their command lines take about 12 MB."""
+
 _SECONDS_TO_END = 1.0
 
 
@@ -78,8 +79,15 @@ class Runs(Protocol):
     def run(self, command: str, stdin: bytes, seconds: float) -> tuple[int, bytes, bytes]: ...
 
 
-def look(machine: Runs | None, sources: Sequence[str], globs: Sequence[str], places: Places, seconds: float) -> View:
-    """Return what there is on ``machine``; None is this one.
+def look(
+    machine: Runs | None,
+    sources: Sequence[str],
+    globs: Sequence[str],
+    places: Places,
+    seconds: float,
+    most_bytes: int = MOST_BYTES,
+) -> View:
+    """Return what there is on ``machine``; None is this one. ``most_bytes`` of its output are read.
 
     :raise ConnectError: if it cannot be asked, or does not answer in time.
     """
@@ -94,7 +102,7 @@ def look(machine: Runs | None, sources: Sequence[str], globs: Sequence[str], pla
         *(globs if "sockets" in sources else ()),
     )
     # On standard input, because other users can read command lines.
-    script = f"{_script()}\nmain {shlex.join(arguments)} </dev/null | head -c {_MOST_BYTES}\n"
+    script = f"{_script()}\nmain {shlex.join(arguments)} </dev/null | head -c {most_bytes}\n"
     stdin = script.encode("utf-8", "surrogateescape")
     status, output, errors = (machine.run if machine else here)("sh", stdin, seconds)
     view = parse_view(output, boundary)

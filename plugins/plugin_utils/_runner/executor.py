@@ -87,13 +87,16 @@ class Runner(Executor):
 
     ``start`` is called to get a runner when there is none. A program that cannot be started has the exit status 127 or
     126, as in a shell, and a signal that ended one shows as 128 + N. Every ``look_seconds``, a request that is not
-    taken is rung for again, and the runner is checked to live.
+    taken is rung for again, and the runner is checked to live; it is lost if it is not taken in ``take_seconds``.
     """
 
-    def __init__(self, agent: Agent, start: Start, look_seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(
+        self, agent: Agent, start: Start, look_seconds: float = _LOOK_SECONDS, take_seconds: float = _TAKE_SECONDS
+    ) -> None:
         super().__init__(agent)
         self._start_one = start
         self._look_seconds = look_seconds
+        self._take_seconds = take_seconds
         self._spool = Spool(agent, SPOOL)
         self._no_runner: CommandUnavailable | NoRunnerError | None = None
         # Requests that were handed over and not seen taken yet, and when each program was checked last.
@@ -282,7 +285,7 @@ class Runner(Executor):
             # Ring again, but do not write again: it may be taken at this very moment.
             began = time.monotonic()
             since = self._rung_since.setdefault(number, began)
-            if began - since > _TAKE_SECONDS:
+            if began - since > self._take_seconds:
                 return "the runner in the guest has not taken it (does it hang, or can it not write to /run?)"
             if not self._rung(number):
                 self._hand_over(number)

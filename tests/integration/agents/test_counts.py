@@ -21,7 +21,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.address import p
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_fetch, qga_file
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
 from ansible_collections.qemu.guest.tests.integration.harness import guest_variables
 from lab.agent import LooseAgent
@@ -49,10 +48,8 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def connection(method: str, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def connection(method: str, tally: Tally) -> Iterator[Any]:
     """The plugin, connected, with its runner if it has one. Warm interpreters are counted below."""
-    # Where the machine is slow, the runner would be looked after.
-    monkeypatch.setattr(executor, "_LOOK_SECONDS", 600)
     connection = connection_loader.get("qemu.guest.qga", PlayContext(), os.devnull)
     options = {"address": str(tally.path), "agent_timeout": 60, "exec_method": method, "persist": 0}
     options["warm_python"] = False  # or one that another test has left would take the commands

@@ -148,11 +148,10 @@ def test_garbage(
     operation = import_module(f"ansible_collections.qemu.guest.plugins.modules.{module}").OPERATION
     options = {**{name: option.get("default") for name, option in argument_spec(operation).items()}, **given}
     server = scripted(replies)
-    agent = connect(server)
     usual = dict(server.answers)
     for reply in damaged({"guest-info": INFO, **replies}[command]):
         server.answers.update({**usual, command: reply})
-        with suppress(QgaError):
+        with suppress(QgaError), connect(server) as agent:
             try:
                 json.dumps(run_operation(operation, agent, options, diff=True), allow_nan=False)
             except QgaError as exc:
@@ -161,5 +160,3 @@ def test_garbage(
                 raise
             except Exception as exc:
                 pytest.fail(f"{command} that returns {str(reply)[:200]} makes {module} fail by {exc!r}")
-        agent.close()
-        agent._info = None

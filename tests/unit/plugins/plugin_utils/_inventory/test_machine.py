@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ConnectError
-from ansible_collections.qemu.guest.plugins.plugin_utils._inventory import machine
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import (
     Places,
     Process,
@@ -90,8 +89,8 @@ class Machine:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_text(text)
 
-    def look(self, shell: Shell, *globs: str, sources: tuple[str, ...] = ALL) -> View:
-        return look(shell, sources, globs, self.places, 30)
+    def look(self, shell: Shell, *globs: str, sources: tuple[str, ...] = ALL, **how: int) -> View:
+        return look(shell, sources, globs, self.places, 30, **how)
 
 
 @pytest.fixture
@@ -248,10 +247,9 @@ def test_a_machine_without_a_shell(stream: str) -> None:
         look(Broken(), ALL, (), Places(), 5)
 
 
-def test_output_is_bounded(there: Machine, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_MOST_BYTES", 10000)
+def test_output_is_bounded(there: Machine, shell: Shell) -> None:
     there.add_process(5, "kvm", "x" * 20000)
-    view = there.look(shell)
+    view = there.look(shell, most_bytes=10000)
     assert not view.whole and len(view.processes) == 1
 
 

@@ -895,12 +895,10 @@ def test_runner_that_can_write_no_result_ends(guest: Guest) -> None:
 
 
 @only_sh
-def test_runner_that_takes_nothing_is_not_waited_for_without_end(
-    executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runner_that_takes_nothing_is_not_waited_for_without_end(executor: Runner, guest: Guest) -> None:
+    executor = runner_by(executor.agent, take_seconds=3)
     run_shell(executor, b"true")
     os.kill(runner_pid(guest), signal.SIGSTOP)
-    monkeypatch.setattr(_executor, "_TAKE_SECONDS", 3)
     try:
         with pytest.raises(OutcomeUnknownError, match="has not taken it"):
             run_shell(executor, b"true")

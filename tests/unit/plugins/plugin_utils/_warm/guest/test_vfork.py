@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils import basic
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import vfork
@@ -31,9 +31,10 @@ def test_function_that_sets_no_umask_is_known(
         given.append(kwargs["preexec_fn"])
         return popen(*args, **kwargs)
 
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", b'{"ANSIBLE_MODULE_ARGS": {}}')
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)  # of core 2.19 and later
+    module = basic.AnsibleModule({})
     monkeypatch.setattr(subprocess, "Popen", start)
-    module = AnsibleModule.__new__(AnsibleModule)
-    module.run_command_environ_update, module._debug, module.no_log_values = {}, False, set()
     rc, out, _err = module.run_command(["sh", "-c", "umask"], umask=umask)
     assert (rc, out) == (0, "0077\n" if umask else f"{current_umask():04o}\n")
     assert [vfork.does_nothing(function) for function in given] == [nothing]
