@@ -119,6 +119,18 @@ def listens(path: Path) -> None:
     until(connected, 30, f"QEMU listens at {path}")
 
 
+def add_proxmox(there: Path, agent: Path) -> None:
+    """Make what a node of Proxmox VE has: a guest with this agent, and one that is off."""
+    (there / "run").mkdir()
+    (there / "run" / "100.qga").symlink_to(agent)
+    (there / "pve" / "qemu-server").mkdir(parents=True)
+    for vmid, text in (
+        ("100", f"agent: 1\nname: shop\ntags: web;prod\nsmbios1: uuid={UUID}\n\n[old]\nname: not-this\n"),
+        ("101", "agent: 1\nname: archive\n"),
+    ):
+        (there / "pve" / "qemu-server" / f"{vmid}.conf").write_text(text)
+
+
 def mixed(machines: Machines, agents: dict[str, LooseAgent], stack: ExitStack) -> dict[str, Any]:
     """Start what there is on a mixed machine, and return the options that find it."""
     there = machines.directory
@@ -134,15 +146,7 @@ def mixed(machines: Machines, agents: dict[str, LooseAgent], stack: ExitStack) -
         qemu(there, *("-name", f"{MINE}-two", "-chardev", "socket,path=two.qga,server,nowait,id=c", *JSON_PORT))
     )
     stack.enter_context(qemu(there, *("-name", f"guest={MINE}-three", "-qmp", f"unix:three.qmp,{sock}")))
-    (there / "pve").mkdir()
-    (there / "run").mkdir()
-    (there / "run" / "100.qga").symlink_to(agents["sid"].agent_socket)
-    (there / "pve" / "qemu-server").mkdir()
-    for vmid, text in (
-        ("100", f"agent: 1\nname: shop\ntags: web;prod\nsmbios1: uuid={UUID}\n\n[old]\nname: not-this\n"),
-        ("101", "agent: 1\nname: archive\n"),
-    ):
-        (there / "pve" / "qemu-server" / f"{vmid}.conf").write_text(text)
+    add_proxmox(there, agents["sid"].agent_socket)
     (there / "more").mkdir()
     (there / "more" / "loose.sock").symlink_to(agents["bookworm"].agent_socket)
     for name, stays in (("dead", False), ("mute", True)):
@@ -160,6 +164,21 @@ def mixed(machines: Machines, agents: dict[str, LooseAgent], stack: ExitStack) -
         "proxmox_config_dir": f"{there}/pve",
         "filters": [f"qga_name.startswith('{MINE}') or qga_source != 'process'"],
     }
+
+
+MIXED_STATES = {
+    f"{MINE}_one": "silent",
+    f"{MINE}-two": "silent",
+    f"{MINE}-three": "no_agent",
+    f"{MINE}-idle": "no_agent",
+    f"{MINE}-asleep": "off",
+    "shop": "answers",
+    "archive": "off",
+    "loose": "answers",
+    "dead": "off",
+    "mute": "silent",
+    "lab": "answers",
+}
 
 
 def test_mixed_machine(machines: Machines, agents: dict[str, LooseAgent]) -> None:
@@ -185,19 +204,7 @@ def test_mixed_machine(machines: Machines, agents: dict[str, LooseAgent]) -> Non
         )
         hosts, said, seconds = machines.hosts()
         states = {name: one["qga_state"] for name, one in hosts.items()}
-        assert states == {
-            f"{MINE}_one": "silent",
-            f"{MINE}-two": "silent",
-            f"{MINE}-three": "no_agent",
-            f"{MINE}-idle": "no_agent",
-            f"{MINE}-asleep": "off",
-            "shop": "answers",
-            "archive": "off",
-            "loose": "answers",
-            "dead": "off",
-            "mute": "silent",
-            "lab": "answers",
-        }
+        assert states == MIXED_STATES
         assert seconds < 40
         check_mixed(hosts, uuids, machines.directory, daemon.uri, up)
         assert f"the guests of {down} are missing: " in said and "Connection refused" in said

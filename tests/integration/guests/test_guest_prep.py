@@ -72,6 +72,17 @@ def by_guest_exec(ansible: Ansible, rc: int = 0) -> None:
     ansible.adhoc("ansible.builtin.raw", "true", rc=rc, variables={"ansible_qga_exec_method": "guest-exec"})
 
 
+def take_back(guest: Guest, ansible: Ansible, before: str) -> None:
+    """All of it is taken back, by the runner that goes with it."""
+    assert prepare(ansible, "--check", variables={"guest_prep_state": "absent"}).recap["vm"]["changed"] >= 4
+    prepare(ansible, variables={"guest_prep_state": "absent"})
+    assert state(guest) == before
+    assert look(guest, f"systemctl show -p ActiveState {UNIT}") == "ActiveState=inactive\n"
+    assert look(guest, f"systemctl show -p LoadState {UNIT}") == "LoadState=not-found\n"
+    by_guest_exec(ansible, rc=2)
+    assert prepare(ansible, variables={"guest_prep_state": "absent"}).recap["vm"]["changed"] == 0
+
+
 def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     opened = TEXT.format(line=BLOCKING[guest.release][1])
     ansible = make_ansible({"vm": guest_variables(guest)})
@@ -108,14 +119,7 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     newer = until(lambda: _runner(guest, besides=new), 20, "no other runner")
     assert look(guest, f"systemctl show -p MainPID {UNIT}") == f"MainPID={newer}\n"
 
-    # All of it is taken back, by the runner that goes with it.
-    assert prepare(ansible, "--check", variables={"guest_prep_state": "absent"}).recap["vm"]["changed"] >= 4
-    prepare(ansible, variables={"guest_prep_state": "absent"})
-    assert state(guest) == before
-    assert look(guest, f"systemctl show -p ActiveState {UNIT}") == "ActiveState=inactive\n"
-    assert look(guest, f"systemctl show -p LoadState {UNIT}") == "LoadState=not-found\n"
-    by_guest_exec(ansible, rc=2)
-    assert prepare(ansible, variables={"guest_prep_state": "absent"}).recap["vm"]["changed"] == 0
+    take_back(guest, ansible, before)
 
 
 def test_somebodys_change_is_kept(guest: Guest, make_ansible: MakeAnsible) -> None:

@@ -330,25 +330,28 @@ def test_two_of_one_name(place: Place) -> None:
 # What guests say is text
 
 
+# Every option that takes names or values from what guests say.
+TAKES_WHAT_GUESTS_SAY: dict[str, Any] = {
+    "gather": ["osinfo", "hostname"],
+    "hostnames": ["qga_osinfo.id", "hostname", "name"],
+    "compose": {"composed": "qga_osinfo.id", "longer": "'x' ~ qga_hostname", "nested": "{'a': [qga_hostname]}"},
+    "groups": {"same": "qga_hostname == qga_osinfo.id"},
+    "keyed_groups": [
+        {"key": "qga_osinfo.id", "prefix": "os", "parent_group": "{{ qga_osinfo.id }}"},
+        {"key": "qga_osinfo", "prefix": "x"},
+        {"key": "[qga_hostname]", "prefix": "", "separator": ""},
+    ],
+    "filters": ["qga_hostname"],
+}
+
+
 @pytest.mark.parametrize("use_extra_vars", [False, True])
 @pytest.mark.parametrize("cached", [False, True])
 def test_nothing_is_templated(cached: bool, use_extra_vars: bool, place: Place) -> None:
     proof = place.directory / "proof"
     trick = TRICK % proof
     place.add_agent("web", {"id": trick, "pretty-name": trick, trick: trick}, hostname=trick)
-    options: dict[str, Any] = {
-        "gather": ["osinfo", "hostname"],
-        "hostnames": ["qga_osinfo.id", "hostname", "name"],
-        "compose": {"composed": "qga_osinfo.id", "longer": "'x' ~ qga_hostname", "nested": "{'a': [qga_hostname]}"},
-        "groups": {"same": "qga_hostname == qga_osinfo.id"},
-        "keyed_groups": [
-            {"key": "qga_osinfo.id", "prefix": "os", "parent_group": "{{ qga_osinfo.id }}"},
-            {"key": "qga_osinfo", "prefix": "x"},
-            {"key": "[qga_hostname]", "prefix": "", "separator": ""},
-        ],
-        "filters": ["qga_hostname"],
-        "use_extra_vars": use_extra_vars,
-    }
+    options: dict[str, Any] = {**TAKES_WHAT_GUESTS_SAY, "use_extra_vars": use_extra_vars}
     if cached:
         options |= {
             "cache": True,

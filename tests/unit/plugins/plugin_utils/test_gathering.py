@@ -36,6 +36,9 @@ def server(scripted: Callable[..., Scripted], guest: Guest) -> Scripted:
 Gather = Callable[..., dict[str, Any]]
 
 
+VARIABLES = {"ansible_facts_parallel": False, "ansible_facts": {}, "ansible_playbook_python": "/usr/bin/python3"}
+
+
 @pytest.fixture
 def gather(server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: object) -> Iterator[Gather]:
     """Run gather_facts with these facts modules, module_defaults and options of the connection."""
@@ -61,8 +64,7 @@ def gather(server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cl
         connection._shell = plugins.shell_loader.get("sh")
         connection._shell.set_options()
         made.append(connection)
-        variables = {"ansible_facts_modules": modules, "ansible_facts_parallel": False, "ansible_facts": {}}
-        variables.update(ansible_playbook_python="/usr/bin/python3", ansible_python_interpreter=python)
+        variables = {**VARIABLES, "ansible_facts_modules": modules, "ansible_python_interpreter": python}
         return dict(
             plugins.action_loader.get(
                 task.action,

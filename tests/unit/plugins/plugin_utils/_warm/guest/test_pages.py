@@ -30,6 +30,17 @@ def child_that_writes(pages: mmap.mmap, numbers: range) -> int:
     return process
 
 
+def has_own(memory: page_copies.Memory, pages: range, numbers: set[int]) -> bool:
+    """Return whether a child that has its pages ready has copies of these of the ``pages``, and of no others."""
+    child = os.fork()
+    if not child:
+        memory.get_ready()
+        with open("/proc/self/pagemap", "rb") as pagemap:
+            said = os.pread(pagemap.fileno(), len(pages) * 8, pages.start * 8)[7::8].translate(memory.OWN)
+        os._exit(0 if {number for number in range(len(pages)) if said[number]} == numbers else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
 def test_pages_that_two_children_write_to_are_had_ready() -> None:
     """Not those of one alone, however often that is looked at. The parent's own pages are no child's."""
     memory = page_copies.Memory()
@@ -68,10 +79,4 @@ def test_pages_that_two_children_write_to_are_had_ready() -> None:
         assert [memory.look_after(child) is None for child in children] == [True, True, False], "each at a stretch"
         memory.looks = 0
         assert memory.look_after(children[-1]) is None
-        child = os.fork()
-        if not child:
-            memory.get_ready()
-            with open("/proc/self/pagemap", "rb") as pagemap:
-                said = os.pread(pagemap.fileno(), 64 * 8, first * 8)[7::8].translate(memory.OWN)
-            os._exit(0 if {number for number in range(64) if said[number]} == ready() else 1)
-        assert os.waitpid(child, 0)[1] == 0
+        assert has_own(memory, range(first, first + 64), ready())
