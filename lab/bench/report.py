@@ -116,8 +116,8 @@ def conditions(domain: Domain, rounds: int, date: str, loads: Sequence[float]) -
     """Return how the figures were taken."""
     how = "KVM" if accel.accelerator() == "kvm" else "emulation (TCG), no KVM"
     return [
-        f"Taken on {date}, {rounds} rounds, files {FILES_PER_ROUND} times in each; medians, with the least and the "
-        "greatest in parentheses. Who has a single figure took part in the first round only.",
+        f"Taken on {date}, {rounds} round{'s' * (rounds > 1)}, files {FILES_PER_ROUND} times in each; medians, with "
+        "the least and the greatest in parentheses. Contenders with a single figure took part in the first round only.",
         "",
         f"- host: {os.cpu_count()} processors ({platform.machine()}), load average {loads[0]:.1f} before the rounds "
         f"and {loads[1]:.1f} after them; the guest itself makes up to {domain.cpus} of it",

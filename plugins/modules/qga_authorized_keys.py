@@ -396,7 +396,7 @@ def wanted(params: Params) -> Mapping[str, str]:
 def _lines(keys: Any) -> list[str]:
     """Return the items of a list, or the lines of a text without those that are empty or a comment.
 
-    :raise OperationError: if it is neither, or a text without any line. Who wants no key at all gives an empty list.
+    :raise OperationError: if it is neither, or a text without any line. No key at all is an empty list.
     """
     if isinstance(keys, str):
         lines = [line.strip() for line in keys.splitlines()]

@@ -94,7 +94,7 @@ EXAMPLES = r"""
     address: /run/vm1.qga
     state: thawed
   register: thawed
-  # Thawed by somebody else before, or not all of it was still frozen: then do not trust the snapshot.
+  # Thawed by another client before, or not all of it was still frozen: then do not trust the snapshot.
   failed_when: thawed is failed or thawed is not changed or thawed.count != frozen.count
 
 - name: Freeze the filesystems of a database only

@@ -65,7 +65,7 @@ _GROWTH = 64 * CHUNK
 class Copied(NamedTuple):
     """Result of a copy: ``size`` in bytes, whether both ends were compared already, and whether it is as long as said.
 
-    Who compares what is shorter, compares all of the file: a part of it is always as its beginning.
+    A copy that is shorter is compared with all of the file: with its beginning it would always agree.
     """
 
     size: int

@@ -126,7 +126,7 @@ fi
 """
 # The command takes the shell's place, so the agent reports the command's own end, a signal included.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
-# Goes before that: who is killed between the two steps takes the name away, too.
+# Goes before that: a shell that is killed between these two steps takes the name away, too.
 _OPEN = r"""
 if [ "${QEMU_GUEST_INPUT:-}" ]; then
     trap 'rm -f "$QEMU_GUEST_INPUT"; exit 143' TERM

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""External snapshots of a running guest's disks: which disks, in which new files, and who takes them.
+"""External snapshots of a running guest's disks: which disks, in which new files, and what takes them.
 
 A snapshot gives each disk a new file, the overlay, to which the guest writes from then on. The image that it had before
 stays as it is.

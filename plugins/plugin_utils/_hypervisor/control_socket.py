@@ -70,7 +70,7 @@ class ControlSocket(NamedTuple):
         return sock
 
     def _request(self, what: str, forward: str, deadline: Deadline) -> None:
-        # ssh's configuration is for who connects; this only talks to one that is connected.
+        # ssh's configuration is for connecting; this only talks to an ssh that is connected.
         command = [self.program, "-F", "none", "-S", self.path, "-O", what, "-L", forward, "--", "hypervisor"]
         try:
             done = subprocess.run(

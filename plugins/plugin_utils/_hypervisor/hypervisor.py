@@ -117,7 +117,7 @@ class Hypervisor:
 
     @contextmanager
     def forward(self, path: str, deadline: Deadline) -> Iterator[str]:
-        """Give the path of a socket here that leads to the UNIX socket ``path`` there, for who can only name one.
+        """Give the path of a socket here that leads to the UNIX socket ``path`` there, for clients that need a path.
 
         :raise ConnectError: as ``connect`` does.
         """
@@ -152,7 +152,7 @@ class Hypervisor:
         return bool(self._login.become().get_option("become_user") != note.user)
 
     def _noted(self, deadline: Deadline, *, relay: bool = False, gone: str = "") -> RelayNote:
-        """Return who the login is there. ``relay``: with a relay, at another path than that of one that has ended."""
+        """Return the note on the login there. ``relay``: with a relay, at another path than that of an ended one."""
         self._ssh.connected(deadline)
 
         def usable() -> RelayNote | None:

@@ -114,7 +114,7 @@ class Login:
         """Return ansible.builtin.ssh, ready to connect and to leave a connection behind at ``control_path``."""
         play = PlayContext()
         play.remote_addr = self._variables["ansible_host"]
-        # Who names a destination of ssh's means ssh's own user for it, not the one for the guests. For inventory hosts,
+        # A destination of ssh's has ssh's own user, not the one for the guests. For inventory hosts,
         # that of the command line (-u) counts less than variables, as a play's keyword.
         direct = {} if self._is_host else {"remote_user": ""}
         keywords = {"remote_user": context.CLIARGS.get("remote_user")}

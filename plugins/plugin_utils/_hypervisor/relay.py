@@ -141,7 +141,7 @@ class Relay:
         # Descriptors are closed after a round, or events of that round could be taken for those of a new connection.
         self._closing: List[socket.socket] = []
         self._accepts = False
-        # By descriptor: the connection that asked for this listener, and what who connects there is led to.
+        # By descriptor: the connection that asked for this listener, and where its clients are led.
         self._listeners: Dict[int, Tuple[Connection, socket.socket, bytes]] = {}
 
     def serve(self) -> None:
@@ -373,7 +373,7 @@ def _remove(path: str) -> None:
 
 
 def _detach() -> None:
-    """Leave the session and the streams of the one who started this; have as many descriptors as are allowed."""
+    """Leave the session and the streams of the process that started this; have as many descriptors as are allowed."""
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)

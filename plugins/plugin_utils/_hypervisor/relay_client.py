@@ -42,7 +42,7 @@ class RelayGone(Exception):
 
 
 class RelayNote(NamedTuple):
-    """Who the login is on a hypervisor, and the relay there; ``path`` is empty if there is none.
+    """Which user the login is on a hypervisor, and the relay there; ``path`` is empty if there is none.
 
     ``ask`` is what the relay wants to be told, and ``answer`` what only the relay knows: another user may have taken
     the place of a relay that has ended.
@@ -95,7 +95,7 @@ class RelayNote(NamedTuple):
     def listen(self, sock: socket.socket, path: str, deadline: Deadline) -> str:
         """Return the path of a socket there that leads to ``path``, as long as ``sock`` is open. It raises as ``lead``.
 
-        Who does not know its name cannot use it.
+        Only a process that knows its name can use it.
         """
         return self._asked(sock, f"listen {path}", deadline)
 

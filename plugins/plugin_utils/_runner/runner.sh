@@ -210,7 +210,7 @@ while IFS= read -r l <&3; do
     tick)
         if [ "$idle" -gt 0 ] && [ ! "$used" ] && ! busy "$d"; then
             rm -f $starts "${d%/*}"/warm-*.seen
-            # From now on nobody finds it; who has written a request meanwhile is not left alone.
+            # From now on no client finds it; one that has written a request meanwhile is still answered.
             mv "$d" "$d.gone.$$"
             if ! busy "$d.gone.$$" || [ -e "$d" ]; then
                 gone

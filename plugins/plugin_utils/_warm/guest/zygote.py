@@ -300,7 +300,7 @@ class Zygote:
             request = receive(theirs)
         if not request:
             os._exit(0)
-        self.return_to_directory()  # only now: who waits there keeps its filesystem busy
+        self.return_to_directory()  # only now: a process that waits there keeps its filesystem busy
         self.work.note(request)
         return request
 
