@@ -122,7 +122,7 @@ def _put_tree(executor: Executor, new: Sequence[New], before: str, mark: str) ->
 
 
 def _command(checksum: str, places: Sequence[bytes], mark: str) -> str:
-    """Return the shell text that unpacks an archive, but for the assignment of C(c), and then makes the file ``mark``."""
+    """Return the shell text that unpacks an archive and makes the file ``mark``, but for the assignment of C(c)."""
     first = variables(os.path.join(text(places[0]), "."), t=f".qga.{secrets.token_hex(8)}", w=checksum)
     moves = (f" && {variables(os.path.join(text(into), str(number)))} into" for number, into in enumerate(places))
     marked = f" && (: >{mark})" if mark else ""

@@ -184,7 +184,7 @@ def placed(path: bytes, name: bytes, new: bytes, checksum: bytes, content: bytes
 
 def placed_beside(path: bytes, name: bytes, new: bytes, size: int) -> bytes | None:
     if os.stat(os.path.join(path, new)).st_size != size:
-        raise OSError("not what was brought")
+        raise OSError("not all there")
     return put(path, name, new, b"", os.O_RDONLY | os.O_NOFOLLOW, b"")
 
 
