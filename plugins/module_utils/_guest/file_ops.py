@@ -132,7 +132,6 @@ printf %s "$f"
 # mksh does not pass descriptors above 2 to programs, so programs get the file as their standard output.
 _PLACE = (
     ENTER
-    + _WHOLE
     + _ONLY_FILES
     + r"""
 made=
@@ -189,7 +188,7 @@ if [ "$c" ]; then { put; } 3>"./$t"; else { put; } 3>>"./$t"; fi || {
 case $c in ?*/*) rm -f -- "$c" ;; esac
 if [ "$x" ] && command -v restorecon >/dev/null; then restorecon "./$n"; fi
 printf %s "$s"
-"""
+""".replace("    ", "")
 )
 
 PRIVATE = r"""
@@ -314,7 +313,7 @@ def place_command(
         function, arguments = "placed", [*arguments, sha256]
     elif attributes == AS_IT_IS and not content and not sha256 and safe:
         function, arguments = "placed_beside", [*arguments, size]
-    return Command.of(f"{assigned}{_PLACE}", function, *arguments)
+    return Command.of(f"{assigned}{'' if content == '-' else _WHOLE}{_PLACE}", function, *arguments)
 
 
 def place(
