@@ -124,7 +124,9 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
     left_frozen = trial.cell.operation.name == "freeze" and count and outcome.word not in (DONE, KILLED)
     if left_frozen and "THE GUEST MAY BE FROZEN" not in outcome.text:
         wrong.append("a frozen guest is left, and it does not say so")
-    allowed = EFFECTS[outcome.word] | ({0} if trial.cell.fault.undoes else set())
+    # Of a put, each request is a step; others tidy up after they have succeeded.
+    may_be_undone = trial.cell.fault.undoes and (trial.late or task.operation != "put")
+    allowed = EFFECTS[outcome.word] | ({0} if may_be_undone else set())
     if trial.cell.operation.changes and count not in allowed:
         wrong.append(f"it says that it is {outcome.word}, and did {count} times what it does")
     return wrong
