@@ -212,7 +212,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
     SAFE,
     Attributes,
     alter,
-    stage,
     unlink,
     variables,
 )
@@ -224,7 +223,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     payload,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put, sent
 from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import FILE_MODE, mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
@@ -582,9 +581,8 @@ def _change(executor: Executor, current: Current, attributes: Attributes, append
     if appended is None or len(appended) < SMALL:
         alter(executor, current.real, attributes, appended, safe=current.safe)
         return
-    with stage(executor, current.real) as staged:
-        copy_in(executor.agent, io.BytesIO(appended), staged.path, "r+")
-        alter(executor, current.real, attributes, staged._replace(size=len(appended)), safe=current.safe)
+    with sent(executor, io.BytesIO(appended), current.real) as staged:
+        alter(executor, current.real, attributes, staged, safe=current.safe)
 
 
 def _attributes(current: Current, after: Mapping[str, Any]) -> Attributes:

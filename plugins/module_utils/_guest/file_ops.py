@@ -24,7 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell, checked, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
 __all__ = (
@@ -35,6 +35,7 @@ __all__ = (
     "Attributes",
     "Staged",
     "alter",
+    "change",
     "place",
     "place_command",
     "stage",
@@ -338,9 +339,7 @@ def place(
         sha256 = "" if content.beside else sha256
         command = place_command(path, attributes, sha256=sha256, size=content.size, safe=content.beside, **given)
         stdin = b""
-    there = checked(run_shell(executor, command, stdin, whole=False), f"write {path}").decode("ascii", "replace")
-    executor.agent.changed_by = "guest-exec"
-    return there
+    return change(executor, command, f"write {path}", stdin).decode("ascii", "replace")
 
 
 def stage_command(path: str, new: str) -> Command:
@@ -374,7 +373,7 @@ def unlink(executor: Executor, path: str) -> None:
 
     :raise OperationError: if that fails, with the guest's message.
     """
-    check_shell(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
+    change(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
 
 
 def _remove(executor: Executor, paths: Sequence[str], because: BaseException) -> None:
@@ -403,5 +402,11 @@ def alter(
     given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup, "b": "1" if safe else ""}
     command = variables(path, t=_new_name(path), c=where, z=str(size), **given) + _ALTER
     stdin = content if isinstance(content, bytes) else b""
-    checked(run_shell(executor, Command.of(command), stdin, whole=False), f"change {path}")
+    change(executor, command, f"change {path}", stdin)
+
+
+def change(executor: Executor, command: str | Command, purpose: str, stdin: bytes = b"") -> bytes:
+    """Do as ``check_shell`` with a command that changes the guest, and note that: errors of what follows tell it."""
+    output = check_shell(executor, command, purpose, stdin)
     executor.agent.changed_by = "guest-exec"
+    return output

@@ -258,13 +258,13 @@ def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, e
     return _with_spooled(executor, result, spool) if result and spool else result
 
 
-def check_shell(executor: Executor, command: str | Command, purpose: str) -> bytes:
+def check_shell(executor: Executor, command: str | Command, purpose: str, stdin: bytes = b"") -> bytes:
     """Run the shell command ``command`` in the guest and return its standard output.
 
     :raise OperationError: if it fails: names ``purpose`` and the guest's own message.
     """
     command = command if isinstance(command, Command) else Command.of(command)
-    return checked(run_shell(executor, command, whole=False), purpose)
+    return checked(run_shell(executor, command, stdin, whole=False), purpose)
 
 
 def checked(result: ExecResult, purpose: str) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import IO, BinaryIO, Callable, Generator, Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -35,7 +35,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer, has_zstd, shrinks
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import Packed
-from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import AS_IT_IS, Attributes, place, stage
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
+    AS_IT_IS,
+    Attributes,
+    Staged,
+    place,
+    stage,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     CHUNK,
     USUAL,
@@ -61,7 +67,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
-__all__ = ("SMALL", "digest", "fetch", "put", "spool_command", "unpack_command")
+__all__ = ("SMALL", "digest", "fetch", "put", "sent", "spool_command", "unpack_command")
 
 SMALL = 256 * 1024
 """Below this, one program in the guest takes the content and compares it; more programs take longer than they save."""
@@ -110,13 +116,24 @@ def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progre
         return len(sample)
     # If one program could not place it, the long way does, or reports why not.
     source.seek(start)
+    with sent(executor, source, path, progress) as staged:
+        place(executor, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
+    return staged.size
+
+
+@contextmanager
+def sent(executor: Executor, source: BinaryIO, path: str, progress: Progress = no_progress) -> Iterator[Staged]:
+    """Write ``source`` to a new file, see ``stage``, and verify that it arrived. The block does something with it.
+
+    :raise TransferError: if the guest's file differs from what was sent.
+    :raise OperationError: if it cannot be created.
+    """
+    start = source.tell()
     with stage(executor, path) as staged:
         compared = _put(executor, source, staged.path, progress)
         size = source.tell() - start
         _make_sure(executor, source, start, staged.path, size, compared)
-        staged = staged._replace(size=size)
-        place(executor, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
-    return size
+        yield staged._replace(size=size)
 
 
 def _make_sure(executor: Executor, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:

@@ -14,17 +14,17 @@ import hashlib
 import io
 import os
 import secrets
+import shlex
 import tarfile
 import tempfile
-from contextlib import suppress
 from typing import IO, Any, BinaryIO, Mapping, NamedTuple, Sequence
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
-from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, PRIVATE, variables
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import checked, new_spool, run_shell, sweep
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, PRIVATE, change, variables
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_spool
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, sent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import text
 
 __all__ = ("New", "put_trees")
@@ -111,12 +111,8 @@ def _put_tree(executor: Executor, new: Sequence[New], before: str, mark: str) ->
     places = {into: number for number, into in enumerate({one.into: None for one in new})}
     try:
         with tempfile.TemporaryFile() as archive:
-            checksum = _pack(archive, new, places)
-            size = archive.seek(0, os.SEEK_END)
-            archive.seek(0)
-            content = archive.read() if size < SMALL else b""
-            archive.seek(0)
-            _send(executor, archive, content, before + _command(checksum, list(places), mark))
+            command = before + _command(_pack(archive, new, places), list(places), mark)
+            when_thawed(executor.agent, lambda: _unpack(executor, archive, command))
     except OSError as exc:
         raise OperationError(f"src: cannot read {exc.filename or 'a file'} here: {exc.strerror or exc}") from exc
 
@@ -129,24 +125,18 @@ def _command(checksum: str, places: Sequence[bytes], mark: str) -> str:
     return f"{first}{_UNPACK}{''.join(moves)}{marked}{_CLEAN}"
 
 
-def _send(executor: Executor, archive: BinaryIO, content: bytes, command: str) -> None:
-    """Send an archive, as the input of ``command`` if it is small: ``content``; else in a file."""
-    spool = new_spool("/var/tmp")
-    path = "" if content else f"{spool}.tar"
-    try:
-        if path:
-            changed_by = executor.agent.changed_by
-            put(executor, archive, path)
-            executor.agent.changed_by = changed_by  # an archive is no change yet
-        unpack = Command.of(f"c={path}\n{command}")
-        result = when_thawed(executor.agent, lambda: run_shell(executor, unpack, content, whole=False))
-        checked(result, "put the files in place")
-        executor.agent.changed_by = "guest-exec"
-    except BaseException:
-        if path:
-            with suppress(QgaError):
-                sweep(executor, spool)
-        raise
+def _unpack(executor: Executor, archive: BinaryIO, command: str) -> None:
+    """Run ``command`` with an archive: its input if that is small, else a file."""
+    purpose = "put the files in place"
+    small = archive.seek(0, os.SEEK_END) < SMALL
+    archive.seek(0)
+    if small:
+        change(executor, f"c=\n{command}", purpose, archive.read())
+        return
+    with sent(executor, archive, f"{new_spool('/var/tmp')}.tar") as staged:
+        # The archive is not sent anew because the guest is frozen now.
+        unpack = f"c={shlex.quote(staged.path)}\n{command}"
+        when_thawed(executor.agent, lambda: change(executor, unpack, purpose))
 
 
 class _Summed(io.RawIOBase):

@@ -22,10 +22,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
     ENTER,
     PRIVATE,
     Attributes,
+    change,
     place,
     variables,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, check_shell, checked
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, checked
 
 __all__ = ("LARGEST", "KeyFile", "look", "write")
 
@@ -118,6 +119,6 @@ def write(executor: Executor, file: KeyFile, text: str) -> None:
     if file.bare:
         directory = f"{file.home}/.ssh"
         made = f"{variables(directory, t='.ssh', o=file.owner)}{_MAKE_DIRECTORY}"
-        check_shell(executor, made, f"make {directory}")
+        change(executor, made, f"make {directory}")
     content = text.encode("utf-8", "surrogateescape")
     place(executor, content, path, Attributes(file.owner, mode="600"), sha256=sha256_of([content]))

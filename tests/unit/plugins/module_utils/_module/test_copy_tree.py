@@ -21,7 +21,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import Found
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New
 from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
@@ -295,15 +294,14 @@ def test_contact_is_lost(
     (here / "file").write_bytes(os.urandom(size))
 
     def lost(*given: Any, **how: Any) -> Any:
-        if placed:
-            return run_shell(*given, **how)
         raise ConnectError("gone", command="guest-exec")
 
     def put(executor: GuestExec, new: Any) -> None:
         tree_put.put_trees(executor, new)
-        raise ConnectError("gone", command="guest-exec")
+        lost()
 
-    monkeypatch.setattr(tree_put, "run_shell", lost)
+    if not placed:
+        monkeypatch.setattr(tree_put, "change", lost)
     monkeypatch.setattr(copy_tree, "put_trees", put)
     with pytest.raises(OperationError if placed else ConnectError) as caught:
         run(agent, here, tmp_path)
