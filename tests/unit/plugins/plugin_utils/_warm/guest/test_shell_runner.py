@@ -105,7 +105,20 @@ LIST = r"find . -printf '%p %m %U %y %l\n' | sort; find . -type f -printf '%p %s
 
 
 def around_modules(base: Path) -> Iterator[str | Command]:
-    """What ansible-core has a shell do around its modules, here below a directory, and what shows what was done."""
+    """What is done by shells around modules, here below a directory, and what shows what was done.
+
+    Each part begins with what the one before has left.
+    """
+    yield from of_core(base)
+    yield from of_file_ops(base)
+    yield from of_unprivileged_users(base)
+    yield from of_modes_and_checksums(base)
+    yield from of_unpacking(base)
+    yield from of_packing(base)
+
+
+def of_core(base: Path) -> Iterator[str | Command]:
+    """Directories for modules, as ansible-core makes and removes them."""
     yield from ["echo ~", "echo ~root", "echo ~nobody_of_this_name"]
     for parent in (f"{base}/a/b", f"{base}/file", f"{base}/link/c", f"{base}/with space", f"{base}/it's"):
         yield MAKE.format(parent)
@@ -119,6 +132,9 @@ def around_modules(base: Path) -> Iterator[str | Command]:
     yield f"cd {base}; find . | sort"
     yield f"rm -f -r {base}/{NAME} > /dev/null 2>&1"
     yield f"cd {base}; find . | sort"
+
+
+def of_file_ops(base: Path) -> Iterator[str | Command]:
     yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file"
     yield f"cd {base}; mkdir directory; mkfifo fifo; : >empty"
     for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
@@ -131,6 +147,10 @@ def around_modules(base: Path) -> Iterator[str | Command]:
         yield f"cd {base}; mkdir -p kept/x; rm -f .staged kept/.staged"
         yield f"cd {base}; ln -sfn file to-file; ln -sfn nowhere to-nothing"
         yield f"cd {base}; echo more >>file; chown 54321:54321 file"
+
+
+def of_unprivileged_users(base: Path) -> Iterator[str | Command]:
+    """Directories that are theirs, and devices."""
     yield f"cd {base}; mkdir theirs; chown 54321 theirs; ln -s theirs to-theirs; ln -s kept theirs/to-kept"
     yield f"cd {base}; chown -h 54321 theirs/to-kept; touch theirs/old; chown 54321 theirs/old"
     for name in ("theirs/new", "theirs/old", "to-theirs/new", "theirs/to-kept/new"):
@@ -139,6 +159,9 @@ def around_modules(base: Path) -> Iterator[str | Command]:
     yield f"rm -f /var/tmp/.staged.by-a-test; cd {base}; {LIST}"
     yield place_command("/dev/null", sha256=INPUT_SUM, new=".new")
     yield place_command("/dev/full", sha256=INPUT_SUM, new=".new")
+
+
+def of_modes_and_checksums(base: Path) -> Iterator[str | Command]:
     yield f"cd {base}; rm -f to-nothing to-file; ln -s nowhere to-nothing; ln -s file to-file; : >file"
     yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
     for names in (["shared/", "new"], ["to-file"], ["none"], ["to-nothing", "empty"], ["empty", "none", "part"]):
@@ -153,6 +176,9 @@ def around_modules(base: Path) -> Iterator[str | Command]:
         yield sha256_command(f"{base}/{name}", None, 1 << 20)
         yield part_command(f"{base}/{name}", 3, 5) if name != "fifo" else "true"
     yield part_command(f"{base}/new", 100, 5)
+
+
+def of_unpacking(base: Path) -> Iterator[str | Command]:
     yield f"cd {base}; echo packed | gzip >part; head -c 20 part >damaged; echo plain >text"
     for name, append in (
         ("part", False),
@@ -166,6 +192,9 @@ def around_modules(base: Path) -> Iterator[str | Command]:
     yield unpack_command(GZIP, f"{base}/part", "/dev/full", 7, append=True)
     yield unpack_command(GZIP, f"{base}/part", f"{base}/directory", 7, append=False)
     yield f"cat {base}/out"
+
+
+def of_packing(base: Path) -> Iterator[str | Command]:
     yield spool_command(f"{base}/spool")
     yield spool_command(f"{base}/no/spool")
     for name in ("new", "to-file", "empty", "to-nothing", "directory", "no", "with space"):
