@@ -237,8 +237,9 @@ class Guest:
         self._until(self._has_migrated, SNAPSHOT_SECONDS, "it has not migrated")
         first.kill()
         first.wait()
-        for path in arrival.glob("*.sock"):
-            path.replace(self.directory / path.name)
+        # Not the socket that it came by: QEMU removes that, now or a moment later.
+        for path in (self.agent_socket, self.console, self.qmp_socket):
+            (arrival / path.name).replace(path)
         shutil.rmtree(arrival)
         self.ssh_port = self._forwarded_port() if self.nic == "user" else None
 
