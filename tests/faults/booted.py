@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
@@ -41,30 +41,6 @@ FETCHABLE = f"import hashlib; open({FETCHED!r}, 'wb').write({CONTENT.format('fet
 IS_FROZEN = (
     "rm -f /run/thawed; (: >/srv/probe && rm /srv/probe && : >/run/thawed) & sleep 3; ls /run/thawed 2>/dev/null || :"
 )
-# What systemd runs and writes is nothing to the collection.
-STATE = r"""
-import os, re
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        line = open(f"/proc/{pid}/cmdline", errors="replace").read().replace("\0", " ").strip()
-        where = open(f"/proc/{pid}/cgroup").read()
-        if "/qemu-ga" in line:
-            files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            for path in files:
-                if path.startswith(("/srv/", "/tmp/", "/run/qemu-guest", "/root/", "/var/tmp/")):
-                    print("handle", path)
-        elif line and "qemu-guest" in where and not re.search("qemu-guest|^sleep 600$|^/usr/bin/python3 -S$", line):
-            print("process", ascii(line))
-    except OSError:
-        pass
-for top in ("/tmp", "/root", "/srv", "/run", "/var/tmp"):
-    for directory, _names, files in os.walk(top):
-        for name in files:
-            path = os.path.join(directory, name)
-            if not path.startswith(("/run/qemu-guest-runner", "/root/.ansible_async")) and "/systemd" not in path:
-                if not path.startswith("/run/") or "qemu-guest" in path:
-                    print("file", ascii(path)[1:-1])
-"""
 
 
 class BootedPlace(RealPlace):
@@ -75,7 +51,6 @@ class BootedPlace(RealPlace):
     def __init__(self, guest: Guest) -> None:
         super().__init__(guest)
         self.guest = guest
-        self.deeds = DEEDS
         self.booted = ""
         """The boot that a reboot ends, by its id."""
 
@@ -96,9 +71,6 @@ class BootedPlace(RealPlace):
             agent.execute("guest-fsfreeze-thaw")
         until(lambda: look(self.guest, "ls /run/thawed 2>/dev/null || :"), 60, "the guest is thawed")
         return int(frozen), ""
-
-    def state(self) -> Iterable[str]:
-        return look(self.guest, f"/usr/bin/python3 -IS -c {shlex.quote(STATE)}").splitlines()
 
     def is_up(self) -> None:
         """Wait until the guest has booted, and make what is gone then."""

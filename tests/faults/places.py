@@ -19,7 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible_collections.qemu.guest.tests.faults.matrix import OPERATION
 from ansible_collections.qemu.guest.tests.faults.operations import EFFECTS, FETCHED, Task, content
@@ -27,9 +27,6 @@ from ansible_collections.qemu.guest.tests.integration.harness import Subject, lo
 from ansible_collections.qemu.guest.tests.unit.scripted import Scripted
 from lab import host, image
 from lab.agent import LooseAgent
-
-if TYPE_CHECKING:
-    from ansible_collections.qemu.guest.tests.faults.deeds import Deed
 
 SECONDS_TO_DO = 5.0
 """How long a program that was started may take to do what it does."""
@@ -47,49 +44,18 @@ done
 : >{EFFECTS}
 chmod 0666 {EFFECTS}
 """
-# The open files of the agent, processes beside it, and files that are not the image's, a line each. What serves later
-# tasks stays: the runner and warm Python, with what they sweep away by themselves.
-STATE = r"""
-import os, re
-def told(*words):
-    print(*(word.encode("utf-8", "backslashreplace").decode() for word in words))
-def read(pid, name):
-    with open(f"/proc/{pid}/{name}", errors="replace") as file:
-        return file.read().replace("\0", " ").strip()
-processes = {}
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        processes[pid] = read(pid, "cmdline"), read(pid, "stat").rpartition(")")[2].split()[1]
-        if processes[pid][0].startswith(("qemu-ga ", "/opt/upgrade/qemu-ga ")):
-            for path in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]:
-                if path.startswith(("/srv/", "/tmp/", "/run/qemu", "/root/", "/var/")) and "/lab-" not in path:
-                    # One that was left before is the same when its file is moved or removed.
-                    told("handle", re.sub(r"^(/run/qemu-guest-runner/).*/| [(]deleted[)]$", r"\1", path))
-    except OSError:
-        pass
-stays = {pid for pid, (line, _parent) in processes.items() if re.search(
-    "^$|loose.sh|^qemu-ga |^/opt/upgrade/qemu-ga |qemu-guest|^sleep 600$|^/usr/bin/python3 -S$|told", line)}
-waits = {parent for pid, (_line, parent) in processes.items() if pid in stays}
-for pid, (line, _parent) in processes.items():
-    if pid not in stays | waits:
-        told("process", line)
-for top in ("/tmp", "/root", "/srv", "/run", "/var/tmp"):
-    for directory, _names, files in os.walk(top):
-        for name in files if not directory.startswith("/run/qemu-guest-runner") else ():
-            told("file", os.path.join(directory, name))
-"""
+STATE = Path(__file__).with_name("guest_state.py")
 
 
 class Place(ABC):
     """A guest, or what stands for one.
 
-    ``afterwards`` is the operation that is done there after each fault, ``slowness`` how much longer all takes than
-    with an agent of this machine, and ``deeds`` what is done otherwise there. ``channel`` is the only way to the agent.
+    ``afterwards`` is the operation that is done there after each fault, and ``slowness`` how much longer all takes than
+    with an agent of this machine. ``channel`` is the only way to the agent.
     """
 
     afterwards = "change"
     slowness = 1.0
-    deeds: Mapping[str, Deed] = {}
     channel = Path()
 
     @property
@@ -150,7 +116,8 @@ class RealPlace(Place):
         return int(bool(found)), "" if found in ("", whole) else f"{path} is not what was put there: {found!r}"
 
     def state(self) -> Iterable[str]:
-        return look(self.subject, f"/usr/bin/python3 -IS -c {shlex.quote(STATE)}").splitlines()
+        program = shlex.quote(STATE.read_text(encoding="utf-8"))
+        return look(self.subject, f"/usr/bin/python3 -IS -c {program}").splitlines()
 
     def bring_agent(self, release: str, command: str) -> None:
         """Run a shell command in the guest whose input is an archive of another release's agent and its libraries."""

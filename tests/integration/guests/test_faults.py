@@ -15,11 +15,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from ansible_collections.qemu.guest.tests.faults.booted import BootedPlace
+from ansible_collections.qemu.guest.tests.faults import booted
+from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS
 from ansible_collections.qemu.guest.tests.faults.matrix import GUEST, Cell, cells
 from ansible_collections.qemu.guest.tests.faults.scene import Scene
 from ansible_collections.qemu.guest.tests.faults.trial import Trial, run
-from ansible_collections.qemu.guest.tests.integration.guests.conftest import booted
+from ansible_collections.qemu.guest.tests.integration.guests import conftest
 from ansible_collections.qemu.guest.tests.integration.harness import releases
 
 WHOLE = os.environ.get("QEMU_GUEST_WHOLE")
@@ -37,7 +38,7 @@ BOOTS = ("guest reset", "guest rebooted", "QEMU killed")
 
 @pytest.fixture(scope="module", params=releases("bookworm"))
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    with booted(request.param, snapshots=True) as guest, Scene(BootedPlace(guest)) as scene:
+    with conftest.booted(request.param, snapshots=True) as guest, Scene(booted.BootedPlace(guest)) as scene:
         yield scene
 
 
@@ -66,5 +67,5 @@ def usual(cell: Cell) -> object:
 @pytest.mark.parametrize("cell", [usual(one) for one in sorted(cells(GUEST), key=lambda one: one.fault.name in BOOTS)])
 def test_cell(cell: Cell, scene: Scene) -> None:
     for trial in trials(cell, scene.messages(cell.operation.name)):
-        report = run(scene, trial)
+        report = run(scene, trial, {**DEEDS, **booted.DEEDS})
         assert not report.wrong, str(report)
