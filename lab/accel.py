@@ -57,6 +57,7 @@ def runs(accelerator_options: list[str]) -> bool:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 timeout=PROBE_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return False

@@ -79,7 +79,9 @@ class LooseAgent(Leashed):
 
     def run(self, command: str, timeout: float = 120.0, check: bool = True) -> tuple[int, str]:
         """Run a shell command so; return its exit status and its exact output."""
-        done = subprocess.run([*self.shell, command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)
+        done = subprocess.run(
+            [*self.shell, command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
+        )
         output = done.stdout.decode("utf-8", "surrogateescape")
         if check and done.returncode != 0:
             raise LabError(f"exit status {done.returncode} beside the agent: {command}\nOutput: {output}")

@@ -57,7 +57,7 @@ class Controller(Leashed):
         if self._process is not None:
             pids = [str(process.pid) for process in self.left()]
             if pids:
-                subprocess.run(host.as_root(["kill", "-KILL", *pids]), stderr=subprocess.DEVNULL)
+                subprocess.run(host.as_root(["kill", "-KILL", *pids]), stderr=subprocess.DEVNULL, check=False)
         super().stop()
 
     def command(self, argv: Sequence[str], environment: Mapping[str, str], directory: Path) -> list[str]:
@@ -74,6 +74,7 @@ class Controller(Leashed):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
+            check=False,
         )
         if done.returncode != 0:
             raise LabError(f"{failed}: {done.stdout[-5000:]}")

@@ -77,7 +77,7 @@ class Daemon(Leashed):
         """Run virsh and return its output."""
         self._running()
         argv = [host.find("virsh") or "virsh", "--quiet", "--connect", self.uri, *arguments]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
         if check and done.returncode != 0:
             raise LabError(f"virsh {' '.join(arguments)} failed: {done.stderr.strip()}")
         return done.stdout

@@ -376,6 +376,6 @@ class Guest:
 
 def _quiet(program: str, *arguments: str) -> None:
     argv = [host.find(program) or program, *arguments]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         raise LabError(f"{program} failed: {done.stdout.decode(errors='replace')}")

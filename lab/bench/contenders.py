@@ -174,6 +174,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
+        check=False,
     )
     if done.returncode != 0:
         raise LabError(f"a playbook failed over {', '.join(hosts)}: {done.stdout}")

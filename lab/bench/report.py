@@ -141,7 +141,7 @@ def _versions() -> str:
 
 
 def _said(*argv: str) -> str:
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", check=False)
     return done.stdout.splitlines()[0].partition(" (")[0].partition(",")[0].replace("emulator version ", "")
 
 
