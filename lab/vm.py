@@ -34,6 +34,10 @@ KERNEL_LINE = "root=/dev/vda rw console=ttyS1 quiet net.ifnames=0 apparmor=0 aud
 # A module of memory beside what the kernel starts with. It takes nothing that cannot be moved (by movable_node, neither
 # when an agent brings it online), so it can go offline; of the rest, that depends on what the guest has done so far.
 KERNEL_LINE += " movable_node memhp_default_state=online_movable"
+# For a guest that goes back to snapshots. QEMU's emulated time stamp counter does not go back (7.2): by that, the clock
+# would jump forwards by all that has passed since the snapshot. After three minutes, systemd kills its services for it,
+# and the console was seen to fall silent.
+GOES_BACK = " tsc=unstable"
 SPARE_MIB = 128
 SMALL_DISK = "64M"
 SNAPSHOT_SECONDS = 120.0
@@ -233,8 +237,9 @@ class Guest:
         self._until(self._has_migrated, SNAPSHOT_SECONDS, "it has not migrated")
         first.kill()
         first.wait()
-        for path in arrival.glob("*.sock"):
-            path.replace(self.directory / path.name)
+        # Not the socket that it came by: QEMU removes that, now or a moment later.
+        for path in (self.agent_socket, self.console, self.qmp_socket):
+            (arrival / path.name).replace(path)
         shutil.rmtree(arrival)
         self.ssh_port = self._forwarded_port() if self.nic == "user" else None
 
@@ -295,7 +300,8 @@ class Guest:
         argv += ["-name", f"{self.release},debug-threads=on", "-smp", str(self.cpus)]
         argv += ["-m", f"{self.memory_mib}M,slots=1,maxmem={self.memory_mib + SPARE_MIB}M"]
         argv += ["-object", f"memory-backend-ram,id=spare,size={SPARE_MIB}M", "-device", "pc-dimm,memdev=spare"]
-        argv += ["-kernel", str(source.kernel), "-initrd", str(source.initrd), "-append", KERNEL_LINE]
+        line = KERNEL_LINE + GOES_BACK * self.snapshots
+        argv += ["-kernel", str(source.kernel), "-initrd", str(source.initrd), "-append", line]
         argv += ["-drive", f"file={self._disk},format=qcow2,{drive}"]
         argv += ["-drive", f"{self._small_drive},{drive}"]
         argv += ["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]

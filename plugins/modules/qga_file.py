@@ -201,7 +201,6 @@ import hashlib
 import io
 import os
 import re
-import shlex
 import stat
 import time
 from typing import Any, Mapping, NamedTuple
@@ -567,7 +566,7 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
 
 
 def _write_without_programs(executor: Executor, current: Current, params: Params) -> Mapping[str, Any]:
-    copy_in(executor.agent, io.BytesIO(current.wanted or b""), current.path, append=params["append"])
+    copy_in(executor.agent, io.BytesIO(current.wanted or b""), current.path, "a+" if params["append"] else "w+")
     executor.agent.changed_by = "guest-file-write"
     if current.kind == "absent" and enforces_selinux(executor.agent):
         return {
@@ -580,23 +579,12 @@ def _write_without_programs(executor: Executor, current: Current, params: Params
 
 def _change(executor: Executor, current: Current, attributes: Attributes, appended: bytes | None) -> None:
     """Change an existing file in place."""
-    if not current.safe:
-        if appended is not None and len(appended) >= SMALL:
-            with stage(executor, current.real) as staged:
-                copy_in(executor.agent, io.BytesIO(appended), staged.path)
-                alter(executor, current.real, attributes, staged)
-        else:
-            alter(executor, current.real, attributes, appended)
+    if appended is None or len(appended) < SMALL:
+        alter(executor, current.real, attributes, appended, safe=current.safe)
         return
-    path = shlex.quote(current.real)
-    if attributes.backup:
-        backup = shlex.quote(os.path.join(os.path.dirname(current.real), attributes.backup))
-        check_shell(executor, f"cp -p -- {path} {backup}", f"copy {current.path}")
-    if appended is not None:
-        copy_in(executor.agent, io.BytesIO(appended), current.real, append=True)
-        executor.agent.changed_by = "guest-file-write"
-    owned = f"chown -- {shlex.quote(attributes.owner)} {path} && " if attributes.owner else ""
-    check_shell(executor, f"{owned}chmod -- {attributes.mode} {path}", f"set mode and owner of {current.path}")
+    with stage(executor, current.real) as staged:
+        copy_in(executor.agent, io.BytesIO(appended), staged.path, "r+")
+        alter(executor, current.real, attributes, staged._replace(size=len(appended)), safe=current.safe)
 
 
 def _attributes(current: Current, after: Mapping[str, Any]) -> Attributes:

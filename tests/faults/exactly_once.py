@@ -27,8 +27,8 @@ from lab import image
 from lab.agent import LooseAgent
 
 # How many messages each operation takes, about: a trial is the same wherever its seed is given.
-MESSAGES = {"sync": 2, "read": 2, "change": 2, "wait": 3, "guest-exec": 6, "fetch": 11}
-MOST_MESSAGES = 28
+MESSAGES = {"sync": 2, "read": 2, "change": 2, "wait": 3, "guest-exec": 4, "fetch": 11}
+MOST_MESSAGES = 20
 # Seconds per run are for what changes something.
 LEFT_OUT = ("async", "twenty clients")
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from lab.tally import EXECUTE
 
 SIZE = 1 << 20
+POLL = "guest-exec-status"
 CLOSE = object()
 """In place of bytes to send: close the client's connection."""
 
@@ -79,12 +80,14 @@ class Fault:
 class Faulty:
     """A proxy on the UNIX socket ``path`` in front of the one at ``agent_socket()``, which may come and go.
 
-    ``commands`` are the requests since the last ``begin``.
+    ``commands`` are the requests since the last ``begin``, and ``messages`` is their number, where a question for the
+    end of a program counts once, however often it is asked: that depends on how quick the guest is.
     """
 
     def __init__(self, path: Path, agent_socket: Callable[[], Path]) -> None:
         self.path = path
         self.commands: list[str] = []
+        self.messages = 0
         self.taken = False
         """Whether another client has the channel: who connects now waits."""
         self.trouble: BaseException | None = None
@@ -95,7 +98,6 @@ class Faulty:
         self._half = b""  # of the agent's reply
         self._request = b""
         self._before = b"\n"
-        self._waiting = 0  # the message whose reply is awaited
         self._ending = False
         self._hung_up = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -121,6 +123,7 @@ class Faulty:
     def begin(self, fault: Fault | None = None) -> None:
         """Count messages from here on, and let that befall one of them."""
         self.commands = []
+        self.messages = 0
         self._fault = fault or Fault(0)
 
     def hang_up(self) -> None:
@@ -185,9 +188,9 @@ class Faulty:
     def _pass_request(self, line: bytes) -> None:
         command = EXECUTE.search(line[:200])
         self.commands.append(command.group(1).decode("ascii", "replace") if command else "?")
-        self._waiting = len(self.commands)
+        self.messages += self.commands[-2:] != [POLL, POLL]
         fault = self._fault
-        if fault.number == self._waiting and fault.deed and not fault.late:
+        if fault.number == self.messages and fault.deed and not fault.late and not fault.befell:
             fault.befell = self.commands[-1]
             fault.deed()
             if fault.dies:
@@ -221,7 +224,7 @@ class Faulty:
         fault = self._fault
         # Before the answer to a sync, there is a complaint about the byte that announces it: no reply of its own.
         is_complaint = b"\\uFFFD" in line or "\ufffd".encode() in line
-        if is_complaint or self._waiting != fault.number or fault.befell:
+        if is_complaint or self.messages != fault.number or fault.befell:
             self._send([line])
         elif fault.reply:
             fault.befell = self.commands[-1]

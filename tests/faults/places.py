@@ -145,9 +145,9 @@ class RealPlace(Place):
             time.sleep(0.05)
 
     def _put(self, path: str, data: bytes) -> tuple[int, str]:
-        found = look(self.subject, f"[ ! -e {path} ] || sha256sum <{path}; rm -f {path}").split(" ")[0]
-        whole = hashlib.sha256(data).hexdigest()
-        return int(bool(found)), "" if found in ("", whole) else f"{path} is not what was put there"
+        found = look(self.subject, f"[ ! -e {path} ] || {{ sha256sum <{path}; stat -c %a {path}; }}; rm -f {path}")
+        whole = f"{hashlib.sha256(data).hexdigest()}  -\n600\n"
+        return int(bool(found)), "" if found in ("", whole) else f"{path} is not what was put there: {found!r}"
 
     def state(self) -> Iterable[str]:
         return look(self.subject, f"/usr/bin/python3 -IS -c {shlex.quote(STATE)}").splitlines()

@@ -146,7 +146,7 @@ class Scene:
                 outcome = told.outcome(60)
                 assert outcome.word == DONE and is_right(task, outcome.text), str(outcome)
                 self.place.effects(task, {1})
-            self._messages[operation] = len(self.channel.commands)
+            self._messages[operation] = self.channel.messages
         return self._messages[operation]
 
     def state(self) -> Counter[str]:

@@ -126,7 +126,9 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
         wrong.append(torn)
     if freezes and count and outcome.word not in (DONE, KILLED) and "THE GUEST MAY BE FROZEN" not in outcome.text:
         wrong.append("a frozen guest is left, and it does not say so")
-    allowed = possible | ({0} if trial.cell.fault.undoes else set())
+    # Of a put, each request is a step; others tidy up after they have succeeded.
+    may_be_undone = trial.cell.fault.undoes and (trial.late or task.operation != "put")
+    allowed = possible | ({0} if may_be_undone else set())
     if trial.cell.operation.changes and count not in allowed:
         wrong.append(f"it says that it is {outcome.word}, and did {count} times what it does")
     return wrong

@@ -103,6 +103,15 @@ umask 077
 set -C
 """
 
+# A guest that went back to a snapshot since has a part of what was staged, or nothing.
+_WHOLE = r"""
+whole() {
+    [ "$(stat -L -c %s /proc/self/fd/0)" = "$z" ] && return
+    echo "what was brought is not all there (did the guest go back to a snapshot?)" >&2
+    return 1
+}
+"""
+
 # All users may create files there, but none can exchange root's (sticky). On disk, as a file may exceed the memory.
 _ELSEWHERE = "/var/tmp"
 
@@ -117,9 +126,9 @@ printf %s "$f"
 """
 )
 
-# c: where the content is ("-": standard input; empty: in $t already); w: its SHA-256, if known; o: OWNER:GROUP; m: mode
-# (empty: the file keeps both, or is root's alone); k: backup name for the old file; b: this directory is safe; x:
-# whether to set the SELinux label.
+# c: where the content is ("-": standard input; empty: in $t already); z: the size of what was staged; w: the
+# content's SHA-256, if known; o: OWNER:GROUP; m: mode (empty: the file keeps both, or is root's alone); k: backup name
+# for the old file; b: this directory is safe; x: whether to set the SELinux label.
 # mksh does not pass descriptors above 2 to programs, so programs get the file as their standard output.
 _PLACE = (
     ENTER
@@ -139,7 +148,8 @@ fi
 fill() {
     case $c in
     -) cat >&3 ;;
-    ?*) cat <"$c" >&3 ;;
+    ?*) whole <"$c" && cat <"$c" >&3 ;;
+    *) whole <&3 ;;
     esac
 }
 compare() {
@@ -178,7 +188,7 @@ if [ "$c" ]; then { put; } 3>"./$t"; else { put; } 3>>"./$t"; fi || {
 case $c in ?*/*) rm -f -- "$c" ;; esac
 if [ "$x" ] && command -v restorecon >/dev/null; then restorecon "./$n"; fi
 printf %s "$s"
-"""
+""".replace("    ", "")
 )
 
 PRIVATE = r"""
@@ -189,25 +199,36 @@ case $(stat -c %a .) in *700) ;; *) echo "$d/$t was exchanged" >&2; exit 1 ;; es
 """
 """Shell text that makes the directory C(t) in this one, which only root can enter, and enters it."""
 
-# A hard link in a directory that only root can enter stays the same file, even if its name is exchanged.
+# In a directory that is not safe: a hard link in one that only root can enter stays the same file, even if its name is
+# exchanged.
 _ALTER = (
     ENTER
-    + PRIVATE
+    + _WHOLE
     + r"""
 alter() {
+    case $c in
+    -) cat >>"$1" ;;
+    ?*) whole <"$c" && cat <"$c" >>"$1" ;;
+    esac && { [ ! "$o" ] || chown -- "$o" "$1"; } && chmod -- "$m" "$1"
+}
+linked() {
     ln -- "../$n" f || return 1
     [ -f f ] && [ ! -L f ] || { echo "$d/$n is not a regular file" >&2; return 1; }
     if [ "$k" ]; then cp -p -- f g && ln -- g "../$k" || return 1; fi
-    case $c in
-    -) cat >>f || return 1 ;;
-    ?*) cat <"$c" >>f || return 1 ;;
-    esac
-    { [ ! "$o" ] || chown -- "$o" f; } && chmod -- "$m" f
+    alter f
 }
-alter
-s=$?
-rm -f -- f g
-cd -P .. && rmdir -- "./$t"
+if [ "$b" ]; then
+    { [ ! "$k" ] || cp -p -- "./$n" "./$k"; } && alter "./$n"
+    s=$?
+else
+"""
+    + PRIVATE
+    + r"""
+    linked
+    s=$?
+    rm -f -- f g
+    cd -P .. && rmdir -- "./$t"
+fi
 case $c in ?*/*) rm -f -- "$c" ;; esac
 exit "$s"
 """
@@ -230,10 +251,14 @@ AS_IT_IS = Attributes()
 
 
 class Staged(NamedTuple):
-    """A file that root alone can access, written by name. ``beside``: it is in its destination's directory."""
+    """A file that root alone can access, written by name. ``beside``: it is in its destination's directory.
+
+    ``size`` is that of what was written to it.
+    """
 
     path: str
     beside: bool
+    size: int = 0
 
 
 def variables(path: str, **more: str) -> str:
@@ -261,18 +286,20 @@ def place_command(
     content: str = "-",
     sha256: str = "",
     new: str = "",
+    size: int = 0,
     safe: bool = False,
 ) -> Command:
     """Return the command that puts a file in place and prints its SHA-256, if that was compared.
 
     ``content`` says where the content is: C(-) for standard input, a path, or empty if ``new`` holds it already.
-    ``new`` is the temporary name of the new file. Changing attributes takes a shell.
+    ``new`` is the temporary name of the new file, and ``size`` that of a staged one. Changing attributes takes a shell.
     """
     new = new or _new_name(path)
     more = {"b": "1" if safe else "", "x": "1" if attributes.label else ""}
     assigned = variables(
         path,
         t=new,
+        z=str(size),
         w=sha256,
         c=content,
         o=attributes.owner,
@@ -280,12 +307,13 @@ def place_command(
         k=attributes.backup,
         **more,
     )
-    function, arguments = "", [*_directory_and_name(path), new]
+    function = ""
+    arguments: list[str | int] = [*_directory_and_name(path), new]
     if attributes == AS_IT_IS and content == "-" and sha256 and not safe:
         function, arguments = "placed", [*arguments, sha256]
     elif attributes == AS_IT_IS and not content and not sha256 and safe:
-        function = "placed_beside"
-    return Command.of(f"{assigned}{_PLACE}", function, *arguments)
+        function, arguments = "placed_beside", [*arguments, size]
+    return Command.of(f"{assigned}{'' if content == '-' else _WHOLE}{_PLACE}", function, *arguments)
 
 
 def place(
@@ -307,7 +335,8 @@ def place(
         command, stdin = place_command(path, attributes, sha256=sha256, safe=safe), content
     else:
         given = {"content": "", "new": os.path.basename(content.path)} if content.beside else {"content": content.path}
-        command = place_command(path, attributes, sha256="" if content.beside else sha256, safe=content.beside, **given)
+        sha256 = "" if content.beside else sha256
+        command = place_command(path, attributes, sha256=sha256, size=content.size, safe=content.beside, **given)
         stdin = b""
     there = checked(run_shell(executor, command, stdin, whole=False), f"write {path}").decode("ascii", "replace")
     executor.agent.changed_by = "guest-exec"
@@ -363,14 +392,16 @@ def _remove(executor: Executor, paths: Sequence[str], because: BaseException) ->
             because.hint = f"{because.hint} {path} may be left in the guest: remove it.".strip()
 
 
-def alter(executor: Executor, path: str, attributes: Attributes, content: bytes | Staged | None = None) -> None:
-    """Set the attributes of a file, and append ``content`` to it, in a directory that is not root's alone.
+def alter(
+    executor: Executor, path: str, attributes: Attributes, content: bytes | Staged | None = None, *, safe: bool = False
+) -> None:
+    """Set the attributes of a file, and append ``content`` to it. ``safe``: its directory is root's alone.
 
     :raise OperationError: if that fails, with the guest's message.
     """
-    where = content.path if isinstance(content, Staged) else "" if content is None else "-"
-    given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup}
-    command = variables(path, t=_new_name(path), c=where, **given) + _ALTER
+    where, size = (content.path, content.size) if isinstance(content, Staged) else ("" if content is None else "-", 0)
+    given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup, "b": "1" if safe else ""}
+    command = variables(path, t=_new_name(path), c=where, z=str(size), **given) + _ALTER
     stdin = content if isinstance(content, bytes) else b""
     checked(run_shell(executor, Command.of(command), stdin, whole=False), f"change {path}")
     executor.agent.changed_by = "guest-exec"

@@ -8,7 +8,8 @@ nothing, and Windows guests cannot take 2 MiB. On a slow channel they are smalle
 disk (reported at flush or close as often as at write) and a dead handle are errors. A handle is always closed, because
 the agent keeps it until the agent ends.
 
-A file that guest-file-open creates has mode 0666 whatever the umask; to avoid that, create it first (file_ops.stage).
+A file that guest-file-open creates has mode 0666 whatever the umask; to avoid that, create it first (file_ops.stage),
+and open it with C(r+), which creates none if the guest went back to a snapshot since.
 """
 
 from __future__ import annotations
@@ -442,13 +443,11 @@ def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded]
     return all(guest_file.read(step) == content[at : at + step] for at in range(0, len(content), step))
 
 
-def copy_in(
-    agent: Agent, source: BinaryIO, path: str, *, append: bool = False, progress: Progress = no_progress
-) -> Copied:
-    """Write ``source`` into the guest's file ``path``.
+def copy_in(agent: Agent, source: BinaryIO, path: str, mode: str = "w+", *, progress: Progress = no_progress) -> Copied:
+    """Write ``source`` into the guest's file ``path``, opened with ``mode``, which ends with ``+``.
 
-    The file is created if needed, with mode 0666. Before it is closed, its position is compared with the bytes sent.
-    ``checked`` is True if the content was at most one chunk, and was read back.
+    The file is created if needed, with mode 0666, but not by C(r+). Before it is closed, its position is compared with
+    the bytes sent. ``checked`` is True if the content was at most one chunk, and was read back.
 
     :raise TransferError: if the guest's file differs from what was sent.
     :raise GuestFileError: among others with errno ENOSPC; a part of the content may be in the file then.
@@ -460,8 +459,8 @@ def copy_in(
     def prepared() -> Encoded:
         return Encoded.of(source.read(payload(agent, min(CHUNK, agent.largest_payload))))
 
-    with beside, GuestFile(agent, path, "a+" if append else "w+") as guest_file:
-        position = guest_file.seek(0, 2) if append else 0
+    with beside, GuestFile(agent, path, mode) as guest_file:
+        position = guest_file.seek(0, 2) if mode == "a+" else 0
         piece: Encoded | None = prepared()
         while piece and piece.size:
             beside.do(prepared)

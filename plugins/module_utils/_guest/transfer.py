@@ -114,6 +114,7 @@ def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progre
         compared = _put(executor, source, staged.path, progress)
         size = source.tell() - start
         _make_sure(executor, source, start, staged.path, size, compared)
+        staged = staged._replace(size=size)
         place(executor, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
     return size
 
@@ -146,7 +147,7 @@ def _put(executor: Executor, source: BinaryIO, path: str, progress: Progress) ->
     sample = source.read(SMALL)
     source.seek(start)
     if len(sample) < SMALL:
-        return copy_in(executor.agent, source, path, progress=progress).checked
+        return copy_in(executor.agent, source, path, "r+", progress=progress).checked
     if shrinks(sample):
         try:
             return _put_packed(executor, source, path, progress)
@@ -215,7 +216,8 @@ def _put_plain(executor: Executor, source: BinaryIO, path: str, progress: Progre
     """Write ``source`` piece by piece, while the guest checksums them; return whether it could."""
     pieces = _Pieces(executor, path, source)
     try:
-        with GuestFile(executor.agent, path, "w") as guest_file, closing(pieces.each()) as each:
+        # What is there is a part of the same, and is written over.
+        with GuestFile(executor.agent, path, "r+") as guest_file, closing(pieces.each()) as each:
             for piece in each:
                 _send(guest_file, piece, lambda sent: progress(pieces.size + sent))
                 guest_file.flush()

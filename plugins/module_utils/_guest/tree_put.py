@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import text
 
-__all__ = ("New", "put_tree")
+__all__ = ("New", "put_trees")
 
 # c: the archive (empty: standard input); w: the SHA-256 of all content, in the order of the archive's first member.
 # Standard output is the private directory where files are moved from: other names of it could be exchanged.
@@ -90,11 +90,24 @@ class New(NamedTuple):
     target: bytes = b""
 
 
-def put_tree(executor: Executor, new: Sequence[New]) -> None:
-    """Put all of ``new`` in place: each directory comes before what is in it, and all are on one filesystem.
+# A guest that went back to a snapshot has lost what was put before, and with it the file that says so.
+_AFTER = """
+rm {mark} || { echo "what was put before is gone (did the guest go back to a snapshot?)" >&2; exit 1; }
+"""
+
+
+def put_trees(executor: Executor, groups: Sequence[Sequence[New]]) -> None:
+    """Put all of ``groups`` in place, each on one filesystem; in each, a directory comes before what is in it.
 
     :raise OperationError: if that fails, with the guest's message. Some of it may be in place.
     """
+    marks = [f"{new_spool()}.0" for _group in groups[1:]]
+    for new, mark, mark_before in zip(groups, [*marks, ""], ["", *marks]):
+        _put_tree(executor, new, _AFTER.replace("{mark}", mark_before) if mark_before else "", mark)
+
+
+def _put_tree(executor: Executor, new: Sequence[New], before: str, mark: str) -> None:
+    """Put a group in place, after the shell text ``before``; make the file ``mark``, if named, when that is done."""
     places = {into: number for number, into in enumerate({one.into: None for one in new})}
     try:
         with tempfile.TemporaryFile() as archive:
@@ -103,16 +116,17 @@ def put_tree(executor: Executor, new: Sequence[New]) -> None:
             archive.seek(0)
             content = archive.read() if size < SMALL else b""
             archive.seek(0)
-            _send(executor, archive, content, _command(checksum, list(places)))
+            _send(executor, archive, content, before + _command(checksum, list(places), mark))
     except OSError as exc:
         raise OperationError(f"src: cannot read {exc.filename or 'a file'} here: {exc.strerror or exc}") from exc
 
 
-def _command(checksum: str, places: Sequence[bytes]) -> str:
-    """Return the shell text that unpacks an archive, but for the assignment of C(c)."""
+def _command(checksum: str, places: Sequence[bytes], mark: str) -> str:
+    """Return the shell text that unpacks an archive and makes the file ``mark``, but for the assignment of C(c)."""
     first = variables(os.path.join(text(places[0]), "."), t=f".qga.{secrets.token_hex(8)}", w=checksum)
     moves = (f" && {variables(os.path.join(text(into), str(number)))} into" for number, into in enumerate(places))
-    return f"{first}{_UNPACK}{''.join(moves)}{_CLEAN}"
+    marked = f" && (: >{mark})" if mark else ""
+    return f"{first}{_UNPACK}{''.join(moves)}{marked}{_CLEAN}"
 
 
 def _send(executor: Executor, archive: BinaryIO, content: bytes, command: str) -> None:

@@ -14,7 +14,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import chunks
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import Found, find_paths, need, text
-from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New, put_tree
+from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New, put_trees
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import DIRECTORY_MODE, FILE_MODE, mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Params, Plan
 
@@ -197,6 +197,5 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
         into = current.there[one.into]
         # A link may lead to another filesystem.
         groups.setdefault(into.device if into.kind == "d" else into.path, []).append(one)
-    for group in groups.values():
-        put_tree(executor, group)
+    put_trees(executor, list(groups.values()))
     return {}

@@ -4,7 +4,8 @@
 """The cells of the fault matrix (tests/faults) that need a booted guest.
 
 Usually, some of what hypervisors do all day; the whole has all cells. Where a guest has to boot again after each trial,
-it befalls one message in the middle.
+it befalls one message in the middle. A guest goes back to a snapshot at each message of a put: what was done before is
+undone, and nothing tells so.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ def trials(cell: Cell, messages: int) -> Iterator[Trial]:
         yield Trial(cell, middle)
         return
     yield Trial(cell, 0)
+    if cell.fault.undoes and cell.operation.name == "put":
+        yield from (Trial(cell, number) for number in range(1, messages + 1))
+        yield Trial(cell, messages, late=True)
+        return
     for number in sorted({1, middle, messages}) if WHOLE else (middle,):
         yield Trial(cell, number)
         yield Trial(cell, number, late=True)

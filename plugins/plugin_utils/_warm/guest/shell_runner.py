@@ -182,7 +182,9 @@ def placed(path: bytes, name: bytes, new: bytes, checksum: bytes, content: bytes
     return put(path, name, new, checksum, os.O_RDWR | os.O_CREAT | os.O_EXCL, content)
 
 
-def placed_beside(path: bytes, name: bytes, new: bytes) -> bytes | None:
+def placed_beside(path: bytes, name: bytes, new: bytes, size: int) -> bytes | None:
+    if os.stat(os.path.join(path, new)).st_size != size:
+        raise OSError("not all there")
     return put(path, name, new, b"", os.O_RDONLY | os.O_NOFOLLOW, b"")
 
 

@@ -104,7 +104,7 @@ def test_append(agent: SocketAgent, tmp_path: Path, there: bytes | None, data: b
     path = tmp_path / "file"
     if there is not None:
         path.write_bytes(there)
-    copied = copy_in(agent, io.BytesIO(data), str(path), append=True)
+    copied = copy_in(agent, io.BytesIO(data), str(path), "a+")
     assert path.read_bytes() == (there or b"") + data
     assert copied == Copied(len(data), True)
 
@@ -171,7 +171,7 @@ def test_appended_to_by_somebody_else_too(agent: SocketAgent, server: Scripted, 
     server.answers["guest-file-seek"] = lambda arguments: {"position": path.stat().st_size, "eof": False}
     server.answers["guest-file-flush"] = meanwhile
     with pytest.raises(TransferError, match=r"3 bytes were sent .* 4 are there"):
-        copy_in(agent, io.BytesIO(b"new"), str(path), append=True)
+        copy_in(agent, io.BytesIO(b"new"), str(path), "a+")
 
 
 def test_source_that_breaks(agent: SocketAgent, guest: Guest, tmp_path: Path) -> None:

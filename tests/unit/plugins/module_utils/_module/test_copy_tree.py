@@ -300,11 +300,11 @@ def test_contact_is_lost(
         raise ConnectError("gone", command="guest-exec")
 
     def put(executor: GuestExec, new: Any) -> None:
-        tree_put.put_tree(executor, new)
+        tree_put.put_trees(executor, new)
         raise ConnectError("gone", command="guest-exec")
 
     monkeypatch.setattr(tree_put, "run_shell", lost)
-    monkeypatch.setattr(copy_tree, "put_tree", put)
+    monkeypatch.setattr(copy_tree, "put_trees", put)
     with pytest.raises(OperationError if placed else ConnectError) as caught:
         run(agent, here, tmp_path)
     assert ("guest-exec was run, and then guest-exec was not sent: gone" in str(caught.value)) == placed

@@ -126,6 +126,7 @@ def around_modules(base: Path) -> Iterator[str | Command]:
         yield place_command(f"{base}/{name}", sha256="0" * 64, new=".new")
         yield stage_command(f"{base}/{name}", ".staged")
         yield place_command(f"{base}/{name}", content="", new=".staged", safe=True)
+        yield place_command(f"{base}/{name}", content="", new=".staged", size=1, safe=True)
         yield f"cd {base}; {LIST}"
         yield f"cd {base}; mkdir -p kept/x; rm -f .staged kept/.staged"
         yield f"cd {base}; ln -sfn file to-file; ln -sfn nowhere to-nothing"
@@ -255,7 +256,9 @@ def test_calls_need_no_shell(tmp_path: Path, name: str) -> None:
     assert stat.S_IMODE((tmp_path / ".new").stat().st_mode) == 0o600
     (tmp_path / ".new").write_bytes(b"its input")
     path.chmod(0o640)
-    assert called_here(place_command(str(path), content="", new=".new", safe=True)) == b""
+    with pytest.raises(OSError, match="not all there"):
+        called_here(place_command(str(path), content="", new=".new", size=10, safe=True))
+    assert called_here(place_command(str(path), content="", new=".new", size=9, safe=True)) == b""
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"its input", 0o640)
     printed = [f"{zlib.crc32(data):08x}  -\n".encode() for data in (b"its input", b"inpu", b"more")]
     assert called_here(file_command(str(path))) == printed[0]
