@@ -117,8 +117,12 @@ def _full(directory: str) -> Deed:
     return _in_guest(f"dd if=/dev/zero of={directory}/full bs=64k 2>/dev/null || true", f"rm -f {directory}/full")
 
 
-# What is open already can still be written to: nothing else can be done to a filesystem in use.
-_SEAL, _UNSEAL = "mount --bind $d $d && mount -o remount,bind,ro $d", "umount $d"
+# What is open already can still be written to: nothing else can be done to a filesystem in use. It becomes read-only
+# where nobody can open a file, because a mount with a file that is open for writing cannot.
+_SEAL = (
+    "t=$(mktemp -d) && mount --bind $d $t && mount -o remount,bind,ro $t && mount --bind $t $d && umount $t && rmdir $t"
+)
+_UNSEAL = "umount $d"
 
 
 def _read_only(directory: str) -> Deed:

@@ -123,11 +123,11 @@ four ways, and within a deadline:
 - **failed**: its error says that it ran, and not to the end. What it does was done once at most.
 - **unknown**: its error says that it may have run. It was done once or not at all: look before you repeat it.
 
-A process that was **killed** tells nothing; what it did was done once at most. Each operation that changes something
-leaves one mark of its own in the guest. The marks are counted by another path than the agent, and compared with what
-the operation said. After each fault the next task must succeed over the same channel, and nothing may be left but
-what the table names: no handle of the agent's, no process, no file in the guest or on the controller. The runner and
-warm Python stay, with what they sweep away by themselves in /run/qemu-guest-runner.
+A process that was **killed** tells nothing; what it did was done once at most, and a freeze is undone. Each operation
+that changes something leaves one mark of its own in the guest. The marks are counted by another path than the agent,
+and compared with what the operation said. After each fault the next task must succeed over the same channel, and
+nothing may be left but what the table names: no handle of the agent's, no process, no file in the guest or on the
+controller. The runner and warm Python stay, with what they sweep away by themselves in /run/qemu-guest-runner.
 
 ## Operations
 

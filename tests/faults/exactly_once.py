@@ -71,17 +71,19 @@ def main(arguments: list[str]) -> int:
     print(f"seed {given.seed}", flush=True)
     outcomes: Counter[str] = Counter()
     began = time.monotonic()
-    with suppress(KeyboardInterrupt), LooseAgent(given.release) as agent, Scene(RealPlace(agent)) as scene:
-        for number, trial in zip(range(given.runs), trials(given.seed), strict=False):
-            if given.only not in (None, number):
-                continue
-            report = run(scene, trial)
-            words = [outcome.word for outcome in report.outcomes]
-            outcomes.update([*words, "runs", *["befallen"] * bool(report.befell), *["wrong"] * bool(report.wrong)])
-            if report.wrong or given.only is not None:
-                print(described(given.release, given.seed, number, report), flush=True)
-    told = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
-    print(f"{told} in {time.monotonic() - began:.0f} s")
+    try:
+        with suppress(KeyboardInterrupt), LooseAgent(given.release) as agent, Scene(RealPlace(agent)) as scene:
+            for number, trial in zip(range(given.runs), trials(given.seed), strict=False):
+                if given.only not in (None, number):
+                    continue
+                report = run(scene, trial)
+                words = [outcome.word for outcome in report.outcomes]
+                outcomes.update([*words, "runs", *["befallen"] * bool(report.befell), *["wrong"] * bool(report.wrong)])
+                if report.wrong or given.only is not None:
+                    print(described(given.release, given.seed, number, report), flush=True)
+    finally:
+        told = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
+        print(f"{told} in {time.monotonic() - began:.0f} s", flush=True)
     return min(outcomes["wrong"], 1)
 
 
