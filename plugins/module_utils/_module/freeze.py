@@ -51,7 +51,10 @@ class _NothingFrozenError(OperationError):
 
 
 def freeze_status(agent: Agent) -> str:
-    """Return what the agent says, C(frozen) or C(thawed)."""
+    """Return what the agent says, C(frozen) or C(thawed).
+
+    :raise ProtocolError: if it says anything else.
+    """
     status = agent.execute("guest-fsfreeze-status")
     if status not in ("thawed", "frozen"):
         raise ProtocolError(f"the agent says that the status is {status[:80]!r}.", command="guest-fsfreeze-status")
