@@ -379,13 +379,22 @@ def sweep_command(spool: str) -> Command:
 
 
 def _spooled(executor: Executor, path: str, kept: int) -> bytes:
-    if kept != _KEPT:  # a guest whose dd lacks fullblock keeps nothing
+    if kept != _KEPT or _keeps_nothing(executor, path):
         return b""
     if exists(executor.agent, f"{path}.lost"):
         raise lost_output()
     rest = io.BytesIO()
     copy_out(executor.agent, path, rest.write)
     return rest.getvalue()
+
+
+def _keeps_nothing(executor: Executor, path: str) -> bool:
+    """Return whether there is no file at ``path`` because the guest's dd lacks fullblock.
+
+    If it has that, the guest went back to a snapshot from before the file was there.
+    """
+    has_fullblock = Command(b"dd count=0 iflag=fullblock </dev/null")
+    return not exists(executor.agent, path) and run_shell(executor, has_fullblock, whole=False).shell_rc != 0
 
 
 # All processes of a program are found before the first is killed: an orphan has lost its parent, and only the runner

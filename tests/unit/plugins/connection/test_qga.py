@@ -256,13 +256,26 @@ def test_other_wrapping_is_left_alone(connection: Connect, guest: Guest, server:
     assert command in started or shlex.quote(command) in started
 
 
-def test_output_that_was_lost_is_an_error(connection: Connect, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+def lacks_fullblock(guest: Guest) -> None:
     (guest.tools / "dd").write_text("#!/bin/sh\necho unrecognized >&2\nexit 1\n")
     (guest.tools / "dd").chmod(0o755)
+
+
+def test_output_that_was_lost_is_an_error(connection: Connect, server: Scripted, guest: Guest, tmp_path: Path) -> None:
+    lacks_fullblock(guest)
     guest.capture = 1024 * 1024
     (tmp_path / "output").write_bytes(bytes(guest.capture + 1))
     with pytest.raises(AnsibleError, match="16 MiB"):
         connection(address=str(server.path)).exec_command(f"cat {tmp_path}/output")
+
+
+def test_output_of_the_size_from_which_it_is_kept(
+    connection: Connect, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    """A guest whose dd cannot keep output has no file, though it did not go back."""
+    lacks_fullblock(guest)
+    (tmp_path / "output").write_bytes(bytes(1024 * 1024))
+    assert len(connection(address=str(server.path)).exec_command(f"cat {tmp_path}/output")[1]) == 1024 * 1024
 
 
 # By a runner
