@@ -172,10 +172,14 @@ class Agent(ABC):
     ) -> dict[str, Any]:
         try:
             return self._request(command, arguments, deadline)
-        except OutcomeUnknownError:
+        except OutcomeUnknownError as exc:
             if not schema.command(command).read_only or deadline.expired:
                 raise
+            first = exc
+        try:
             return self._request(command, arguments, deadline)
+        except ConnectError as exc:  # the second time only: it was sent before
+            raise OutcomeUnknownError(f"{first.message}, and then: {exc.message}", hint=exc.hint) from None
 
     def _value(self, command: str, reply: Mapping[str, Any], deadline: Deadline) -> Any:
         if "error" in reply:
