@@ -27,7 +27,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 from ansible_collections.qemu.guest.plugins.module_utils._module.key_file import KeyFile
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import HIDDEN, listed, shown
-from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
+from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys, qga_info
 from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
     ADD,
     GET,
@@ -494,6 +495,28 @@ def test_file_that_is_not_the_users(scripted: Start, connect: Connect, guest: Gu
         with pytest.raises(OperationError, match=r"is a link to what|which an unprivileged|not a regular|more than"):
             run(agent, A, **given)
     assert os.lstat(there).st_ino == before
+
+
+@pytest.mark.parametrize("what", ["file", "fifo", "link", "nothing"])
+def test_keys_that_qga_info_tells(scripted: Start, connect: Connect, guest: Guest, what: str) -> None:
+    """By a program: the agent's own command would wait at a FIFO, and follow a link."""
+    file = RealFile(guest, f"# alice's\n{A}\n\nsecret\n {B}\n".encode())
+    if what != "file":
+        file.path.unlink()
+    if what == "fifo":
+        os.mkfifo(file.path)
+    elif what == "link":
+        file.path.symlink_to("/etc/passwd")
+    file.give()
+    server = scripted(guest.answers())
+    spec = argument_spec(qga_info.OPERATION)
+    given = {**{name: option.get("default") for name, option in spec.items()}, "authorized_keys_of": ["alice"]}
+    result = run_operation(qga_info.OPERATION, connect(server), {**given, "gather_subset": ["!all"]})
+    expected = {"file": [B, HIDDEN, A], "nothing": []}.get(what)
+    assert result.get(NAME, {}).get("alice") == expected
+    reason = {"fifo": "is not a regular file", "link": "is a link to what is not that user's"}.get(what, "")
+    assert reason in result["unavailable"].get(f"{NAME} of alice", "")
+    assert (expected is None) == bool(result["unavailable"])
 
 
 def test_file_of_the_user_that_is_elsewhere(scripted: Start, connect: Connect, guest: Guest) -> None:
