@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import functools
@@ -1047,6 +1048,26 @@ def test_line_is_taken_back(
         subprocess.run(["sh", "-c", bootstrap._removal(shlex.quote(str(path)))], check=True)
         assert path.read_bytes().rstrip(b"\n") == content.rstrip(b"\n")
         assert path.stat().st_mode & 0o777 == 0o640
+
+
+@only_sh
+def test_line_in_a_file_that_has_no_end_stays(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    def read(arguments: Any) -> Any:
+        reads.append(arguments["count"])
+        assert len(reads) < 100
+        return {
+            "count": arguments["count"],
+            "buf-b64": base64.b64encode(b"x" * arguments["count"]).decode(),
+            "eof": False,
+        }
+
+    reads: list[int] = []
+    below = connect(scripted({**guest.answers(), "guest-file-read": read}))
+    with pytest.raises(ZeroDivisionError), bootstrap._Line(below, "crontab", "qemu-guest-runner\n"):
+        raise ZeroDivisionError
+    assert sum(reads) < 4 << 20
 
 
 @pytest.fixture
