@@ -374,6 +374,7 @@ def test_small_file_that_has_no_end(executor: Runner, guest: Guest, monkeypatch:
     (guest.runner / "1" / f"{pid}.rc").write_bytes(b"0" * 70_000)
     with pytest.raises(TransferError, match="more than 65536 bytes"):
         executor.finish(pid)
+    eventually(lambda: not [name for name in in_spool(guest) if name.startswith(f"{pid}.")], "its files stay")
 
 
 @only_sh
