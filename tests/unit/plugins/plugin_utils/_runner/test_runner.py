@@ -201,12 +201,22 @@ def test_nothing_of_a_program_stays_a_zombie(executor: Runner, guest: Guest) -> 
     assert len(children) <= 2
 
 
-def test_runner_does_not_take_another_process_for_one(guest: Guest) -> None:
+ANOTHER_USER = "exec 3<>\"$0/ring\"; exec setpriv --reuid=12345 --clear-groups sh -c 'read -r _'"
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["read -r _", pytest.param(ANOTHER_USER, marks=pytest.mark.skipif(os.getuid() != 0, reason="becomes a user"))],
+    ids=["root's", "of a user who was left the ring"],
+)
+def test_runner_does_not_take_another_process_for_one(guest: Guest, program: str) -> None:
     """The number of one that has ended may be anybody's, with whatever command line."""
     spool = guest.runner / "1"
     spool.mkdir(parents=True)
     os.mkfifo(spool / "ring")
-    other = subprocess.Popen(["sh", "-c", "read -r _", str(spool)], stdin=subprocess.PIPE)
+    other = subprocess.Popen(["sh", "-c", program, str(spool)], stdin=subprocess.PIPE)
+    if program == ANOTHER_USER:
+        eventually(lambda: os.stat(f"/proc/{other.pid}").st_uid == 12345, "it did not become that user")
     (spool / "pid").write_text(f"{other.pid}\n")
     process = runner(guest, 1)
     try:
