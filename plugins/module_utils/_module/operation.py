@@ -15,7 +15,6 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
-    AddressError,
     OperationError,
     QgaError,
 )
@@ -121,12 +120,8 @@ def run_operation(
     """
     _check_seconds(operation, params)
     given = (executor or operation.executor(agent)) if operation.executor else agent
-    try:
+    with agent.named():
         return _run(operation, agent, given, params, check_mode=check_mode, diff=diff)
-    except QgaError as exc:  # of what no command says: a value of a reply, the end of a program
-        if not isinstance(exc, AddressError) and agent.name not in str(exc):  # that is about another address
-            exc.address = agent.name
-        raise
 
 
 def _run(
