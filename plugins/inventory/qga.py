@@ -224,6 +224,7 @@ cache_connection: ~/.cache/ansible-inventory
 cache_timeout: 600
 """
 
+import codecs
 import hashlib
 import ipaddress
 import json
@@ -238,7 +239,7 @@ from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.helpers import get_group_vars
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
-from ansible.plugins.loader import connection_loader
+from ansible.plugins.loader import connection_loader, shell_loader
 from ansible.template import Templar
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
@@ -287,9 +288,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         guests = self._guests(path, machines, cache)
         kept = [guest for guest in guests if self._is_wanted(guest)]
         self._add(kept, self._named(kept))
-        # As ansible-core does with its own plugins: the processes of all tasks have it then, and load nothing.
-        connection_loader.get(CONNECTION, class_only=True)
-        bundle.digest()
+        _load_ahead()
 
     def _warn(self, text: str) -> None:
         """Warn, once."""
@@ -528,3 +527,17 @@ def _digest(wishes: Wishes, *more: Sequence[str]) -> str:
     """Return what tells apart caches of one file with other options."""
     options = [sorted(wishes.hypervisors), wishes.sources, wishes.sockets, wishes.libvirt_uris, wishes.gather, more]
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:8]
+
+
+def _load_ahead() -> None:
+    """Load what each task's process would load, once for all: they are forks of this one."""
+    connection_loader.get(CONNECTION, class_only=True)
+    shell_loader.get("sh")
+    bundle.digest()
+    codecs.lookup("cp437")  # of the names in a module's archive
+    with suppress(ImportError):  # ansible-core 2.16
+        from ansible.module_utils.common.json import Direction, get_module_decoder, get_module_encoder
+
+        for direction in Direction:
+            get_module_encoder("legacy", direction)
+            get_module_decoder("legacy", direction)

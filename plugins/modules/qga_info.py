@@ -104,10 +104,11 @@ agent:
       - {"name": "guest-ping", "enabled": true, "success_response": true}
 authorized_keys:
   description:
-    - The authorized SSH keys of each user in O(authorized_keys_of) (C(guest-ssh-get-authorized-keys)), as the agent
-      lists them, which is the last line of the file first.
-    - A text stands in the place of lines that are no keys. The agent follows links, so a user of the guest can have it
-      read what only root may.
+    - The authorized SSH keys of each user in O(authorized_keys_of), as the agent lists them, which is the last line of
+      the file first. They are read by a program in the guest, or by C(guest-ssh-get-authorized-keys) where the agent
+      may run none.
+    - A text stands in the place of lines that are no keys. The agent's command follows links, so a user of the guest
+      can have it read what only root may, and it waits as long as the file is a FIFO.
   type: dict
   returned: when asked for and available
   sample: {"root": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI admin"]}
@@ -239,9 +240,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import expect
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import with_underscores
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
+from ansible_collections.qemu.guest.plugins.module_utils._module.key_file import look
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
-from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import shown
+from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import listed, shown
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
 try:
@@ -285,7 +288,8 @@ NOT_BY_DEFAULT = ("cpustats", "diskstats", "memory_block_info", "memory_blocks")
 KEYS_COMMAND = "guest-ssh-get-authorized-keys"
 
 
-def read(agent: Agent, params: Params) -> dict[str, Any]:
+def read(executor: Executor, params: Params) -> dict[str, Any]:
+    agent = executor.agent
     if params["query"] and jmespath is None:
         raise OperationError(missing_required_lib("jmespath", reason="for query"))
     gathered: dict[str, Any] = {}
@@ -306,12 +310,20 @@ def read(agent: Agent, params: Params) -> dict[str, Any]:
         unavailable["users"] = _NO_UTMP
     for user in params["authorized_keys_of"]:
         try:
-            agent.require(KEYS_COMMAND)
-            keys = expect(agent.execute(KEYS_COMMAND, {"username": user}).get("keys", []), list, "keys")
-            gathered.setdefault("authorized_keys", {})[user] = shown([expect(key, str, "a key") for key in keys])
-        except CommandError as exc:
+            gathered.setdefault("authorized_keys", {})[user] = shown(_authorized_keys(executor, user))
+        except (CommandError, OperationError) as exc:
             unavailable[f"authorized_keys of {user}"] = exc.explanation
     return {**gathered, "unavailable": unavailable}
+
+
+def _authorized_keys(executor: Executor, user: str) -> list[str]:
+    """Return the lines of the user's file, the last one first."""
+    file = look(executor, user) if executor.is_available() else None
+    if file:
+        return [line for line in map(listed, reversed((file.text or "").split("\n"))) if line]
+    executor.agent.require(KEYS_COMMAND)
+    keys = expect(executor.agent.execute(KEYS_COMMAND, {"username": user}).get("keys", []), list, "keys")
+    return [expect(key, str, "a key") for key in keys]
 
 
 def _writes_no_utmp(agent: Agent) -> bool:
@@ -406,7 +418,7 @@ def _is_reachable(text: str) -> bool:
     return not (address.is_loopback or address.is_link_local)
 
 
-OPERATION = Operation(SPEC, read, plan)
+OPERATION = Operation(SPEC, read, plan, executor=GuestExec)
 
 
 def main() -> None:

@@ -201,7 +201,8 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         with open(local, "rb") as source:
             started = time.monotonic()
             size = self._guarded(
-                lambda: put(self.executor, source, self._guest_path(out_path), self._progress("PUT", out_path))
+                lambda: put(self.executor, source, self._guest_path(out_path), self._progress("PUT", out_path)),
+                out_path,
             )
         self._show_transfer("PUT", out_path, size, started)
 
@@ -220,7 +221,8 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                         sink,
                         self._progress("FETCH", in_path),
                         self._max_fetch_size(),
-                    )
+                    ),
+                    in_path,
                 )
             except FileChangedError as exc:  # a warning only: over ssh, this would go unnoticed
                 size = exc.size
@@ -464,14 +466,15 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         except ValueError as exc:
             raise AnsibleError(f"{self._name}: ansible_qga_max_fetch_size: {exc}") from exc
 
-    def _guarded(self, action: Callable[[], T]) -> T:
-        """Return what ``action`` returns; convert this collection's errors to ansible-core's.
+    def _guarded(self, action: Callable[[], T], path: str = "") -> T:
+        """Return what ``action`` returns; convert this collection's errors to ansible-core's. They name ``path``.
 
         In the middle of a task, a frozen guest is waited for. The agent refuses all that could begin then, so nothing
         of the action has been run.
         """
         try:
-            value = when_thawed(self.agent, action) if self._in_task else action()
+            with self.agent.named(to_text(path)):
+                value = when_thawed(self.agent, action) if self._in_task else action()
             self._in_task = True
             return value
         except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:

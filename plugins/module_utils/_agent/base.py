@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from contextlib import suppress
-from typing import Any, Callable, Mapping, Sequence, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import errors, protocol, schema
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    AddressError,
     CommandError,
     CommandUnavailable,
     ConnectError,
@@ -26,6 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.pace import Pace
+from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
 from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import AgentInfo, refusal
 
 __all__ = (
@@ -172,10 +174,14 @@ class Agent(ABC):
     ) -> dict[str, Any]:
         try:
             return self._request(command, arguments, deadline)
-        except OutcomeUnknownError:
+        except OutcomeUnknownError as exc:
             if not schema.command(command).read_only or deadline.expired:
                 raise
+            first = exc
+        try:
             return self._request(command, arguments, deadline)
+        except ConnectError as exc:  # the second time only: it was sent before
+            raise OutcomeUnknownError(f"{first.message}, and then: {exc.message}", hint=exc.hint) from None
 
     def _value(self, command: str, reply: Mapping[str, Any], deadline: Deadline) -> Any:
         if "error" in reply:
@@ -197,6 +203,18 @@ class Agent(ABC):
         if isinstance(exc, OutcomeUnknownError) and not exc.hint:
             exc.hint = "It may still run when the agent is back: look at the guest before you repeat it."
         return exc
+
+    @contextmanager
+    def named(self, path: str = "") -> Iterator[None]:
+        """Have all errors name this agent, and ``path``: those of a value in a reply or of a program's end too."""
+        try:
+            yield
+        except QgaError as exc:
+            if not isinstance(exc, AddressError):  # that is about another address
+                exc.address = exc.address or self.name
+            if printable(path) not in exc.without_address:
+                exc.hint = f"{exc.hint} The file is {path}.".lstrip()
+            raise
 
     # Capabilities
 

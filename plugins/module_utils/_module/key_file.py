@@ -9,6 +9,7 @@ open, and a new one takes its place (file_ops.py).
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -102,10 +103,13 @@ def look(executor: Executor, user: str) -> KeyFile | None:
     if head == "elsewhere":
         return None
     kind, _newline, text = rest.partition("\n")
-    uid, gid, home = head.split(":", 2)
+    entry = re.fullmatch(r"(\d+:\d+):(.*)", head, re.ASCII)
+    if not entry:
+        raise OperationError(f"cannot {purpose} in the guest: what its programs say of the user makes no sense: {head}")
+    owner, home = entry.groups()
     if len(text) > LARGEST:
         raise OperationError(f"cannot {purpose} in the guest: the file has more than {LARGEST} bytes")
-    return KeyFile(user, home.rstrip("/"), f"{uid}:{gid}", text if kind == "file" else None, kind == "bare")
+    return KeyFile(user, home.rstrip("/"), owner, text if kind == "file" else None, kind == "bare")
 
 
 def write(executor: Executor, file: KeyFile, text: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
-    AddressError,
     OperationError,
     QgaError,
 )
@@ -121,13 +120,8 @@ def run_operation(
     """
     _check_seconds(operation, params)
     given = (executor or operation.executor(agent)) if operation.executor else agent
-    try:
+    with agent.named():
         return _run(operation, agent, given, params, check_mode=check_mode, diff=diff)
-    except AddressError:  # it is about another address
-        raise
-    except QgaError as exc:  # an error of a command has an address already
-        exc.address = exc.address or agent.name
-        raise
 
 
 def _run(

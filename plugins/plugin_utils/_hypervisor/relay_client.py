@@ -103,7 +103,7 @@ class RelayNote(NamedTuple):
         try:
             sock.settimeout(max(deadline.left(), 0.001))
             sock.sendall(os.fsencode(f"{self.ask} {what}\n"))
-            reply = _line(sock)
+            reply = _line(sock, deadline)
             sock.settimeout(None)
         except TimeoutError:
             raise ConnectError(f"the relay there did not reply within {deadline.seconds:g} s") from None
@@ -151,10 +151,14 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
 
-def _line(sock: socket.socket) -> str:
-    """Return the line that comes; nothing after it is read. It is empty at the end of input."""
+def _line(sock: socket.socket, deadline: Deadline) -> str:
+    """Return the line that comes; nothing after it is read. It is empty at the end of input.
+
+    :raise TimeoutError: if it does not come until the deadline.
+    """
     line = b""
     while not line.endswith(b"\n") and len(line) < _LONGEST_REPLY:
+        sock.settimeout(max(deadline.left(), 0.001))
         more = sock.recv(1)
         if not more:
             return ""

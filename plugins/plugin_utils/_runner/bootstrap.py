@@ -77,6 +77,7 @@ _UDEVD = "/run/udev/control"
 _SYSTEMD = "/run/systemd/system"  # exists if systemd is the guest's init, not if it is merely installed
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _CRONTAB = "/etc/crontab"
+_LARGEST_TABLE = 1 << 20  # bytes of that, or of a file of rules: the guest may say that there is no end of it
 _CROND = "/run/crond.pid"
 
 _EXEC_SECONDS = 30.0
@@ -231,7 +232,7 @@ class _Line:
             return
         # The error of the block is the one to report.
         with suppress(QgaError), GuestFile(self._agent, self._path, "r+") as file:
-            position = b"".join(iter(file.read, b"")).rfind(self._line)
+            position = file.read_all(_LARGEST_TABLE).rfind(self._line)
             if position >= 0:
                 file.seek(position)
                 # The next line that works removes this one too.

@@ -238,7 +238,10 @@ class Runner(Executor):
                 self._look_after(pid)
                 return None
             ended = self._spool.result(pid, content) if content else None
-        except (OutcomeUnknownError, TransferError):
+        except OutcomeUnknownError:
+            raise
+        except TransferError:  # others need the room that the rest of the output takes
+            self._forget(pid)
             raise
         except QgaError as exc:
             # Whatever failed, the error is about the program, not the question: it was handed over.

@@ -280,7 +280,11 @@ class WarmPython:
             raise ended_meanwhile(content[len(LOST) :])
         try:
             rc, out, err = self._spool.result(call.number, content)
-        except (OutcomeUnknownError, TransferError):
+        except TransferError:  # others need the room that the rest of the output takes
+            with suppress(QgaError):
+                call.forget()
+            raise
+        except OutcomeUnknownError:
             raise
         except QgaError as exc:  # never one that says that nothing was run: it would be run again
             raise lost(exc, f"the task has ended, and its output could not be fetched: {exc.message}") from None

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.tests.integration.harness import Ansible, guest_variables, until
+from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.harness import HERE, Ansible, guest_variables, until
 from lab.agent import LooseAgent
 from lab.controller import Controller
 from lab.sshd import Sshd
@@ -80,3 +81,22 @@ def test_play_on_many_guests_leaves_one_small_process(controller: Controller) ->
         until(lambda: [one.descriptors for one in controller.left()] == [OWN_DESCRIPTORS + 2], PERSIST + 2, "closed")
         assert controller.wait_empty(5 * PERSIST)
         assert controller.sockets() == []
+
+
+def test_processes_of_tasks_find_all_loaded(agents: dict[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    """With the inventory plugin, each is a fork of a process that has what they need."""
+    ansible = make_ansible({})
+    ansible.inventory = ansible.directory / "guests.qga.yml"
+    found = {"plugin": "qemu.guest.qga", "sources": ["sockets"], "sockets": [str(agents["sid"].agent_socket)]}
+    ansible.inventory.write_text(json.dumps({**found, "compose": {"ansible_python_interpreter": "'/usr/bin/python3'"}}))
+    playbook, loaded = ansible.directory / "play.json", ansible.directory / "loaded"
+    tasks = [{"ansible.builtin.command": "true"}] * 3
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    environment = {
+        "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callbacks"),
+        "ANSIBLE_CALLBACKS_ENABLED": "task_modules",
+        "TASK_MODULES": str(loaded),
+    }
+    ansible.playbook(playbook, environment=environment)
+    _first, *others = map(json.loads, loaded.read_text(encoding="utf-8").splitlines())  # the first starts the mux
+    assert others == [[], []]

@@ -76,9 +76,9 @@ def status_of(path: str) -> os.stat_result | None:
 
 
 def signature_of(paths: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return a value that differs when one of the files has changed."""
+    """Return a value that differs when one of the files has changed: its content, its mode or its owner."""
     return [
-        (path, status.st_ino, status.st_mtime_ns, status.st_size) if status else (path,)
+        (path, status.st_ino, status.st_ctime_ns, status.st_size) if status else (path,)
         for path, status in statuses(paths)
     ]
 
@@ -144,6 +144,7 @@ class Fingerprint:
         mapped = set(mapped_files())
         beside = os.path.dirname(sys.executable)
         paths = {*mapped, *sys.path, *LOCALES, sys.executable, f"{beside}/pyvenv.cfg", f"{beside}/../pyvenv.cfg"}
+        paths.update(packages())
         if any("libcrypto" in path for path in mapped):
             paths.update(CRYPTO, filter(None, [os.environ.get("OPENSSL_CONF")]))
         self.lost = self.lost or any(path.endswith(" (deleted)") for path in mapped)
@@ -168,7 +169,7 @@ def are_at_home(paths: Iterable[str]) -> bool:
 def signature(path: str) -> tuple[int, ...] | None:
     """Return a value that differs when a file was replaced or changed; None if there is no file."""
     status = status_of(path)
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size) if status else None
+    return (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size) if status else None
 
 
 def mount_points() -> Iterator[str]:
@@ -179,6 +180,15 @@ def mount_points() -> Iterator[str]:
             place = os.fsdecode(line.split(b" ", 5)[4].decode("unicode_escape").encode("latin-1"))
             if place != "/" and not f"{place}/".startswith("/usr/"):
                 yield f"{place}/"
+
+
+def packages() -> Iterator[str]:
+    """Yield the directories of the standard library's packages of which something was imported."""
+    library = os.path.dirname(os.__file__)
+    for module in [*sys.modules.values()]:
+        directory = os.path.dirname(getattr(module, "__file__", None) or "")
+        if directory.startswith(f"{library}/"):
+            yield directory
 
 
 def mapped_files() -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from .frames import NOT_RUN
-from .wire import MOST_OUTPUT, PLAIN
+from .wire import LARGEST_OUTPUT, MOST_OUTPUT, PLAIN
 
 TYPE_CHECKING = False  # true to type checkers; importing typing would take time
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class Output:
             if self.file is None:
                 data, self.kept = self.kept + data, b""
                 self.file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
-            self.lost = not self.room.take(len(data)) or self.file.write(data) != len(data)
+            fits = self.room.take(len(data)) and self.file.tell() + len(data) <= LARGEST_OUTPUT
+            self.lost = not fits or self.file.write(data) != len(data)
         except OSError:
             self.lost = True
         if self.lost and self.file:

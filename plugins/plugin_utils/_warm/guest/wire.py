@@ -52,6 +52,8 @@ PLAIN, MISSING, FULL, LOST = b"plain\n", b"missing", b"full\n", b"lost\n"
 MOST_OUTPUT = 64 << 10
 """Bytes of each stream that are in an answer. Longer output is in a file of its own."""
 LONGEST_ANSWER = 4 * MOST_OUTPUT
+LARGEST_OUTPUT = 256 << 20
+"""Bytes of each stream that are kept, as the runner does (LARGEST_OUTPUT of _guest/executor.py)."""
 REMEMBERED = 12
 """Letters of a part's checksum by which it is named in answers."""
 

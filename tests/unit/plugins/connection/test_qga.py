@@ -337,6 +337,32 @@ def test_trouble_with_the_channel_is_a_failed_connection(connection: Connect, se
     assert len(server.received) == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [
+        ("guest-file-open", "x"),
+        ("guest-file-read", {"count": "x"}),
+        ("guest-file-read", {"count": 2, "buf-b64": "YQ=="}),
+        ("guest-file-read", {"count": 1, "buf-b64": "?"}),
+        ("guest-exec", {"pid": "x"}),
+        ("guest-exec-status", {"exited": True, "exitcode": "x"}),
+    ],
+)
+def test_error_names_the_guest_and_the_file(
+    connection: Connect, scripted: Callable[..., Scripted], guest: Guest, tmp_path: Path, command: str, reply: Any
+) -> None:
+    (tmp_path / "there").write_bytes(b"x")
+    server = scripted({**guest.answers(), command: reply})
+    made = connection(address=str(server.path))
+    with pytest.raises(AnsibleError) as caught:
+        if "file" in command:
+            made.fetch_file(str(tmp_path / "there"), str(tmp_path / "back"))
+        else:
+            made.exec_command("true")
+    assert str(caught.value).startswith(f"guest agent at unix:{server.path}: ")
+    assert "file" not in command or f"The file is {tmp_path / 'there'}" in str(caught.value)
+
+
 def test_no_agent_is_a_failed_connection(connection: Connect, tmp_path: Path) -> None:
     with pytest.raises(AnsibleConnectionFailure, match="no such socket"):
         connection(address=str(tmp_path / "vm1.qga")).exec_command("true")

@@ -27,7 +27,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 from ansible_collections.qemu.guest.plugins.module_utils._module.key_file import KeyFile
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Plan, run_operation
 from ansible_collections.qemu.guest.plugins.module_utils._module.public_keys import HIDDEN, listed, shown
-from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys
+from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
+from ansible_collections.qemu.guest.plugins.modules import qga_authorized_keys, qga_info
 from ansible_collections.qemu.guest.plugins.modules.qga_authorized_keys import (
     ADD,
     GET,
@@ -496,6 +497,28 @@ def test_file_that_is_not_the_users(scripted: Start, connect: Connect, guest: Gu
     assert os.lstat(there).st_ino == before
 
 
+@pytest.mark.parametrize("what", ["file", "fifo", "link", "nothing"])
+def test_keys_that_qga_info_tells(scripted: Start, connect: Connect, guest: Guest, what: str) -> None:
+    """By a program: the agent's own command would wait at a FIFO, and follow a link."""
+    file = RealFile(guest, f"# alice's\n{A}\n\nsecret\n {B}\n".encode())
+    if what != "file":
+        file.path.unlink()
+    if what == "fifo":
+        os.mkfifo(file.path)
+    elif what == "link":
+        file.path.symlink_to("/etc/passwd")
+    file.give()
+    server = scripted(guest.answers())
+    spec = argument_spec(qga_info.OPERATION)
+    given = {**{name: option.get("default") for name, option in spec.items()}, "authorized_keys_of": ["alice"]}
+    result = run_operation(qga_info.OPERATION, connect(server), {**given, "gather_subset": ["!all"]})
+    expected = {"file": [B, HIDDEN, A], "nothing": []}.get(what)
+    assert result.get(NAME, {}).get("alice") == expected
+    reason = {"fifo": "is not a regular file", "link": "is a link to what is not that user's"}.get(what, "")
+    assert reason in result["unavailable"].get(f"{NAME} of alice", "")
+    assert (expected is None) == bool(result["unavailable"])
+
+
 def test_file_of_the_user_that_is_elsewhere(scripted: Start, connect: Connect, guest: Guest) -> None:
     """A link to it is replaced, as the agent does, too."""
     file = RealFile(guest, f"{A}\n".encode())
@@ -577,6 +600,14 @@ def test_programs_that_are_not_those_of_linux(
         assert run(connect(server), A)["changed"]
     assert server.work.count(ADD) == (0 if link else 1)
     assert disk.opens["/etc/passwd"] == 1
+
+
+@pytest.mark.parametrize("said", ["a", "", "0:0", "x:0:/root\nfile\n", "0:-1:/root\nfile\n"])
+def test_nonsense_of_the_guest_s_programs(scripted: Start, connect: Connect, said: str) -> None:
+    ended = {"exited": True, "exitcode": 0, "out-data": base64.b64encode(said.encode()).decode()}
+    agent = connect(scripted({"guest-exec": {"pid": 1}, "guest-exec-status": ended}))
+    with pytest.raises(OperationError, match="makes no sense"):
+        run(agent, A)
 
 
 def test_guest_without_a_shell(scripted: Start, connect: Connect) -> None:

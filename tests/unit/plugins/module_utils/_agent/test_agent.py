@@ -256,6 +256,22 @@ def test_command_that_only_reads_is_repeated_once(scripted: Start, connect: Conn
     assert server.commands == [SYNC, "guest-get-host-name", SYNC, "guest-get-host-name"]
 
 
+def test_command_that_only_reads_was_sent_though_it_cannot_be_repeated(scripted: Start, connect: Connect) -> None:
+    server = scripted()
+    server.then("guest-ping", goes_away)
+    with pytest.raises(
+        OutcomeUnknownError, match=r"guest-ping may have run: .*closed.*, and then: there is no such socket"
+    ):
+        connect(server).execute("guest-ping")
+    assert server.work == ["guest-ping"]
+
+
+def goes_away(session: Session, request: Any) -> None:
+    """Close the channel, and let there be no other."""
+    session.server.path.unlink()
+    closes()(session, request)
+
+
 def test_command_that_only_reads_is_not_repeated_twice(scripted: Start, connect: Connect) -> None:
     server = scripted()
     server.then("guest-ping", closes(), closes())

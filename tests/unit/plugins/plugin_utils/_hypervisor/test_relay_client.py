@@ -8,6 +8,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,28 @@ def test_relay_that_hangs() -> None:
     sock, other = socket.socketpair()
     with sock, other, pytest.raises(ConnectError, match=r"the relay there did not reply within 0\.2 s"):
         LOGIN.lead(sock, "/run/vm1.qga", Deadline(0.2))
+
+
+def test_what_sends_a_byte_now_and_then_is_not_waited_for_longer() -> None:
+    """Another user may have taken the place of the relay."""
+    sock, other = socket.socketpair()
+    ended = threading.Event()
+
+    def drip() -> None:
+        while not ended.wait(0.001):
+            other.send(b"x")
+
+    thread = threading.Thread(target=drip)
+    began = time.monotonic()
+    with sock, other:
+        thread.start()
+        try:
+            with pytest.raises(ConnectError, match=r"the relay there did not reply within 0\.3 s"):
+                LOGIN.lead(sock, "/run/vm1.qga", Deadline(0.3))
+        finally:
+            ended.set()
+            thread.join()
+    assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import functools
@@ -200,12 +201,22 @@ def test_nothing_of_a_program_stays_a_zombie(executor: Runner, guest: Guest) -> 
     assert len(children) <= 2
 
 
-def test_runner_does_not_take_another_process_for_one(guest: Guest) -> None:
+ANOTHER_USER = "exec 3<>\"$0/ring\"; exec setpriv --reuid=12345 --clear-groups sh -c 'read -r _'"
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["read -r _", pytest.param(ANOTHER_USER, marks=pytest.mark.skipif(os.getuid() != 0, reason="becomes a user"))],
+    ids=["root's", "of a user who was left the ring"],
+)
+def test_runner_does_not_take_another_process_for_one(guest: Guest, program: str) -> None:
     """The number of one that has ended may be anybody's, with whatever command line."""
     spool = guest.runner / "1"
     spool.mkdir(parents=True)
     os.mkfifo(spool / "ring")
-    other = subprocess.Popen(["sh", "-c", "read -r _", str(spool)], stdin=subprocess.PIPE)
+    other = subprocess.Popen(["sh", "-c", program, str(spool)], stdin=subprocess.PIPE)
+    if program == ANOTHER_USER:
+        eventually(lambda: os.stat(f"/proc/{other.pid}").st_uid == 12345, "it did not become that user")
     (spool / "pid").write_text(f"{other.pid}\n")
     process = runner(guest, 1)
     try:
@@ -373,6 +384,7 @@ def test_small_file_that_has_no_end(executor: Runner, guest: Guest, monkeypatch:
     (guest.runner / "1" / f"{pid}.rc").write_bytes(b"0" * 70_000)
     with pytest.raises(TransferError, match="more than 65536 bytes"):
         executor.finish(pid)
+    eventually(lambda: not [name for name in in_spool(guest) if name.startswith(f"{pid}.")], "its files stay")
 
 
 @only_sh
@@ -1045,6 +1057,26 @@ def test_line_is_taken_back(
         subprocess.run(["sh", "-c", bootstrap._removal(shlex.quote(str(path)))], check=True)
         assert path.read_bytes().rstrip(b"\n") == content.rstrip(b"\n")
         assert path.stat().st_mode & 0o777 == 0o640
+
+
+@only_sh
+def test_line_in_a_file_that_has_no_end_stays(
+    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+) -> None:
+    def read(arguments: Any) -> Any:
+        reads.append(arguments["count"])
+        assert len(reads) < 100
+        return {
+            "count": arguments["count"],
+            "buf-b64": base64.b64encode(b"x" * arguments["count"]).decode(),
+            "eof": False,
+        }
+
+    reads: list[int] = []
+    below = connect(scripted({**guest.answers(), "guest-file-read": read}))
+    with pytest.raises(ZeroDivisionError), bootstrap._Line(below, "crontab", "qemu-guest-runner\n"):
+        raise ZeroDivisionError
+    assert sum(reads) < 4 << 20
 
 
 @pytest.fixture

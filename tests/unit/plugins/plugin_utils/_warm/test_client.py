@@ -26,6 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
+    TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
@@ -842,6 +843,16 @@ def test_nothing_of_a_task_stays(agent: Runner, warm: WarmPython, guest: Guest) 
     assert not guest.files
     until(lambda: {path.name for path in (guest.runner / SPOOL).iterdir() if path.suffix != ".rc"} == STAYS)
     assert not any(b"hunter2" in path.read_bytes() for path in (guest.runner / SPOOL).glob("*.rc"))
+
+
+def test_nothing_stays_of_output_that_is_too_long(
+    warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell_warmed(warm)
+    monkeypatch.setattr(warm._spool, "_largest_output", 200_000)
+    with pytest.raises(TransferError, match="did not fit"):
+        warm.run("head -c 300000 /dev/zero; head -c 100000 /dev/zero >&2", b"")
+    until(lambda: {path.name for path in (guest.runner / SPOOL).iterdir() if path.suffix != ".rc"} == STAYS)
 
 
 def test_each_task_has_its_own_status(warm: WarmPython) -> None:

@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +37,39 @@ def test_file_in_a_directory_that_is_changed_in_its_place(tmp_path: Path) -> Non
     assert there.same()
     rule.write_text("ab")
     assert not there.same()
+
+
+def rewritten(path: Path) -> None:
+    """Give it other content of the same length, and the time that it had."""
+    before = path.stat()
+    path.write_text("b")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [lambda path: path.chmod(0o446), rewritten], ids=["mode", "time"])
+def test_file_whose_time_is_the_same(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    """sudo refuses a rule that others may write to."""
+    rule = tmp_path / "rule"
+    rule.write_text("a")
+    there, before = fingerprint.LoginFiles([str(tmp_path)]), fingerprint.signature(str(rule))
+    time.sleep(0.02)  # the kernel's clock is no finer
+    change(rule)
+    assert not there.same()
+    assert fingerprint.signature(str(rule)) != before
+
+
+def test_package_of_the_standard_library_that_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in it: the directory above is the same."""
+    package = tmp_path / "package"
+    package.mkdir()
+    monkeypatch.setattr(os, "__file__", str(tmp_path / "os.py"))
+    monkeypatch.setitem(sys.modules, "package.part", SimpleNamespace(__file__=str(package / "part.py")))
+    its = fingerprint.Fingerprint()
+    its.lost = False  # by a test before
+    assert not its.changed()
+    time.sleep(0.02)
+    (package / "part.py").touch()
+    assert its.changed()
 
 
 TABLE = "root:x:0:\none:x:1:one,two\n"

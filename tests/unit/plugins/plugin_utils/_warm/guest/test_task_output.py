@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._guest import executor
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import task_output, wire
 from ansible_collections.qemu.guest.tests.unit.warm import a_request
 
@@ -40,3 +41,17 @@ def test_output_leaves_room_for_others(tmp_path: Path, monkeypatch: pytest.Monke
     assert task.result() == b"0 o - lost\n"
     task.drop()
     assert (tmp_path / "1.out").stat().st_size == 0, "nobody reads a part"
+
+
+def test_output_of_a_program_that_goes_on_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have much room: the client takes no more than this of it."""
+    assert wire.LARGEST_OUTPUT == executor.LARGEST_OUTPUT
+    monkeypatch.setattr(task_output, "LARGEST_OUTPUT", 200_000)
+    task = task_output.Task(1, a_request(), f"{tmp_path}/1", b"", b"")
+    for output, size in zip(task.outputs, (50_000, 50_001), strict=True):
+        for _time in range(4):
+            output.write(bytes(size))
+    task.rc = 0
+    assert task.result() == b"0 o e lost\n"
+    assert [output.lost for output in task.outputs] == [False, True]
+    task.drop()
