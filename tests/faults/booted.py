@@ -11,15 +11,15 @@ from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
-from ansible_collections.qemu.guest.tests.faults.deeds import Deed
+from ansible_collections.qemu.guest.tests.faults.guests import RealGuest
+from ansible_collections.qemu.guest.tests.faults.injections import Injection
 from ansible_collections.qemu.guest.tests.faults.operations import CONTENT, EFFECTS, FETCHED, Task
-from ansible_collections.qemu.guest.tests.faults.places import RealPlace
 from ansible_collections.qemu.guest.tests.integration.harness import look, until
 from lab.host import LabError
 from lab.vm import Guest
 
 if TYPE_CHECKING:
-    from ansible_collections.qemu.guest.tests.faults.scene import Scene
+    from ansible_collections.qemu.guest.tests.faults.testbed import FaultTestbed
 
 PAUSED_SECONDS = 2.0
 SNAPSHOT = "before-all"
@@ -43,21 +43,21 @@ IS_FROZEN = (
 )
 
 
-class BootedPlace(RealPlace):
-    """A booted ``guest`` with snapshots. Emulated, all takes it several times as long."""
+class BootedGuest(RealGuest):
+    """A booted ``vm`` with snapshots. Emulated, all takes it several times as long."""
 
     slowness = 4.0
 
-    def __init__(self, guest: Guest) -> None:
-        super().__init__(guest)
-        self.guest = guest
+    def __init__(self, vm: Guest) -> None:
+        super().__init__(vm)
+        self.vm = vm
         self.booted = ""
         """The boot that a reboot ends, by its id."""
 
     def prepare(self) -> None:
-        look(self.guest, PREPARE)
-        look(self.guest, f"/usr/bin/python3 -c {shlex.quote(FETCHABLE)}")
-        self.guest.save(SNAPSHOT)
+        look(self.vm, PREPARE)
+        look(self.vm, f"/usr/bin/python3 -c {shlex.quote(FETCHABLE)}")
+        self.vm.save(SNAPSHOT)
 
     def effects(self, task: Task, wanted: Container[int]) -> tuple[int, str]:
         if task.operation == "freeze":
@@ -66,91 +66,91 @@ class BootedPlace(RealPlace):
 
     def _frozen(self) -> tuple[int, str]:
         """Return whether the guest is frozen, as its kernel has it, and thaw it."""
-        frozen = not look(self.guest, IS_FROZEN)
+        frozen = not look(self.vm, IS_FROZEN)
         with open_agent(str(self.channel), 60) as agent:
             agent.execute("guest-fsfreeze-thaw")
-        until(lambda: look(self.guest, "ls /run/thawed 2>/dev/null || :"), 60, "the guest is thawed")
+        until(lambda: look(self.vm, "ls /run/thawed 2>/dev/null || :"), 60, "the guest is thawed")
         return int(frozen), ""
 
     def is_up(self) -> None:
         """Wait until the guest has booted, and make what is gone then."""
-        self.guest.wait_booted()
-        self.guest.wait_agent()
+        self.vm.wait_booted()
+        self.vm.wait_agent()
         self.prepare()
 
 
-def _place(scene: Scene) -> BootedPlace:
-    assert isinstance(scene.place, BootedPlace)
-    return scene.place
+def _booted(testbed: FaultTestbed) -> BootedGuest:
+    assert isinstance(testbed.guest, BootedGuest)
+    return testbed.guest
 
 
-def _pause(scene: Scene) -> None:
-    guest = _place(scene).guest
-    guest.qmp("stop")
-    threading.Timer(PAUSED_SECONDS, guest.qmp, ("cont",)).start()
+def _pause(testbed: FaultTestbed) -> None:
+    vm = _booted(testbed).vm
+    vm.qmp("stop")
+    threading.Timer(PAUSED_SECONDS, vm.qmp, ("cont",)).start()
 
 
-def _is_up(scene: Scene) -> None:
-    _place(scene).is_up()
+def _is_up(testbed: FaultTestbed) -> None:
+    _booted(testbed).is_up()
 
 
 BOOT = "cat /proc/sys/kernel/random/boot_id"
 
 
-def _reboot(scene: Scene) -> None:
-    place = _place(scene)
-    place.booted = look(place.guest, BOOT)
-    look(place.guest, "(sleep 1; systemctl reboot) </dev/null >/dev/null 2>&1 &")
+def _reboot(testbed: FaultTestbed) -> None:
+    guest = _booted(testbed)
+    guest.booted = look(guest.vm, BOOT)
+    look(guest.vm, "(sleep 1; systemctl reboot) </dev/null >/dev/null 2>&1 &")
 
 
-def _has_rebooted(scene: Scene) -> None:
+def _has_rebooted(testbed: FaultTestbed) -> None:
     """Wait for the next boot: a guest that is about to go down still answers."""
-    place = _place(scene)
+    guest = _booted(testbed)
 
     def is_another() -> bool:
         try:
-            return look(place.guest, BOOT) != place.booted
+            return look(guest.vm, BOOT) != guest.booted
         except LabError:  # in between
             return False
 
     until(is_another, 300, "the guest has rebooted")
-    place.is_up()
+    guest.is_up()
 
 
-def _migrate(scene: Scene) -> None:
-    _place(scene).guest.migrate()
-    scene.channel.hang_up()
+def _migrate(testbed: FaultTestbed) -> None:
+    _booted(testbed).vm.migrate()
+    testbed.channel.hang_up()
 
 
-def _kill_qemu(scene: Scene) -> None:
-    _place(scene).guest.kill()
-    scene.channel.hang_up()
+def _kill_qemu(testbed: FaultTestbed) -> None:
+    _booted(testbed).vm.kill()
+    testbed.channel.hang_up()
 
 
-def _start_qemu(scene: Scene) -> None:
-    guest = _place(scene).guest
-    guest.stop()
-    guest.start()
-    _is_up(scene)
+def _start_qemu(testbed: FaultTestbed) -> None:
+    vm = _booted(testbed).vm
+    vm.stop()
+    vm.start()
+    _is_up(testbed)
 
 
-def _in_guest(command: str) -> Callable[[Scene], object]:
-    return lambda scene: look(_place(scene).guest, command)
+def _in_guest(command: str) -> Callable[[FaultTestbed], object]:
+    return lambda testbed: look(_booted(testbed).vm, command)
 
 
 _AGENT = "$(pidof qemu-ga)"
 _START = _in_guest("systemctl start qemu-guest-agent")
 
-DEEDS: Mapping[str, Deed] = {
-    "agent killed": Deed(_in_guest(f"kill -KILL {_AGENT}"), _START),
-    "agent stopped": Deed(_in_guest(f"kill -STOP {_AGENT}; (sleep 2; kill -CONT {_AGENT}) >/dev/null 2>&1 &")),
-    "agent restarted": Deed(_in_guest(f"kill -KILL {_AGENT}; systemctl start qemu-guest-agent")),
-    "guest paused": Deed(_pause),
-    "guest reset": Deed(lambda scene: _place(scene).guest.qmp("system_reset"), _is_up),
-    "guest rebooted": Deed(_reboot, _has_rebooted),
-    "guest rolled back": Deed(lambda scene: _place(scene).guest.revert(SNAPSHOT)),
-    "guest migrated": Deed(_migrate, dies=True),
-    "QEMU killed": Deed(_kill_qemu, _start_qemu, dies=True),
-    "clock forwards": Deed(_in_guest("date -s '+1 hour'"), _in_guest("date -s '-1 hour'")),
-    "clock backwards": Deed(_in_guest("date -s '-1 hour'"), _in_guest("date -s '+1 hour'")),
+INJECTIONS: Mapping[str, Injection] = {
+    "agent killed": Injection(_in_guest(f"kill -KILL {_AGENT}"), _START),
+    "agent stopped": Injection(_in_guest(f"kill -STOP {_AGENT}; (sleep 2; kill -CONT {_AGENT}) >/dev/null 2>&1 &")),
+    "agent restarted": Injection(_in_guest(f"kill -KILL {_AGENT}; systemctl start qemu-guest-agent")),
+    "guest paused": Injection(_pause),
+    "guest reset": Injection(lambda testbed: _booted(testbed).vm.qmp("system_reset"), _is_up),
+    "guest rebooted": Injection(_reboot, _has_rebooted),
+    "guest rolled back": Injection(lambda testbed: _booted(testbed).vm.revert(SNAPSHOT)),
+    "guest migrated": Injection(_migrate, dies=True),
+    "QEMU killed": Injection(_kill_qemu, _start_qemu, dies=True),
+    "clock forwards": Injection(_in_guest("date -s '+1 hour'"), _in_guest("date -s '-1 hour'")),
+    "clock backwards": Injection(_in_guest("date -s '-1 hour'"), _in_guest("date -s '+1 hour'")),
 }

@@ -34,10 +34,10 @@ Counts = Mapping[str, Counter[str]]
 """How often each cell ended how, by its name; C(wrong) is how often not as the table says."""
 
 
-def record(name: str, befell: str, outcomes: Iterable[str], wrong: bool) -> None:
+def record(name: str, hit: str, outcomes: Iterable[str], wrong: bool) -> None:
     """Add a trial to the results. What the fault came too late for is none of the cell's."""
     path = os.environ.get(RESULTS)
-    if path and befell:
+    if path and hit:
         line = json.dumps({"cell": name, "outcomes": list(outcomes), "wrong": wrong})
         with open(path, "a", encoding="ascii") as file:
             file.write(f"{line}\n")
@@ -73,7 +73,7 @@ def _reasons() -> Iterator[str]:
     for found in cells():
         if found.fault.elsewhere:
             yield f"- {found.fault.name}: {found.why_not}"
-        elif found.why_not and not found.fault.befalls:
+        elif found.why_not and not found.fault.hits:
             yield f"- {found.name}: {found.why_not}"
 
 
@@ -146,7 +146,7 @@ grace of three for an agent that is away (20 and 120, unless you set the former)
 
 ## What ran
 
-How often each fault befell each operation, at its first message, its last and those between. `guest`: tried in booted
+How often each fault hit each operation, at its first message, its last and those between. `guest`: tried in booted
 guests. `scripted`: by an agent that follows a script, because a real one without a guest may not be asked. `-`: not
 tried, because the operation does not use what fails, or:
 

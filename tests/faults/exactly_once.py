@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from ansible_collections.qemu.guest.tests.faults.deeds import can_come_first
+from ansible_collections.qemu.guest.tests.faults.guests import RealGuest
+from ansible_collections.qemu.guest.tests.faults.injections import can_come_first
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, Cell, cells
-from ansible_collections.qemu.guest.tests.faults.places import RealPlace
-from ansible_collections.qemu.guest.tests.faults.scene import Scene
+from ansible_collections.qemu.guest.tests.faults.testbed import FaultTestbed
 from ansible_collections.qemu.guest.tests.faults.trial import Report, Trial, run
 from lab import image
 from lab.agent import LooseAgent
@@ -50,10 +50,10 @@ def _is_left_out(cell: Cell) -> bool:
     return cell.operation.name in LEFT_OUT or cell.fault.name in LEFT_OUT
 
 
-def runs(scene: Scene, seed: int, count: int) -> Iterator[tuple[int, Report]]:
+def runs(testbed: FaultTestbed, seed: int, count: int) -> Iterator[tuple[int, Report]]:
     """Try the first ``count`` trials of a seed; yield the number and the report of each."""
     for number, trial in zip(range(count), trials(seed), strict=False):
-        yield number, run(scene, trial)
+        yield number, run(testbed, trial)
 
 
 def described(release: str, seed: int, number: int, report: Report) -> str:
@@ -72,13 +72,13 @@ def main(arguments: list[str]) -> int:
     outcomes: Counter[str] = Counter()
     began = time.monotonic()
     try:
-        with suppress(KeyboardInterrupt), LooseAgent(given.release) as agent, Scene(RealPlace(agent)) as scene:
+        with suppress(KeyboardInterrupt), LooseAgent(given.release) as agent, FaultTestbed(RealGuest(agent)) as testbed:
             for number, trial in zip(range(given.runs), trials(given.seed), strict=False):
                 if given.only not in (None, number):
                     continue
-                report = run(scene, trial)
+                report = run(testbed, trial)
                 words = [outcome.word for outcome in report.outcomes]
-                outcomes.update([*words, "runs", *["befallen"] * bool(report.befell), *["wrong"] * bool(report.wrong)])
+                outcomes.update([*words, "runs", *["hit"] * bool(report.hit), *["wrong"] * bool(report.wrong)])
                 if report.wrong or given.only is not None:
                     print(described(given.release, given.seed, number, report), flush=True)
     finally:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Print what an operation may leave in a guest, a line each; places.py has the guest's Python run this as root.
+"""Print what an operation may leave in a guest, a line each; guests.py has the guest's Python run this as root.
 
 That is files open in the agent, processes beside it, and files. What serves later tasks is left out: the runner and
 warm Python, with what they remove by themselves. Where there is systemd, so is what it runs and writes.

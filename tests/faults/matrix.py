@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fault matrix: what may become of each operation when a fault befalls it. Tests hold the collection to this table.
+"""The fault matrix: what may become of each operation when a fault hits it. Tests hold the collection to this table.
 
 An operation ends in one of four ways, or it hangs, which is never allowed:
 
@@ -39,7 +39,7 @@ class Operation(NamedTuple):
 class Fault(NamedTuple):
     """Something that happens meanwhile, and how an operation that only reads, or one that changes, may end then.
 
-    ``seconds`` is the deadline of an operation whose agent has three. ``befalls``: only operations that use this.
+    ``seconds`` is the deadline of an operation whose agent has three. ``hits``: only operations that use this.
     ``leaves``: what may be left behind, because nobody is there to take it away, or nobody knows of it. ``undoes``:
     what was done may be gone then. ``elsewhere``: why its cells are not tried here, but by a test of their own.
     """
@@ -51,7 +51,7 @@ class Fault(NamedTuple):
     changes: frozenset[str]
     seconds: float = 10.0
     where: str = AGENT
-    befalls: str = ""
+    hits: str = ""
     leaves: frozenset[str] = frozenset()
     undoes: bool = False
     elsewhere: str = ""
@@ -168,9 +168,9 @@ FAULTS = (
         elsewhere="tests/integration/agents/test_hypervisor.py",
     ),
     Fault("mux killed", "the process that keeps channels open", "process", _TOLD, _TOLD, leaves=_set(SOCKET)),
-    Fault("runner killed", "in the guest", "process", _LOST, _LOST, befalls="runner"),
-    Fault("warm server killed", "in the guest", "process", _LOST, _LOST, befalls="server"),
-    Fault("interpreter killed", "in the guest", "process", _LOST, _LOST, befalls="interpreter"),
+    Fault("runner killed", "in the guest", "process", _LOST, _LOST, hits="runner"),
+    Fault("warm server killed", "in the guest", "process", _LOST, _LOST, hits="server"),
+    Fault("interpreter killed", "in the guest", "process", _LOST, _LOST, hits="interpreter"),
     Fault(
         "controller killed",
         "the process that runs the operation",
@@ -197,10 +197,10 @@ FAULTS = (
         25.0,
         leaves=_set(HANDLE, FILE),
     ),
-    Fault("/run full", "in the guest", "disk", _LOST, _LOST, 30.0, befalls="/run"),
-    Fault("/run read-only", "in the guest", "disk", _LOST, _LOST, 30.0, befalls="/run"),
-    Fault("disk full", "the filesystem that the operation changes", "disk", _LOST, _LOST, befalls="disk"),
-    Fault("disk read-only", "the same", "disk", _LOST, _LOST, befalls="disk", leaves=_set(FILE)),
+    Fault("/run full", "in the guest", "disk", _LOST, _LOST, 30.0, hits="/run"),
+    Fault("/run read-only", "in the guest", "disk", _LOST, _LOST, 30.0, hits="/run"),
+    Fault("disk full", "the filesystem that the operation changes", "disk", _LOST, _LOST, hits="disk"),
+    Fault("disk read-only", "the same", "disk", _LOST, _LOST, hits="disk", leaves=_set(FILE)),
     Fault("controller's disk full", "its runtime and temporary directories", "disk", _LOST, _LOST),
     Fault("controller's disk read-only", "the same", "disk", _LOST, _LOST, leaves=_set(FILE)),
     Fault("clock forwards", "the guest's, by an hour", "clock", _ALWAYS, _ALWAYS, where=GUEST),
@@ -226,8 +226,8 @@ def cell(operation: Operation, fault: Fault) -> Cell:
         why_not = "a frozen guest does not shut down"
     elif operation.name == "freeze" and fault.name == "agent upgraded":
         why_not = "as where it is restarted: the new agent finds the guest frozen"
-    elif fault.befalls and fault.befalls not in operation.uses:
-        why_not = f"it does not use: {fault.befalls}"
+    elif fault.hits and fault.hits not in operation.uses:
+        why_not = f"it does not use: {fault.hits}"
     elif operation.name == "freeze" and fault.name == "twenty clients":
         why_not = "one freezes the guest, and the others find it so"
     elif operation.name == "freeze" and where == AGENT:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-from ansible_collections.qemu.guest.tests.faults import faulty
-from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS, Deed
+from ansible_collections.qemu.guest.tests.faults import faulty_channel
 from ansible_collections.qemu.guest.tests.faults.document import record
+from ansible_collections.qemu.guest.tests.faults.injections import INJECTIONS, Injection
 from ansible_collections.qemu.guest.tests.faults.matrix import (
     DONE,
     FAILED,
@@ -22,7 +22,7 @@ from ansible_collections.qemu.guest.tests.faults.matrix import (
     Cell,
 )
 from ansible_collections.qemu.guest.tests.faults.operations import Outcome, Task, is_right
-from ansible_collections.qemu.guest.tests.faults.scene import Scene
+from ansible_collections.qemu.guest.tests.faults.testbed import FaultTestbed
 
 # How often an operation with each outcome may have done what it does.
 EFFECTS = {DONE: {1}, NOT_RUN: {0}, FAILED: {0, 1}, UNKNOWN: {0, 1}, KILLED: {0, 1}}
@@ -44,73 +44,73 @@ class Trial(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What became of a trial. ``befell``: the command that the fault befell; empty if it came to nothing."""
+    """What became of a trial. ``hit``: the command that the fault hit; empty if it came to nothing."""
 
     trial: Trial
-    befell: str
+    hit: str
     outcomes: list[Outcome]
     commands: list[str]
     wrong: list[str]
 
     def __str__(self) -> str:
-        lines = [f"{self.trial} ({self.befell or 'it befell nothing'})", *map(str, self.outcomes), *self.wrong]
+        lines = [f"{self.trial} ({self.hit or 'it hit nothing'})", *map(str, self.outcomes), *self.wrong]
         return "\n    ".join([*lines, f"after {len(self.commands)} messages: {' '.join(self.commands[-60:])}"])
 
 
-def run(scene: Scene, trial: Trial, deeds: Mapping[str, Deed] = DEEDS) -> Report:
+def run(testbed: FaultTestbed, trial: Trial, injections: Mapping[str, Injection] = INJECTIONS) -> Report:
     """Try it; nothing is raised for what is wrong, but it stands in the report."""
     name = trial.cell.fault.name
-    deed = deeds.get(name, Deed(lambda scene: None))
-    fault = faulty.Fault(
+    injection = injections.get(name, Injection(lambda testbed: None))
+    fault = faulty_channel.ChannelFault(
         trial.number,
-        faulty.REPLIES.get(name),
-        partial(deed.do, scene) if name in deeds else None,
+        faulty_channel.REPLIES.get(name),
+        partial(injection.inject, testbed) if name in injections else None,
         late=trial.late,
-        dies=deed.dies,
+        dies=injection.dies,
     )
-    scene.channel.begin(fault)
+    testbed.channel.begin(fault)
     try:
         if not trial.number:
-            fault.befell = "nothing yet"
-            deed.do(scene)
-        told, outcomes, wrong = _operations(scene, trial)
+            fault.hit = "nothing yet"
+            injection.inject(testbed)
+        tasks, outcomes, wrong = _operations(testbed, trial)
     finally:
-        commands = scene.channel.commands
-        scene.channel.begin()
-        if fault.befell:
-            deed.undo(scene)
+        commands = testbed.channel.commands
+        testbed.channel.begin()
+        if fault.hit:
+            injection.revert(testbed)
     freezes = trial.cell.operation.name == "freeze"
     if freezes:  # nothing can be done before it is thawed
-        wrong += _all_judged(scene, trial, told, outcomes)
-    wrong += _afterwards(scene)
-    wrong += [f"left behind: {one}" for one in scene.left(trial.cell, fault.befell)]
+        wrong += _all_judged(testbed, trial, tasks, outcomes)
+    wrong += _afterwards(testbed)
+    wrong += [f"left behind: {one}" for one in testbed.left(trial.cell, fault.hit)]
     if not freezes:  # at last, for what was begun has ended by now
-        wrong += _all_judged(scene, trial, told, outcomes)
-    record(trial.cell.name, fault.befell, [outcome.word for outcome in outcomes], bool(wrong))
-    return Report(trial, fault.befell, outcomes, commands, wrong)
+        wrong += _all_judged(testbed, trial, tasks, outcomes)
+    record(trial.cell.name, fault.hit, [outcome.word for outcome in outcomes], bool(wrong))
+    return Report(trial, fault.hit, outcomes, commands, wrong)
 
 
-def _operations(scene: Scene, trial: Trial) -> tuple[list[Task], list[Outcome], list[str]]:
+def _operations(testbed: FaultTestbed, trial: Trial) -> tuple[list[Task], list[Outcome], list[str]]:
     """Run one operation, or twenty; return them, what became of each, and what hangs."""
     clients, more = (TWENTY, {"timeout": 30.0}) if trial.cell.fault.name == "twenty clients" else (1, {})
-    told = [scene.start(trial.cell.operation.name, **more) for _client in range(clients)]
-    scene.running = told[0][1].pid
+    started = [testbed.start(trial.cell.operation.name, **more) for _client in range(clients)]
+    testbed.running = started[0][1].pid
     outcomes, wrong = [], []
-    for _task, answer in told:
+    for _task, answer in started:
         try:
-            outcomes.append(answer.outcome(trial.cell.seconds * scene.place.slowness))
+            outcomes.append(answer.outcome(trial.cell.seconds * testbed.guest.slowness))
         except AssertionError as exc:
             wrong.append(str(exc))
-    if scene.channel.trouble:
-        raise scene.channel.trouble
-    return [task for task, _answer in told], outcomes, wrong
+    if testbed.channel.trouble:
+        raise testbed.channel.trouble
+    return [task for task, _answer in started], outcomes, wrong
 
 
-def _all_judged(scene: Scene, trial: Trial, told: list[Task], outcomes: list[Outcome]) -> list[str]:
-    return [one for pair in zip(told, outcomes, strict=False) for one in _judged(scene, trial, *pair)]
+def _all_judged(testbed: FaultTestbed, trial: Trial, tasks: list[Task], outcomes: list[Outcome]) -> list[str]:
+    return [one for pair in zip(tasks, outcomes, strict=False) for one in _judged(testbed, trial, *pair)]
 
 
-def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[str]:
+def _judged(testbed: FaultTestbed, trial: Trial, task: Task, outcome: Outcome) -> list[str]:
     """Return what is wrong with an outcome."""
     wrong = []
     freezes = trial.cell.operation.name == "freeze"
@@ -121,7 +121,7 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
         wrong.append("it is done, and said something wrong")
     # A freeze whose task dies is undone.
     possible = {0} if freezes and outcome.word == KILLED else EFFECTS[outcome.word]
-    count, torn = scene.place.effects(task, possible)
+    count, torn = testbed.guest.effects(task, possible)
     if torn:
         wrong.append(torn)
     if freezes and count and outcome.word not in (DONE, KILLED) and "THE GUEST MAY BE FROZEN" not in outcome.text:
@@ -134,15 +134,15 @@ def _judged(scene: Scene, trial: Trial, task: Task, outcome: Outcome) -> list[st
     return wrong
 
 
-def _afterwards(scene: Scene) -> list[str]:
+def _afterwards(testbed: FaultTestbed) -> list[str]:
     """Return what is wrong with the next task, on a channel that is in order again."""
-    seconds = SECONDS_AFTERWARDS * scene.place.slowness
-    task, told = scene.start(scene.place.afterwards, timeout=seconds - 5)
+    seconds = SECONDS_AFTERWARDS * testbed.guest.slowness
+    task, started = testbed.start(testbed.guest.afterwards, timeout=seconds - 5)
     try:
-        outcome = told.outcome(seconds)
+        outcome = started.outcome(seconds)
     except AssertionError as exc:
         return [f"the next task: {exc}"]
     count = int(OPERATION[task.operation].changes)
-    if outcome.word != DONE or not is_right(task, outcome.text) or scene.place.effects(task, {count})[0] != count:
+    if outcome.word != DONE or not is_right(task, outcome.text) or testbed.guest.effects(task, {count})[0] != count:
         return [f"the next task is not right: {outcome}"]
     return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from ansible_collections.qemu.guest.tests.faults import faulty
+from ansible_collections.qemu.guest.tests.faults import faulty_channel
 from ansible_collections.qemu.guest.tests.faults.document import DOCUMENT, document, without_counts
 from ansible_collections.qemu.guest.tests.faults.exactly_once import trials
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, FAULTS, GUEST, OPERATIONS, SCRIPTED, cells
@@ -23,8 +23,8 @@ def test_every_pair_has_a_cell() -> None:
 
 def test_every_reply_that_is_wrong_is_a_fault() -> None:
     replies = {fault.name for fault in FAULTS if fault.group == "reply"}
-    assert replies <= set(faulty.REPLIES)
-    assert set(faulty.REPLIES) <= {fault.name for fault in FAULTS}
+    assert replies <= set(faulty_channel.REPLIES)
+    assert set(faulty_channel.REPLIES) <= {fault.name for fault in FAULTS}
 
 
 def test_document_has_the_table() -> None:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whatever befalls a task: what it does is done once, or it says that it may not have been (tests/faults)."""
+"""Whatever hits a task: what it does is done once, or it says that it may not have been (tests/faults)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import random
 import pytest
 
 from ansible_collections.qemu.guest.tests.faults.exactly_once import described, runs
-from ansible_collections.qemu.guest.tests.faults.places import RealPlace
-from ansible_collections.qemu.guest.tests.faults.scene import Scene
+from ansible_collections.qemu.guest.tests.faults.guests import RealGuest
+from ansible_collections.qemu.guest.tests.faults.testbed import FaultTestbed
 from lab import image
 from lab.agent import LooseAgent
 
@@ -31,8 +31,8 @@ def test_tasks_have_their_effect_once(part: int) -> None:
     seed = SEED + part if SEED else random.randrange(10**6)
     print(f"seed {seed}")
     release = list(image.RELEASES)[-1 if part % 2 else 0]
-    with LooseAgent(release) as agent, Scene(RealPlace(agent)) as scene:
-        reports = list(runs(scene, seed, RUNS // PARTS))
+    with LooseAgent(release) as agent, FaultTestbed(RealGuest(agent)) as testbed:
+        reports = list(runs(testbed, seed, RUNS // PARTS))
     wrong = [described(release, seed, number, report) for number, report in reports if report.wrong]
     assert not wrong, "\n".join(wrong)
-    assert any(report.befell for _number, report in reports)
+    assert any(report.hit for _number, report in reports)

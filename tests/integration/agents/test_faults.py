@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS, can_come_first
+from ansible_collections.qemu.guest.tests.faults.guests import RealGuest, ScriptedGuest
+from ansible_collections.qemu.guest.tests.faults.injections import INJECTIONS, can_come_first
 from ansible_collections.qemu.guest.tests.faults.matrix import AGENT, SCRIPTED, Cell, cells
-from ansible_collections.qemu.guest.tests.faults.places import RealPlace, ScriptedPlace
-from ansible_collections.qemu.guest.tests.faults.scene import Scene
+from ansible_collections.qemu.guest.tests.faults.testbed import FaultTestbed
 from ansible_collections.qemu.guest.tests.faults.trial import Trial, run
 from ansible_collections.qemu.guest.tests.integration.harness import releases
 from lab import image
@@ -24,9 +24,9 @@ OLDEST, *_BETWEEN, NEWEST = image.RELEASES
 
 
 @pytest.fixture(scope="module", params=releases(pytest.param(OLDEST, marks=pytest.mark.whole), NEWEST))
-def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    with LooseAgent(request.param) as agent, Scene(RealPlace(agent)) as scene:
-        yield scene
+def testbed(request: pytest.FixtureRequest) -> Iterator[FaultTestbed]:
+    with LooseAgent(request.param) as agent, FaultTestbed(RealGuest(agent)) as testbed:
+        yield testbed
 
 
 def trials(cell: Cell, messages: int) -> Iterator[Trial]:
@@ -39,26 +39,26 @@ def trials(cell: Cell, messages: int) -> Iterator[Trial]:
     if cell.operation.name == "async":  # it takes seconds
         some = some[1:2]
     for number in some:
-        moments = (False, True) if cell.fault.name in DEEDS and WHOLE else (number % 2 == 0,)
+        moments = (False, True) if cell.fault.name in INJECTIONS and WHOLE else (number % 2 == 0,)
         for late in moments:
             yield Trial(cell, number, late)
 
 
 @pytest.fixture(scope="module")
-def scripted_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with ScriptedPlace(tmp_path_factory.mktemp("scripted") / "agent.sock") as place, Scene(place) as scene:
-        yield scene
+def scripted_testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTestbed]:
+    with ScriptedGuest(tmp_path_factory.mktemp("scripted") / "agent.sock") as guest, FaultTestbed(guest) as testbed:
+        yield testbed
 
 
 @pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.name) for cell in cells(AGENT)])
-def test_cell(cell: Cell, scene: Scene) -> None:
-    for trial in trials(cell, scene.messages(cell.operation.name)):
-        report = run(scene, trial)
+def test_cell(cell: Cell, testbed: FaultTestbed) -> None:
+    for trial in trials(cell, testbed.messages(cell.operation.name)):
+        report = run(testbed, trial)
         assert not report.wrong, str(report)
 
 
 @pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.name) for cell in cells(SCRIPTED)])
-def test_cell_of_a_scripted_agent(cell: Cell, scripted_scene: Scene) -> None:
-    for trial in trials(cell, scripted_scene.messages(cell.operation.name)):
-        report = run(scripted_scene, trial)
+def test_cell_of_a_scripted_agent(cell: Cell, scripted_testbed: FaultTestbed) -> None:
+    for trial in trials(cell, scripted_testbed.messages(cell.operation.name)):
+        report = run(scripted_testbed, trial)
         assert not report.wrong, str(report)

@@ -4,7 +4,7 @@
 """The cells of the fault matrix (tests/faults) that need a booted guest.
 
 Usually, some of what hypervisors do all day; the whole has all cells. Where a guest has to boot again after each trial,
-it befalls one message in the middle. A guest goes back to a snapshot at each message of a put: what was done before is
+it hits one message in the middle. A guest goes back to a snapshot at each message of a put: what was done before is
 undone, and nothing tells so.
 """
 
@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.qemu.guest.tests.faults import booted
-from ansible_collections.qemu.guest.tests.faults.deeds import DEEDS
+from ansible_collections.qemu.guest.tests.faults.injections import INJECTIONS
 from ansible_collections.qemu.guest.tests.faults.matrix import GUEST, Cell, cells
-from ansible_collections.qemu.guest.tests.faults.scene import Scene
+from ansible_collections.qemu.guest.tests.faults.testbed import FaultTestbed
 from ansible_collections.qemu.guest.tests.faults.trial import Trial, run
 from ansible_collections.qemu.guest.tests.integration.guests import conftest
 from ansible_collections.qemu.guest.tests.integration.harness import releases
@@ -37,9 +37,9 @@ BOOTS = ("guest reset", "guest rebooted", "QEMU killed")
 
 
 @pytest.fixture(scope="module", params=releases("bookworm"))
-def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    with conftest.booted(request.param, snapshots=True) as guest, Scene(booted.BootedPlace(guest)) as scene:
-        yield scene
+def testbed(request: pytest.FixtureRequest) -> Iterator[FaultTestbed]:
+    with conftest.booted(request.param, snapshots=True) as guest, FaultTestbed(booted.BootedGuest(guest)) as testbed:
+        yield testbed
 
 
 def trials(cell: Cell, messages: int) -> Iterator[Trial]:
@@ -65,7 +65,7 @@ def usual(cell: Cell) -> object:
 
 # By fault: what an operation has to prepare is lost with each boot.
 @pytest.mark.parametrize("cell", [usual(one) for one in sorted(cells(GUEST), key=lambda one: one.fault.name in BOOTS)])
-def test_cell(cell: Cell, scene: Scene) -> None:
-    for trial in trials(cell, scene.messages(cell.operation.name)):
-        report = run(scene, trial, {**DEEDS, **booted.DEEDS})
+def test_cell(cell: Cell, testbed: FaultTestbed) -> None:
+    for trial in trials(cell, testbed.messages(cell.operation.name)):
+        report = run(testbed, trial, {**INJECTIONS, **booted.INJECTIONS})
         assert not report.wrong, str(report)

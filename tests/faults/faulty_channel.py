@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A channel that fails once: a socket in front of an agent's, where one fault befalls one message.
+"""A channel that fails once: a socket in front of an agent's, where one fault hits one message.
 
 It is to its clients what QEMU's socket is: it serves one at a time and others wait; a client is not told that the agent
 was restarted; what the agent still had to say to one client goes to the next.
@@ -53,31 +53,31 @@ REPLIES: dict[str, Reply] = {
 }
 
 
-class Fault:
-    """What befalls the message ``number``, from 1 on: ``reply`` in place of its reply, or ``deed``.
+class ChannelFault:
+    """What hits the message ``number``, from 1 on: ``reply`` in place of its reply, or ``injection``.
 
-    The deed is done before the agent gets the request, or, ``late``, when it has replied. Where the agent ``dies`` of
-    it, that reply dies with it.
+    That is done before the agent gets the request, or, ``late``, when it has replied. Where the agent ``dies`` of it,
+    that reply dies with it.
     """
 
     def __init__(
         self,
         number: int,
         reply: Reply | None = None,
-        deed: Callable[[], object] | None = None,
+        injection: Callable[[], object] | None = None,
         late: bool = False,
         dies: bool = False,
     ) -> None:
         self.number = number
         self.reply = reply
-        self.deed = deed
+        self.injection = injection
         self.late = late
         self.dies = dies
-        self.befell = ""
-        """The command that it befell."""
+        self.hit = ""
+        """The command that it hit."""
 
 
-class Faulty:
+class FaultyChannel:
     """A proxy on the UNIX socket ``path`` in front of the one at ``agent_socket()``, which may come and go.
 
     ``commands`` are the requests since the last ``begin``, and ``messages`` is their number, where a question for the
@@ -92,7 +92,7 @@ class Faulty:
         """Whether another client has the channel: who connects now waits."""
         self.trouble: BaseException | None = None
         self._agent_socket = agent_socket
-        self._fault = Fault(0)
+        self._fault = ChannelFault(0)
         self._agent: socket.socket | None = None
         self._client: socket.socket | None = None
         self._half = b""  # of the agent's reply
@@ -103,7 +103,7 @@ class Faulty:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._thread = threading.Thread(target=self._serve, name="faulty channel", daemon=True)
 
-    def __enter__(self) -> Faulty:
+    def __enter__(self) -> FaultyChannel:
         self._listener.bind(str(self.path))
         self.path.chmod(0o666)
         self._listener.listen(64)
@@ -120,11 +120,11 @@ class Faulty:
                 sock.close()
         self.path.unlink()
 
-    def begin(self, fault: Fault | None = None) -> None:
+    def begin(self, fault: ChannelFault | None = None) -> None:
         """Count messages from here on, and let that befall one of them."""
         self.commands = []
         self.messages = 0
-        self._fault = fault or Fault(0)
+        self._fault = fault or ChannelFault(0)
 
     def hang_up(self) -> None:
         """Drop the client and the agent, as a QEMU that ends does; from any thread."""
@@ -190,9 +190,9 @@ class Faulty:
         self.commands.append(command.group(1).decode("ascii", "replace") if command else "?")
         self.messages += self.commands[-2:] != [POLL, POLL]
         fault = self._fault
-        if fault.number == self.messages and fault.deed and not fault.late and not fault.befell:
-            fault.befell = self.commands[-1]
-            fault.deed()
+        if fault.number == self.messages and fault.injection and not fault.late and not fault.hit:
+            fault.hit = self.commands[-1]
+            fault.injection()
             if fault.dies:
                 self._drop_agent()
         # What is written while no agent listens is kept for it, for as long as its client stays.
@@ -224,14 +224,14 @@ class Faulty:
         fault = self._fault
         # Before the answer to a sync, there is a complaint about the byte that announces it: no reply of its own.
         is_complaint = b"\\uFFFD" in line or "\ufffd".encode() in line
-        if is_complaint or self.messages != fault.number or fault.befell:
+        if is_complaint or self.messages != fault.number or fault.hit:
             self._send([line])
         elif fault.reply:
-            fault.befell = self.commands[-1]
+            fault.hit = self.commands[-1]
             self._send(fault.reply(line, self._before))
-        elif fault.deed and fault.late:
-            fault.befell = self.commands[-1]
-            fault.deed()
+        elif fault.injection and fault.late:
+            fault.hit = self.commands[-1]
+            fault.injection()
             if fault.dies:
                 self._drop_agent()
             else:

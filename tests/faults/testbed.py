@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A scene for operations and faults: a guest, a controller of its own, and a channel between them that fails as told.
+"""A testbed: a guest, a controller of its own, and a channel between them that fails as told.
 
 What an operation did is counted by another path than the agent, and so is what it left behind.
 """
@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, cast
 
-from ansible_collections.qemu.guest.tests.faults.faulty import Faulty
+from ansible_collections.qemu.guest.tests.faults.faulty_channel import FaultyChannel
+from ansible_collections.qemu.guest.tests.faults.guests import GuestUnderTest
 from ansible_collections.qemu.guest.tests.faults.matrix import (
     DONE,
     FILE,
@@ -34,7 +35,6 @@ from ansible_collections.qemu.guest.tests.faults.matrix import (
     Cell,
 )
 from ansible_collections.qemu.guest.tests.faults.operations import Outcome, Task, is_right
-from ansible_collections.qemu.guest.tests.faults.places import Place
 from lab import host
 from lab.controller import Controller
 from lab.host import private_directory
@@ -47,37 +47,37 @@ SECONDS_TO_END = 5.0
 """How long what is left of an operation may take to end."""
 
 
-class Told(NamedTuple):
+class Started(NamedTuple):
     """What a worker's process is, and a function that waits for what it says."""
 
     pid: int
     outcome: Callable[[float], Outcome]
 
 
-class Scene:
+class FaultTestbed:
     """A guest whose channel fails: ``channel`` is what operations are given as the agent's socket."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, guest: GuestUnderTest) -> None:
+        self.guest = guest
         self._messages: dict[str, int] = {}
         self.running = 0
         """The process of the operation that runs, the first of several."""
         self._stack = ExitStack()
 
-    def __enter__(self) -> Scene:
+    def __enter__(self) -> FaultTestbed:
         with self._stack:
             self.controller = self._stack.enter_context(Controller())
             self.directory = private_directory()
             self.directory.chmod(0o755)
             self._stack.callback(self.directory.rmdir)
             self.channel = self._stack.enter_context(
-                Faulty(self.directory / "channel.sock", lambda: self.place.agent_socket)
+                FaultyChannel(self.directory / "channel.sock", lambda: self.guest.agent_socket)
             )
-            self.place.channel = self.channel.path
+            self.guest.channel = self.channel.path
             self.tasks = self.controller.directory / "tasks"
             self.here(f"mkdir {self.tasks} && mount -t tmpfs -o size=16m tmpfs {self.tasks}")
             self.here("mount -o remount,size=1m /run/qemu-guest")
-            self.place.prepare()
+            self.guest.prepare()
             self._stack.enter_context(self._worker())
             self._before = self.state()
             self._stack = self._stack.pop_all()
@@ -110,17 +110,17 @@ class Scene:
 
     # Operations
 
-    def start(self, operation: str, **how: float) -> tuple[Task, Told]:
+    def start(self, operation: str, **how: float) -> tuple[Task, Started]:
         """Start an operation in a process of its own."""
         token = secrets.token_hex(8)
-        how.setdefault("timeout", TIMEOUT * self.place.slowness)
+        how.setdefault("timeout", TIMEOUT * self.guest.slowness)
         task = Task(operation, str(self.channel.path), token, str(self.tasks / token), **how)
         client = self._client()
         stream = cast(BinaryIO, client.makefile("rwb"))
         stream.write(json.dumps(task._asdict()).encode() + b"\n")
         stream.flush()
         pid = int(stream.readline())
-        return task, Told(pid, lambda seconds: self._outcome(client, stream, pid, seconds))
+        return task, Started(pid, lambda seconds: self._outcome(client, stream, pid, seconds))
 
     def _outcome(self, client: socket.socket, stream: BinaryIO, pid: int, seconds: float) -> Outcome:
         """Return what a worker says; fail if it says nothing for so long."""
@@ -142,10 +142,10 @@ class Scene:
         if operation not in self._messages:
             for _time in range(2):
                 self.channel.begin()
-                task, told = self.start(operation)
-                outcome = told.outcome(60)
+                task, started = self.start(operation)
+                outcome = started.outcome(60)
                 assert outcome.word == DONE and is_right(task, outcome.text), str(outcome)
-                self.place.effects(task, {1})
+                self.guest.effects(task, {1})
             self._messages[operation] = self.channel.messages
         return self._messages[operation]
 
@@ -155,16 +155,16 @@ class Scene:
         here = (re.sub(r"^process \d+", "process", line) for line in self.look() if not kept.match(line))
         lines = (
             re.sub(r"[0-9a-f]{16}", "TOKEN", line)
-            for line in [*self.place.state(), *(f"controller's {line}" for line in here)]
+            for line in [*self.guest.state(), *(f"controller's {line}" for line in here)]
         )
         return Counter(line for line in lines if line != "file /srv/put-TOKEN")  # what was put is counted as an effect
 
-    def left(self, cell: Cell, befell: str) -> list[str]:
+    def left(self, cell: Cell, hit: str) -> list[str]:
         """Return what is there and was not in the beginning, once all has had its time to end; it counts once."""
-        end = time.monotonic() + SECONDS_TO_END * self.place.slowness
+        end = time.monotonic() + SECONDS_TO_END * self.guest.slowness
         while True:
             state = self.state()
-            left = [one for one in (state - self._before).elements() if not may_stay(one, cell, befell)]
+            left = [one for one in (state - self._before).elements() if not may_stay(one, cell, hit)]
             if not left or time.monotonic() > end:
                 self._before |= state
                 return left
@@ -190,10 +190,10 @@ class Scene:
         return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, text=True).stdout
 
 
-def may_stay(what: str, cell: Cell, befell: str) -> bool:
-    """Return whether something may be left by an operation that a fault has befallen."""
+def may_stay(what: str, cell: Cell, hit: str) -> bool:
+    """Return whether something may be left by an operation that a fault has hit."""
     kinds = {"handle": {HANDLE}, "file": {FILE}, "controller's file": {FILE}}
-    if befell in ("guest-file-open", "guest-file-read", "guest-file-close"):
+    if hit in ("guest-file-open", "guest-file-read", "guest-file-close"):
         kinds["handle"].add(LOST_HANDLE)
     if what.startswith("controller's file /run/qemu-guest/mux-"):
         kinds["controller's file"] = {SOCKET}

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The guests of the matrix, and what became of operations there, seen by another path than the agent.
 
-A guest of another kind is another Place.
+A guest of another kind is another class.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ chmod 0666 {EFFECTS}
 STATE = Path(__file__).with_name("guest_state.py")
 
 
-class Place(ABC):
+class GuestUnderTest(ABC):
     """A guest, or what stands for one.
 
     ``afterwards`` is the operation that is done there after each fault, and ``slowness`` how much longer all takes than
@@ -79,7 +79,7 @@ class Place(ABC):
         """Return what there is besides: a line for each handle of the agent, process and file."""
 
 
-class RealPlace(Place):
+class RealGuest(GuestUnderTest):
     """A ``subject`` with a real agent."""
 
     def __init__(self, subject: Subject) -> None:
@@ -138,7 +138,7 @@ class RealPlace(Place):
             self.feed(command, file.getvalue())
 
 
-class ScriptedPlace(Place):
+class ScriptedGuest(GuestUnderTest):
     """An agent that follows a script, and freezes no more than a word."""
 
     afterwards = "wait"
@@ -160,7 +160,7 @@ class ScriptedPlace(Place):
     def agent_socket(self) -> Path:
         return self._agent.path
 
-    def __enter__(self) -> ScriptedPlace:
+    def __enter__(self) -> ScriptedGuest:
         self._agent.__enter__()
         return self
 
