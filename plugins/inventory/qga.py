@@ -278,10 +278,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
         super().parse(inventory, loader, path, cache)
-        self._read_config_data(path)
+        self._complained: set[str] = set()
+        config = self._read_config_data(path)
+        # ansible-core ignores them; but a misspelt ``exclude`` leaves nobody out.
+        for option in sorted(map(str, set(config) - set(self.option_definitions))):
+            self._warn(f"there is no option {line(option, 100)}")
         self._check()
         self._strict = self.get_option("strict")
-        self._complained: set[str] = set()
         self._is_complete = True
         self._machines: set[str] = set()  # names of hypervisors, which no guest gets
         machines = self._hypervisors()
@@ -301,6 +304,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
 
         :raise AnsibleParserError: naming the option.
         """
+        for option in (name for name, each in self.option_definitions.items() if each.get("elements") == "str"):
+            for value in self.get_option(option) or ():
+                if not isinstance(value, str):
+                    raise AnsibleParserError(f"{option}: {value!r} should be a text; put it in quotes.")
         for option in ("timeout", "hypervisor_timeout"):
             if not 0 < self.get_option(option) < 86400:
                 raise AnsibleParserError(f"{option} should be a number of seconds that is more than 0.")

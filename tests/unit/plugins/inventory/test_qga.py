@@ -188,11 +188,20 @@ def parse(place: Place, **options: Any) -> None:
         ({"hypervisors": ["-oProxyCommand=touch x"]}, "neither a host nor a destination"),
         ({"gather": ["everything"]}, "everything"),
         ({"sources": ["clouds"]}, "clouds"),
+        ({"hypervisors": ["localhost", 5]}, "hypervisors: 5 should be a text"),
+        ({"exclude": [True]}, "exclude: True should be a text"),
+        ({"hostnames": [None]}, "hostnames: None should be a text"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str, place: Place) -> None:
     with pytest.raises(AnsibleError, match=message):
         parse(place, **options)
+
+
+def test_misspelt_option_is_told(place: Place) -> None:
+    place.add_agent("web")
+    assert names(place.inventory(exclud=["true"])) == ["web"]
+    assert place.warnings == ["qemu.guest.qga: there is no option exclud"]
 
 
 def test_files(tmp_path: Path) -> None:
