@@ -233,6 +233,7 @@ import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleParserError
@@ -364,7 +365,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         """Return the guests, from the cache if it has them and may be read."""
         wishes = self._wishes(machines)
         kept = self.get_option("cache")
-        key = f"{self.get_cache_key(path)}_{_digest(wishes, self.get_option('filters'), self.get_option('exclude'))}"
+        # Who is left out early is not in the cache either, and that may depend on -e.
+        extra = self._vars if self.get_option("use_extra_vars") else None
+        key = f"{self.get_cache_key(path)}_{_digest(wishes, *map(self.get_option, ('filters', 'exclude')), extra)}"
         if kept and cache:
             with suppress(AnsibleError, KeyError, ValueError, TypeError):  # AnsibleError: the file was damaged
                 data = self._cache[key]
@@ -530,10 +533,10 @@ def _own_name(word: str, guest: Guest) -> str:
     return next((text for text in addresses if isinstance(ipaddress.ip_address(text), ipaddress.IPv4Address)), "")
 
 
-def _digest(wishes: Wishes, *more: Sequence[str]) -> str:
+def _digest(wishes: Wishes, *more: Any) -> str:
     """Return what tells apart caches of one file with other options."""
-    options = [sorted(wishes.hypervisors), wishes.sources, wishes.sockets, wishes.libvirt_uris, wishes.gather, more]
-    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:8]
+    options = [sorted(wishes.hypervisors), wishes.sources, wishes.sockets, wishes.libvirt_uris, wishes.gather]
+    return hashlib.sha256(json.dumps([*options, astuple(wishes.places), *more], default=str).encode()).hexdigest()[:8]
 
 
 def _load_ahead() -> None:

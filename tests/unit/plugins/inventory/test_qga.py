@@ -461,6 +461,16 @@ def test_cache_is_not_used_for_other_options_or_what_is_broken(place: Place) -> 
         assert names(place.inventory(**options)) == ["web"]
 
 
+def test_cache_is_not_used_for_other_extra_variables(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("web", "db"):
+        place.add_agent(name)
+    options: dict[str, Any] = {"cache": True, "cache_plugin": "ansible.builtin.jsonfile", "use_extra_vars": True}
+    options["cache_connection"] = str(place.directory / "cache")
+    for left in ("web", "db"):
+        monkeypatch.setattr(inventory_plugins, "load_extra_vars", lambda loader, left=left: {"left": left})
+        assert names(place.inventory(filters=["qga_name == left"], **options)) == [left]
+
+
 # Hypervisors
 
 
