@@ -19,8 +19,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Op
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_fetch, qga_file
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
+from ansible_collections.qemu.guest.tests.integration.harness import HERE, guest_variables, look
 from lab.agent import LooseAgent
+from lab.sshd import Sshd
 
 NAMES = [b"a b", b"-rf", b"new\nline", b"back\\slash", b"carriage\rreturn", b"\xff\xfe", b"'\"$(x)`", b"*", b".hidden"]
 OTHERS = [pytest.param(name, marks=pytest.mark.whole) for name in ("sid-uutils", "sid-mksh")]
@@ -227,3 +228,34 @@ def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeA
     seen = look(agent, "cd /srv; cat role/conf/sub/file content/sub/file whole/sub/file; rm -r role content whole")
     assert seen == "content\n" * 3
     assert (tmp_path / "back" / "role" / "conf" / "sub" / "file").read_text() == "content\n"
+
+
+def test_thousand_files_take_less_than_twenty_by_copy_over_ssh(
+    agents: dict[str, LooseAgent], make_ansible: MakeAnsible, tmp_path: Path
+) -> None:
+    """Each of which takes as long as the others."""
+    for name, files in (("thousand", 1000), ("twenty", 20)):
+        (tmp_path / name).mkdir()
+        for number in range(files):
+            (tmp_path / name / f"{number}").write_bytes(os.urandom(300))
+    archive = {"src": f"{tmp_path}/thousand", "path": "/srv", "recurse": True, "mode": "preserve"}
+    copy = {"src": f"{tmp_path}/twenty", "dest": f"{tmp_path}/there/", "mode": "preserve"}
+    play = [
+        {"hosts": "vm", "gather_facts": False, "tasks": [{"name": "thousand", "qemu.guest.qga_file": archive}]},
+        {"hosts": "server", "gather_facts": False, "tasks": [{"name": "twenty", "ansible.builtin.copy": copy}]},
+    ]
+    with Sshd() as sshd:
+        ansible = make_ansible({"vm": guest_variables(agents["bookworm"]), "server": sshd.variables()})
+        (ansible.directory / "play.json").write_text(json.dumps(play), encoding="utf-8")
+        seconds = ansible.directory / "seconds.json"
+        environment = {
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callbacks"),
+            "ANSIBLE_CALLBACKS_ENABLED": "task_seconds",
+            "TASK_SECONDS": str(seconds),
+        }
+        ansible.playbook(ansible.directory / "play.json", environment=environment)
+    assert look(agents["bookworm"], "ls /srv/thousand | wc -l; rm -r /srv/thousand") == "1000\n"
+    assert len(list((tmp_path / "there" / "twenty").iterdir())) == 20
+    taken = dict(json.loads(seconds.read_text()))
+    print({name: f"{each:.2f} s" for name, each in taken.items()})
+    assert taken["thousand"] < taken["twenty"]
