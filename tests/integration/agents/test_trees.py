@@ -198,8 +198,8 @@ def test_guest_without_tar(guest: LooseAgent, source: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("way", ["guest-exec", "runner"])
-def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, tmp_path: Path) -> None:
-    """The source is the role's, on the controller."""
+def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    """The source is the role's, on the controller, and what is fetched comes to be beside the playbook."""
     agent = agents["bookworm"]
     ansible = make_ansible({"vm": {**guest_variables(agent), "ansible_qga_exec_method": way}})
     look(agent, "rm -rf /srv/role /srv/content")
@@ -215,7 +215,7 @@ def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeA
         {"name": "By its whole path", "qemu.guest.qga_file": {**copy, "src": f"{files.parent}/", "path": "/srv/whole"}},
         {
             "name": "Fetch",
-            "qemu.guest.qga_fetch": {"src": "/srv/role", "dest": str(tmp_path / "back"), "recurse": True},
+            "qemu.guest.qga_fetch": {"src": "/srv/role", "dest": "back/", "recurse": True},
         },
     ]
     tasks.write_text(json.dumps(of_role), encoding="utf-8")
@@ -227,7 +227,7 @@ def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeA
     assert (first.recap["vm"]["changed"], again.recap["vm"]["changed"]) == (4, 0)
     seen = look(agent, "cd /srv; cat role/conf/sub/file content/sub/file whole/sub/file; rm -r role content whole")
     assert seen == "content\n" * 3
-    assert (tmp_path / "back" / "role" / "conf" / "sub" / "file").read_text() == "content\n"
+    assert (ansible.directory / "back" / "role" / "conf" / "sub" / "file").read_text() == "content\n"
 
 
 def test_thousand_files_take_less_than_twenty_by_copy_over_ssh(
