@@ -233,6 +233,7 @@ import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleParserError
@@ -278,10 +279,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
         super().parse(inventory, loader, path, cache)
-        self._read_config_data(path)
+        self._complained: set[str] = set()
+        config = self._read_config_data(path)
+        # ansible-core ignores them; but a misspelt ``exclude`` leaves nobody out.
+        for option in sorted(map(str, set(config) - set(self.option_definitions))):
+            self._warn(f"there is no option {line(option, 100)}")
         self._check()
         self._strict = self.get_option("strict")
-        self._complained: set[str] = set()
         self._is_complete = True
         self._machines: set[str] = set()  # names of hypervisors, which no guest gets
         machines = self._hypervisors()
@@ -301,6 +305,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
 
         :raise AnsibleParserError: naming the option.
         """
+        for option in (name for name, each in self.option_definitions.items() if each.get("elements") == "str"):
+            for value in self.get_option(option) or ():
+                if not isinstance(value, str):
+                    raise AnsibleParserError(f"{option}: {value!r} should be a text; put it in quotes.")
         for option in ("timeout", "hypervisor_timeout"):
             if not 0 < self.get_option(option) < 86400:
                 raise AnsibleParserError(f"{option} should be a number of seconds that is more than 0.")
@@ -357,7 +365,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         """Return the guests, from the cache if it has them and may be read."""
         wishes = self._wishes(machines)
         kept = self.get_option("cache")
-        key = f"{self.get_cache_key(path)}_{_digest(wishes, self.get_option('filters'), self.get_option('exclude'))}"
+        # Who is left out early is not in the cache either, and that may depend on -e.
+        extra = self._vars if self.get_option("use_extra_vars") else None
+        key = f"{self.get_cache_key(path)}_{_digest(wishes, *map(self.get_option, ('filters', 'exclude')), extra)}"
         if kept and cache:
             with suppress(AnsibleError, KeyError, ValueError, TypeError):  # AnsibleError: the file was damaged
                 data = self._cache[key]
@@ -523,10 +533,10 @@ def _own_name(word: str, guest: Guest) -> str:
     return next((text for text in addresses if isinstance(ipaddress.ip_address(text), ipaddress.IPv4Address)), "")
 
 
-def _digest(wishes: Wishes, *more: Sequence[str]) -> str:
+def _digest(wishes: Wishes, *more: Any) -> str:
     """Return what tells apart caches of one file with other options."""
-    options = [sorted(wishes.hypervisors), wishes.sources, wishes.sockets, wishes.libvirt_uris, wishes.gather, more]
-    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:8]
+    options = [sorted(wishes.hypervisors), wishes.sources, wishes.sockets, wishes.libvirt_uris, wishes.gather]
+    return hashlib.sha256(json.dumps([*options, astuple(wishes.places), *more], default=str).encode()).hexdigest()[:8]
 
 
 def _load_ahead() -> None:

@@ -59,13 +59,13 @@ EXAMPLES = r"""
     command: guest-get-host-name
   register: answer
 
-- name: Remove an SSH key, of which nothing else is known
+- name: Remove an SSH key
   qemu.guest.qga_command:
     address: /run/vm1.qga
     command: guest-ssh-remove-authorized-keys
     arguments:
       username: admin
-      keys: ["{{ key }}"]
+      keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXmEmVbE6rHhFYg7l1lVZrZ0pTnXWDFbKsNDhPcFGDD alice@example.com]
 """
 
 RETURN = r"""

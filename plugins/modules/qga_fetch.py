@@ -38,6 +38,7 @@ options:
   dest:
     description:
       - Where to put the file. In a directory that exists, or if it ends with C(/), it keeps its name.
+      - Without O(address), a relative path is below the directory of the playbook, as for M(ansible.builtin.fetch).
       - A new file can be read by its owner alone, an existing one keeps its mode.
     type: path
     required: true
@@ -198,7 +199,7 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
     return {"sha256": sha256, "size": size}
 
 
-OPERATION = Operation(SPEC, read, plan, apply, executor=GuestExec)
+OPERATION = Operation(SPEC, read, plan, apply, local_targets=("dest",), executor=GuestExec)
 
 
 def main() -> None:

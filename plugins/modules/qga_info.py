@@ -385,6 +385,7 @@ def wanted(subsets: Sequence[str]) -> list[str]:
 
 def plan(current: dict[str, Any], params: Params) -> Plan:
     result = dict(current)
+    warnings = []
     if "network_interfaces" in result:
         result["addresses"] = addresses_by_mac(result["network_interfaces"])
     if params["query"]:
@@ -392,7 +393,10 @@ def plan(current: dict[str, Any], params: Params) -> Plan:
         if params["gather_subset"] is None:
             result = {"unavailable": result["unavailable"]} if result["unavailable"] else {}
         result["result"] = found
-    return Plan(result=result)
+        names = {*COMMANDS, "addresses", *current}
+        if found is None and names.isdisjoint(_fields(jmespath.compile(params["query"]).parsed)):
+            warnings.append(f"query: it names none of the return values, which are {', '.join(sorted(names))}.")
+    return Plan(result=result, warnings=warnings)
 
 
 def addresses_by_mac(interfaces: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

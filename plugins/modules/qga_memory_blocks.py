@@ -59,7 +59,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Bring all blocks of four online that were plugged in
+- name: Bring four blocks that were plugged in online
   qemu.guest.qga_memory_blocks:
     address: /run/vm1.qga
     online: [32, 33, 34, 35]

@@ -129,24 +129,33 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         become = self._connection.become
         return become.get_option("become_user", playcontext=self._play_context) if become else None
 
+    def _find_local_paths(self, operation: Operation) -> None:
+        """Make paths of this machine absolute: as ansible.builtin.copy finds its source, and fetch its destination."""
+        args = self._task.args
+        for option in filter(args.get, operation.local_files):
+            given = str(args[option])
+            try:
+                args[option] = _like(given, self._find_needle("files", given))
+            except AnsibleError as exc:  # as AnsibleError, it would end a whole loop
+                raise AnsibleActionFail(str(exc)) from exc
+        for option in filter(args.get, operation.local_targets):
+            args[option] = _like(str(args[option]), self._loader.path_dwim(str(args[option])))
+
     def _run_here(self, operation: Operation) -> dict[str, Any]:
         """Run the operation over the connection's agent, and return the task's result.
 
         :raise AnsibleConnectionFailure: if the agent cannot be reached: the host is unreachable.
         """
-        for option in operation.local_files:
-            if self._task.args.get(option):
-                # As ansible.builtin.copy: from files/ of the role or the playbook, and a slash at the end stays.
-                given = str(self._task.args[option])
-                try:
-                    found = self._find_needle("files", given)
-                    self._task.args[option] = found.rstrip("/") + "/" if given.endswith("/") else found
-                except AnsibleError as exc:  # as AnsibleError, it would end a whole loop
-                    raise AnsibleActionFail(str(exc)) from exc
+        self._find_local_paths(operation)
         validation, params = self.validate_argument_spec(argument_spec(operation), **operation.constraints)
         modes = {"check_mode": self._task.check_mode, "diff": self._task.diff}
         result = run_here(operation, self._connection, params, **modes)
         return _without_secrets(_with_lines(result), validation)
+
+
+def _like(given: str, path: str) -> str:
+    """Return ``path`` with a slash at its end if ``given`` has one."""
+    return path.rstrip("/") + "/" if given.endswith("/") else path
 
 
 def _without_secrets(result: dict[str, Any], validation: Any) -> dict[str, Any]:

@@ -88,9 +88,10 @@ class Operation(NamedTuple):
     any warnings under ``warnings``.
     Options named in ``quiet`` are neither logged nor returned, but unlike C(no_log) secrets they are not hidden in the
     result: a file's content must still show in its diff. ``local_files`` names the options that are paths on the
-    machine where the operation runs. Each option of the type float is a number of seconds greater than 0, except those
-    named in ``may_be_zero``. ``runs_programs``: the user that programs run as matters. With an ``executor``, which
-    makes an Executor for an Agent, ``read`` and ``apply`` get that Executor instead of the Agent.
+    machine where the operation runs, ``local_targets`` those that need not exist there. Each option of the type float
+    is a number of seconds greater than 0, except those named in ``may_be_zero``. ``runs_programs``: the user that
+    programs run as matters. With an ``executor``, which makes an Executor for an Agent, ``read`` and
+    ``apply`` get that Executor instead of the Agent.
     """
 
     spec: Mapping[str, Mapping[str, Any]]
@@ -100,6 +101,7 @@ class Operation(NamedTuple):
     constraints: Mapping[str, Any] = {}
     quiet: Sequence[str] = ()
     local_files: Sequence[str] = ()
+    local_targets: Sequence[str] = ()
     may_be_zero: Sequence[str] = ()
     runs_programs: bool = False
     executor: Callable[[Agent], Any] | None = None

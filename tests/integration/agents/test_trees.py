@@ -19,8 +19,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Op
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_fetch, qga_file
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import guest_variables, look
+from ansible_collections.qemu.guest.tests.integration.harness import HERE, guest_variables, look
 from lab.agent import LooseAgent
+from lab.sshd import Sshd
 
 NAMES = [b"a b", b"-rf", b"new\nline", b"back\\slash", b"carriage\rreturn", b"\xff\xfe", b"'\"$(x)`", b"*", b".hidden"]
 OTHERS = [pytest.param(name, marks=pytest.mark.whole) for name in ("sid-uutils", "sid-mksh")]
@@ -197,8 +198,8 @@ def test_guest_without_tar(guest: LooseAgent, source: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("way", ["guest-exec", "runner"])
-def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible, tmp_path: Path) -> None:
-    """The source is the role's, on the controller."""
+def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    """The source is the role's, on the controller, and what is fetched comes to be beside the playbook."""
     agent = agents["bookworm"]
     ansible = make_ansible({"vm": {**guest_variables(agent), "ansible_qga_exec_method": way}})
     look(agent, "rm -rf /srv/role /srv/content")
@@ -214,7 +215,7 @@ def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeA
         {"name": "By its whole path", "qemu.guest.qga_file": {**copy, "src": f"{files.parent}/", "path": "/srv/whole"}},
         {
             "name": "Fetch",
-            "qemu.guest.qga_fetch": {"src": "/srv/role", "dest": str(tmp_path / "back"), "recurse": True},
+            "qemu.guest.qga_fetch": {"src": "/srv/role", "dest": "back/", "recurse": True},
         },
     ]
     tasks.write_text(json.dumps(of_role), encoding="utf-8")
@@ -226,4 +227,35 @@ def test_on_a_guest(way: str, agents: dict[str, LooseAgent], make_ansible: MakeA
     assert (first.recap["vm"]["changed"], again.recap["vm"]["changed"]) == (4, 0)
     seen = look(agent, "cd /srv; cat role/conf/sub/file content/sub/file whole/sub/file; rm -r role content whole")
     assert seen == "content\n" * 3
-    assert (tmp_path / "back" / "role" / "conf" / "sub" / "file").read_text() == "content\n"
+    assert (ansible.directory / "back" / "role" / "conf" / "sub" / "file").read_text() == "content\n"
+
+
+def test_thousand_files_take_less_than_twenty_by_copy_over_ssh(
+    agents: dict[str, LooseAgent], make_ansible: MakeAnsible, tmp_path: Path
+) -> None:
+    """Each of which takes as long as the others."""
+    for name, files in (("thousand", 1000), ("twenty", 20)):
+        (tmp_path / name).mkdir()
+        for number in range(files):
+            (tmp_path / name / f"{number}").write_bytes(os.urandom(300))
+    archive = {"src": f"{tmp_path}/thousand", "path": "/srv", "recurse": True, "mode": "preserve"}
+    copy = {"src": f"{tmp_path}/twenty", "dest": f"{tmp_path}/there/", "mode": "preserve"}
+    play = [
+        {"hosts": "vm", "gather_facts": False, "tasks": [{"name": "thousand", "qemu.guest.qga_file": archive}]},
+        {"hosts": "server", "gather_facts": False, "tasks": [{"name": "twenty", "ansible.builtin.copy": copy}]},
+    ]
+    with Sshd() as sshd:
+        ansible = make_ansible({"vm": guest_variables(agents["bookworm"]), "server": sshd.variables()})
+        (ansible.directory / "play.json").write_text(json.dumps(play), encoding="utf-8")
+        seconds = ansible.directory / "seconds.json"
+        environment = {
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callbacks"),
+            "ANSIBLE_CALLBACKS_ENABLED": "task_seconds",
+            "TASK_SECONDS": str(seconds),
+        }
+        ansible.playbook(ansible.directory / "play.json", environment=environment)
+    assert look(agents["bookworm"], "ls /srv/thousand | wc -l; rm -r /srv/thousand") == "1000\n"
+    assert len(list((tmp_path / "there" / "twenty").iterdir())) == 20
+    taken = dict(json.loads(seconds.read_text()))
+    print({name: f"{each:.2f} s" for name, each in taken.items()})
+    assert taken["thousand"] < taken["twenty"]

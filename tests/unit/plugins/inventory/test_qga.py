@@ -188,11 +188,20 @@ def parse(place: Place, **options: Any) -> None:
         ({"hypervisors": ["-oProxyCommand=touch x"]}, "neither a host nor a destination"),
         ({"gather": ["everything"]}, "everything"),
         ({"sources": ["clouds"]}, "clouds"),
+        ({"hypervisors": ["localhost", 5]}, "hypervisors: 5 should be a text"),
+        ({"exclude": [True]}, "exclude: True should be a text"),
+        ({"hostnames": [None]}, "hostnames: None should be a text"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str, place: Place) -> None:
     with pytest.raises(AnsibleError, match=message):
         parse(place, **options)
+
+
+def test_misspelt_option_is_told(place: Place) -> None:
+    place.add_agent("web")
+    assert names(place.inventory(exclud=["true"])) == ["web"]
+    assert place.warnings == ["qemu.guest.qga: there is no option exclud"]
 
 
 def test_files(tmp_path: Path) -> None:
@@ -453,6 +462,16 @@ def test_cache_is_not_used_for_other_options_or_what_is_broken(place: Place) -> 
     for broken in ('{"format": 1}', '{"format": 1, "guests": [{"name": 5}]}', '{"format": 0, "guests": []}', "[]", "{"):
         file.write_text(broken)
         assert names(place.inventory(**options)) == ["web"]
+
+
+def test_cache_is_not_used_for_other_extra_variables(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("web", "db"):
+        place.add_agent(name)
+    options: dict[str, Any] = {"cache": True, "cache_plugin": "ansible.builtin.jsonfile", "use_extra_vars": True}
+    options["cache_connection"] = str(place.directory / "cache")
+    for left in ("web", "db"):
+        monkeypatch.setattr(inventory_plugins, "load_extra_vars", lambda loader, left=left: {"left": left})
+        assert names(place.inventory(filters=["qga_name == left"], **options)) == [left]
 
 
 # Hypervisors

@@ -154,6 +154,14 @@ def test_query(query: str, result: Any) -> None:
     assert plan(GATHERED, options(query=query)).result == {"result": result}
 
 
+@pytest.mark.parametrize(
+    ("query", "warns"), [("hostname", True), ("host_name.nope", False), ("`null`", True), ("@", False)]
+)
+def test_query_that_names_nothing(query: str, warns: bool) -> None:
+    warnings = plan(GATHERED, options(query=query)).warnings
+    assert ["none of the return values" in text for text in warnings] == [True] * warns
+
+
 def test_query_over_what_is_unavailable() -> None:
     current = {"unavailable": {"users": "disabled"}}
     assert plan(current, options(query="users")).result == {"result": None, **current}
