@@ -171,6 +171,7 @@ MIXED_STATES = {
     f"{MINE}-two": "silent",
     f"{MINE}-three": "no_agent",
     f"{MINE}-idle": "no_agent",
+    f"{MINE}-bare": "no_agent",
     f"{MINE}-asleep": "off",
     "shop": "answers",
     "archive": "off",
@@ -194,6 +195,7 @@ def test_mixed_machine(machines: Machines, agents: dict[str, LooseAgent]) -> Non
         uuids = {
             "idle": daemon.add("create", f"{MINE}-idle", f"{rest}<devices>{CHANNEL}</devices>", "--paused"),
             "asleep": daemon.add("define", f"{MINE}-asleep", f"{rest}<devices>{CHANNEL}</devices>"),
+            "bare": daemon.add("create", f"{MINE}-bare", rest, "--paused"),
         }
         machines.write(
             **options,
@@ -229,7 +231,7 @@ def check_mixed(hosts: dict[str, Any], uuids: dict[str, str], there: Path, uri: 
     for name, uuid in uuids.items():
         domain = hosts[f"{MINE}-{name}"]
         assert (domain["ansible_qga_address"], domain["ansible_qga_libvirt_uri"]) == (f"libvirt:{uuid}", uri)
-        assert domain["qga_source"] == "libvirt" and bool(domain["qga_user"]) is (name == "idle")
+        assert domain["qga_source"] == "libvirt" and bool(domain["qga_user"]) is (name != "asleep")
     shop = hosts["shop"]
     assert (shop["qga_vmid"], shop["qga_uuid"], shop["qga_tags"]) == ("100", UUID, ["web", "prod"])
     assert (shop["qga_osinfo"]["id"], shop["qga_hostname"]) == ("debian", "sid")
