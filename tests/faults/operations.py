@@ -128,7 +128,7 @@ def _change(task: Task) -> str:
 
 
 def _freeze(task: Task) -> str:
-    return str(_module(task, qga_fsfreeze.OPERATION, state="frozen")["status_after"])
+    return str(_module(task, qga_fsfreeze.OPERATION, state="frozen", timeout=task.timeout)["status_after"])
 
 
 def _wait(task: Task) -> str:

@@ -57,9 +57,10 @@ class Report(NamedTuple):
         return "\n    ".join([*lines, f"after {len(self.commands)} messages: {' '.join(self.commands[-60:])}"])
 
 
-def run(testbed: FaultTestbed, trial: Trial, injections: Mapping[str, Injection] = INJECTIONS) -> Report:
+def run(testbed: FaultTestbed, trial: Trial, injections: Mapping[str, Injection] | None = None) -> Report:
     """Try it; nothing is raised for what is wrong, but it stands in the report."""
     name = trial.cell.fault.name
+    injections = INJECTIONS if injections is None else injections
     injection = injections.get(name, Injection(lambda testbed: None))
     fault = faulty_channel.ChannelFault(
         trial.number,
