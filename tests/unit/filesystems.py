@@ -69,10 +69,10 @@ class Timers:
         return armed
 
     @property
-    def left(self) -> bool:
-        """Whether the timer was told that its task ended as it should; else it thaws at once."""
+    def told(self) -> bytes:
+        """What the timer was told last; nothing if it is to thaw at once."""
         with self.line:
-            return bool(self.line.recv(100))
+            return self.line.recv(100)
 
     @property
     def done(self) -> list[str]:

@@ -116,8 +116,7 @@ def frozen(agent: Agent, params: Params) -> Iterator[Frozen]:
         except QgaError as exc:
             if exc.command == _freeze_command(params) and exc.executed == "no":
                 # Not ours to thaw: if the guest is frozen, another client was faster.
-                disarm(agent)
-                armed.leave()
+                _end(agent, armed)
                 raise
             undone = _undone(agent, exc, armed.timer)
             if exc.command == "guest-fsfreeze-status":  # a question after the freeze, which was run
@@ -147,10 +146,18 @@ def keep_frozen(agent: Agent, seconds: float | None) -> dict[str, Any]:
 
 def _left(agent: Agent, armed: Armed) -> dict[str, Any]:
     """Leave the guest frozen; return the timer as a member of a task's result, if it has a deadline."""
-    if not armed.timer.seconds:
-        disarm(agent)
-    armed.leave()
+    if armed.timer.seconds:
+        armed.leave()
+    else:
+        _end(agent, armed)
     return _shown(armed.timer)
+
+
+def _end(agent: Agent, armed: Armed) -> None:
+    """End a timer that is not needed any more."""
+    armed.end()
+    with suppress(OperationError):  # without room for its file, that names a timer which has ended
+        disarm(agent)
 
 
 def _frozen(agent: Agent, params: Params, timeout: float) -> int:

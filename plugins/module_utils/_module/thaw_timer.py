@@ -38,13 +38,13 @@ _NAME = "qga-thaw-timer"
 _TICK = 1.0
 _THAW_SECONDS = 60.0
 _SECONDS_TO_ARM = 10.0
-_LEAVE = b"leave"
+_LEAVE, _END = b"leave", b"end"
 
 
 class Timer(NamedTuple):
     """A timer: its process, when it will thaw at the latest, and when it has thawed; the times as text, in UTC.
 
-    With no ``seconds``, it has no deadline.
+    Without ``seconds``, it has no deadline.
     """
 
     token: str
@@ -65,9 +65,16 @@ class Armed(NamedTuple):
     line: socket.socket
 
     def leave(self) -> None:
-        """Have it go on without this process, to its deadline; it ends if it has none."""
+        """Have it go on without this process, to its deadline."""
+        self._say(_LEAVE)
+
+    def end(self) -> None:
+        """End it, whatever its file says."""
+        self._say(_END)
+
+    def _say(self, word: bytes) -> None:
         with suppress(OSError):  # it has been replaced, and has ended
-            self.line.sendall(_LEAVE)
+            self.line.sendall(word)
         self.line.close()
 
 
@@ -149,6 +156,8 @@ def _write(path: str, timer: Timer) -> None:
             json.dump(timer._asdict(), file)
         os.replace(new, path)
     except OSError as exc:
+        with suppress(OSError):
+            os.unlink(new)
         raise OperationError(f"cannot write {path}: {exc.strerror}.") from exc
 
 
@@ -192,7 +201,8 @@ def _leave_home(work: _Work, timer: Timer, line: int) -> NoReturn:
                 _thaw(work, timer, reason)
     except BaseException as exc:  # the syslog is the only place left to report it
         if not armed:
-            os.write(line, f"{exc}, {type(exc).__name__}".encode("utf-8", "replace"))
+            text = str(exc).rstrip(".") if isinstance(exc, QgaError) else f"{exc}, {type(exc).__name__}"
+            os.write(line, text.encode("utf-8", "replace"))
         syslog.syslog(syslog.LOG_ERR, f"{work.agent.name}: the thaw timer failed: {exc!r}")
     finally:
         os._exit(0)
@@ -245,11 +255,12 @@ def _due(work: _Work, timer: Timer, line: int) -> str:
         if left:
             time.sleep(step)
         elif _readable(line, step):
-            left = os.read(line, len(_LEAVE)) == _LEAVE
+            word = os.read(line, len(_LEAVE))
+            if word == _END:
+                return ""
+            left = word == _LEAVE
             if not left:
                 return "because the task that had it frozen ended" if _counts(work, timer) else ""
-            if not timer.seconds:
-                return ""
     return f"{timer.seconds:g} s after arming"
 
 

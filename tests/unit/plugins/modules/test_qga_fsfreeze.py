@@ -271,7 +271,7 @@ def test_undoing_fails_too(agent: SocketAgent, server: Scripted, disks: Disks, t
     assert result["status_after"] == "frozen"
     assert result["thaw_timer"]["pid"] == 4711
     assert timers.done == ["arm 60" if thaw_after else "arm 0"]
-    assert timers.armed and not timers.left, "it is needed more than ever"
+    assert timers.armed and not timers.told, "it is needed more than ever"
 
 
 def test_agent_is_silent_afterwards(agent: SocketAgent, server: Scripted, timers: Timers) -> None:
@@ -280,7 +280,7 @@ def test_agent_is_silent_afterwards(agent: SocketAgent, server: Scripted, timers
     message, result = failure(agent, "frozen")
     assert "THE GUEST MAY BE FROZEN: its status is unknown." in message
     assert result["status_after"] == "unknown"
-    assert timers.done == ["arm 0"] and not timers.left
+    assert timers.done == ["arm 0"] and not timers.told
 
 
 @pytest.mark.parametrize("reached", [True, False])
@@ -314,7 +314,7 @@ def test_somebody_else_froze_it_meanwhile(agent: SocketAgent, server: Scripted, 
         run(agent, "frozen", thaw_after=5.0)
     assert disks.frozen == ["/"]
     assert THAW not in server.work
-    assert timers.done == ["arm 5", "disarm"] and timers.left
+    assert timers.done == ["arm 5", "disarm"] and timers.told == b"end"
 
 
 def test_reply_says_frozen_and_the_status_does_not(agent: SocketAgent, server: Scripted) -> None:
@@ -339,7 +339,7 @@ def test_timer_is_armed_before_anything_is_frozen(agent: SocketAgent, timers: Ti
     assert result["thaw_timer"] == {"seconds": 60, "pid": 4711, "deadline": "2026-11-24T19:30:00Z", "fired": None}
     ((what, commands),) = timers.notes
     assert what == "arm 60" and FREEZE not in commands
-    assert timers.left
+    assert timers.told == b"leave"
 
 
 def test_timer_of_a_guest_that_is_frozen_already(agent: SocketAgent, disks: Disks, timers: Timers) -> None:
@@ -347,7 +347,7 @@ def test_timer_of_a_guest_that_is_frozen_already(agent: SocketAgent, disks: Disk
     result = run(agent, "frozen", thaw_after=60.0)
     assert result["changed"] is False
     assert result["thaw_timer"]["seconds"] == 60
-    assert timers.done == ["arm 60"] and timers.left
+    assert timers.done == ["arm 60"] and timers.told == b"leave"
 
 
 @pytest.mark.parametrize(("seconds", "disarmed"), [(0.0, True), (60.0, False)])
@@ -368,7 +368,18 @@ def test_freeze_without_a_deadline(agent: SocketAgent, timers: Timers) -> None:
     (armed, before), (disarmed, after) = timers.notes
     assert armed == "arm 0" and FREEZE not in before
     assert disarmed == "disarm" and after[-2:] == (FREEZE, STATUS)
-    assert timers.left
+    assert timers.told == b"end"
+
+
+def test_freeze_when_there_is_no_room_for_the_timers_file_any_more(
+    agent: SocketAgent, disks: Disks, timers: Timers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disarm(agent: Agent) -> Timer | None:
+        raise OperationError("cannot write")
+
+    monkeypatch.setattr(freeze, "disarm", disarm)
+    assert run(agent, "frozen")["changed"] is True
+    assert disks.frozen and timers.told == b"end"
 
 
 def test_timer_is_disarmed_after_thawing(agent: SocketAgent, timers: Timers) -> None:

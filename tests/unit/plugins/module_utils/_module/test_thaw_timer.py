@@ -10,6 +10,7 @@ import fcntl
 import functools
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -366,11 +367,10 @@ def test_deadline_while_its_task_works(agent: SocketAgent, server: Scripted, fro
 
 
 def test_no_deadline(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
-    """It ends with its task, though its file is lost."""
     armed = hold(agent, 0)
     time.sleep(SOON)
     assert is_timer(armed.timer.pid)
-    armed.leave()
+    armed.end()
     assert ends(armed.timer)
     assert frozen.thaws == 0
 
@@ -474,6 +474,23 @@ def test_directory_that_cannot_be_written_to(agent: SocketAgent, locks: Path, mo
     monkeypatch.setattr(thaw_timer, "private_path", lambda identity, kind: str(locks / "absent" / "x.thaw"))
     with pytest.raises(OperationError, match=r"could not be armed: .*absent.*No such file"):
         arm(agent, 60)
+
+
+def test_no_room(agent: SocketAgent, server: Scripted, locks: Path) -> None:
+    """What is there stays, and nothing else."""
+    timer = arm(agent, 60)
+    before = [(path, path.read_text()) for path in locks.iterdir()]
+    _soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OperationError, match=r"^cannot write .*: File too large\.$"):
+            disarm(agent)
+        with pytest.raises(OperationError, match=r"could not be armed: cannot write .*: File too large\.$"):
+            arm(agent, 60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [(path, path.read_text()) for path in locks.iterdir()] == before
+    assert is_timer(timer.pid)
 
 
 def test_no_processes(agent: SocketAgent, monkeypatch: pytest.MonkeyPatch) -> None:
