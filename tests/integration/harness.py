@@ -276,6 +276,7 @@ def run_guide(guide: str, machine: Machine, directory: Path, *collections: Path)
     there.mkdir()
     environment = {
         "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(map(str, [*collections, ROOT / ".dev" / "collections"])),
+        "ANSIBLE_FORKS": "1",  # else hosts answer in any order
         "ANSIBLE_HOME": str(directory / "home"),
         "ANSIBLE_NOCOLOR": "1",
         "HOME": str(Path.home()),

@@ -154,7 +154,8 @@ def attacked(agent: LooseAgent, attack: str) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert look(agent, KEPT) == before
-    assert look(agent, "find /srv/theirs -user root -name '.*'") == ""
+    # What the user has called so themselves, of what is root's, is not left by a task.
+    assert look(agent, "find /srv/theirs -user root -name '.*' ! -exec test -e {}/mine ';' -print") == ""
 
 
 def path_of(attack: str) -> str:
