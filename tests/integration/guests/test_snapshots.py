@@ -274,7 +274,7 @@ def test_backup_while_qga_exec_runs(ansible: Ansible, guest: Guest) -> None:
         backup(guest)
         task.let_go()
         run = task.ended()
-    assert run.rc == 0 and '"stdout": "output of A\\n"' in run.output, run.output
+    assert run.rc == 0 and '"stdout": "output of A"' in run.output, run.output
     assert look(guest, TEMPORARY) == before
 
 
