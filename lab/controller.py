@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab import host
-from lab.host import LabError
 from lab.leash import Leashed
 
 _LEFT = Path(__file__).with_name("left.py")
@@ -68,17 +67,7 @@ class Controller(Leashed):
 
     def output(self, argv: Sequence[str], environment: Mapping[str, str], directory: Path, failed: str) -> str:
         """Run a command there, as ``command`` says, and return what it printed; ``failed`` begins the error's text."""
-        done = subprocess.run(
-            self.command(argv, environment, directory),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            check=False,
-        )
-        if done.returncode != 0:
-            raise LabError(f"{failed}: {done.stdout[-5000:]}")
-        return done.stdout
+        return host.output(self.command(argv, environment, directory), failed)
 
     def left(self) -> list[Process]:
         """Return the processes that are there now."""

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,6 +83,29 @@ def _succeeds(argv: Sequence[str]) -> bool:
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
     )
     return done.returncode == 0
+
+
+def output(
+    argv: Sequence[str], failed: str, directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run a command, without input, and return what it printed on both streams.
+
+    :raise LabError: if it fails; ``failed`` begins the text.
+    """
+    done = subprocess.run(
+        argv,
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        raise LabError(f"{failed}: {done.stdout[-5000:]}")
+    return done.stdout
 
 
 @functools.lru_cache(maxsize=None)  # noqa: UP033  functools.cache is newer than Python 3.8

@@ -375,7 +375,4 @@ class Guest:
 
 
 def _quiet(program: str, *arguments: str) -> None:
-    argv = [host.find(program) or program, *arguments]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        raise LabError(f"{program} failed: {done.stdout.decode(errors='replace')}")
+    host.output([host.find(program) or program, *arguments], f"{program} failed")

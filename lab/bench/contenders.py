@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import ssh
+from lab import host, ssh
 from lab.agent import LooseAgent
 from lab.host import LabError
 from lab.libvirt import Domain
@@ -166,16 +165,7 @@ def run(
     inventory, playbook = scratch / "inventory.json", scratch / "playbook.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
     playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
-    done = subprocess.run(
-        ["ansible-playbook", "-i", str(inventory), "--forks", str(forks), str(playbook)],
-        cwd=ROOT,
-        env={**environment(scratch), **(extra or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        check=False,
+    argv = ["ansible-playbook", "-i", str(inventory), "--forks", str(forks), str(playbook)]
+    return host.output(
+        argv, f"a playbook failed over {', '.join(hosts)}", ROOT, {**environment(scratch), **(extra or {})}
     )
-    if done.returncode != 0:
-        raise LabError(f"a playbook failed over {', '.join(hosts)}: {done.stdout}")
-    return done.stdout

@@ -191,10 +191,7 @@ class FaultyChannel:
         self.messages += self.commands[-2:] != [POLL, POLL]
         fault = self._fault
         if fault.number == self.messages and fault.injection and not fault.late and not fault.hit:
-            fault.hit = self.commands[-1]
-            fault.injection()
-            if fault.dies:
-                self._drop_agent()
+            self._inject(fault.injection)
         # What is written while no agent listens is kept for it, for as long as its client stays.
         end = time.monotonic() + 60
         while self._agent is None and time.monotonic() < end and not self._ending and self._is_there():
@@ -203,6 +200,12 @@ class FaultyChannel:
         if self._agent and not self._hung_up:
             with suppress(OSError):
                 self._agent.sendall(line)
+
+    def _inject(self, injection: Callable[[], object]) -> None:
+        self._fault.hit = self.commands[-1]
+        injection()
+        if self._fault.dies:
+            self._drop_agent()
 
     def _is_there(self) -> bool:
         """Return whether the client still is."""
@@ -230,11 +233,8 @@ class FaultyChannel:
             fault.hit = self.commands[-1]
             self._send(fault.reply(line, self._before))
         elif fault.injection and fault.late:
-            fault.hit = self.commands[-1]
-            fault.injection()
-            if fault.dies:
-                self._drop_agent()
-            else:
+            self._inject(fault.injection)
+            if not fault.dies:
                 self._send([line])
         else:
             self._send([line])

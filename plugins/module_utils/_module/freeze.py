@@ -118,7 +118,7 @@ def frozen(agent: Agent, params: Params) -> Iterator[Frozen]:
                 # Not ours to thaw: if the guest is frozen, another client was faster.
                 _end(agent, armed)
                 raise
-            undone = _undone(agent, exc, armed.timer)
+            undone = _undone(agent, exc, armed)
             if exc.command == "guest-fsfreeze-status":  # a question after the freeze, which was run
                 undone.result["error"].update(command=_freeze_command(params), executed="yes")
             raise undone from exc
@@ -180,7 +180,7 @@ def _frozen(agent: Agent, params: Params, timeout: float) -> int:
     return count
 
 
-def _undone(agent: Agent, exc: QgaError, timer: Timer) -> OperationError:
+def _undone(agent: Agent, exc: QgaError, armed: Armed) -> OperationError:
     """Thaw after a freeze that failed, or may have failed; return an error with the outcome."""
     # If nothing was frozen, do not thaw: that would thaw filesystems frozen by other means than the agent. Else thaw
     # whatever the status is: it need not cover all frozen filesystems.
@@ -190,14 +190,14 @@ def _undone(agent: Agent, exc: QgaError, timer: Timer) -> OperationError:
     status = _status_if_told(agent)
     result = {"status_before": "thawed", "status_after": status, **exc.as_result()}
     if status == "thawed":
-        disarm(agent)
+        _end(agent, armed)
         exc.hint = "The guest's filesystems are thawed."
         return OperationError(exc.text_at(agent.name), result=result)
     exc.hint = f"THE GUEST MAY BE FROZEN: its status is {status}."
     return OperationError(
-        f"{exc.text_at(agent.name)} The process {timer.pid} on this machine goes on trying to thaw it, for "
+        f"{exc.text_at(agent.name)} The process {armed.timer.pid} on this machine goes on trying to thaw it, for "
         f"{RETRY_SECONDS / 60:g} minutes. {_BY_HAND}",
-        result={**result, "thaw_timer": timer.as_result()},
+        result={**result, "thaw_timer": armed.timer.as_result()},
     )
 
 
@@ -243,5 +243,5 @@ def _too_late(timer: Timer | None) -> list[str]:
 
 
 def _shown(timer: Timer | None) -> dict[str, Any]:
-    """Return the timer as a member of a task's result, unless it was for a task that did not end only."""
+    """Return the timer as a member of a task's result, if it has a deadline, or thawed a guest whose task died."""
     return {"thaw_timer": timer.as_result()} if timer and (timer.seconds or timer.fired) else {}

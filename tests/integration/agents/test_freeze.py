@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -83,8 +84,7 @@ def test_run_is_ended_while_its_guest_freezes(
 ) -> None:
     ansible, address = run
     guest.server.then(FREEZE, guest.freeze)
-    given = "".join(f" {name}={value}" for name, value in address.items())
-    with ansible.start("ansible", "all", "-m", FREEZES, "-a", f"state=frozen{given}") as process:
+    with ansible.start("ansible", "all", "-m", FREEZES, "-a", json.dumps({"state": "frozen", **address})) as process:
         assert guest.asked.wait(PATIENCE)
         os.killpg(process.pid, number)
         process.wait(PATIENCE)
