@@ -38,7 +38,8 @@ PYTHON = "/usr/bin/python3"
 WORK = """
 import os
 descriptor = os.open({effects!r}, os.O_WRONLY | os.O_APPEND)
-os.write(descriptor, b'{token}\\n')
+line = b'\\n{token}\\n'
+assert os.write(descriptor, line) == len(line), 'the disk is full'
 print('{token}')
 """
 
@@ -101,7 +102,8 @@ class _FailedError(Exception):
 
 
 def _append(token: str) -> str:
-    return f"echo {token} >>{EFFECTS} && echo {token}"
+    # A line of its own, even where a full disk has cut off the one before.
+    return f"{{ echo; echo {token}; }} >>{EFFECTS} && echo {token}"
 
 
 # Through an Agent, as modules on a hypervisor do
