@@ -62,7 +62,6 @@ step() {
     local name=$1 started=${EPOCHREALTIME/[.,]/} log outcome=passed tenths status
     shift
     log=$(mktemp)
-    printf '  %-28s ' "$name"
     # Not "(...) || outcome=failed": that would switch errexit off inside.
     set +e
     (
@@ -76,10 +75,23 @@ step() {
         outcome=failed
         failed_steps=$((failed_steps + 1))
     fi
-    printf '%s  %d.%d s\n' "$outcome" $((tenths / 10)) $((tenths % 10))
-    if [[ $status -ne 0 ]]; then sed 's/^/    /' "$log"; fi
+    {
+        flock 9 # another step may run beside it
+        printf '  %-28s %s  %d.%d s\n' "$name" "$outcome" $((tenths / 10)) $((tenths % 10))
+        if [[ $status -ne 0 ]]; then sed 's/^/    /' "$log"; fi
+        printf '%s\t%s\n' "$outcome" "$name" >&9
+    } 9>>"$results/steps.tsv"
     rm -f "$log"
-    printf '%s\t%s\n' "$outcome" "$name" >>"$results/steps.tsv"
+}
+
+# all_at_once FUNCTION...   run functions of steps beside each other; fail if a step does
+all_at_once() {
+    local function pid running=()
+    for function in "$@"; do
+        { "$function" && exit "$failed_steps"; } &
+        running+=($!)
+    done
+    for pid in "${running[@]}"; do wait "$pid" || failed_steps=$((failed_steps + 1)); done
 }
 
 # pytest_on STAGE CORE ARGUMENT...   run pytest with a core's environment; PYTEST_ARGS of the environment comes last
