@@ -42,6 +42,9 @@ _STOP = "--property=KillMode=process --property=TimeoutStopSec=5"
 # Programs start as in a login: no signal ignored, and no limit of their own on processes.
 _STATE = "--property=IgnoreSIGPIPE=no --property=TasksMax=infinity"
 _UNIT = f"--quiet --no-block --collect {_STOP} {_STATE} --description={_MARK}"
+# Since systemd 243, a service ends when the kernel has killed one of its programs for memory, unless it says otherwise;
+# older ones refuse the property.
+_OUTLIVES = f"{_UNIT} --property=OOMPolicy=continue"
 
 # {new} is a path in HOME for this start only: the program is {new}.sh.
 _RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
@@ -50,7 +53,10 @@ _RUN = f"/usr/bin/env -i PATH={PATH} /bin/sh {{new}}.sh {SPOOL} {IDLE_SECONDS}"
 _STARTER = f"""
 umask 077
 mkdir -p {HOME} && chmod 0700 {HOME} && cat >{{new}}.sh || {{{{ rm -f {{new}}.sh; exit 1; }}}}
-if [ -d /run/systemd/system ] && systemd-run {_UNIT} {_RUN}; then exit; fi
+if [ -d /run/systemd/system ]; then
+    systemd-run {_OUTLIVES} {_RUN} 2>/dev/null && exit
+    systemd-run {_UNIT} {_RUN} && exit
+fi
 own=$(command -v setsid)
 # No background job: what a shell starts as one ignores SIGINT and SIGQUIT for good, and so would all that it runs.
 (
@@ -65,6 +71,7 @@ exit 0
 _LINE = (
     f"umask 077; mkdir -p {HOME}; chmod 0700 {HOME}; {{clean}}; : >{{new}}; "
     f"for i in {' '.join(map(str, range(30)))}; do test -e {{new}}.go && break; sleep 1; done; "
+    f"test -e {{new}}.go && systemd-run {_OUTLIVES} {_RUN} && exit; "
     f"test -e {{new}}.go && exec {_RUN}; rm -f {{new}} {{new}}.sh"
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
 from lab.vm import Guest
 
 TIMEOUT = 5
+RUNNER = "cat /run/qemu-guest-runner/1/pid"
 
 
 def variables(guest: Guest, **more: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -144,6 +146,20 @@ def test_full_run(make_ansible: MakeAnsible, guest: Guest) -> None:
     finally:
         # The console has no way without room there.
         ansible.adhoc("ansible.builtin.raw", "rm -f /run/fill", variables={"ansible_qga_exec_method": "guest-exec"})
+
+
+@pytest.mark.parametrize("by", ["guest-exec", "udev"])
+def test_program_that_is_killed_for_its_memory(make_ansible: MakeAnsible, guest: Guest, by: str) -> None:
+    """systemd ends a service with a program of its own that the kernel ends so; a runner goes on."""
+    runner = {"ansible_qga_exec_method": "runner", "ansible_qga_warm_python": False}
+    ansible = make_ansible(variables(guest, **runner, ansible_qga_timeout=60))
+    # The kernel chooses the program that says it should.
+    victim = "sh -c 'echo 1000 >/proc/self/oom_score_adj; echo f >/proc/sysrq-trigger; exec sleep 600'"
+    look(guest, "pkill -f [q]emu-guest-runner || :; echo 1 >/proc/sys/kernel/sysrq")
+    with blocked(guest, "guest-exec") if by == "udev" else nullcontext():
+        before = ansible.adhoc("ansible.builtin.raw", RUNNER)
+        assert "rc=137" in ansible.adhoc("ansible.builtin.raw", victim, rc=2).output
+        assert ansible.adhoc("ansible.builtin.raw", RUNNER).output == before.output
 
 
 def test_program_that_will_not_end(make_ansible: MakeAnsible, guest: Guest) -> None:
