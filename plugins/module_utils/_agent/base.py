@@ -85,6 +85,8 @@ class Agent(ABC):
         self.pace = Pace()
         self.changed_by = ""
         """The last command that changed the guest. Of files and programs, only those who use them know that."""
+        self.outages: dict[str, float] = {}
+        """Since when the agent has been away, by kind of outage: nothing has been heard of it since. See patience.py."""
         self._log = log
         self._info: AgentInfo | None = None
         self._has_answered = False
@@ -150,6 +152,7 @@ class Agent(ABC):
             deadline = _deadline(seconds)
             reply = self._request_reading_twice(command, arguments, deadline)
             self._has_answered = True
+            self.outages.clear()
             value = self._value(command, reply, deadline)
             if schema.is_change(command):
                 self.changed_by = command
