@@ -406,7 +406,7 @@ def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None
     else:
         return
     error = TransferError(what)
-    error.executed = "no"
+    error.executed, error.fate = "no", "was not run"
     raise error
 
 

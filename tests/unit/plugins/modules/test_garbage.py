@@ -156,7 +156,8 @@ def test_garbage(
                 json.dumps(run_operation(operation, agent, options, diff=True), allow_nan=False)
             except QgaError as exc:
                 json.dumps([str(exc), exc.as_result()], allow_nan=False)
-                assert not isinstance(exc, ProtocolError) or str(exc).startswith(f"guest agent at {agent.name}: ")
+                if isinstance(exc, ProtocolError):
+                    assert str(exc).startswith(f"guest agent at {agent.name}: {exc.command} {exc.fate}: ")
                 raise
             except Exception as exc:
                 pytest.fail(f"{command} that returns {str(reply)[:200]} makes {module} fail by {exc!r}")
