@@ -86,7 +86,7 @@ class Agent(ABC):
         self.changed_by = ""
         """The last command that changed the guest. Of files and programs, only those who use them know that."""
         self.outages: dict[str, float] = {}
-        """Since when the agent has been away, by kind of outage: nothing has been heard of it since. See patience.py."""
+        """Since when the agent has been away, by kind of outage; it has answered nothing since. See patience.py."""
         self._log = log
         self._info: AgentInfo | None = None
         self._last_command = ""

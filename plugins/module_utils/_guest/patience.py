@@ -128,8 +128,8 @@ def patiently(
 ) -> T:
     """Return the result of ``action``, which must be repeatable. Wait for an agent that is away meanwhile.
 
-    A silent agent has ``grace`` seconds in all, and a frozen guest ``agent.frozen_timeout``. An error that is ``final`` is
-    raised at once.
+    A silent agent has ``grace`` seconds in all, and a frozen guest ``agent.frozen_timeout``. An error that is ``final``
+    is raised at once.
 
     :raise QgaError: that of ``action``, if it is final, no outage, or the outage lasts longer.
     """

@@ -27,7 +27,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest import transfer
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
-from ansible_collections.qemu.guest.tests.unit.guest import Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 TIMEOUT = 5.0
@@ -90,7 +89,8 @@ def test_agent_that_answers_nothing_more_is_given_up_once(
     clock.on_sleep = lambda: time.sleep(0.001)
     (tmp_path / "place").mkdir()
     for number in itertools.count(1):
-        with monkeypatch.context() as patch, connect(server, TIMEOUT) as agent:
+        agent = connect(server, TIMEOUT)
+        with monkeypatch.context() as patch, agent:
             silence = Silence(agent, clock, number)
             patch.setattr(agent, "_request", silence.request)
             with suppress(QgaError):
