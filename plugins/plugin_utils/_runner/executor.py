@@ -224,7 +224,8 @@ class Runner(Executor):
         try:
             return when_thawed(self.agent, lambda: self._spool.ring(line))
         except QgaError as exc:
-            if isinstance(exc, CommandError) and exc.command == "guest-file-open":
+            no_room = isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC
+            if no_room or (isinstance(exc, CommandError) and exc.command == "guest-file-open"):
                 raise
             return True  # the agent may have the line, and write it when it closes the ring
 

@@ -97,7 +97,8 @@ class Call:
             if isinstance(exc, GuestFileError) and exc.errno in NOBODY:
                 self.close()
                 return False
-            if not is_rung or (isinstance(exc, ConnectError) and exc.command == "guest-file-write"):
+            unsent = isinstance(exc, ConnectError) and exc.command == "guest-file-write"
+            if not is_rung or unsent or (isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC):
                 self.close()
                 raise
             # The same: whether the server has taken it, shows.
