@@ -98,4 +98,4 @@ def test_agent_that_answers_nothing_more_is_given_up_once(
             if silence.count < number:
                 break
             assert clock.now - silence.since <= 120 + 3 * TIMEOUT, f"request {number}"
-    assert number > 5
+    assert number > 3
