@@ -85,8 +85,11 @@ class Agent(ABC):
         self.pace = Pace()
         self.changed_by = ""
         """The last command that changed the guest. Of files and programs, only those who use them know that."""
+        self.outages: dict[str, float] = {}
+        """Since when the agent has been away, by kind of outage; it has answered nothing since. See patience.py."""
         self._log = log
         self._info: AgentInfo | None = None
+        self._last_command = ""
         self._has_answered = False
         # Deadline for asking the agent why it refused a command: that command's own.
         self._explaining: Deadline | None = None
@@ -144,12 +147,14 @@ class Agent(ABC):
         :raise QgaError: one of the tree in errors.py.
         """
         known = schema.command(command)
+        self._last_command = command
         seconds = self.patience(command) if timeout is None else timeout
         started = time.monotonic()
         try:
             deadline = _deadline(seconds)
             reply = self._request_reading_twice(command, arguments, deadline)
             self._has_answered = True
+            self.outages.clear()
             value = self._value(command, reply, deadline)
             if schema.is_change(command):
                 self.changed_by = command
@@ -212,6 +217,8 @@ class Agent(ABC):
         except QgaError as exc:
             if not isinstance(exc, AddressError):  # that is about another address
                 exc.address = exc.address or self.name
+            if isinstance(exc, ProtocolError):  # of a value in the last reply
+                exc.command = exc.command or self._last_command
             if printable(path) not in exc.without_address:
                 exc.hint = f"{exc.hint} The file is {path}.".lstrip()
             raise

@@ -202,6 +202,7 @@ class TransferError(QgaError):
     """The content in the guest differs from the content here."""
 
     executed = "yes"
+    fate = "was run"
 
 
 class FileChangedError(TransferError):

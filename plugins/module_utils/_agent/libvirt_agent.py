@@ -158,6 +158,7 @@ class LibvirtAgent(Agent):
         self._process = os.getpid()
         self._met = False  # whether the agent has ever answered
         self._in_step_since = 0.0  # time of the agent's last reply; 0: unknown whether it would reply
+        self._away: Deadline | None = None  # for a domain that has been paused or saved since the agent's last reply
 
     @property
     def identity(self) -> str:
@@ -256,15 +257,14 @@ class LibvirtAgent(Agent):
         if self._in_step_since and time.monotonic() - self._in_step_since < _IDLE_SECONDS:
             return self._domain, deadline
         reused = self._domain is not None
-        away: Deadline | None = None
         while True:
             started = time.monotonic()
             error, cause = self._ping(deadline)
             if error is None:
                 return self._domain, deadline
             if self._met and self._is_away():
-                away = away or Deadline(_AWAY_SECONDS)
-                if away.expired:
+                self._away = self._away or Deadline(_AWAY_SECONDS)
+                if self._away.expired:
                     raise error
                 deadline = Deadline(deadline.seconds)
             elif reused and not isinstance(error, (AgentSilentError, ChannelBusyError)):
@@ -291,7 +291,7 @@ class LibvirtAgent(Agent):
             return self._failure(exc), exc
         except ConnectError as exc:  # there is no libvirt, or no such domain
             return exc, exc.__cause__
-        self._met = True
+        self._met, self._away = True, None
         return None, None
 
     def _is_away(self) -> bool:
@@ -406,7 +406,7 @@ def _check_length(command: str, arguments: Mapping[str, Any], text: str) -> None
     else:
         return
     error = TransferError(what)
-    error.executed = "no"
+    error.executed, error.fate = "no", "was not run"
     raise error
 
 

@@ -255,7 +255,7 @@ class GuestExec(Executor):
         if len(stdin) > self.largest_input:
             limit = self.largest_input
             error = TransferError(f"{len(stdin)} bytes are more standard input than one request can carry ({limit}).")
-            error.executed = "no"
+            error.executed, error.fate = "no", "was not run"
             raise error
         request: dict[str, Any] = {"path": path, "arg": list(arguments), "capture-output": True}
         if env is not None:
@@ -301,7 +301,7 @@ def before_start() -> Iterator[None]:
     """Let errors of what comes before the start of a program say that the program was not run."""
     try:
         yield
-    except (OutcomeUnknownError, ProtocolError) as exc:
+    except (OutcomeUnknownError, ProtocolError, TransferError) as exc:
         exc.command, exc.executed, exc.fate, exc.hint = _EXEC, "no", "was not run", ""
         raise
 
@@ -319,6 +319,7 @@ def lost_output() -> TransferError:
     return TransferError(
         "the program's output did not fit in the guest's /run, where a task may have three quarters of what is free, "
         f"and {LARGEST_OUTPUT >> 20} MiB of each stream; what is missing is lost.",
+        command=_EXEC,
         hint="Have it write to a file on a disk of the guest, and fetch that.",
     )
 
@@ -348,7 +349,7 @@ def _output(reply: dict[str, Any], name: str) -> bytes:
     try:
         return base64.b64decode(protocol.expect(reply.get(name, ""), str, name), validate=True)
     except ValueError as exc:
-        raise TransferError(f"the agent sent invalid base64 as {name}") from exc
+        raise TransferError(f"the agent sent invalid base64 as {name}", command=_EXEC) from exc
 
 
 def _truncated(reply: dict[str, Any], name: str, data: bytes, capture_limit: int) -> bool:

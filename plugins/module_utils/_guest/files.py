@@ -24,6 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
+    ConnectError,
     GuestFileError,
     HandleLostError,
     OutcomeUnknownError,
@@ -271,7 +272,12 @@ class GuestFile:
                 self._position = None  # a pipe has none, so the fate of the request stays unknown
                 raise unknown[0] from None
 
-        return self._patiently(attempt)
+        try:
+            return self._patiently(attempt)
+        except ConnectError:  # "was not sent" is true of the last attempt alone
+            if unknown and unknown[0].command == "guest-file-write":
+                raise unknown[0] from None
+            raise
 
     def _patiently(self, action: Callable[[], T], final: tuple[type[QgaError], ...] = ()) -> T:
         def is_final(exc: QgaError) -> bool:

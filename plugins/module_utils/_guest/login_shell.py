@@ -26,7 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     lost,
     lost_output,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.files import copy_in, copy_out, exists
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Limit, copy_in, copy_out, exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
 
 __all__ = (
@@ -384,7 +384,10 @@ def _spooled(executor: Executor, path: str, kept: int) -> bytes:
     if exists(executor.agent, f"{path}.lost"):
         raise lost_output()
     rest = io.BytesIO()
-    copy_out(executor.agent, path, rest.write)
+    try:
+        copy_out(executor.agent, path, rest.write, limit=Limit(asked=LARGEST_OUTPUT))
+    except TransferError:  # the shell there keeps no more
+        raise lost_output() from None
     return rest.getvalue()
 
 

@@ -48,7 +48,11 @@ def is_frozen(exc: QgaError) -> bool:
 
 
 class _Outages:
-    """The outages during one action. Each kind has a time limit, counted from its first occurrence."""
+    """The outages during one action. Each kind has a time limit, counted from its first occurrence.
+
+    An outage that an earlier action met, or an action within this one, has been waited for since then: all share one
+    limit until the agent answers. An agent that answers, and not as it should, has the limit of each action.
+    """
 
     def __init__(self, agent: Agent, grace: float = 0.0) -> None:
         self._agent = agent
@@ -88,7 +92,9 @@ class _Outages:
             kind, seconds = "no socket", min(_SOCKET_SECONDS, self._grace)
         elif not isinstance(exc, _SILENT) and not _lacks_room(exc):
             raise exc
-        if self._ends.setdefault(kind, Deadline(seconds)).expired:
+        now = time.monotonic()
+        waited = now - self._agent.outages.setdefault(kind, now)
+        if self._ends.setdefault(kind, Deadline(seconds - waited)).expired:
             raise exc
         time.sleep(_PAUSE)
 
@@ -122,8 +128,8 @@ def patiently(
 ) -> T:
     """Return the result of ``action``, which must be repeatable. Wait for an agent that is away meanwhile.
 
-    A silent agent has ``grace`` seconds, and a frozen guest ``agent.frozen_timeout``. An error that is ``final`` is
-    raised at once.
+    A silent agent has ``grace`` seconds in all, and a frozen guest ``agent.frozen_timeout``. An error that is ``final``
+    is raised at once.
 
     :raise QgaError: that of ``action``, if it is final, no outage, or the outage lasts longer.
     """

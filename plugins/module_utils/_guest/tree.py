@@ -24,6 +24,8 @@ __all__ = ("Found", "find_below", "find_paths", "need", "text")
 
 # More than this is not copied at once: each takes an inode here, whatever its size, and the guest says how many.
 _MOST = 200_000
+# In the output, a file has its name and a link's target; a batch of them has three words more, and one file at least.
+_MOST_WORDS = 5 * _MOST + 1
 
 # find runs one of these for each kind, with as many names as a command may have. Each prints its kind, the names, an
 # empty name, and then what there is to say about all of them, so that a name may have any byte. A: also attributes.
@@ -95,12 +97,19 @@ def find_below(executor: Executor, path: str) -> Sequence[Found]:
     command = f"{variables(f'{path}/.', a='')}{_BELOW}"
     purpose = f"look at {path}"
     result = when_thawed(executor.agent, lambda: run_shell(executor, Command.of(command)))
-    found = _parse(checked(result, purpose), attributes=False)
+    output = checked(result, purpose)
+    if output.count(b"\0") > _MOST_WORDS:  # each takes more of the memory than it takes here
+        raise _too_much(path)
+    found = _parse(output, attributes=False)
     if not any(one.path == b"." for one in found):
         raise OperationError(f"cannot {purpose} in the guest: {last_line(result.stderr) or 'nothing was found'}")
     if len(found) > _MOST:
-        raise OperationError(f"{path} has more than {_MOST} files and directories: copy parts of it, one by one.")
+        raise _too_much(path)
     return _ordered(found)
+
+
+def _too_much(path: str) -> OperationError:
+    return OperationError(f"{path} has more than {_MOST} files and directories: copy parts of it, one by one.")
 
 
 def find_paths(

@@ -26,13 +26,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agen
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
+    CommandError,
     CommandUnavailable,
-    ConnectError,
     GuestFileError,
     HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
-    ProtocolError,
     QgaError,
     TransferError,
 )
@@ -224,12 +223,11 @@ class Runner(Executor):
         line = f"{number}.part\n{number}" if number in self._forgotten else str(number)
         try:
             return when_thawed(self.agent, lambda: self._spool.ring(line))
-        except CommandUnavailable as exc:
-            if exc.command == "guest-file-open":
+        except QgaError as exc:
+            no_room = isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC
+            if no_room or (isinstance(exc, CommandError) and exc.command == "guest-file-open"):
                 raise
             return True  # the agent may have the line, and write it when it closes the ring
-        except (ConnectError, HandleLostError, OutcomeUnknownError, ProtocolError):
-            return True
 
     def status(self, pid: int) -> ExecResult | None:
         try:

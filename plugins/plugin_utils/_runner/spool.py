@@ -113,8 +113,14 @@ class Spool:
             raise
 
     def ended(self, number: int) -> bytes:
-        """Return the result file of a request, with its first line whole; empty as long as the request runs."""
-        content = patiently(self._agent, lambda: self.read(f"{number}.rc")) or b""
+        """Return the result file of a request, with its first line whole; empty as long as the request runs.
+
+        :raise TransferError: if it is longer than any can be.
+        """
+        try:
+            content = patiently(self._agent, lambda: self.read(f"{number}.rc")) or b""
+        except TransferError as exc:
+            raise TransferError(f"how it ended cannot be read: {exc.message}", command="guest-exec") from None
         return content if b"\n" in content else b""
 
     def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:

@@ -22,7 +22,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     GuestFileError,
     HandleLostError,
     OutcomeUnknownError,
-    ProtocolError,
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import before_start, lost, unknown
@@ -74,23 +73,18 @@ class Call:
         ``answer`` finds out.
 
         :raise CommandUnavailable: if nothing was handed over.
-        :raise ConnectError: the same. So do OutcomeUnknownError and ProtocolError say here.
+        :raise ConnectError: the same. So do OutcomeUnknownError, ProtocolError and TransferError say here.
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
         """
-        is_written = False
+        is_rung = False
         try:
             with before_start():
                 bell = self._spool.bell()  # which fails if there is no server
             with bell:
                 with before_start():
                     line = self._prepared(request.packed())
+                is_rung = True
                 bell.write(line + b"\n")
-                is_written = True
-        except GuestFileError as exc:
-            self.close()
-            if exc.errno not in NOBODY:
-                raise
-            return False
         except CommandUnavailable as exc:
             if exc.command in ("guest-file-open", "guest-file-write"):
                 self._drop_handle()  # to close it would be waited for, too
@@ -99,8 +93,12 @@ class Call:
         except HandleLostError:  # the agent was restarted: nothing was rung
             self.close()
             return self.ask(request)
-        except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
-            if exc.executed == "no" and not is_written:
+        except QgaError as exc:
+            if isinstance(exc, GuestFileError) and exc.errno in NOBODY:
+                self.close()
+                return False
+            unsent = isinstance(exc, ConnectError) and exc.command == "guest-file-write"
+            if not is_rung or unsent or (isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC):
                 self.close()
                 raise
             # The same: whether the server has taken it, shows.

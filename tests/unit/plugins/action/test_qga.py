@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.common import parameters
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
@@ -330,7 +331,10 @@ def test_address_of_the_connection_that_is_malformed(playbook: Playbook) -> None
 def test_secret_values_are_removed(playbook: Playbook, vm1: Any, server: Scripted, monkeypatch: Any) -> None:
     monkeypatch.setitem(qga_ping.SPEC, "password", {"type": "str", "no_log": True})
     server.answers["guest-info"] = {"version": "it is hush-hush", "supported_commands": []}
+    deprecated: list[Any] = []
+    monkeypatch.setattr(parameters, "_deprecate", lambda **how: deprecated.append(how), raising=False)
     assert "hush" not in mask_secrets(str(playbook.run("qga_ping", vm1, password="hush-hush")))
+    assert not deprecated
 
 
 GUEST = {"ansible_qga_address": "/run/vm1.qga", "ansible_connection": "qemu.guest.qga"}

@@ -49,8 +49,19 @@ CPUSTATS = [{"type": "linux", "cpu": 0, "user": 1, "idle": 2}]
 CLOSED: dict[str, Any] = {"guest-file-open": 1000, "guest-file-close": {}}
 BOOT = {**CLOSED, "guest-file-read": {"count": 1, "buf-b64": "YQ==", "eof": True}, "guest-get-cpustats": CPUSTATS}
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXmEmVbE6rHhFYg7l1lVZrZ0pTnXWDFbKsNDhPcFGDD a"
+
 # The options of a task, and the replies that its module asks for.
 TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qga_authorized_keys": (
+        {"user": "alice", "keys": [KEY]},
+        {
+            "guest-ssh-get-authorized-keys": {"keys": ["# at work", KEY.replace("C3", "C4")]},
+            "guest-ssh-add-authorized-keys": {},
+            **CLOSED,
+            "guest-file-read": {"count": 26, "buf-b64": "YWxpY2U6eDoxOjE6Oi9oOi9iaW4vc2g=", "eof": True},
+        },
+    ),
     "qga_command": ({"command": "guest-get-osinfo"}, {"guest-get-osinfo": {"id": "debian", "version-id": "12"}}),
     "qga_exec": (
         {"shell": "x", "timeout": 3.0, "creates": "/nothing"},
@@ -80,6 +91,10 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "guest-fsfreeze-status": "thawed",
             "guest-get-fsinfo": FSINFO,
         },
+    ),
+    "qga_fstrim": (
+        {},
+        {"guest-fstrim": {"paths": [{"path": "/", "minimum": 0, "trimmed": 4096}, {"path": "/b1", "error": "no"}]}},
     ),
     "qga_info": (
         {"authorized_keys_of": ["root"], "query": "addresses"},
@@ -156,7 +171,8 @@ def test_garbage(
                 json.dumps(run_operation(operation, agent, options, diff=True), allow_nan=False)
             except QgaError as exc:
                 json.dumps([str(exc), exc.as_result()], allow_nan=False)
-                assert not isinstance(exc, ProtocolError) or str(exc).startswith(f"guest agent at {agent.name}: ")
+                if isinstance(exc, ProtocolError):
+                    assert str(exc).startswith(f"guest agent at {agent.name}: {exc.command} {exc.fate}: ")
                 raise
             except Exception as exc:
                 pytest.fail(f"{command} that returns {str(reply)[:200]} makes {module} fail by {exc!r}")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -403,6 +404,20 @@ def test_garbage_of_qemu(qemu: Qemu) -> None:
             qemu.answers["query-block"] = reply
             with suppress(QgaError):
                 overlays(choose(host.disks(), None), "monday", {})
+
+
+@pytest.mark.parametrize("command", [STATUS, FREEZE, THAW])
+def test_garbage_of_the_agent(
+    agent: SocketAgent, qemu: Qemu, server: Scripted, disks: Disks, timers: Timers, command: str
+) -> None:
+    """Whatever it says, there is a result or an error of this collection, and nothing is left of what failed."""
+    answer = server.answers[command]
+    for number, garbage in enumerate(damaged(answer({}))):
+        disks.frozen = []
+        server.answers[command] = lambda arguments, value=garbage: (answer(arguments), value)[1]
+        with suppress(QgaError):
+            json.dumps(run(agent, qemu, name=f"g{number}"), allow_nan=False)
+        assert not qemu.opened and not disks.frozen
 
 
 def test_names_of_overlays() -> None:

@@ -599,6 +599,10 @@ def test_domain_that_is_away_in_the_middle_is_waited_for(
     with pytest.raises(ConnectError, match="domain is not running"):
         agent.execute("guest-file-flush", {"handle": 1})
     assert 120 <= clock.now - began < 125
+    daemon.then("guest-ping", *[NOT_RUNNING] * 500)
+    with pytest.raises(ConnectError, match="domain is not running"):
+        agent.execute("guest-file-close", {"handle": 1})
+    assert clock.now - began < 125, "it is not waited for anew to clean up"
 
 
 @pytest.mark.parametrize(("number", "saved"), [(3, False), (5, True)], ids=["paused", "saved"])

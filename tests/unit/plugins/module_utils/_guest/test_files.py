@@ -225,6 +225,17 @@ def test_write_to_a_pipe_whose_reply_is_lost_is_not_repeated(
     assert server.work[-1] == "guest-file-close"
 
 
+def test_write_that_may_have_arrived_is_never_said_not_to_have_been_sent(
+    agent: SocketAgent, server: Scripted, tmp_path: Path
+) -> None:
+    """Its reply was lost, and then the agent answers nothing any more."""
+    guest_file = GuestFile(agent, str(tmp_path / "file"), "w")
+    server.then("guest-file-write", does_it_and(swallows))
+    server.then("guest-sync-delimited", *[swallows] * 9)
+    with pytest.raises(OutcomeUnknownError, match="guest-file-write may have run"):
+        guest_file.write(b"12345")
+
+
 def test_write_of_which_a_part_arrived(agent: SocketAgent, server: Scripted, tmp_path: Path) -> None:
     server.then("guest-file-write", swallows)
     server.then("guest-file-seek", returns({"position": 3, "eof": False}))

@@ -571,6 +571,14 @@ def test_long_output_that_does_not_fit_in_run(executor: GuestExec, guest: Guest,
     assert left_over(guest) == []
 
 
+def test_long_output_without_an_end(executor: GuestExec, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's shell keeps no more than that; what says that there is more is not believed."""
+    monkeypatch.setattr(login_shell, "LARGEST_OUTPUT", KEPT - 1)
+    with pytest.raises(TransferError, match=r"guest-exec was run: .*did not fit"):
+        run_shell(executor, b"head -c %d /dev/zero" % (2 * KEPT))
+    assert left_over(guest) == []
+
+
 @pytest.mark.parametrize(("redirected", "most"), [("", 6 << 20), (" >&2", 1 << 20)])
 def test_long_output_has_a_part_of_what_is_free(
     executor: GuestExec, guest: Guest, tmp_path: Path, redirected: str, most: int

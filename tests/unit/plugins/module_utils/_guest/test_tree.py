@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import tree
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import Found, find_below, find_paths
 from ansible_collections.qemu.guest.tests.unit.guest import Guest
@@ -135,6 +136,15 @@ def test_names_that_lead_elsewhere(executor: GuestExec, guest: Guest, there: byt
 
 def test_more_files_than_are_copied(executor: GuestExec, guest: Guest, there: bytes) -> None:
     tool(guest, "find", r"printf '%s\0' d . ''; printf 'f\0'; seq -f './%.0f' 200000 | tr '\n' '\0'; printf '\0\0'")
+    with pytest.raises(OperationError, match="has more than 200000 files and directories"):
+        find_below(executor, there.decode())
+
+
+def test_more_names_than_the_memory_holds_are_not_even_looked_at(
+    executor: GuestExec, guest: Guest, there: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool(guest, "find", "head -c 1000002 /dev/zero")
+    monkeypatch.setattr(tree, "_parse", lambda *_arguments, **_how: pytest.fail("it was"))
     with pytest.raises(OperationError, match="has more than 200000 files and directories"):
         find_below(executor, there.decode())
 

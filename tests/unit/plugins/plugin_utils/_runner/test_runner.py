@@ -27,6 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.address import A
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
+    CommandError,
     CommandUnavailable,
     ConnectError,
     GuestFileError,
@@ -359,7 +360,17 @@ def test_error_while_a_program_is_waited_for_says_that_it_may_have_run(
 
 
 @only_sh
-@pytest.mark.parametrize("error", [AgentSilentError("no answer"), HandleLostError("which?"), ProtocolError("nonsense")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        AgentSilentError("no answer"),
+        HandleLostError("which?"),
+        ProtocolError("nonsense"),
+        TransferError("a part"),
+        CommandError("no", command="guest-file-write"),
+        GuestFileError("no", command="guest-file-write"),
+    ],
+)
 def test_program_of_which_nobody_knows_whether_it_was_rung_for(
     executor: Runner, guest: Guest, monkeypatch: pytest.MonkeyPatch, error: QgaError
 ) -> None:
@@ -382,7 +393,7 @@ def test_small_file_that_has_no_end(executor: Runner, guest: Guest, monkeypatch:
     pid = executor.start("/bin/echo", ["output"])
     eventually(lambda: f"{pid}.rc" in in_spool(guest), "no result")
     (guest.runner / "1" / f"{pid}.rc").write_bytes(b"0" * 70_000)
-    with pytest.raises(TransferError, match="more than 65536 bytes"):
+    with pytest.raises(TransferError, match=r"guest-exec was run: how it ended .*more than 65536 bytes"):
         executor.finish(pid)
     eventually(lambda: not [name for name in in_spool(guest) if name.startswith(f"{pid}.")], "its files stay")
 
@@ -394,7 +405,7 @@ def test_output_that_has_no_end(executor: Runner, guest: Guest) -> None:
     eventually(lambda: all(map(spool.ended, pids)), "no results")
     within, beyond = ((pid, spool.ended(pid)) for pid in pids)
     assert len(spool.result(*within)[1]) == 10_000_000
-    with pytest.raises(TransferError, match="did not fit in the guest's /run"):
+    with pytest.raises(TransferError, match=r"^guest-exec was run: .*did not fit in the guest's /run"):
         spool.result(*beyond)
 
 

@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
+    CommandError,
     CommandUnavailable,
+    GuestFileError,
     NoRunnerError,
     OutcomeUnknownError,
     ProtocolError,
@@ -213,7 +215,7 @@ def test_error_before_a_task_is_rung_for_says_that_nothing_was_run(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("error", [OutcomeUnknownError, ProtocolError])
+@pytest.mark.parametrize("error", [OutcomeUnknownError, ProtocolError, TransferError, CommandError, GuestFileError])
 @pytest.mark.parametrize("command", ["guest-file-write", "guest-file-close"])
 def test_task_is_waited_for_if_it_is_unknown_whether_it_was_rung_for(
     agent: Runner,
