@@ -223,7 +223,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     payload,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put, sent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, put, sent
 from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import FILE_MODE, mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
@@ -578,7 +578,7 @@ def _write_without_programs(executor: Executor, current: Current, params: Params
 
 def _change(executor: Executor, current: Current, attributes: Attributes, appended: bytes | None) -> None:
     """Change an existing file in place."""
-    if appended is None or len(appended) < SMALL:
+    if appended is None or len(appended) < executor.sizes.small:
         alter(executor, current.real, attributes, appended, safe=current.safe)
         return
     with sent(executor, io.BytesIO(appended), current.real) as staged:

@@ -24,7 +24,7 @@ from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import FORMS, Address, parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent, Patience
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -36,6 +36,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
+    named,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, note, noted
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
@@ -131,8 +132,8 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
-            agent.frozen_timeout = self.get_option("frozen_timeout")
-            agent.warn = lambda text: display.warning(f"{name}: {text}")
+            frozen_timeout = self.get_option("frozen_timeout")
+            agent.patience = Patience(frozen_timeout, lambda text: display.warning(f"{name}: {text}"))
             self._agent = agent
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
@@ -252,14 +253,12 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             return GuestExec(agent)
         log = functools.partial(_show, display.vvv, self._name)
         start = functools.partial(_start_runner, routes=self.get_option("bootstrap"), log=log)
-        self._runner = Runner(agent, start)
+        shell = self._begin_warm_shell if self.get_option("warm_python") else None
+        self._runner = Runner(agent, start, shell if method == "runner" else None)
+        if shell:
+            self._warm = WarmPython(self._runner, log, functools.partial(_show, display.v, self._name))
         # With guest-exec, operations learn the signal that ended a program.
-        used = GuestExecOrRunner(self._runner) if method == "auto" else self._runner
-        if self.get_option("warm_python"):
-            tell = functools.partial(_show, display.v, self._name)
-            self._warm = WarmPython(self._runner, log, tell)
-            used.shell = self._begin_warm_shell
-        return used
+        return GuestExecOrRunner(self._runner, shell) if method == "auto" else self._runner
 
     def _run(self, command: str, stdin: bytes, password: bytes = b"") -> ExecResult:
         """Run a shell command whose input is ``password`` and ``stdin``."""
@@ -473,7 +472,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         of the action has been run.
         """
         try:
-            with self.agent.named(to_text(path)):
+            with named(self.agent.name, to_text(path)):
                 value = when_thawed(self.agent, action) if self._in_task else action()
             self._in_task = True
             return value

@@ -52,18 +52,19 @@ def run_here(operation: Operation, connection: Connected, params: Mapping[str, A
     :raise AnsibleConnectionFailure: if the agent cannot be reached: the host is unreachable.
     """
     agent = connection.agent
-    usual = agent.timeout, agent.frozen_timeout
+    usual = agent.timeout, agent.patience
     try:
-        for name, option in (("timeout", "agent_timeout"), ("frozen_timeout", "frozen_timeout")):
-            if params[option] is not None:
-                setattr(agent, name, params[option])
+        if params["agent_timeout"] is not None:
+            agent.timeout = params["agent_timeout"]
+        if params["frozen_timeout"] is not None:
+            agent.patience = agent.patience._replace(frozen_timeout=params["frozen_timeout"])
         return run_operation(operation, agent, params, executor=connection.executor, **modes)
     except QgaError as exc:
         if _means_unreachable(exc):
             raise AnsibleConnectionFailure(str(exc)) from exc
         return {"failed": True, "msg": str(exc), **exc.as_result()}
     finally:
-        agent.timeout, agent.frozen_timeout = usual  # the next item of a loop has the same agent
+        agent.timeout, agent.patience = usual  # the next item of a loop has the same agent
 
 
 def _means_unreachable(exc: QgaError) -> bool:

@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import errno as _errno
 import re
-from typing import Any, Mapping
+from contextlib import contextmanager
+from typing import Any, Iterator, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
 
@@ -53,6 +54,7 @@ __all__ = (
     "QmpLostError",
     "TransferError",
     "command_error",
+    "named",
 )
 
 
@@ -298,3 +300,16 @@ def command_error(command: str, error_class: str, desc: str) -> CommandError:
             return GuestFileError(desc, command=command, hint=hint, error_class=error_class, errno=_CAUSES.get(cause))
         return kind(desc, command=command, error_class=error_class, hint=_FORGETS)
     return CommandError(desc, command=command, error_class=error_class)
+
+
+@contextmanager
+def named(agent: str, path: str = "") -> Iterator[None]:
+    """Have all errors name ``agent`` and ``path``: those of a value in a reply or of a program's end too."""
+    try:
+        yield
+    except QgaError as exc:
+        if not isinstance(exc, AddressError):  # that is about another address
+            exc.address = exc.address or agent
+        if printable(path) not in exc.without_address:
+            exc.hint = f"{exc.hint} The file is {path}.".lstrip()
+        raise

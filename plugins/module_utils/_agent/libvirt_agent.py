@@ -133,6 +133,7 @@ class LibvirtAgent(Agent):
     """
 
     largest_payload = 96 * 1024
+    largest_output = _LARGEST_READ // 2
 
     def __init__(
         self,
@@ -172,10 +173,6 @@ class LibvirtAgent(Agent):
 
     def again(self) -> Agent:
         return LibvirtAgent(self._address, self._uri, self.timeout, forward=self._forward)
-
-    @property
-    def passes_long_replies(self) -> bool:
-        return False
 
     @property
     def is_here(self) -> bool:

@@ -20,15 +20,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, part_of, patience, sum_in
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import ZSTD, Packer
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor, pauses
-from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, GuestFile, Progress, payload
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, Progress, payload
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, new_spool, sweep
 
 __all__ = ("Packed", "pack_command")
 
-# Bytes that one command packs. They stay in the guest's memory, compressed, until all have been read.
-_PART = 16 * CHUNK
-# Bytes of one read request. The agent allocates that much each time, even if there is nothing to read.
-_READ = CHUNK // 4
 # Bytes, plus a 64th of the content, by which the packed file may be larger than its content.
 _SLACK = 64 * 1024
 # Seconds without new data after which the packing program has probably ended.
@@ -56,8 +52,9 @@ class Packed:
         """
         spool = new_spool()
         try:
-            for number, start in enumerate(range(0, size, _PART)):
-                part = range(start, min(start + _PART, size))
+            most = self._executor.sizes.part
+            for number, start in enumerate(range(0, size, most)):
+                part = range(start, min(start + most, size))
                 self._fetch_part(packer, part, spool, number)
                 if self.size < part.stop:
                     break
@@ -96,7 +93,7 @@ class Packed:
                 packed = b""
                 try:
                     guest_file = guest_file or stack.enter_context(GuestFile(self._executor.agent, name))
-                    packed = guest_file.read(payload(self._executor.agent, _READ))
+                    packed = guest_file.read(payload(self._executor.agent, self._executor.sizes.packed))
                 except GuestFileError as exc:
                     if exc.errno != errno.ENOENT:
                         raise

@@ -239,7 +239,7 @@ def run_shell(executor: Executor, command: bytes | Command, stdin: bytes = b"", 
     result: ExecResult | None = begun() if begun else None
     if result:
         return result
-    spool = new_spool() if whole and not executor.captures_all else ""
+    spool = new_spool() if whole and executor.limits.output < LARGEST_OUTPUT else ""
     return shell_result(executor, command.text, stdin, spool, executor.finish)
 
 
@@ -306,8 +306,9 @@ def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool
     file for input larger than a pipe; if there is no room for it, the program says so and exits with 1.
     """
     data = input_of(command, stdin)
-    fits = len(data) <= executor.quick_input
-    keeps = _KEEP if fits and len(data) > _PIPE and executor.pipes_input else ""
+    limits = executor.limits
+    fits = len(data) <= limits.quick_input
+    keeps = _KEEP if fits and len(data) > _PIPE and limits.pipes_input else ""
     from_file = (keeps or _OPEN) + _INPUT if keeps or not fits else ""
     env = [f"PATH={PATH}", "QEMU_GUEST=" + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
     if spool:

@@ -43,7 +43,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
     stage,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
-    CHUNK,
     USUAL,
     Copied,
     Encoded,
@@ -67,16 +66,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
-__all__ = ("SMALL", "digest", "fetch", "put", "sent", "spool_command", "unpack_command")
+__all__ = ("digest", "fetch", "put", "sent", "spool_command", "unpack_command")
 
-SMALL = 256 * 1024
-"""Below this, one program in the guest takes the content and compares it; more programs take longer than they save."""
 # Bytes per second. On a channel slower than this, gzip in the guest takes less time than it saves.
 _SLOW = 4 << 20
-# Bytes that are unpacked and compared at once, while the next piece is sent. Two such pieces are in the guest's memory,
-# compressed, until they are unpacked. The transfer waits until the first is prepared, so that one is smaller.
-_FIRST_PIECE = 2 * CHUNK
-_PIECE = 4 * CHUNK
 
 
 def put(
@@ -107,11 +100,11 @@ def put(
 def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progress, attributes: Attributes) -> int:
     start = source.tell()
     if not executor.is_available():
-        copied = copy_in(executor.agent, source, path, progress=progress)
+        copied = copy_in(executor.agent, source, path, progress=progress, sizes=executor.sizes)
         _make_sure(executor, source, start, path, copied.size, copied.checked)
         return copied.size
-    sample = source.read(SMALL)
-    if len(sample) < SMALL and _put_small(executor, sample, path, attributes):
+    sample = source.read(executor.sizes.small)
+    if len(sample) < executor.sizes.small and _put_small(executor, sample, path, attributes):
         progress(len(sample))
         return len(sample)
     # If one program could not place it, the long way does, or reports why not.
@@ -161,10 +154,10 @@ def _put_small(executor: Executor, content: bytes, path: str, attributes: Attrib
 def _put(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
     """Write ``source`` to its end, to an existing file; return whether the two were compared."""
     start = source.tell()
-    sample = source.read(SMALL)
+    sample = source.read(executor.sizes.small)
     source.seek(start)
-    if len(sample) < SMALL:
-        return copy_in(executor.agent, source, path, "r+", progress=progress).checked
+    if len(sample) < executor.sizes.small:
+        return copy_in(executor.agent, source, path, "r+", progress=progress, sizes=executor.sizes).checked
     if shrinks(sample):
         try:
             return _put_packed(executor, source, path, progress)
@@ -287,20 +280,22 @@ class _Pieces:
 
     def each(self) -> Generator[_Piece, None, None]:
         """Yield the pieces. After the end, or once this is closed, no thread reads ``source``."""
+        sizes = self._executor.sizes
         beside: Beside[_Piece] = Beside()
         with beside:
-            beside.do(self._read, _FIRST_PIECE)
+            beside.do(self._read, sizes.first_piece)
             while True:
                 piece = beside.wait()
                 if not piece or not piece.size:
                     return
-                beside.do(self._read, _PIECE)
+                beside.do(self._read, sizes.piece)
                 yield piece
 
     def _read(self, size: int) -> _Piece:
         content = self._source.read(size)
         packed = self._pack(content)
-        step = payload(self._executor.agent, min(CHUNK, self._executor.agent.largest_payload))
+        agent = self._executor.agent
+        step = payload(agent, min(self._executor.sizes.chunk, agent.largest_payload))
         sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
         return _Piece(content, Sum(content).hexdigest(), sent)
 
@@ -418,7 +413,7 @@ def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progre
         return packed.fetch(GZIP, size) if gains and is_slow else 0
 
     try:
-        copied = copy_out(executor.agent, path, take, progress, instead if programs else None, limit)
+        copied = copy_out(executor.agent, path, take, progress, instead if programs else None, limit, executor.sizes)
     except (CommandError, TransferError):  # the agent still answers, and the checksum program still runs
         with suppress(QgaError):
             for ended in summing:
@@ -455,5 +450,5 @@ def digest(executor: Executor, path: str, size: int | None = None, limit: Limit 
     if there:
         return there
     summed = hashlib.sha256()
-    copy_out(executor.agent, path, summed.update, limit=limit)
+    copy_out(executor.agent, path, summed.update, limit=limit, sizes=executor.sizes)
     return summed.hexdigest()

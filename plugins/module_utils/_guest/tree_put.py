@@ -24,7 +24,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, PRIVATE, change, variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_spool
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, sent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import sent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import text
 
 __all__ = ("New", "put_trees")
@@ -128,7 +128,7 @@ def _command(checksum: str, places: Sequence[bytes], mark: str) -> str:
 def _unpack(executor: Executor, archive: BinaryIO, command: str) -> None:
     """Run ``command`` with an archive: its input if that is small, else a file."""
     purpose = "put the files in place"
-    small = archive.seek(0, os.SEEK_END) < SMALL
+    small = archive.seek(0, os.SEEK_END) < executor.sizes.small
     archive.seek(0)
     if small:
         change(executor, f"c=\n{command}", purpose, archive.read())

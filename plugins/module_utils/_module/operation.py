@@ -17,6 +17,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agen
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
     QgaError,
+    named,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable, returnable
 from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import is_read_only
@@ -122,7 +123,7 @@ def run_operation(
     """
     _check_seconds(operation, params)
     given = (executor or operation.executor(agent)) if operation.executor else agent
-    with agent.named():
+    with named(agent.name):
         return _run(operation, agent, given, params, check_mode=check_mode, diff=diff)
 
 

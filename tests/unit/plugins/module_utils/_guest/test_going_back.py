@@ -23,8 +23,9 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import files, transfer, tree_put
+from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Sizes
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_spool, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New, put_trees
@@ -106,7 +107,7 @@ def _append(content: bytes, **given: Any) -> Callable[[GuestExec, Path], object]
     params = {name: option.get("default") for name, option in qga_file.SPEC.items()}
     params.update(content=content.decode(), append=True, mode="0640", **given)
     return lambda executor, home: run_operation(
-        qga_file.OPERATION, executor.agent, {**params, "path": str(home / NAME)}
+        qga_file.OPERATION, executor.agent, {**params, "path": str(home / NAME)}, executor=executor
     )["changed"]
 
 
@@ -151,30 +152,28 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture(autouse=True, params=[12, 400], ids=["in pieces", "at once"])
-def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """A file of some bytes takes as many requests as one of megabytes."""
-    for module, sizes in (
-        (files, {"CHUNK": 10, "_FIRST": 6}),
-        (transfer, {"CHUNK": 10, "SMALL": request.param, "_FIRST_PIECE": 400, "_PIECE": 400}),
-        (tree_put, {"SMALL": request.param}),
-        (qga_file, {"SMALL": request.param}),
-    ):
-        for name, size in sizes.items():
-            monkeypatch.setattr(module, name, size)
+@pytest.fixture(autouse=True)
+def _home_for_archives(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr(tree_put, "new_spool", lambda place="": new_spool(str(home)) if place else new_spool())
 
 
+@pytest.mark.parametrize("small", [12, 400], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("name", DEEDS)
 def test_guest_that_goes_back(
-    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], home: Path, name: str
+    guest: Guest,
+    scripted: Callable[..., Scripted],
+    connect: Callable[..., SocketAgent],
+    home: Path,
+    name: str,
+    small: int,
 ) -> None:
+    """A file of some bytes takes as many requests as one of megabytes."""
     deed = DEEDS[name]
     if deed.owner and os.getuid() != 0:
         pytest.skip("only root can give a directory away")
     os.chown(home, deed.owner or -1, -1)
     server = scripted(guest.answers(*deed.without))
-    executor = GuestExec(connect(server))
+    executor = GuestExec(connect(server), sizes=Sizes(chunk=10, first=6, small=small, first_piece=400, piece=400))
     succeeded = failed = 0
     for number in range(1, 200):
         for path in home.iterdir():

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -28,14 +28,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import (
-    compression,
-    fetch_packed,
-    files,
-    transfer,
-    zstd,
-)
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest import compression, zstd
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, GuestExec, Shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Sizes
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
@@ -57,16 +52,17 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
     return scripted(guest.answers(*(() if programs else PROGRAMS)))
 
 
+TINY = Sizes(chunk=10, first=6, small=12, first_piece=10, piece=20, growth=640)
+PACKING = Sizes(chunk=300, first=100, small=1000, first_piece=1000, piece=4000, part=4000, packed=50)
+
+
 @pytest.fixture
-def executor(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> GuestExec:
-    sizes(monkeypatch, files, CHUNK=10, _FIRST=6)
-    sizes(monkeypatch, transfer, CHUNK=10, SMALL=12, _FIRST_PIECE=10, _PIECE=20)
-    return GuestExec(connect(server))
-
-
-def sizes(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **values: int) -> None:
-    for name, value in values.items():
-        monkeypatch.setattr(module, name, value)
+def executor(
+    server: Scripted, connect: Callable[..., SocketAgent], request: pytest.FixtureRequest, programs: bool
+) -> GuestExec:
+    """It has the interpreter of ``asked`` and the sizes of ``packing``, where a test asks for those fixtures."""
+    shell = request.getfixturevalue("interpreter") if programs and "asked" in request.fixturenames else None
+    return GuestExec(connect(server), shell, sizes=PACKING if "packing" in request.fixturenames else TINY)
 
 
 def on_its_way(directory: Path) -> Path:
@@ -195,11 +191,8 @@ def test_put_that_arrives_differently(executor: GuestExec, server: Scripted, gue
 
 
 @pytest.fixture
-def packing(executor: GuestExec, monkeypatch: pytest.MonkeyPatch) -> None:
+def packing() -> None:
     """What is to be compressed, is so in small pieces."""
-    sizes(monkeypatch, files, CHUNK=300, _FIRST=100)
-    sizes(monkeypatch, transfer, CHUNK=300, SMALL=1000, _FIRST_PIECE=1000, _PIECE=4000)
-    sizes(monkeypatch, fetch_packed, _PART=4000, _READ=50)
 
 
 TEXT = b"".join(b"line %d of a text that shrinks\n" % number for number in range(500))
@@ -361,12 +354,15 @@ def test_fetch_of_what_shrinks_over_a_quick_channel(executor: GuestExec, quick: 
 
 
 @pytest.fixture
-def asked(executor: GuestExec, guest: Guest, programs: bool) -> list[str]:
+def asked() -> list[str]:
     """An interpreter in the guest does some commands. Returns the functions that it was asked for."""
-    commands: list[str] = []
+    return []
 
+
+@pytest.fixture
+def interpreter(asked: list[str], guest: Guest) -> Shell:
     def begin(command: Command, stdin: bytes) -> Callable[[], ExecResult | None]:
-        commands.append(f"unpack {command.arguments[0]}" if command.function == "unpack" else command.function)
+        asked.append(f"unpack {command.arguments[0]}" if command.function == "unpack" else command.function)
         here = [value.replace(SPOOL, guest.spool) if isinstance(value, str) else value for value in command.arguments]
         outputs: list[bytes] = []
 
@@ -385,9 +381,7 @@ def asked(executor: GuestExec, guest: Guest, programs: bool) -> list[str]:
 
         return ended
 
-    if programs:
-        executor.shell = begin
-    return commands
+    return begin
 
 
 def kinds(commands: list[str]) -> list[str]:
@@ -488,10 +482,9 @@ def test_fetch_where_what_packs_is_lost(
 
         return lost if command.function == "pack" else begin(command, stdin)
 
-    executor.shell = begun
     (tmp_path / "file").write_bytes(TEXT)
     with pytest.raises(OutcomeUnknownError):
-        fetch(executor, str(tmp_path / "file"), io.BytesIO())
+        fetch(GuestExec(executor.agent, begun, sizes=PACKING), str(tmp_path / "file"), io.BytesIO())
     assert len(waits) == 1, "that is not waited for twice"
 
 
@@ -568,7 +561,7 @@ def test_zstd_by_a_program(
 ) -> None:
     """Where the interpreter is not there after all."""
     tool(guest, "zstd", ZSTD)
-    executor.shell = lambda command, stdin: None
+    executor = GuestExec(executor.agent, lambda command, stdin: None, sizes=PACKING)
     if way == "fetch":
         assert_fetched(executor, tmp_path, TEXT)
         assert sum(quick) < len(TEXT) / 2
@@ -909,9 +902,7 @@ def test_fetch_has_an_end(
     largest: int | None,
     limit: int,
     advice: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes(monkeypatch, files, _GROWTH=640)
     (tmp_path / "file").touch()
     endless = Endless(guest, said)
     server.answers.update(endless.answers())
