@@ -41,10 +41,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, note, noted
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
-    Command,
     ExecResult,
     Executor,
     GuestExec,
+    ShellCommand,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
@@ -327,7 +327,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 raise
             return None  # nothing was run; the plain path has other means, or reports the error
 
-    def _begin_warm_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def _begin_warm_shell(self, command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         try:
             return self._warm.begin_shell(command, stdin) if self._warm else None
         except (CommandUnavailable, NoRunnerError):

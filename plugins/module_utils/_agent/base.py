@@ -62,7 +62,7 @@ class Agent(ABC):
     command that answers only when it fails has ``seconds_to_fail``.
     """
 
-    largest_payload = 48 * 1000 * 1000
+    largest_content = 48 * 1000 * 1000
     """Bytes of content that one request can carry. The agent's parser takes 64 MiB, with base64 and JSON around it."""
 
     largest_output = 16 << 20

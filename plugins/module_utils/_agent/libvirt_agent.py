@@ -132,7 +132,7 @@ class LibvirtAgent(Agent):
     :raise AddressError: if libvirt's Python library is missing, or another machine's URI is not a system's.
     """
 
-    largest_payload = 96 * 1024
+    largest_content = 96 * 1024
     largest_output = _LARGEST_READ // 2
 
     def __init__(

@@ -31,12 +31,12 @@ __all__ = (
     "CAPTURE_LIMIT",
     "EXEC_COMMANDS",
     "LARGEST_OUTPUT",
-    "Command",
     "ExecResult",
     "Executor",
     "GuestExec",
     "Limits",
     "Shell",
+    "ShellCommand",
     "before_start",
     "lost",
     "lost_output",
@@ -86,7 +86,7 @@ class ExecResult(NamedTuple):
         return self.rc if self.rc is not None else 128 + (self.signal or 0)
 
 
-class Command(NamedTuple):
+class ShellCommand(NamedTuple):
     """A shell command, and the equivalent call for an executor that needs no shell for it.
 
     ``function`` is one of CALLS in _warm/guest/shell_runner.py, which gets ``arguments``; without one it takes a shell.
@@ -99,12 +99,12 @@ class Command(NamedTuple):
     in_time: bool = False
 
     @classmethod
-    def of(cls, text: str, function: str = "", *arguments: str | int) -> Command:
-        """Return the Command whose shell text is ``text``."""
+    def of(cls, text: str, function: str = "", *arguments: str | int) -> ShellCommand:
+        """Return the ShellCommand whose shell text is ``text``."""
         return cls(text.encode("utf-8", "surrogateescape"), function, arguments)
 
 
-Shell = Callable[[Command, bytes], Optional[Callable[[], Optional[ExecResult]]]]
+Shell = Callable[[ShellCommand, bytes], Optional[Callable[[], Optional[ExecResult]]]]
 """Starts a command with an input, as run_shell() of login_shell.py does, and returns a function that waits for its end
 and returns its ExecResult, or None if it was not run. Returns None if it started nothing."""
 
@@ -245,7 +245,7 @@ class GuestExec(Executor):
     @property
     def limits(self) -> Limits:
         """While the channel's pace is unknown, all input goes at once, with a longer timeout: see ``start``."""
-        most, pace = self.agent.largest_payload, self.agent.pace
+        most, pace = self.agent.largest_content, self.agent.pace
         quick = pace.carries(self.agent.timeout / 2, most) if pace.rate else most
         return Limits(most, quick, pipes_input=True, output=self.agent.largest_output)
 

@@ -4,9 +4,9 @@
 """Files in the guest through guest-file-*: stream bytes in and out, and detect differences on arrival.
 
 One request is in flight at a time (virtio-serial loses replies otherwise), in chunks near 1 MiB: larger ones gain
-nothing, and Windows guests cannot take 2 MiB. On a slow channel they are smaller: see `payload`. A short count, a full
-disk (reported at flush or close as often as at write) and a dead handle are errors. A handle is always closed, because
-the agent keeps it until the agent ends.
+nothing, and Windows guests cannot take 2 MiB. On a slow channel they are smaller: see `content_size`. A short count, a
+full disk (reported at flush or close as often as at write) and a dead handle are errors. A handle is always closed,
+because the agent keeps it until the agent ends.
 
 A file that guest-file-open creates has mode 0666 whatever the umask; to avoid that, create it first (file_ops.stage),
 and open it with C(r+), which creates none if the guest went back to a snapshot since.
@@ -45,12 +45,12 @@ __all__ = (
     "Progress",
     "Sizes",
     "chunks",
+    "content_size",
     "copy_in",
     "copy_out",
     "enforces_selinux",
     "exists",
     "no_progress",
-    "payload",
 )
 
 T = TypeVar("T")
@@ -230,7 +230,7 @@ class GuestFile:
         pieces: list[bytes] = []
         size = 0
         while True:
-            count = payload(self.agent, CHUNK)
+            count = content_size(self.agent, CHUNK)
             pieces.append(self.read(count))
             size += len(pieces[-1])
             if largest is not None and size > largest:
@@ -242,7 +242,7 @@ class GuestFile:
         """Write all of ``data``, in as many requests as it takes."""
         start = 0
         while start < len(data):
-            step = payload(self.agent, min(CHUNK, self.agent.largest_payload))
+            step = content_size(self.agent, min(CHUNK, self.agent.largest_content))
             self.write(data[start : start + step])
             start += step
 
@@ -316,7 +316,7 @@ class GuestFile:
         return self.agent.execute(command, {"handle": self.handle, **arguments})
 
 
-def payload(agent: Agent, largest: int) -> int:
+def content_size(agent: Agent, largest: int) -> int:
     """Return how many bytes one request should carry, at most ``largest``, at the channel's measured pace."""
     return agent.pace.carries(agent.timeout * _SHARE, largest)
 
@@ -422,7 +422,7 @@ class _Out:
     def begin(self, instead: Callable[[Encoded, float, int], int] | None) -> int:
         """Read the beginning, and return how many bytes ``instead`` fetched."""
         began = time.monotonic()
-        count = payload(self._file.agent, self._sizes.first)
+        count = content_size(self._file.agent, self._sizes.first)
         first = self._read(count)
         seconds = time.monotonic() - began
         if first.size == count:
@@ -441,7 +441,7 @@ class _Out:
 
     def take(self) -> int:
         """Read the next piece and return its size: 0 at the end of the file."""
-        piece = self._read(payload(self._file.agent, self._sizes.chunk))
+        piece = self._read(content_size(self._file.agent, self._sizes.chunk))
         self._have(piece)
         return piece.size
 
@@ -474,7 +474,7 @@ def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded]
     if not content:
         return True
     guest_file.seek(position)
-    step = payload(guest_file.agent, sizes.chunk)
+    step = content_size(guest_file.agent, sizes.chunk)
     return all(guest_file.read(step) == content[at : at + step] for at in range(0, len(content), step))
 
 
@@ -500,7 +500,7 @@ def copy_in(
     beside: Beside[Encoded] = Beside()
 
     def prepared() -> Encoded:
-        return Encoded.of(source.read(payload(agent, min(sizes.chunk, agent.largest_payload))))
+        return Encoded.of(source.read(content_size(agent, min(sizes.chunk, agent.largest_content))))
 
     with beside, GuestFile(agent, path, mode) as guest_file:
         position = guest_file.seek(0, 2) if mode == "a+" else 0

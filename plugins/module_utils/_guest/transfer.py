@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
     sum_in,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer, has_zstd, shrinks
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import Packed
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     AS_IT_IS,
@@ -50,23 +50,23 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     Limit,
     Progress,
     chunks,
+    content_size,
     copy_in,
     copy_out,
     no_progress,
-    payload,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import free_space
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     ABANDONED,
     begin_shell,
     check_shell,
-    new_spool,
+    new_prefix,
     run_shell,
     sweep,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
-__all__ = ("digest", "fetch", "put", "sent", "spool_command", "unpack_command")
+__all__ = ("fetch", "file_sha256", "put", "room_command", "sent", "unpack_command")
 
 # Bytes per second. On a channel slower than this, gzip in the guest takes less time than it saves.
 _SLOW = 4 << 20
@@ -131,7 +131,7 @@ def sent(executor: Executor, source: BinaryIO, path: str, progress: Progress = n
 
 def _make_sure(executor: Executor, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:
     """Compare the file at ``path`` with ``source``, unless it was ``compared`` already."""
-    if not compared and digest(executor, path, size) != sha256_of(_from(source, start)):
+    if not compared and file_sha256(executor, path, size) != sha256_of(_from(source, start)):
         raise TransferError(f"{path} is not what was written to it")
 
 
@@ -148,7 +148,7 @@ def _put_small(executor: Executor, content: bytes, path: str, attributes: Attrib
         there = place(executor, content, path, attributes, sha256=checksum)
     except OperationError:
         return False
-    return (there or digest(executor, path)) == checksum
+    return (there or file_sha256(executor, path)) == checksum
 
 
 def _put(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -173,18 +173,18 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
 
     :raise QgaError: if that fails; nothing is running in the guest then.
     """
-    spool = new_spool()
+    prefix = new_prefix()
     try:
-        there = check_shell(executor, spool_command(spool), "keep compressed pieces")
+        there = check_shell(executor, room_command(prefix), "keep compressed pieces")
         packer = ZSTD if there and has_zstd() else GZIP
-        return _put_pieces(executor, source, path, progress, spool, packer)
+        return _put_pieces(executor, source, path, progress, prefix, packer)
     finally:
         with suppress(QgaError):
-            sweep(executor, spool)
+            sweep(executor, prefix)
 
 
 def _put_pieces(
-    executor: Executor, source: BinaryIO, path: str, progress: Progress, spool: str, packer: Packer
+    executor: Executor, source: BinaryIO, path: str, progress: Progress, prefix: str, packer: Packer
 ) -> bool:
     """Write ``source`` by pieces that are compressed, as `_put_packed` does, which has made room for them."""
     pieces = _Pieces(executor, path, source, packer.packing())
@@ -192,7 +192,7 @@ def _put_pieces(
         with closing(pieces.each()) as each:
             for number, piece in enumerate(each):
                 # One file is written while the guest unpacks the other.
-                part = f"{spool}.{number % 2}"
+                part = f"{prefix}.{number % 2}"
                 with GuestFile(executor.agent, part, "w") as guest_file:
                     _send(guest_file, piece)
                 pieces.compare(piece, unpack_command(packer, part, path, piece.size, append=number > 0))
@@ -208,18 +208,18 @@ def _put_pieces(
             pieces.wait()
 
 
-def spool_command(spool: str) -> Command:
+def room_command(prefix: str) -> ShellCommand:
     """Return the command that creates two files for pieces, and prints a path if the guest has zstd."""
-    return Command.of(
-        f"{ABANDONED}; umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool
+    return ShellCommand.of(
+        f"{ABANDONED}; umask 077; set -C; : >{prefix}.0; : >{prefix}.1; command -v zstd || :", "make_room", prefix
     )
 
 
-def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> Command:
+def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> ShellCommand:
     """Return the command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes."""
     name = shlex.quote(path)
     text = f"{packer.unpacks} <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
-    return Command.of(text, "unpack", packer.name, part, int(append), path, size)
+    return ShellCommand.of(text, "unpack", packer.name, part, int(append), path, size)
 
 
 def _put_plain(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -295,11 +295,11 @@ class _Pieces:
         content = self._source.read(size)
         packed = self._pack(content)
         agent = self._executor.agent
-        step = payload(agent, min(self._executor.sizes.chunk, agent.largest_payload))
+        step = content_size(agent, min(self._executor.sizes.chunk, agent.largest_content))
         sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
         return _Piece(content, Sum(content).hexdigest(), sent)
 
-    def compare(self, piece: _Piece, command: Command) -> None:
+    def compare(self, piece: _Piece, command: ShellCommand) -> None:
         """Start comparing ``piece``, which has arrived, by ``command``, which prints its SUM. See ``wait``."""
         self.wait()
         if self.comparable:
@@ -384,7 +384,7 @@ def _status(executor: Executor, path: str) -> bytes:
     if not executor.is_available():
         return b""
     command = f"stat -L -c '%d %i %s %y %z' -- {shlex.quote(path)}"
-    result = run_shell(executor, Command.of(command), whole=False)
+    result = run_shell(executor, ShellCommand.of(command), whole=False)
     return b"" if result.shell_rc else result.stdout
 
 
@@ -434,12 +434,12 @@ def _compare(executor: Executor, path: str, copied: Copied, sink: IO[bytes]) -> 
     """
     # The content of a file without a size (/proc) may change at any moment, so it is not compared.
     size = copied.size if copied.whole else None
-    there = sha256(executor, path, size) if executor.is_available() else digest(executor, path)
+    there = sha256(executor, path, size) if executor.is_available() else file_sha256(executor, path)
     if there and there != sha256_of(_from(sink, 0)):
         raise _Differs(copied.size)
 
 
-def digest(executor: Executor, path: str, size: int | None = None, limit: Limit = USUAL) -> str:
+def file_sha256(executor: Executor, path: str, size: int | None = None, limit: Limit = USUAL) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.

@@ -26,7 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent imp
 from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Sizes
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_spool, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_prefix, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New, put_trees
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
@@ -77,8 +77,8 @@ class Past:
         for descriptor in guest.files.values():
             os.close(descriptor)
         guest.programs, guest.files, guest.handle = {}, {}, 1000  # it gives out the same numbers again
-        spool = Path(guest.spool)
-        for path in (*spool.parent.glob(f"{spool.name}*"), *Path("/var/tmp").glob(f".{NAME}.*")):
+        prefix = Path(guest.prefix)
+        for path in (*prefix.parent.glob(f"{prefix.name}*"), *Path("/var/tmp").glob(f".{NAME}.*")):
             path.unlink()
         for path in self._home.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -154,7 +154,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _home_for_archives(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    monkeypatch.setattr(tree_put, "new_spool", lambda place="": new_spool(str(home)) if place else new_spool())
+    monkeypatch.setattr(tree_put, "new_prefix", lambda place="": new_prefix(str(home)) if place else new_prefix())
 
 
 @pytest.mark.parametrize("small", [12, 400], ids=["in pieces", "at once"])

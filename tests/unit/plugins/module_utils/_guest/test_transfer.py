@@ -29,12 +29,17 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import compression, zstd
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, GuestExec, Shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ExecResult,
+    GuestExec,
+    Shell,
+    ShellCommand,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Sizes
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, file_sha256, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
-from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
+from ansible_collections.qemu.guest.tests.unit.guest import PREFIX, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers, reply_to
 from ansible_collections.qemu.guest.tests.unit.warm import called_here
 
@@ -269,7 +274,7 @@ def test_put_of_what_may_shrink(
     assert size == len(data)
     assert seen[-1] == len(data) and seen == sorted(seen)
     assert path.stat().st_mode & 0o777 == (0o640 if there else 0o600 if programs else path.stat().st_mode & 0o777)
-    assert not list(tmp_path.glob("spool.*")), "nothing stays"
+    assert not list(tmp_path.glob("kept.*")), "nothing stays"
     if programs and len(data) < 1000:
         return  # a program was given it
     sent = sent_to(server)
@@ -289,7 +294,7 @@ def test_put_where_unpacking_fails(executor: GuestExec, guest: Guest, tmp_path: 
     source.seek(7)
     put(executor, source, str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
-    assert not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob("kept.*"))
 
 
 @pytest.mark.usefixtures("packing")
@@ -300,7 +305,7 @@ def test_compressed_pieces_are_open_to_nobody_else(
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> Any:
-        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("spool.*"))
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("kept.*"))
         return guest.write(arguments)
 
     server.answers["guest-file-write"] = watched
@@ -329,7 +334,7 @@ def assert_fetched(executor: GuestExec, directory: Path, data: bytes, name: str 
     assert fetch(executor, str(path), sink, seen.append) == len(data)
     assert sink.getvalue() == data
     assert seen[-1] == len(data) and seen == sorted(seen)
-    assert not list(directory.glob("spool.*")), "nothing stays"
+    assert not list(directory.glob("kept.*")), "nothing stays"
 
 
 @pytest.mark.parametrize("size", [0, 300, 301, 1300, 4300, 4301, 8300, len(TEXT)])
@@ -361,9 +366,9 @@ def asked() -> list[str]:
 
 @pytest.fixture
 def interpreter(asked: list[str], guest: Guest) -> Shell:
-    def begin(command: Command, stdin: bytes) -> Callable[[], ExecResult | None]:
+    def begin(command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None]:
         asked.append(f"unpack {command.arguments[0]}" if command.function == "unpack" else command.function)
-        here = [value.replace(SPOOL, guest.spool) if isinstance(value, str) else value for value in command.arguments]
+        here = [value.replace(PREFIX, guest.prefix) if isinstance(value, str) else value for value in command.arguments]
         outputs: list[bytes] = []
 
         def run() -> None:
@@ -473,9 +478,9 @@ def test_fetch_where_what_packs_is_lost(
 ) -> None:
     begin = executor.shell
     assert begin
-    waits: list[Command] = []
+    waits: list[ShellCommand] = []
 
-    def begun(command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def begun(command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         def lost() -> NoReturn:
             waits.append(command)
             raise OutcomeUnknownError("the agent is gone")
@@ -514,7 +519,7 @@ def test_fetch_from_an_interpreter_of_a_file_that_grows(
     path.write_bytes(TEXT)
 
     def opened(arguments: Mapping[str, Any]) -> Any:
-        if arguments["path"].startswith(SPOOL):
+        if arguments["path"].startswith(PREFIX):
             path.write_bytes(TEXT + change)
         return guest.open(arguments)
 
@@ -595,7 +600,7 @@ def test_put_where_an_interpreter_unpacks(
         tool(guest, "zstd", "exit 127")
     put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
-    assert not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob("kept.*"))
     zstd = [command for command in asked if command == "unpack zstd"]
     assert len(zstd) == {"": 5, "here": 0, "there": 1}[lacks]
     assert (sent_to(server) < len(TEXT) / 2) is (lacks != "there")
@@ -666,7 +671,7 @@ def test_fetch_of_what_has_become_a_fifo(
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-@pytest.mark.parametrize("kind", [fetch, digest])
+@pytest.mark.parametrize("kind", [fetch, file_sha256])
 def test_program_that_never_ends_is_ended(
     executor: GuestExec, guest: Guest, tmp_path: Path, kind: Callable[..., object], clock: Clock
 ) -> None:
@@ -701,7 +706,7 @@ def test_packed_content_is_open_to_nobody_else(
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> Any:
-        for path in tmp_path.glob("spool.*"):
+        for path in tmp_path.glob("kept.*"):
             with suppress(FileNotFoundError):  # the guest removes what was read, beside this
                 modes.append(path.stat().st_mode & 0o777)
         return guest.open(arguments)
@@ -723,7 +728,7 @@ def test_put_leaves_nothing_where_it_is_not_told_that_it_was_made(
     server.then("guest-exec", *[answers] * program, damaged)
     with pytest.raises(ProtocolError, match="not JSON"):
         put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
-    assert not list(tmp_path.glob(".file*")) and not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob(".file*")) and not list(tmp_path.glob("kept.*"))
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
@@ -952,5 +957,5 @@ def test_digest(executor: GuestExec, server: Scripted, tmp_path: Path, programs:
     (tmp_path / "file").write_bytes(LARGE)
     if size is not None and not programs:
         size = len(LARGE)  # there is no other way to read a part, and nobody asks for it
-    assert digest(executor, str(tmp_path / "file"), size) == hashlib.sha256(LARGE[:size]).hexdigest()
+    assert file_sha256(executor, str(tmp_path / "file"), size) == hashlib.sha256(LARGE[:size]).hexdigest()
     assert ("guest-file-read" in server.work) is not programs
