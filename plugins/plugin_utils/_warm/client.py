@@ -29,7 +29,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, ShellCommand, lost, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    LARGEST_OUTPUT,
+    ExecResult,
+    ShellCommand,
+    lost,
+    pauses,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
@@ -156,7 +162,8 @@ class WarmPython:
     """Warm interpreters in a guest, beside its ``runner``.
 
     ``log`` takes messages on progress, ``tell`` those for users. A server is waited for ``start_seconds``. If the
-    requests that start it take no longer than ``quick_seconds``, the guest is quick, and compiles by itself.
+    requests that start it take no longer than ``quick_seconds``, the guest is quick, and compiles by itself. A task has
+    at most ``largest_output`` bytes of each output stream.
     """
 
     def __init__(
@@ -167,13 +174,14 @@ class WarmPython:
         *,
         start_seconds: float = _START_SECONDS,
         quick_seconds: float = _QUICK_START_SECONDS,
+        largest_output: int = LARGEST_OUTPUT,
     ) -> None:
         self._runner = runner
         self._log = log
         self._tell = tell or log
         self._start_seconds = start_seconds
         self._quick_seconds = quick_seconds
-        self._spool = Spool(runner.agent, _spool())
+        self._spool = Spool(runner.agent, _spool(), largest_output)
         self._first_looks: dict[str, float] = {}  # by archive: seconds after which to look for an answer
 
     def run(self, command: str, stdin: bytes) -> ExecResult | None:
