@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address, parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent, Patience
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
     ConnectError,
@@ -57,7 +57,7 @@ def run_here(operation: Operation, connection: Connected, params: Mapping[str, A
         if params["agent_timeout"] is not None:
             agent.timeout = params["agent_timeout"]
         if params["frozen_timeout"] is not None:
-            agent.patience = agent.patience._replace(frozen_timeout=params["frozen_timeout"])
+            agent.patience = Patience(params["frozen_timeout"], agent.patience.warn)
         return run_operation(operation, agent, params, executor=connection.executor, **modes)
     except QgaError as exc:
         if _means_unreachable(exc):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Any, Callable, Mapping, Sequence, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import errors, protocol, schema
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
@@ -24,7 +24,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.pace import Pace
-from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import AgentInfo, Situation, refusal
+from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import (
+    AgentInfo,
+    Situation,
+    look_around,
+    refusal,
+)
 
 __all__ = ("DEFAULT_TIMEOUT", "SECONDS_TO_FAIL", "Agent", "Log", "Patience", "value_of")
 
@@ -45,14 +50,15 @@ def _tell_nobody(text: str) -> None:
     """Drop a log line."""
 
 
-class Patience(NamedTuple):
+class Patience:
     """How many seconds a frozen guest is waited for during an operation, and how the user is told of it.
 
     It is here for _guest/patience.py, which knows the agent and not the task's options.
     """
 
-    frozen_timeout: float = 300.0
-    warn: Log = _tell_nobody
+    def __init__(self, frozen_timeout: float = 300.0, warn: Log = _tell_nobody) -> None:
+        self.frozen_timeout = frozen_timeout
+        self.warn = warn
 
 
 class Agent(ABC):
@@ -138,7 +144,7 @@ class Agent(ABC):
             try:
                 return self._executed(command, arguments, deadline)
             except CommandUnavailable as exc:
-                raise self._refusal([command], exc.message, deadline) from None
+                raise refusal([command], exc.message, self._situation(deadline)) from None
         except QgaError as exc:
             raise self._told(exc, command) from None
 
@@ -215,7 +221,7 @@ class Agent(ABC):
         info = self.info
         missing = info.missing(commands)
         if missing and info.looks_frozen:
-            refused = self._missed(missing)
+            refused = self._refusal(missing)
             if refused.reason == "frozen":
                 raise refused
         return not missing
@@ -227,7 +233,7 @@ class Agent(ABC):
         """
         missing = self._missing(commands)
         if missing:
-            raise self._missed(missing)
+            raise self._refusal(missing)
 
     def refusals(self, *commands: str) -> dict[str, CommandUnavailable]:
         """Return what ``require`` raises for each of ``commands`` by itself; those that can be run are not in it."""
@@ -238,12 +244,9 @@ class Agent(ABC):
     def _missing(self, commands: Sequence[str]) -> list[str]:
         return self.info.missing(commands) if commands else []  # the agent is not asked for nothing
 
-    def _missed(self, commands: Sequence[str]) -> CommandUnavailable:
+    def _refusal(self, commands: Sequence[str]) -> CommandUnavailable:
         """Return the error for commands that guest-info does not list as enabled."""
-        return self._told(self._refusal(commands, "", Deadline(self.timeout)), commands[0])
-
-    def _refusal(self, commands: Sequence[str], words: str, deadline: Deadline) -> CommandUnavailable:
-        return refusal(commands, words, self._situation(deadline))
+        return self._told(refusal(commands, "", self._situation(Deadline(self.timeout))), commands[0])
 
     def _situation(self, deadline: Deadline) -> Situation | None:
         """Return what explains refusals; None if the agent does not tell."""
@@ -251,7 +254,7 @@ class Agent(ABC):
         def ask(command: str) -> Any:
             return self._executed(command, None, _deadline(min(self.timeout, deadline.left())))
 
-        return Situation.asked(self._info, lambda: self._kept(ask("guest-info")), ask)
+        return look_around(self._info, lambda: self._kept(ask("guest-info")), ask)
 
 
 def value_of(command: str, reply: Mapping[str, Any]) -> Any:

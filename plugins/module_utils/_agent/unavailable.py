@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence, Tuple
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, schema
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError, CommandUnavailable, QgaError
 
-__all__ = ("AgentInfo", "Situation", "refusal")
+__all__ = ("AgentInfo", "Situation", "look_around", "refusal")
 
 # Ids as in guest-get-osinfo.
 _RED_HAT = ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn")
@@ -64,40 +64,26 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, digits))
 
 
-class Situation(NamedTuple):
-    """What explains refusals.
+Situation = Tuple[AgentInfo, str, Any]
+"""What explains refusals: guest-info's present reply, the id of the guest's operating system (empty if unknown), and the
+reply to guest-fsfreeze-status (None if the agent refuses that, too)."""
 
-    ``info`` is guest-info's present reply, ``system`` the id of the guest's operating system, empty if unknown, and
-    ``status`` the reply to guest-fsfreeze-status, None if the agent refuses that, too.
+
+def look_around(known: AgentInfo | None, look: Callable[[], AgentInfo], ask: Callable[[str], Any]) -> Situation | None:
+    """Ask an agent, of which ``known`` is an earlier guest-info, for its situation; return None if it does not tell.
+
+    ``look`` returns the present guest-info, and ``ask`` the result of a command.
     """
-
-    info: AgentInfo
-    system: str
-    status: Any
-
-    @classmethod
-    def asked(
-        cls, known: AgentInfo | None, look: Callable[[], AgentInfo], ask: Callable[[str], Any]
-    ) -> Situation | None:
-        """Ask the agent, of which ``known`` is an earlier guest-info, and return its situation; None if it fails.
-
-        ``look`` returns the present guest-info, and ``ask`` the result of a command.
-        """
-        try:
-            # Status first, then guest-info: if the guest is thawed in between, the command shows as enabled.
-            status = _if_told(known or look(), ask, "guest-fsfreeze-status")
-            info = look()
-        except QgaError:
-            return None
-        system = ""
-        with suppress(QgaError):  # a less precise hint must not replace the error itself
-            system = str((_if_told(info, ask, "guest-get-osinfo") or {}).get("id", ""))
-        return cls(info, system, status)
-
-    def is_frozen(self, commands: Sequence[str]) -> bool:
-        """Return whether the guest is frozen, or was when the agent refused ``commands``."""
-        was_thawed = self.status == "thawed" and any(self.info.commands.get(command) for command in commands)
-        return self.status == "frozen" or was_thawed
+    try:
+        # Status first, then guest-info: if the guest is thawed in between, the command shows as enabled.
+        status = _if_told(known or look(), ask, "guest-fsfreeze-status")
+        info = look()
+    except QgaError:
+        return None
+    system = ""
+    with suppress(QgaError):  # a less precise hint must not replace the error itself
+        system = str((_if_told(info, ask, "guest-get-osinfo") or {}).get("id", ""))
+    return info, system, status
 
 
 def _if_told(info: AgentInfo, ask: Callable[[str], Any], command: str) -> Any:
@@ -118,8 +104,9 @@ def refusal(commands: Sequence[str], words: str, situation: Situation | None) ->
     if situation is None:
         hint = _MONITOR if "qmp_capabilities" in words else ""
         return CommandUnavailable(words or "the agent does not say why", command=commands[0], hint=hint)
-    info, system, _status = situation
-    frozen = situation.is_frozen(commands)
+    info, system, status = situation
+    was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
+    frozen = status == "frozen" or was_thawed
     groups: dict[str, list[str]] = {}
     for command in commands:
         groups.setdefault(_reason(command, info, system, frozen), []).append(command)

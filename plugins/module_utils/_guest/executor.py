@@ -109,7 +109,7 @@ Shell = Callable[[ShellCommand, bytes], Optional[Callable[[], Optional[ExecResul
 and returns its ExecResult, or None if it was not run. Returns None if it started nothing."""
 
 
-class Limits(NamedTuple):
+class Limits:
     """What an Executor takes and returns, in bytes.
 
     ``input`` is the most standard input that a program can be given, ``quick_input`` as much as arrives well within the
@@ -117,10 +117,11 @@ class Limits(NamedTuple):
     ``output`` is how much of each output stream can be fetched: LARGEST_OUTPUT where all is kept in a file.
     """
 
-    input: int
-    quick_input: int
-    pipes_input: bool
-    output: int
+    def __init__(self, input: int, quick_input: int, *, pipes_input: bool, output: int) -> None:
+        self.input = input
+        self.quick_input = quick_input
+        self.pipes_input = pipes_input
+        self.output = output
 
 
 class Executor(ABC):

@@ -61,8 +61,8 @@ CHUNK = 1024 * 1024
 _SHARE = 1 / 8  # the most of the timeout that one request should take
 
 
-class Sizes(NamedTuple):
-    """How content is cut for its way, in bytes.
+class Sizes:
+    """How content is cut for its way, in bytes. Others are those of a subclass.
 
     ``chunk`` is what one request carries at most, and ``first`` the first read, which decides how to go on. Below
     ``small``, one program in the guest takes the content and compares it: more programs take longer than they save.
@@ -77,14 +77,14 @@ class Sizes(NamedTuple):
     one that reports no size (/proc).
     """
 
-    chunk: int = CHUNK
-    first: int = CHUNK // 4
-    small: int = CHUNK // 4
-    first_piece: int = 2 * CHUNK
-    piece: int = 4 * CHUNK
-    part: int = 16 * CHUNK
-    packed: int = CHUNK // 4
-    growth: int = 64 * CHUNK
+    chunk = CHUNK
+    first = CHUNK // 4
+    small = CHUNK // 4
+    first_piece = 2 * CHUNK
+    piece = 4 * CHUNK
+    part = 16 * CHUNK
+    packed = CHUNK // 4
+    growth = 64 * CHUNK
 
 
 SIZES = Sizes()

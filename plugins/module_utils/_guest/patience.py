@@ -61,13 +61,13 @@ class _Outages:
 
         :raise CommandUnavailable: ``exc``, if it is not about a frozen guest or the guest was frozen too long.
         """
-        seconds, warn = self._agent.patience
+        seconds = self._agent.patience.frozen_timeout
         if not is_frozen(exc) or exc.was_waited_for:
             raise exc
         if self._frozen is None:
             self._frozen = Deadline(seconds)
             if seconds > 0:
-                warn(f"the guest is frozen; waiting up to {seconds:g} s until it is thawed.")
+                self._agent.patience.warn(f"the guest is frozen; waiting up to {seconds:g} s until it is thawed.")
         if self._frozen.expired:
             exc.was_waited_for = True
             raise exc

@@ -704,7 +704,8 @@ def test_guest_says_later_that_the_file_is_larger(
     more: int,
 ) -> None:
     """It would be read without end. One that has another size than what is to be there is not read."""
-    sizes = Sizes(growth=3 * CHUNK)
+    sizes = Sizes()
+    sizes.growth = 3 * CHUNK
     (home / "file").write_bytes(b"y" * (DIFF_LIMIT + 5))
     seeks: list[int] = []
 

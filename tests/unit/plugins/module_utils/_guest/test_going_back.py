@@ -157,6 +157,12 @@ def _home_for_archives(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr(tree_put, "new_prefix", lambda place="": new_prefix(str(home)) if place else new_prefix())
 
 
+class Tiny(Sizes):
+    """A file of some bytes takes as many requests as one of megabytes."""
+
+    chunk, first, first_piece, piece = 10, 6, 400, 400
+
+
 @pytest.mark.parametrize("small", [12, 400], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("name", DEEDS)
 def test_guest_that_goes_back(
@@ -167,13 +173,14 @@ def test_guest_that_goes_back(
     name: str,
     small: int,
 ) -> None:
-    """A file of some bytes takes as many requests as one of megabytes."""
     deed = DEEDS[name]
     if deed.owner and os.getuid() != 0:
         pytest.skip("only root can give a directory away")
     os.chown(home, deed.owner or -1, -1)
     server = scripted(guest.answers(*deed.without))
-    executor = GuestExec(connect(server), sizes=Sizes(chunk=10, first=6, small=small, first_piece=400, piece=400))
+    sizes = Tiny()
+    sizes.small = small
+    executor = GuestExec(connect(server), sizes=sizes)
     succeeded = failed = 0
     for number in range(1, 200):
         for path in home.iterdir():

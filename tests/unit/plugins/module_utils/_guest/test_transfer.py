@@ -57,8 +57,12 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
     return scripted(guest.answers(*(() if programs else PROGRAMS)))
 
 
-TINY = Sizes(chunk=10, first=6, small=12, first_piece=10, piece=20, growth=640)
-PACKING = Sizes(chunk=300, first=100, small=1000, first_piece=1000, piece=4000, part=4000, packed=50)
+class Tiny(Sizes):
+    chunk, first, small, first_piece, piece, growth = 10, 6, 12, 10, 20, 640
+
+
+class Packing(Sizes):
+    chunk, first, small, first_piece, piece, part, packed = 300, 100, 1000, 1000, 4000, 4000, 50
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def executor(
 ) -> GuestExec:
     """It has the interpreter of ``asked`` and the sizes of ``packing``, where a test asks for those fixtures."""
     shell = request.getfixturevalue("interpreter") if programs and "asked" in request.fixturenames else None
-    return GuestExec(connect(server), shell, sizes=PACKING if "packing" in request.fixturenames else TINY)
+    return GuestExec(connect(server), shell, sizes=Packing() if "packing" in request.fixturenames else Tiny())
 
 
 def on_its_way(directory: Path) -> Path:
@@ -489,7 +493,7 @@ def test_fetch_where_what_packs_is_lost(
 
     (tmp_path / "file").write_bytes(TEXT)
     with pytest.raises(OutcomeUnknownError):
-        fetch(GuestExec(executor.agent, begun, sizes=PACKING), str(tmp_path / "file"), io.BytesIO())
+        fetch(GuestExec(executor.agent, begun, sizes=Packing()), str(tmp_path / "file"), io.BytesIO())
     assert len(waits) == 1, "that is not waited for twice"
 
 
@@ -566,7 +570,7 @@ def test_zstd_by_a_program(
 ) -> None:
     """Where the interpreter is not there after all."""
     tool(guest, "zstd", ZSTD)
-    executor = GuestExec(executor.agent, lambda command, stdin: None, sizes=PACKING)
+    executor = GuestExec(executor.agent, lambda command, stdin: None, sizes=Packing())
     if way == "fetch":
         assert_fetched(executor, tmp_path, TEXT)
         assert sum(quick) < len(TEXT) / 2
