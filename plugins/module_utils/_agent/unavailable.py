@@ -65,8 +65,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 Situation = Tuple[AgentInfo, str, Any]
-"""What explains refusals: guest-info's present reply, the id of the guest's operating system (empty if unknown), and the
-reply to guest-fsfreeze-status (None if the agent refuses that, too)."""
+"""What explains refusals: guest-info's present reply, the id of the guest's operating system (empty if unknown), and
+the reply to guest-fsfreeze-status (None if the agent refuses that, too)."""
 
 
 def look_around(known: AgentInfo | None, look: Callable[[], AgentInfo], ask: Callable[[str], Any]) -> Situation | None:

@@ -514,10 +514,20 @@ def copy_in(
             progress(sent)
             piece = beside.wait()
         guest_file.flush()
-        arrived = guest_file.seek(0, 1) - position
-        if arrived != sent:
-            raise TransferError(f"{sent} bytes were sent to {path}, and {arrived} are there")
-        checked = sent <= sizes.chunk
-        if checked and not _reads_again(guest_file, position, start, sizes):
-            raise TransferError(f"{path} reads back differently from what was written")
+        checked = _arrived(guest_file, position, sent, start, sizes)
     return Copied(sent, checked)
+
+
+def _arrived(guest_file: GuestFile, start: int, sent: int, pieces: Sequence[Encoded], sizes: Sizes) -> bool:
+    """Compare what was sent with what was written from ``start`` on; return whether all content was compared.
+
+    :raise TransferError: if they differ.
+    """
+    arrived = guest_file.seek(0, 1) - start
+    if arrived != sent:
+        raise TransferError(f"{sent} bytes were sent to {guest_file.path}, and {arrived} are there")
+    if sent > sizes.chunk:
+        return False
+    if not _reads_again(guest_file, start, pieces, sizes):
+        raise TransferError(f"{guest_file.path} reads back differently from what was written")
+    return True
