@@ -122,8 +122,8 @@ def patiently(
 ) -> T:
     """Return the result of ``action``, which must be repeatable. Wait for an agent that is away meanwhile.
 
-    A silent agent has ``grace`` seconds, and a frozen guest those of ``agent.patience``. An error that is ``final``
-    is raised at once.
+    A silent agent has ``grace`` seconds; for a frozen guest, ``agent.patience`` says. An error that is ``final`` is
+    raised at once.
 
     :raise QgaError: that of ``action``, if it is final, no outage, or the outage lasts longer.
     """
