@@ -191,9 +191,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    CAPTURE_LIMIT,
+    ExecResult,
+    Executor,
+    GuestExec,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, new_spool, shell_result
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, new_prefix, shell_result
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
 
@@ -274,8 +279,8 @@ def apply(executor: Executor, plan: Plan) -> Mapping[str, Any]:
         stdin += "\n"
     started = time.monotonic()
     waiting = _Waiting(executor, params["timeout"])
-    spool = "" if executor.passes_long_replies else new_spool()
-    result = shell_result(executor, params["command"], stdin.encode("utf-8", "surrogateescape"), spool, waiting.ended)
+    prefix = "" if executor.limits.output >= CAPTURE_LIMIT else new_prefix()
+    result = shell_result(executor, params["command"], stdin.encode("utf-8", "surrogateescape"), prefix, waiting.ended)
     elapsed = round(time.monotonic() - started, 3)
     outcome = described(result, params["strip_empty_ends"]) if result else {}
     answer = {"changed": True, "cmd": params["cmd"], **outcome, "elapsed": elapsed}

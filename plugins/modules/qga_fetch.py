@@ -127,7 +127,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Limit, chunks
 from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import free_space, replacing
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, file_sha256
 from ansible_collections.qemu.guest.plugins.module_utils._module import fetch_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import Operation, Params, Plan
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import run_module
@@ -147,7 +147,7 @@ def read(executor: Executor, params: Params) -> Any:
     if dest.endswith("/") or os.path.isdir(dest):
         dest = os.path.join(dest, os.path.basename(params["src"]))
     here = _digest_here(dest)
-    there = digest(executor, params["src"], limit=Limit(params["max_size"], _room(dest)))
+    there = file_sha256(executor, params["src"], limit=Limit(params["max_size"], _room(dest)))
     return {"dest": dest, "here": here, "there": there}
 
 

@@ -218,12 +218,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     GuestFile,
     Limit,
+    content_size,
     copy_in,
     enforces_selinux,
-    payload,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, digest, put, sent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import file_sha256, put, sent
 from ansible_collections.qemu.guest.plugins.module_utils._module import copy_tree
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import FILE_MODE, mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, Operation, Params, Plan
@@ -414,7 +414,7 @@ def _content(executor: Executor, state: Mapping[str, Any], append: bool) -> dict
     if size > DIFF_LIMIT and wanted is not None and not append and size != len(wanted):
         return content  # it differs, whatever it has
     if size > DIFF_LIMIT:
-        return {**content, "sha256": digest(executor, path, limit=Limit(said=size))}
+        return {**content, "sha256": file_sha256(executor, path, limit=Limit(said=size))}
     with GuestFile(executor.agent, path) as guest_file:
         text = _read(guest_file, DIFF_LIMIT)
     if len(text) > DIFF_LIMIT:
@@ -426,7 +426,7 @@ def _read(guest_file: GuestFile, size: int) -> bytes:
     """Return the rest of a file, at most ``size`` bytes and one more."""
     content = b""
     while len(content) <= size:
-        piece = guest_file.read(payload(guest_file.agent, size + 1 - len(content)))
+        piece = guest_file.read(content_size(guest_file.agent, size + 1 - len(content)))
         if not piece:
             break
         content += piece
@@ -578,7 +578,7 @@ def _write_without_programs(executor: Executor, current: Current, params: Params
 
 def _change(executor: Executor, current: Current, attributes: Attributes, appended: bytes | None) -> None:
     """Change an existing file in place."""
-    if appended is None or len(appended) < SMALL:
+    if appended is None or len(appended) < executor.sizes.small:
         alter(executor, current.real, attributes, appended, safe=current.safe)
         return
     with sent(executor, io.BytesIO(appended), current.real) as staged:

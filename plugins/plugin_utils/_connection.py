@@ -24,7 +24,7 @@ from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import FORMS, Address, parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent, Patience
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -40,10 +40,10 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.mux_client import dismiss, note, noted
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
-    Command,
     ExecResult,
     Executor,
     GuestExec,
+    ShellCommand,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
@@ -131,8 +131,8 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
-            agent.frozen_timeout = self.get_option("frozen_timeout")
-            agent.warn = lambda text: display.warning(f"{name}: {text}")
+            frozen_timeout = self.get_option("frozen_timeout")
+            agent.patience = Patience(frozen_timeout, lambda text: display.warning(f"{name}: {text}"))
             self._agent = agent
             # In a loop, ansible-core makes a new connection unless this one says so.
             self._connected = True
@@ -252,14 +252,12 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             return GuestExec(agent)
         log = functools.partial(_show, display.vvv, self._name)
         start = functools.partial(_start_runner, routes=self.get_option("bootstrap"), log=log)
-        self._runner = Runner(agent, start)
+        shell = self._begin_warm_shell if self.get_option("warm_python") else None
+        self._runner = Runner(agent, start, shell if method == "runner" else None)
+        if shell:
+            self._warm = WarmPython(self._runner, log, functools.partial(_show, display.v, self._name))
         # With guest-exec, operations learn the signal that ended a program.
-        used = GuestExecOrRunner(self._runner) if method == "auto" else self._runner
-        if self.get_option("warm_python"):
-            tell = functools.partial(_show, display.v, self._name)
-            self._warm = WarmPython(self._runner, log, tell)
-            used.shell = self._begin_warm_shell
-        return used
+        return GuestExecOrRunner(self._runner, shell) if method == "auto" else self._runner
 
     def _run(self, command: str, stdin: bytes, password: bytes = b"") -> ExecResult:
         """Run a shell command whose input is ``password`` and ``stdin``."""
@@ -328,7 +326,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 raise
             return None  # nothing was run; the plain path has other means, or reports the error
 
-    def _begin_warm_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def _begin_warm_shell(self, command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         try:
             return self._warm.begin_shell(command, stdin) if self._warm else None
         except (CommandUnavailable, NoRunnerError):

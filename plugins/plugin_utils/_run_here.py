@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address, parse_address
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent, Patience
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
     ConnectError,
@@ -52,18 +52,19 @@ def run_here(operation: Operation, connection: Connected, params: Mapping[str, A
     :raise AnsibleConnectionFailure: if the agent cannot be reached: the host is unreachable.
     """
     agent = connection.agent
-    usual = agent.timeout, agent.frozen_timeout
+    usual = agent.timeout, agent.patience
     try:
-        for name, option in (("timeout", "agent_timeout"), ("frozen_timeout", "frozen_timeout")):
-            if params[option] is not None:
-                setattr(agent, name, params[option])
+        if params["agent_timeout"] is not None:
+            agent.timeout = params["agent_timeout"]
+        if params["frozen_timeout"] is not None:
+            agent.patience = Patience(params["frozen_timeout"], agent.patience.warn)
         return run_operation(operation, agent, params, executor=connection.executor, **modes)
     except QgaError as exc:
         if _means_unreachable(exc):
             raise AnsibleConnectionFailure(str(exc)) from exc
         return {"failed": True, "msg": str(exc), **exc.as_result()}
     finally:
-        agent.timeout, agent.frozen_timeout = usual  # the next item of a loop has the same agent
+        agent.timeout, agent.patience = usual  # the next item of a loop has the same agent
 
 
 def _means_unreachable(exc: QgaError) -> bool:

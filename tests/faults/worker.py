@@ -99,12 +99,10 @@ def _hurry() -> None:
     from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import COMMANDS
     from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
     from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
-    from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor as runner
 
     assert patiently.__kwdefaults__ and SocketAgent.__init__.__kwdefaults__
     patiently.__kwdefaults__["grace"] = GRACE_SECONDS
     SocketAgent.__init__.__kwdefaults__["silent_seconds"] = SILENT_SECONDS
-    runner._TAKE_SECONDS = GRACE_SECONDS
     for name, command in COMMANDS.items():
         COMMANDS[name] = command._replace(least_seconds=min(command.least_seconds, GRACE_SECONDS))
 

@@ -22,7 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Gu
 from ansible_collections.qemu.guest.tests.unit.scripted import AgentError
 
 # Where the collection keeps what does not fit, and the runner all it has; tests keep it in a directory of theirs.
-SPOOL = "/run/qemu-guest."
+PREFIX = "/run/qemu-guest."
 RUNNER = "/run/qemu-guest-runner"
 CAPTURE = 16 * 1024 * 1024
 
@@ -87,7 +87,7 @@ class Guest:
     """Answers for a ``Scripted`` agent.
 
     ``shell`` stands in for /bin/sh, and programs in the directory ``tools`` come before those of PATH. ``started`` are
-    the requests to start a program. What stands at ``spool`` here is what stands at SPOOL in the guest, and programs
+    the requests to start a program. What stands at ``prefix`` here is what stands at PREFIX in the guest, and programs
     find in ``etc`` what the guest has in /etc. ``directory`` is the agent's own, where relative paths lead.
     """
 
@@ -96,7 +96,7 @@ class Guest:
         self.tools.mkdir()
         self.directory = directory / "directory of the agent"
         self.directory.mkdir()
-        self.spool = str(directory / "spool.")
+        self.prefix = str(directory / "kept.")
         # Sockets are made in there: their paths have to be short.
         self.place = tempfile.TemporaryDirectory(prefix="runner-", ignore_cleanup_errors=True)
         self.runner = Path(self.place.name) / "runner"
@@ -194,13 +194,13 @@ class Guest:
         env = dict(self._of_login(entry).split("=", 1) for entry in arguments["env"]) if "env" in arguments else None
         if env and "PATH" in env:
             env["PATH"] = f"{self.tools}:{env['PATH']}"
-        stdin = base64.b64decode(arguments.get("input-data", "")).replace(SPOOL.encode(), self.spool.encode())
+        stdin = base64.b64decode(arguments.get("input-data", "")).replace(PREFIX.encode(), self.prefix.encode())
         started = Program([*program, *arguments.get("arg", ())], env, stdin)
         self.programs[started.process.pid] = started
         return {"pid": started.process.pid}
 
     def _here(self, text: str) -> str:
-        return text.replace(SPOOL, self.spool).replace(RUNNER, str(self.runner))
+        return text.replace(PREFIX, self.prefix).replace(RUNNER, str(self.runner))
 
     def _of_login(self, text: str) -> str:
         return re.sub(r"(?<![\w.])/etc/", lambda _etc: f"{self.etc}/", self._here(text))

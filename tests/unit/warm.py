@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
@@ -141,7 +141,7 @@ def full(*_arguments: object) -> int:
     raise OSError(errno.ENOSPC, "there is no room")
 
 
-def called_here(command: Command, stdin: bytes = b"") -> bytes | None:
+def called_here(command: ShellCommand, stdin: bytes = b"") -> bytes | None:
     """Return what the call prints that stands for a command; None if it takes a shell."""
     if not command.function:
         return None

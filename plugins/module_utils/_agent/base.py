@@ -11,14 +11,13 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import errors, protocol, schema
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
-    CommandError,
     CommandUnavailable,
     ConnectError,
     OperationError,
@@ -28,28 +27,23 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.pace import Pace
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import printable
-from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import AgentInfo, refusal
-
-__all__ = (
-    "DEFAULT_FROZEN_TIMEOUT",
-    "DEFAULT_TIMEOUT",
-    "SECONDS_TO_FAIL",
-    "Agent",
-    "Log",
+from ansible_collections.qemu.guest.plugins.module_utils._agent.unavailable import (
+    AgentInfo,
+    Situation,
+    look_around,
+    refusal,
 )
+
+__all__ = ("DEFAULT_TIMEOUT", "SECONDS_TO_FAIL", "Agent", "Log", "Patience", "value_of")
 
 DEFAULT_TIMEOUT = 20.0
 """Seconds that one agent command may take, connecting and waiting for the channel included."""
-
-DEFAULT_FROZEN_TIMEOUT = 300.0
-"""Seconds to wait for a frozen guest during an operation; see _guest/patience.py."""
 
 SECONDS_TO_FAIL = 5.0
 """Seconds to wait for an error of a command that answers only when it fails, unless the caller sets a timeout. A bad
 mode is refused at once; a shutdown helper that cannot be run is reported when it has ended."""
 
 _DISABLED = r"(The c|C)ommand \S+ has been disabled\b"
-_MONITOR = "This is the socket of QEMU's monitor. The agent's is that of the port org.qemu.guest_agent.0."
 
 Log = Callable[[str], None]
 E = TypeVar("E", bound=QgaError)
@@ -59,16 +53,31 @@ def _tell_nobody(text: str) -> None:
     """Drop a log line."""
 
 
+class Patience:
+    """How many seconds a frozen guest is waited for during an operation, and how the user is told of it.
+
+    ``outages``: since when the agent has been away, by kind of outage; it has answered nothing since. All this is here
+    for _guest/patience.py, which knows the agent and not the task's options.
+    """
+
+    def __init__(self, frozen_timeout: float = 300.0, warn: Log = _tell_nobody) -> None:
+        self.frozen_timeout = frozen_timeout
+        self.warn = warn
+        self.outages: dict[str, float] = {}
+
+
 class Agent(ABC):
     """A guest's agent. Not thread-safe: an agent runs one command at a time.
 
-    ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments.
-    ``frozen_timeout`` is how many seconds to wait for a frozen guest during an operation, and ``warn`` tells the user
-    about that. A command that answers only when it fails has ``seconds_to_fail``.
+    ``timeout`` is the limit of one command in seconds; ``log`` takes a line per command, without its arguments. A
+    command that answers only when it fails has ``seconds_to_fail``.
     """
 
-    largest_payload = 48 * 1000 * 1000
+    largest_content = 48 * 1000 * 1000
     """Bytes of content that one request can carry. The agent's parser takes 64 MiB, with base64 and JSON around it."""
+
+    largest_output = 16 << 20
+    """Bytes of each output stream of a program that one reply can carry: all that the agent keeps."""
 
     def __init__(
         self,
@@ -79,20 +88,15 @@ class Agent(ABC):
     ) -> None:
         self.name = name
         self.timeout = timeout
-        self.seconds_to_fail = seconds_to_fail
-        self.frozen_timeout = DEFAULT_FROZEN_TIMEOUT
-        self.warn: Log = log or _tell_nobody
+        self.patience = Patience()
         self.pace = Pace()
         self.changed_by = ""
         """The last command that changed the guest. Of files and programs, only those who use them know that."""
-        self.outages: dict[str, float] = {}
-        """Since when the agent has been away, by kind of outage; it has answered nothing since. See patience.py."""
+        self._seconds_to_fail = seconds_to_fail
         self._log = log
         self._info: AgentInfo | None = None
         self._last_command = ""
         self._has_answered = False
-        # Deadline for asking the agent why it refused a command: that command's own.
-        self._explaining: Deadline | None = None
 
     @abstractmethod
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
@@ -110,11 +114,6 @@ class Agent(ABC):
     def step_aside(self) -> None:
         """Leave a channel that serves one client to other clients until the next command."""
         return
-
-    @property
-    def passes_long_replies(self) -> bool:
-        """Whether all output that the agent keeps of a program fits in one reply."""
-        return True
 
     @property
     def identity(self) -> str:
@@ -146,33 +145,37 @@ class Agent(ABC):
 
         :raise QgaError: one of the tree in errors.py.
         """
-        known = schema.command(command)
-        self._last_command = command
-        seconds = self.patience(command) if timeout is None else timeout
-        started = time.monotonic()
         try:
-            deadline = _deadline(seconds)
-            reply = self._request_reading_twice(command, arguments, deadline)
-            self._has_answered = True
-            self.outages.clear()
-            value = self._value(command, reply, deadline)
-            if schema.is_change(command):
-                self.changed_by = command
-        except OutcomeUnknownError as exc:
-            if known.answers:
-                raise self._told(exc, command) from None
-            value = None
+            self._last_command = command
+            deadline = _deadline(self._default_timeout(command) if timeout is None else timeout)
+            try:
+                return self._executed(command, arguments, deadline)
+            except CommandUnavailable as exc:
+                raise refusal([command], exc.message, self._situation(deadline)) from None
         except QgaError as exc:
             raise self._told(exc, command) from None
+
+    def _default_timeout(self, command: str) -> float:
+        known = schema.command(command)
+        return max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, self._seconds_to_fail)
+
+    def _executed(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> Any:
+        """Do as ``execute``, but tell a refusal in the agent's own words, which are alike for all reasons."""
+        started = time.monotonic()
+        try:
+            reply = self._request_reading_twice(command, arguments, deadline)
+            self._has_answered = True
+            self.patience.outages.clear()
+            value = value_of(command, reply)
+            if schema.is_change(command):
+                self.changed_by = command
+        except OutcomeUnknownError:
+            if schema.command(command).answers:
+                raise
+            value = None
         if self._log:
             self._log(f"{command} took {(time.monotonic() - started) * 1000:.1f} ms")
         return value
-
-    def patience(self, command: str) -> float:
-        """Return the default timeout of ``command`` in seconds."""
-        known = schema.command(command)
-        seconds = max(self.timeout, known.least_seconds) if known.answers else min(self.timeout, self.seconds_to_fail)
-        return min(seconds, self._explaining.left()) if self._explaining else seconds
 
     def _request_reading_twice(
         self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline
@@ -187,18 +190,6 @@ class Agent(ABC):
             return self._request(command, arguments, deadline)
         except ConnectError as exc:  # the second time only: it was sent before
             raise OutcomeUnknownError(f"{first.message}, and then: {exc.message}", hint=exc.hint) from None
-
-    def _value(self, command: str, reply: Mapping[str, Any], deadline: Deadline) -> Any:
-        if "error" in reply:
-            error = protocol.expect(reply["error"], dict, "the error")
-            desc = protocol.expect(error.get("desc", ""), str, "the error's desc").strip()
-            # Agents before 4.0 report disabled commands with the class GenericError.
-            if error.get("class") == "CommandNotFound" or re.match(_DISABLED, desc):
-                raise self._unavailable([command], desc, deadline)
-            raise errors.command_error(command, str(error.get("class", "")), desc)
-        if "return" not in reply:
-            raise ProtocolError("the reply has neither a return value nor an error")
-        return protocol.expect(reply["return"], schema.command(command).returns, "the return value")
 
     def _told(self, exc: E, command: str) -> E:
         exc.command = exc.command or command
@@ -233,9 +224,13 @@ class Agent(ABC):
     def refresh_info(self) -> AgentInfo:
         """Ask guest-info again and return its reply."""
         try:
-            info = _agent_info(self.execute("guest-info"))
+            return self._kept(self.execute("guest-info"))
         except ProtocolError as exc:
             raise self._told(exc, "guest-info") from None
+
+    def _kept(self, reply: dict[str, Any]) -> AgentInfo:
+        """Return the reply to guest-info; keep it unless it is that of a frozen guest, which shows few commands."""
+        info = AgentInfo.of(reply)
         if not info.looks_frozen:
             self._info = info
         return info
@@ -262,61 +257,44 @@ class Agent(ABC):
         if missing:
             raise self._refusal(missing)
 
-    def _missing(self, commands: Sequence[str]) -> list[str]:
-        return self.info.missing(commands) if commands else []  # the agent is not asked for nothing
-
-    def _refusal(self, missing: Sequence[str]) -> CommandUnavailable:
-        """Return the error for commands that guest-info does not list as enabled."""
-        return self._told(self._unavailable(missing, "", Deadline(self.timeout)), missing[0])
-
     def refusals(self, *commands: str) -> dict[str, CommandUnavailable]:
         """Return what ``require`` raises for each of ``commands`` by itself; those that can be run are not in it."""
         missing = self._missing(commands)
-        state = self._state(Deadline(self.timeout)) if missing else None
-        return {name: self._told(_explained([name], "", state), name) for name in missing}
+        situation = self._situation(Deadline(self.timeout)) if missing else None
+        return {name: self._told(refusal([name], "", situation), name) for name in missing}
 
-    def _unavailable(self, commands: Sequence[str], desc: str, deadline: Deadline) -> CommandUnavailable:
-        """Return an error that explains why the agent does not run ``commands``: agents word all reasons alike."""
-        return _explained(commands, desc, self._state(deadline))
+    def _missing(self, commands: Sequence[str]) -> list[str]:
+        return self.info.missing(commands) if commands else []  # the agent is not asked for nothing
 
-    def _state(self, deadline: Deadline) -> tuple[AgentInfo, str, Any] | None:
-        """Return what explains refusals: the present guest-info, the system, the freeze status; None if not told."""
-        if self._explaining:  # the agent also refused a command that asks about the refusal
-            return None
-        self._explaining = deadline
-        try:
-            # Status first, then guest-info: if the guest is thawed in between, the command shows as enabled.
-            status = self._if_told("guest-fsfreeze-status")
-            return self.refresh_info(), self._system(), status
-        except QgaError:
-            return None
-        finally:
-            self._explaining = None
+    def _refusal(self, commands: Sequence[str]) -> CommandUnavailable:
+        """Return the error for commands that guest-info does not list as enabled."""
+        return self._told(refusal(commands, "", self._situation(Deadline(self.timeout))), commands[0])
 
-    def _system(self) -> str:
-        """Return the id of the guest's operating system, as in os-release; empty if unknown."""
-        with suppress(QgaError):  # a less precise hint must not replace the error itself
-            return str((self._if_told("guest-get-osinfo") or {}).get("id", ""))
-        return ""
+    def _situation(self, deadline: Deadline) -> Situation | None:
+        """Return what explains refusals; None if the agent does not tell."""
 
-    def _if_told(self, command: str) -> Any:
-        """Return the result of the read-only ``command``; None if the agent refuses it."""
-        if not self.info.commands.get(command):
-            return None
-        try:
-            return self.execute(command)
-        except CommandError:
-            return None
+        def ask(command: str) -> Any:
+            return self._executed(command, None, _deadline(min(self.timeout, deadline.left())))
+
+        return look_around(self._info, lambda: self._kept(ask("guest-info")), ask)
 
 
-def _explained(commands: Sequence[str], desc: str, state: tuple[AgentInfo, str, Any] | None) -> CommandUnavailable:
-    """Return the error of commands that an agent in this state does not run."""
-    if state is None:
-        hint = _MONITOR if "qmp_capabilities" in desc else ""
-        return CommandUnavailable(desc or "the agent does not say why", command=commands[0], hint=hint)
-    info, system, status = state
-    was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
-    return refusal(commands, info, system, frozen=status == "frozen" or was_thawed)
+def value_of(command: str, reply: Mapping[str, Any]) -> Any:
+    """Return the value in the reply to ``command``.
+
+    :raise CommandError: if it is an error.
+    :raise ProtocolError: if it is not what the schema says.
+    """
+    if "error" in reply:
+        error = protocol.expect(reply["error"], dict, "the error")
+        desc = protocol.expect(error.get("desc", ""), str, "the error's desc").strip()
+        # Agents before 4.0 report disabled commands with the class GenericError.
+        if error.get("class") == "CommandNotFound" or re.match(_DISABLED, desc):
+            raise CommandUnavailable(desc, command=command)
+        raise errors.command_error(command, str(error.get("class", "")), desc)
+    if "return" not in reply:
+        raise ProtocolError("the reply has neither a return value nor an error")
+    return protocol.expect(reply["return"], schema.command(command).returns, "the return value")
 
 
 def _deadline(seconds: float) -> Deadline:
@@ -329,15 +307,3 @@ def _deadline(seconds: float) -> Deadline:
         error.executed = "no"
         raise error
     return Deadline(seconds)
-
-
-def _agent_info(value: dict[str, Any]) -> AgentInfo:
-    """Return what the reply to guest-info says.
-
-    :raise ProtocolError: if that is not what the schema says.
-    """
-    table = {}
-    for entry in protocol.expect(value.get("supported_commands"), list, "supported_commands"):
-        entry = protocol.expect(entry, dict, "a member of supported_commands")
-        table[protocol.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
-    return AgentInfo(protocol.expect(value.get("version"), str, "version"), table)

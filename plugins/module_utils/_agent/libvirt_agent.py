@@ -127,12 +127,14 @@ _RESTART = f"libvirt does not talk to this agent until that is restarted (in the
 class LibvirtAgent(Agent):
     """The agent of a libvirt domain. ``uri`` selects the libvirt; the default is from the environment.
 
-    With ``forward``, that is the URI on another machine, and the default is DEFAULT_URI.
+    With ``forward``, that is the URI on another machine, and the default is DEFAULT_URI. An agent that was idle for
+    ``idle_seconds`` is pinged before a request.
 
     :raise AddressError: if libvirt's Python library is missing, or another machine's URI is not a system's.
     """
 
-    largest_payload = 96 * 1024
+    largest_content = 96 * 1024
+    largest_output = _LARGEST_READ // 2
 
     def __init__(
         self,
@@ -141,6 +143,8 @@ class LibvirtAgent(Agent):
         timeout: float = DEFAULT_TIMEOUT,
         log: Log | None = None,
         forward: Forward | None = None,
+        *,
+        idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         if libvirt is None:
             reason = f"for the address {address} ({_WHY_MISSING})"
@@ -152,6 +156,7 @@ class LibvirtAgent(Agent):
         self._address = address
         self._uri = uri or (not forward and os.environ.get("LIBVIRT_DEFAULT_URI")) or DEFAULT_URI
         self._forward = forward
+        self._idle_seconds = idle_seconds
         self._sockets = _sockets_of(self._uri) if forward else []
         self._connection: Any = None
         self._domain: Any = None
@@ -173,10 +178,6 @@ class LibvirtAgent(Agent):
 
     def again(self) -> Agent:
         return LibvirtAgent(self._address, self._uri, self.timeout, forward=self._forward)
-
-    @property
-    def passes_long_replies(self) -> bool:
-        return False
 
     @property
     def is_here(self) -> bool:
@@ -254,7 +255,7 @@ class LibvirtAgent(Agent):
         """
         if self._process != os.getpid():
             self._leave()
-        if self._in_step_since and time.monotonic() - self._in_step_since < _IDLE_SECONDS:
+        if self._in_step_since and time.monotonic() - self._in_step_since < self._idle_seconds:
             return self._domain, deadline
         reused = self._domain is not None
         while True:

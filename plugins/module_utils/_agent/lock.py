@@ -32,9 +32,9 @@ __all__ = (
     "FORWARD",
     "RELAY",
     "ChannelLock",
-    "digest",
     "lock_file",
     "private_path",
+    "short_name",
     "user_path",
 )
 # Files of an address that was unused for this long are removed.
@@ -151,7 +151,7 @@ def private_path(identity: str, kind: str, directory: str | None = None) -> str:
 
     :raise ConnectError: if there is no directory that only this user can write to.
     """
-    return os.path.join(directory or _private_directory(), f"{digest(identity)}.{kind}")
+    return os.path.join(directory or _private_directory(), f"{short_name(identity)}.{kind}")
 
 
 def user_path(name: str) -> str:
@@ -162,7 +162,7 @@ def user_path(name: str) -> str:
     return os.path.join(_private_directory(), name)
 
 
-def digest(identity: str) -> str:
+def short_name(identity: str) -> str:
     """Return the name of the agent with this ``identity`` among this user's files, and in the mux."""
     return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 

@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.address import A
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, SyncState
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import ChannelBusyError, ConnectError
-from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import digest, user_path
+from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import short_name, user_path
 
 __all__ = ("SharedChannel", "connect_to_mux", "dismiss", "join", "key", "mux_path", "note", "noted")
 
@@ -144,7 +144,7 @@ def mux_path() -> str:
 
 def key(address: Address) -> bytes:
     """Return the name of the channel to ``address`` in the mux."""
-    return digest(address.identity).encode("ascii")
+    return short_name(address.identity).encode("ascii")
 
 
 def join(address: Address, deadline: Deadline) -> SharedChannel | None:

@@ -1,21 +1,24 @@
 # Copyright (c) 2026 the qemu.guest authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands of an agent, and the reasons why it refuses others. No I/O."""
+"""The commands of an agent, and the reasons why it refuses others."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Mapping, NamedTuple, Sequence
+from contextlib import suppress
+from typing import Any, Callable, Mapping, NamedTuple, Sequence, Tuple
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import schema
-from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, schema
+from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError, CommandUnavailable, QgaError
 
-__all__ = ("AgentInfo", "refusal")
+__all__ = ("AgentInfo", "Situation", "look_around", "refusal")
 
 # Ids as in guest-get-osinfo.
 _RED_HAT = ("rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn")
 _WINDOWS = "mswindows"
+
+_MONITOR = "This is the socket of QEMU's monitor. The agent's is that of the port org.qemu.guest_agent.0."
 
 # Most parts of a version, and characters of each, that are parsed: a guest may send any text as its version.
 _MOST_PARTS, _LONGEST_PART = 4, 9
@@ -26,6 +29,18 @@ class AgentInfo(NamedTuple):
 
     version: str
     commands: Mapping[str, bool]
+
+    @classmethod
+    def of(cls, reply: Mapping[str, Any]) -> AgentInfo:
+        """Return what the reply says.
+
+        :raise ProtocolError: if that is not what the schema says.
+        """
+        table = {}
+        for entry in protocol.expect(reply.get("supported_commands"), list, "supported_commands"):
+            entry = protocol.expect(entry, dict, "a member of supported_commands")
+            table[protocol.expect(entry.get("name"), str, "the command's name")] = entry.get("enabled") is True
+        return cls(protocol.expect(reply.get("version"), str, "version"), table)
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
@@ -49,11 +64,49 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, digits))
 
 
-def refusal(commands: Sequence[str], info: AgentInfo, system: str, *, frozen: bool) -> CommandUnavailable:
+Situation = Tuple[AgentInfo, str, Any]
+"""What explains refusals: guest-info's present reply, the id of the guest's operating system (empty if unknown), and
+the reply to guest-fsfreeze-status (None if the agent refuses that, too)."""
+
+
+def look_around(known: AgentInfo | None, look: Callable[[], AgentInfo], ask: Callable[[str], Any]) -> Situation | None:
+    """Ask an agent, of which ``known`` is an earlier guest-info, for its situation; return None if it does not tell.
+
+    ``look`` returns the present guest-info, and ``ask`` the result of a command.
+    """
+    try:
+        # Status first, then guest-info: if the guest is thawed in between, the command shows as enabled.
+        status = _if_told(known or look(), ask, "guest-fsfreeze-status")
+        info = look()
+    except QgaError:
+        return None
+    system = ""
+    with suppress(QgaError):  # a less precise hint must not replace the error itself
+        system = str((_if_told(info, ask, "guest-get-osinfo") or {}).get("id", ""))
+    return info, system, status
+
+
+def _if_told(info: AgentInfo, ask: Callable[[str], Any], command: str) -> Any:
+    """Return the result of the read-only ``command``; None if the agent refuses it."""
+    if not info.commands.get(command):
+        return None
+    try:
+        return ask(command)
+    except CommandError:
+        return None
+
+
+def refusal(commands: Sequence[str], words: str, situation: Situation | None) -> CommandUnavailable:
     """Return the error that explains why the agent does not run ``commands``, and what to do.
 
-    ``system`` is the id of the guest's operating system, empty if unknown; ``frozen``: its filesystems are frozen.
+    ``words`` are the agent's own: all that is known without a ``situation``.
     """
+    if situation is None:
+        hint = _MONITOR if "qmp_capabilities" in words else ""
+        return CommandUnavailable(words or "the agent does not say why", command=commands[0], hint=hint)
+    info, system, status = situation
+    was_thawed = status == "thawed" and any(info.commands.get(command) for command in commands)
+    frozen = status == "frozen" or was_thawed
     groups: dict[str, list[str]] = {}
     for command in commands:
         groups.setdefault(_reason(command, info, system, frozen), []).append(command)

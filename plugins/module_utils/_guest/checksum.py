@@ -16,7 +16,7 @@ import zlib
 from typing import Any, Callable, Iterable
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandError
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen
 
@@ -28,11 +28,11 @@ __all__ = (
     "file_command",
     "part_command",
     "part_of",
-    "patience",
     "sha256",
     "sha256_command",
     "sha256_of",
     "sum_in",
+    "time_limit",
 )
 
 SUM = "if command -v b2sum >/dev/null; then b2sum; else sha256sum; fi"
@@ -94,7 +94,7 @@ def sha256(executor: Executor, path: str, size: int | None = None, largest: int 
     :raise TransferError: if it takes longer than ``patience``.
     """
     try:
-        return sum_in(begin_shell(executor, sha256_command(path, size, largest), patience(executor, size))())
+        return sum_in(begin_shell(executor, sha256_command(path, size, largest), time_limit(executor, size))())
     except CommandError as exc:
         if is_frozen(exc):
             raise
@@ -103,15 +103,15 @@ def sha256(executor: Executor, path: str, size: int | None = None, largest: int 
 
 def begin_sum(executor: Executor, path: str, size: int) -> Callable[[], ExecResult]:
     """Start to compute SUM of a regular file that has a size; return a function that waits for it, see ``sum_in``."""
-    return begin_shell(executor, file_command(path), patience(executor, size))
+    return begin_shell(executor, file_command(path), time_limit(executor, size))
 
 
-def patience(executor: Executor, size: int | None) -> float:
+def time_limit(executor: Executor, size: int | None) -> float:
     """Return how many seconds a program may take to read ``size`` bytes of a file in the guest; None: size unknown."""
     return executor.agent.timeout + (_UNKNOWN if size is None else size) / _SLOWEST
 
 
-def sha256_command(path: str, size: int | None = None, largest: int | None = None) -> Command:
+def sha256_command(path: str, size: int | None = None, largest: int | None = None) -> ShellCommand:
     """Return the command that prints the SHA-256 of a regular file that has a size, or of its first bytes.
 
     It prints nothing of a file with more than ``largest`` bytes.
@@ -120,17 +120,17 @@ def sha256_command(path: str, size: int | None = None, largest: int | None = Non
     if largest is not None:
         text = f'[ "$(stat -L -c %s -- {shlex.quote(path)})" -le {largest} ] && {text}'
     limits = (-1 if limit is None else limit for limit in (size, largest))
-    return Command.of(text, "sha256_of_file", path, *limits)
+    return ShellCommand.of(text, "sha256_of_file", path, *limits)
 
 
-def file_command(path: str) -> Command:
+def file_command(path: str) -> ShellCommand:
     """Return the command that prints SUM of a regular file that has a size."""
-    return Command.of(_of_file(path, SUM), "sum_of_file", path)
+    return ShellCommand.of(_of_file(path, SUM), "sum_of_file", path)
 
 
-def part_command(path: str, start: int, size: int) -> Command:
+def part_command(path: str, start: int, size: int) -> ShellCommand:
     """Return the command that prints SUM of ``size`` bytes of a file, from ``start`` on."""
-    return Command.of(f"{part_of(path, start, size)} | {{ {SUM}; }}", "sum_of", path, start, size)
+    return ShellCommand.of(f"{part_of(path, start, size)} | {{ {SUM}; }}", "sum_of", path, start, size)
 
 
 def part_of(path: str, start: int, size: int) -> str:

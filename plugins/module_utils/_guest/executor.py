@@ -24,17 +24,19 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
     TransferError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import SIZES, Sizes
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
 __all__ = (
     "CAPTURE_LIMIT",
     "EXEC_COMMANDS",
     "LARGEST_OUTPUT",
-    "Command",
     "ExecResult",
     "Executor",
     "GuestExec",
+    "Limits",
     "Shell",
+    "ShellCommand",
     "before_start",
     "lost",
     "lost_output",
@@ -42,7 +44,7 @@ __all__ = (
     "unknown",
 )
 
-CAPTURE_LIMIT = 16 * 1024 * 1024
+CAPTURE_LIMIT = Agent.largest_output
 """Bytes of each output stream that the agent keeps; it drops the rest."""
 
 LARGEST_OUTPUT = 256 << 20
@@ -84,7 +86,7 @@ class ExecResult(NamedTuple):
         return self.rc if self.rc is not None else 128 + (self.signal or 0)
 
 
-class Command(NamedTuple):
+class ShellCommand(NamedTuple):
     """A shell command, and the equivalent call for an executor that needs no shell for it.
 
     ``function`` is one of CALLS in _warm/guest/shell_runner.py, which gets ``arguments``; without one it takes a shell.
@@ -97,27 +99,47 @@ class Command(NamedTuple):
     in_time: bool = False
 
     @classmethod
-    def of(cls, text: str, function: str = "", *arguments: str | int) -> Command:
-        """Return the Command whose shell text is ``text``."""
+    def of(cls, text: str, function: str = "", *arguments: str | int) -> ShellCommand:
+        """Return the ShellCommand whose shell text is ``text``."""
         return cls(text.encode("utf-8", "surrogateescape"), function, arguments)
 
 
-Shell = Callable[[Command, bytes], Optional[Callable[[], Optional[ExecResult]]]]
+Shell = Callable[[ShellCommand, bytes], Optional[Callable[[], Optional[ExecResult]]]]
 """Starts a command with an input, as run_shell() of login_shell.py does, and returns a function that waits for its end
 and returns its ExecResult, or None if it was not run. Returns None if it started nothing."""
+
+
+class Limits:
+    """What an Executor takes and returns, in bytes.
+
+    ``input`` is the most standard input that a program can be given, ``quick_input`` as much as arrives well within the
+    timeout: more is sent through a file, in pieces. ``pipes_input``: it is a pipe, filled while the program reads it.
+    ``output`` is how much of each output stream can be fetched: LARGEST_OUTPUT where all is kept in a file.
+    """
+
+    def __init__(self, input: int, quick_input: int, *, pipes_input: bool, output: int) -> None:
+        self.input = input
+        self.quick_input = quick_input
+        self.pipes_input = pipes_input
+        self.output = output
 
 
 class Executor(ABC):
     """Runs programs in the guest of ``agent``.
 
-    ``pid`` is this executor's own number for a program; see ``process_id``.
+    ``pid`` is this executor's own number for a program; see ``process_id``. ``shell`` runs shell commands without a
+    program, if one is ready in the guest. ``sizes`` is how content is cut that these programs are given or compare.
     """
 
-    shell: Shell | None = None
-    """Set by a caller that has a shell ready in the guest (the connection plugin)."""
-
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, shell: Shell | None = None, *, sizes: Sizes = SIZES) -> None:
         self.agent = agent
+        self.shell = shell
+        self.sizes = sizes
+
+    @property
+    @abstractmethod
+    def limits(self) -> Limits:
+        """What this executor takes and returns now."""
 
     @abstractmethod
     def is_available(self) -> bool:
@@ -136,7 +158,7 @@ class Executor(ABC):
 
         :raise CommandUnavailable: if programs cannot be run.
         :raise CommandError: if this program cannot be run; its message says why.
-        :raise TransferError: if ``stdin`` is longer than ``largest_input``.
+        :raise TransferError: if ``stdin`` is longer than ``limits.input``.
         """
 
     @abstractmethod
@@ -146,31 +168,6 @@ class Executor(ABC):
         :raise HandleLostError: if there is no such program.
         :raise TransferError: if the program has ended, and its output is damaged.
         """
-
-    @property
-    def captures_all(self) -> bool:
-        """Whether all output of a program is kept, whatever its size."""
-        return False
-
-    @property
-    def pipes_input(self) -> bool:
-        """Whether a program's standard input is a pipe, filled while the program reads it."""
-        return True
-
-    @property
-    def largest_input(self) -> int:
-        """How many bytes of standard input a program may be given."""
-        return self.agent.largest_payload
-
-    @property
-    def quick_input(self) -> int:
-        """How many bytes of standard input arrive well within the timeout; send more through a file, in pieces."""
-        return self.largest_input
-
-    @property
-    def passes_long_replies(self) -> bool:
-        """Whether all kept output of a program can be fetched."""
-        return True
 
     def process_id(self, pid: int) -> int:
         """Return the process number in the guest of a started program; 0 if unknown."""
@@ -232,28 +229,32 @@ class GuestExec(Executor):
     The agent keeps ``capture_limit`` bytes of each output stream.
     """
 
-    def __init__(self, agent: Agent, capture_limit: int = CAPTURE_LIMIT) -> None:
-        super().__init__(agent)
+    def __init__(
+        self,
+        agent: Agent,
+        shell: Shell | None = None,
+        *,
+        sizes: Sizes = SIZES,
+        capture_limit: int = CAPTURE_LIMIT,
+    ) -> None:
+        super().__init__(agent, shell, sizes=sizes)
         self._capture_limit = capture_limit
 
     def is_available(self) -> bool:
         return self.agent.supports(*EXEC_COMMANDS)
 
     @property
-    def quick_input(self) -> int:
+    def limits(self) -> Limits:
         """While the channel's pace is unknown, all input goes at once, with a longer timeout: see ``start``."""
-        pace = self.agent.pace
-        return pace.carries(self.agent.timeout / 2, self.largest_input) if pace.rate else self.largest_input
-
-    @property
-    def passes_long_replies(self) -> bool:
-        return self.agent.passes_long_replies
+        most, pace = self.agent.largest_content, self.agent.pace
+        quick = pace.carries(self.agent.timeout / 2, most) if pace.rate else most
+        return Limits(most, quick, pipes_input=True, output=self.agent.largest_output)
 
     def start(
         self, path: str, arguments: Sequence[str] = (), *, env: Sequence[str] | None = None, stdin: bytes = b""
     ) -> int:
-        if len(stdin) > self.largest_input:
-            limit = self.largest_input
+        limit = self.limits.input
+        if len(stdin) > limit:
             error = TransferError(f"{len(stdin)} bytes are more standard input than one request can carry ({limit}).")
             error.executed, error.fate = "no", "was not run"
             raise error

@@ -17,18 +17,19 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, part_of, patience, sum_in
+from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, part_of, sum_in, time_limit
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import ZSTD, Packer
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor, pauses
-from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, GuestFile, Progress, payload
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, new_spool, sweep
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ExecResult,
+    Executor,
+    ShellCommand,
+    pauses,
+)
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, Progress, content_size
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, new_prefix, sweep
 
 __all__ = ("Packed", "pack_command")
 
-# Bytes that one command packs. They stay in the guest's memory, compressed, until all have been read.
-_PART = 16 * CHUNK
-# Bytes of one read request. The agent allocates that much each time, even if there is nothing to read.
-_READ = CHUNK // 4
 # Bytes, plus a 64th of the content, by which the packed file may be larger than its content.
 _SLACK = 64 * 1024
 # Seconds without new data after which the packing program has probably ended.
@@ -54,26 +55,27 @@ class Packed:
 
         After a failure that is fewer: the plain transfer fetches the rest, and reports why if it fails too.
         """
-        spool = new_spool()
+        prefix = new_prefix()
         try:
-            for number, start in enumerate(range(0, size, _PART)):
-                part = range(start, min(start + _PART, size))
-                self._fetch_part(packer, part, spool, number)
+            most = self._executor.sizes.part
+            for number, start in enumerate(range(0, size, most)):
+                part = range(start, min(start + most, size))
+                self._fetch_part(packer, part, prefix, number)
                 if self.size < part.stop:
                     break
         except (CommandError, OperationError, TransferError, ValueError):
             self.checked = False
         finally:
             with suppress(QgaError):
-                sweep(self._executor, spool)
+                sweep(self._executor, prefix)
         return self.size
 
-    def _fetch_part(self, packer: Packer, part: range, spool: str, number: int) -> None:
-        command = pack_command(packer, self._path, part, f"{spool}.{number}", f"{spool}.{number - 1}")
-        ended = _once(begin_shell(self._executor, command, patience(self._executor, len(part))))
+    def _fetch_part(self, packer: Packer, part: range, prefix: str, number: int) -> None:
+        command = pack_command(packer, self._path, part, f"{prefix}.{number}", f"{prefix}.{number - 1}")
+        ended = _once(begin_shell(self._executor, command, time_limit(self._executor, len(part))))
         summed = Sum()
         try:
-            for content in self._growing(f"{spool}.{number}", packer, len(part), ended):
+            for content in self._growing(f"{prefix}.{number}", packer, len(part), ended):
                 self._take(content)
                 summed.update(content)
                 self.size += len(content)
@@ -96,7 +98,7 @@ class Packed:
                 packed = b""
                 try:
                     guest_file = guest_file or stack.enter_context(GuestFile(self._executor.agent, name))
-                    packed = guest_file.read(payload(self._executor.agent, _READ))
+                    packed = guest_file.read(content_size(self._executor.agent, self._executor.sizes.packed))
                 except GuestFileError as exc:
                     if exc.errno != errno.ENOENT:
                         raise
@@ -132,11 +134,11 @@ def _once(wait: Callable[[], ExecResult]) -> Callable[[], ExecResult | None]:
     return ended
 
 
-def pack_command(packer: Packer, path: str, part: range, new: str, old: str) -> Command:
+def pack_command(packer: Packer, path: str, part: range, new: str, old: str) -> ShellCommand:
     """Return the command that removes ``old``, then packs a part of ``path`` into the file ``new``.
 
     The same call without a shell prints SUM of what was packed.
     """
     text = f"umask 077; rm -f {old}; {part_of(path, part.start, len(part))} | {packer.packs} >{new}"
     function = "pack" if packer == ZSTD else ""
-    return Command.of(text, function, path, part.start, len(part), packer.level, new, old)
+    return ShellCommand.of(text, function, path, part.start, len(part), packer.level, new, old)

@@ -23,7 +23,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ProtocolError,
     QgaError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import check_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
@@ -289,7 +289,7 @@ def place_command(
     new: str = "",
     size: int = 0,
     safe: bool = False,
-) -> Command:
+) -> ShellCommand:
     """Return the command that puts a file in place and prints its SHA-256, if that was compared.
 
     ``content`` says where the content is: C(-) for standard input, a path, or empty if ``new`` holds it already.
@@ -314,7 +314,7 @@ def place_command(
         function, arguments = "placed", [*arguments, sha256]
     elif attributes == AS_IT_IS and not content and not sha256 and safe:
         function, arguments = "placed_beside", [*arguments, size]
-    return Command.of(f"{assigned}{'' if content == '-' else _WHOLE}{_PLACE}", function, *arguments)
+    return ShellCommand.of(f"{assigned}{'' if content == '-' else _WHOLE}{_PLACE}", function, *arguments)
 
 
 def place(
@@ -342,9 +342,9 @@ def place(
     return change(executor, command, f"write {path}", stdin).decode("ascii", "replace")
 
 
-def stage_command(path: str, new: str) -> Command:
+def stage_command(path: str, new: str) -> ShellCommand:
     """Return the command that creates the file for `stage` and prints its path."""
-    return Command.of(f"{variables(path, t=new)}{_STAGE}", "stage", *_directory_and_name(path), new)
+    return ShellCommand.of(f"{variables(path, t=new)}{_STAGE}", "stage", *_directory_and_name(path), new)
 
 
 @contextmanager
@@ -405,7 +405,7 @@ def alter(
     change(executor, command, f"change {path}", stdin)
 
 
-def change(executor: Executor, command: str | Command, purpose: str, stdin: bytes = b"") -> bytes:
+def change(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:
     """Do as ``check_shell`` with a command that changes the guest, and note that: errors of what follows tell it."""
     output = check_shell(executor, command, purpose, stdin)
     executor.agent.changed_by = "guest-exec"

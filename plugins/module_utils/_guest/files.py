@@ -4,9 +4,9 @@
 """Files in the guest through guest-file-*: stream bytes in and out, and detect differences on arrival.
 
 One request is in flight at a time (virtio-serial loses replies otherwise), in chunks near 1 MiB: larger ones gain
-nothing, and Windows guests cannot take 2 MiB. On a slow channel they are smaller: see `payload`. A short count, a full
-disk (reported at flush or close as often as at write) and a dead handle are errors. A handle is always closed, because
-the agent keeps it until the agent ends.
+nothing, and Windows guests cannot take 2 MiB. On a slow channel they are smaller: see `content_size`. A short count, a
+full disk (reported at flush or close as often as at write) and a dead handle are errors. A handle is always closed,
+because the agent keeps it until the agent ends.
 
 A file that guest-file-open creates has mode 0666 whatever the umask; to avoid that, create it first (file_ops.stage),
 and open it with C(r+), which creates none if the guest went back to a snapshot since.
@@ -37,19 +37,21 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 
 __all__ = (
     "CHUNK",
+    "SIZES",
     "USUAL",
     "Copied",
     "Encoded",
     "GuestFile",
     "Limit",
     "Progress",
+    "Sizes",
     "chunks",
+    "content_size",
     "copy_in",
     "copy_out",
     "enforces_selinux",
     "exists",
     "no_progress",
-    "payload",
 )
 
 T = TypeVar("T")
@@ -57,11 +59,37 @@ T = TypeVar("T")
 CHUNK = 1024 * 1024
 """Most bytes that one guest-file-read or guest-file-write carries, before base64."""
 
-_FIRST = CHUNK // 4  # bytes of the first read, which decides how to go on
 _SHARE = 1 / 8  # the most of the timeout that one request should take
-# Bytes, or a quarter of the file if that is more, by which a file may grow while it is read. Also the limit for a file
-# that reports no size (/proc).
-_GROWTH = 64 * CHUNK
+
+
+class Sizes:
+    """How content is cut for its way, in bytes. Others are those of a subclass.
+
+    ``chunk`` is what one request carries at most, and ``first`` the first read, which decides how to go on. Below
+    ``small``, one program in the guest takes the content and compares it: more programs take longer than they save.
+
+    A ``piece`` is unpacked and compared at once, while the next one is sent. Two are in the guest's memory, compressed,
+    until they are unpacked. The transfer waits until the first is prepared: ``first_piece`` is smaller.
+
+    A ``part`` is what one command packs. It stays in the guest's memory, compressed, until it has been read, by reads
+    of ``packed``: the agent allocates that much each time, even if there is nothing to read.
+
+    A file may grow by ``growth``, or by a quarter of it if that is more, while it is read. That is also the limit for
+    one that reports no size (/proc).
+    """
+
+    chunk = CHUNK
+    first = CHUNK // 4
+    small = CHUNK // 4
+    first_piece = 2 * CHUNK
+    piece = 4 * CHUNK
+    part = 16 * CHUNK
+    packed = CHUNK // 4
+    growth = 64 * CHUNK
+
+
+SIZES = Sizes()
+"""The usual sizes."""
 
 
 class Copied(NamedTuple):
@@ -90,10 +118,13 @@ class Limit(NamedTuple):
         """The limit for a file of any size; None: there is none."""
         return min((limit for limit in (self.asked, self.room) if limit is not None), default=None)
 
-    def of(self, path: str, said: int) -> tuple[int, TransferError]:
-        """Return the limit for a file whose size is ``said`` according to the guest, and the error for exceeding it."""
+    def of(self, path: str, said: int, growth: int) -> tuple[int, TransferError]:
+        """Return the limit for a file whose size is ``said`` according to the guest, and the error for exceeding it.
+
+        ``growth`` is that of Sizes.
+        """
         said = said if self.said is None else self.said
-        usual = said + max(_GROWTH, said // 4)
+        usual = said + max(growth, said // 4)
         limit, why, advice = usual, f"it had {said} when it was opened", "If that is as it should be, allow it by"
         if self.asked is not None:
             limit, why, advice = self.asked, "that is the limit that was set", "Raise it by"
@@ -200,7 +231,7 @@ class GuestFile:
         pieces: list[bytes] = []
         size = 0
         while True:
-            count = payload(self.agent, CHUNK)
+            count = content_size(self.agent, CHUNK)
             pieces.append(self.read(count))
             size += len(pieces[-1])
             if largest is not None and size > largest:
@@ -212,7 +243,7 @@ class GuestFile:
         """Write all of ``data``, in as many requests as it takes."""
         start = 0
         while start < len(data):
-            step = payload(self.agent, min(CHUNK, self.agent.largest_payload))
+            step = content_size(self.agent, min(CHUNK, self.agent.largest_content))
             self.write(data[start : start + step])
             start += step
 
@@ -291,7 +322,7 @@ class GuestFile:
         return self.agent.execute(command, {"handle": self.handle, **arguments})
 
 
-def payload(agent: Agent, largest: int) -> int:
+def content_size(agent: Agent, largest: int) -> int:
     """Return how many bytes one request should carry, at most ``largest``, at the channel's measured pace."""
     return agent.pace.carries(agent.timeout * _SHARE, largest)
 
@@ -344,6 +375,7 @@ def copy_out(
     progress: Progress = no_progress,
     instead: Callable[[Encoded, float, int], int] | None = None,
     limit: Limit = USUAL,
+    sizes: Sizes = SIZES,
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
@@ -356,13 +388,14 @@ def copy_out(
     """
     beside: Beside[object] = Beside()
     with beside, GuestFile(agent, path) as guest_file:
-        out = _Out(guest_file, beside, write, progress, limit)
+        out = _Out(guest_file, beside, write, progress, limit, sizes)
         cared_for = out.begin(instead)
         while out.size and out.take():
             pass
         beside.wait()
         whole = out.size >= (out.said if out.size else _size(guest_file) or 0)
-        checked = whole and out.size <= CHUNK and not cared_for and _reads_again(guest_file, 0, out.start)
+        again = whole and out.size <= sizes.chunk and not cared_for
+        checked = again and _reads_again(guest_file, 0, out.start, sizes)
     return Copied(out.size, checked, whole)
 
 
@@ -380,6 +413,7 @@ class _Out:
         write: Callable[[bytes], object],
         progress: Progress,
         limit: Limit,
+        sizes: Sizes,
     ) -> None:
         self.size = self.said = 0
         self.start: list[Encoded] = []
@@ -388,21 +422,22 @@ class _Out:
         self._write = write
         self._progress = progress
         self._limit = limit
-        self._most, self._error = limit.of(guest_file.path, 0)
+        self._sizes = sizes
+        self._most, self._error = limit.of(guest_file.path, 0, sizes.growth)
 
     def begin(self, instead: Callable[[Encoded, float, int], int] | None) -> int:
         """Read the beginning, and return how many bytes ``instead`` fetched."""
         began = time.monotonic()
-        count = payload(self._file.agent, _FIRST)
+        count = content_size(self._file.agent, self._sizes.first)
         first = self._read(count)
         seconds = time.monotonic() - began
         if first.size == count:
             whole = _size(self._file)
             self.said = whole or 0
-            self._most, self._error = self._limit.of(self._file.path, self.said)
+            self._most, self._error = self._limit.of(self._file.path, self.said, self._sizes.growth)
             if whole and whole > self._most:
                 raise self._error
-            self.size = instead(first, seconds, whole) if instead and whole and whole > CHUNK else 0
+            self.size = instead(first, seconds, whole) if instead and whole and whole > self._sizes.chunk else 0
             if whole is not None:
                 self._file.seek(self.size or first.size)
         if self.size:
@@ -412,7 +447,7 @@ class _Out:
 
     def take(self) -> int:
         """Read the next piece and return its size: 0 at the end of the file."""
-        piece = self._read(payload(self._file.agent, CHUNK))
+        piece = self._read(content_size(self._file.agent, self._sizes.chunk))
         self._have(piece)
         return piece.size
 
@@ -426,7 +461,7 @@ class _Out:
         if self.size + piece.size > self._most:
             raise self._error
         self._beside.do(lambda: self._write(piece.decoded()))
-        if self.size < CHUNK:
+        if self.size < self._sizes.chunk:
             self.start.append(piece)
         self.size += piece.size
         self._progress(self.size)
@@ -440,16 +475,24 @@ def _size(guest_file: GuestFile) -> int | None:
         return None
 
 
-def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded]) -> bool:
+def _reads_again(guest_file: GuestFile, position: int, pieces: Sequence[Encoded], sizes: Sizes) -> bool:
     content = b"".join(piece.decoded() for piece in pieces)
     if not content:
         return True
     guest_file.seek(position)
-    step = payload(guest_file.agent, CHUNK)
+    step = content_size(guest_file.agent, sizes.chunk)
     return all(guest_file.read(step) == content[at : at + step] for at in range(0, len(content), step))
 
 
-def copy_in(agent: Agent, source: BinaryIO, path: str, mode: str = "w+", *, progress: Progress = no_progress) -> Copied:
+def copy_in(
+    agent: Agent,
+    source: BinaryIO,
+    path: str,
+    mode: str = "w+",
+    *,
+    progress: Progress = no_progress,
+    sizes: Sizes = SIZES,
+) -> Copied:
     """Write ``source`` into the guest's file ``path``, opened with ``mode``, which ends with ``+``.
 
     The file is created if needed, with mode 0666, but not by C(r+). Before it is closed, its position is compared with
@@ -463,7 +506,7 @@ def copy_in(agent: Agent, source: BinaryIO, path: str, mode: str = "w+", *, prog
     beside: Beside[Encoded] = Beside()
 
     def prepared() -> Encoded:
-        return Encoded.of(source.read(payload(agent, min(CHUNK, agent.largest_payload))))
+        return Encoded.of(source.read(content_size(agent, min(sizes.chunk, agent.largest_content))))
 
     with beside, GuestFile(agent, path, mode) as guest_file:
         position = guest_file.seek(0, 2) if mode == "a+" else 0
@@ -471,16 +514,26 @@ def copy_in(agent: Agent, source: BinaryIO, path: str, mode: str = "w+", *, prog
         while piece and piece.size:
             beside.do(prepared)
             guest_file.send(piece)
-            if sent < CHUNK:
+            if sent < sizes.chunk:
                 start.append(piece)
             sent += piece.size
             progress(sent)
             piece = beside.wait()
         guest_file.flush()
-        arrived = guest_file.seek(0, 1) - position
-        if arrived != sent:
-            raise TransferError(f"{sent} bytes were sent to {path}, and {arrived} are there")
-        checked = sent <= CHUNK
-        if checked and not _reads_again(guest_file, position, start):
-            raise TransferError(f"{path} reads back differently from what was written")
+        checked = _arrived(guest_file, position, sent, start, sizes)
     return Copied(sent, checked)
+
+
+def _arrived(guest_file: GuestFile, start: int, sent: int, pieces: Sequence[Encoded], sizes: Sizes) -> bool:
+    """Compare what was sent with what was written from ``start`` on; return whether all content was compared.
+
+    :raise TransferError: if they differ.
+    """
+    arrived = guest_file.seek(0, 1) - start
+    if arrived != sent:
+        raise TransferError(f"{sent} bytes were sent to {guest_file.path}, and {arrived} are there")
+    if sent > sizes.chunk:
+        return False
+    if not _reads_again(guest_file, start, pieces, sizes):
+        raise TransferError(f"{guest_file.path} reads back differently from what was written")
+    return True

@@ -20,9 +20,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import Op
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
     LARGEST_OUTPUT,
-    Command,
     ExecResult,
     Executor,
+    ShellCommand,
     lost,
     lost_output,
 )
@@ -40,7 +40,7 @@ __all__ = (
     "input_of",
     "kill",
     "login_program",
-    "new_spool",
+    "new_prefix",
     "run_shell",
     "shell_result",
     "start_shell",
@@ -189,11 +189,11 @@ file C(LOST) is created; the program that writes goes on. Shells count a file's 
 """
 # Each stream passes through dd, which hands the agent _KEPT bytes; the rest goes to a file in /run that only root can
 # read. A guest whose dd lacks fullblock has only what the agent captures.
-_SPOOL = (
+_SPLIT = (
     REST
     + r"""
-t=$QEMU_GUEST_SPOOL
-unset QEMU_GUEST_SPOOL f l n u v
+t=$QEMU_GUEST_OUTPUT
+unset QEMU_GUEST_OUTPUT f l n u v
 keep() {
     n=$(dd bs=65536 count=16 iflag=fullblock 2>&1 >&7)
     case $n in
@@ -224,7 +224,9 @@ _PIPE = 65536
 _PLACES = ("/run", "/dev/shm")
 
 
-def run_shell(executor: Executor, command: bytes | Command, stdin: bytes = b"", *, whole: bool = True) -> ExecResult:
+def run_shell(
+    executor: Executor, command: bytes | ShellCommand, stdin: bytes = b"", *, whole: bool = True
+) -> ExecResult:
     """Run the POSIX shell command ``command`` as in a login, without a trace of it in the guest's logs.
 
     HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
@@ -234,36 +236,37 @@ def run_shell(executor: Executor, command: bytes | Command, stdin: bytes = b"", 
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because there was no room for it in /run.
     """
-    command = command if isinstance(command, Command) else Command(command)
+    command = command if isinstance(command, ShellCommand) else ShellCommand(command)
     begun = executor.shell(command, stdin) if executor.shell else None
     result: ExecResult | None = begun() if begun else None
     if result:
         return result
-    spool = new_spool() if whole and not executor.captures_all else ""
-    return shell_result(executor, command.text, stdin, spool, executor.finish)
+    prefix = new_prefix() if whole and executor.limits.output < LARGEST_OUTPUT else ""
+    return shell_result(executor, command.text, stdin, prefix, executor.finish)
 
 
-def shell_result(executor: Executor, command: bytes, stdin: bytes, spool: str, ended: Callable[[int], Ended]) -> Ended:
+def shell_result(executor: Executor, command: bytes, stdin: bytes, prefix: str, ended: Callable[[int], Ended]) -> Ended:
     """Start a command like ``run_shell`` and return ``ended(pid)``: how it ended, or None.
 
-    The input is kept in the first place that has room for it. With ``spool``, see ``start_shell``, the result is whole.
+    The input is kept in the first place that has room for it. With a ``prefix``, see ``start_shell``, the result is
+    whole.
     """
     for place in _PLACES:
-        keep = f"{new_spool(place)}.in"
-        result = ended(start_shell(executor, command, stdin, spool=spool, keep=keep))
+        keep = f"{new_prefix(place)}.in"
+        result = ended(start_shell(executor, command, stdin, prefix=prefix, keep=keep))
         # The name is secret, so this message cannot be the command's own.
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
             break
-    return _with_spooled(executor, result, spool) if result and spool else result
+    return _with_rest(executor, result, prefix) if result and prefix else result
 
 
-def check_shell(executor: Executor, command: str | Command, purpose: str, stdin: bytes = b"") -> bytes:
+def check_shell(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:
     """Run the shell command ``command`` in the guest and return its standard output.
 
     :raise OperationError: if it fails: names ``purpose`` and the guest's own message.
     """
-    command = command if isinstance(command, Command) else Command.of(command)
+    command = command if isinstance(command, ShellCommand) else ShellCommand.of(command)
     return checked(run_shell(executor, command, stdin, whole=False), purpose)
 
 
@@ -275,7 +278,7 @@ def checked(result: ExecResult, purpose: str) -> bytes:
     return result.stdout
 
 
-def begin_shell(executor: Executor, command: Command, seconds: float | None = None) -> Callable[[], ExecResult]:
+def begin_shell(executor: Executor, command: ShellCommand, seconds: float | None = None) -> Callable[[], ExecResult]:
     """Start a command like ``run_shell``, without input, and return a function that waits for its end.
 
     The command takes the shell's place, as with ``whole=False``. It is killed after ``seconds``, if given, with a
@@ -299,24 +302,25 @@ def _ended(executor: Executor, pid: int, seconds: float | None) -> ExecResult:
     return result
 
 
-def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, spool: str = "", keep: str = "") -> int:
+def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, prefix: str = "", keep: str = "") -> int:
     """Start a command like ``run_shell`` and return its pid.
 
-    ``spool`` is the path prefix of the files for long output; without it there are none. ``keep`` is the path of a
+    ``prefix`` is that of the paths of the files for long output; without it there are none. ``keep`` is the path of a
     file for input larger than a pipe; if there is no room for it, the program says so and exits with 1.
     """
     data = input_of(command, stdin)
-    fits = len(data) <= executor.quick_input
-    keeps = _KEEP if fits and len(data) > _PIPE and executor.pipes_input else ""
+    limits = executor.limits
+    fits = len(data) <= limits.quick_input
+    keeps = _KEEP if fits and len(data) > _PIPE and limits.pipes_input else ""
     from_file = (keeps or _OPEN) + _INPUT if keeps or not fits else ""
-    env = [f"PATH={PATH}", "QEMU_GUEST=" + from_file + (_PROLOGUE + _SPOOL if spool else login_program())]
-    if spool:
-        env.append(f"QEMU_GUEST_SPOOL={spool}")
+    env = [f"PATH={PATH}", "QEMU_GUEST=" + from_file + (_PROLOGUE + _SPLIT if prefix else login_program())]
+    if prefix:
+        env.append(f"QEMU_GUEST_OUTPUT={prefix}")
     if keeps:
-        env.append(f"QEMU_GUEST_KEEP={keep or f'{new_spool()}.in'}")
+        env.append(f"QEMU_GUEST_KEEP={keep or f'{new_prefix()}.in'}")
     if fits:
         return executor.start("/bin/sh", _ARGUMENTS, env=env, stdin=data)
-    path = f"{new_spool()}.in"
+    path = f"{new_prefix()}.in"
     check_shell(executor, f"{ABANDONED}; umask 077; set -C; : >{path}", "keep a program's input")
     try:
         copy_in(executor.agent, io.BytesIO(data), path, "r+")
@@ -339,13 +343,13 @@ def login_program() -> str:
     return _PROLOGUE + _REPLACE
 
 
-def new_spool(place: str = "/run") -> str:
+def new_prefix(place: str = "/run") -> str:
     """Return a unique path prefix, for ``shell_result``."""
     return f"{place}/qemu-guest.{secrets.token_hex(16)}"
 
 
-def _with_spooled(executor: Executor, result: ExecResult, spool: str) -> ExecResult:
-    """Return ``result`` with the spooled rest of its output, and remove the spool from the guest.
+def _with_rest(executor: Executor, result: ExecResult, prefix: str) -> ExecResult:
+    """Return ``result`` with the rest of its output, and remove the files that hold it from the guest.
 
     :raise OutcomeUnknownError: if it cannot be fetched.
     :raise TransferError: if a part of it is missing.
@@ -355,9 +359,9 @@ def _with_spooled(executor: Executor, result: ExecResult, spool: str) -> ExecRes
     try:
         return result._replace(
             stdout=result.stdout
-            + patiently(executor.agent, lambda: _spooled(executor, f"{spool}.out", len(result.stdout))),
+            + patiently(executor.agent, lambda: _rest_of(executor, f"{prefix}.out", len(result.stdout))),
             stderr=result.stderr
-            + patiently(executor.agent, lambda: _spooled(executor, f"{spool}.err", len(result.stderr))),
+            + patiently(executor.agent, lambda: _rest_of(executor, f"{prefix}.err", len(result.stderr))),
         )
     except TransferError:
         raise
@@ -365,20 +369,20 @@ def _with_spooled(executor: Executor, result: ExecResult, spool: str) -> ExecRes
         raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from None
     finally:
         with suppress(QgaError):  # the result, or its error, matters more
-            sweep(executor, spool)
+            sweep(executor, prefix)
 
 
-def sweep(executor: Executor, spool: str) -> None:
-    """Remove the files whose paths begin with ``spool`` and a dot."""
-    when_thawed(executor.agent, lambda: run_shell(executor, sweep_command(spool), whole=False))
+def sweep(executor: Executor, prefix: str) -> None:
+    """Remove the files whose paths begin with ``prefix`` and a dot."""
+    when_thawed(executor.agent, lambda: run_shell(executor, sweep_command(prefix), whole=False))
 
 
-def sweep_command(spool: str) -> Command:
+def sweep_command(prefix: str) -> ShellCommand:
     """Return the command for ``sweep``."""
-    return Command.of(f"rm -f {spool}.*", "sweep", spool)
+    return ShellCommand.of(f"rm -f {prefix}.*", "sweep", prefix)
 
 
-def _spooled(executor: Executor, path: str, kept: int) -> bytes:
+def _rest_of(executor: Executor, path: str, kept: int) -> bytes:
     if kept != _KEPT or _keeps_nothing(executor, path):
         return b""
     if exists(executor.agent, f"{path}.lost"):
@@ -396,7 +400,7 @@ def _keeps_nothing(executor: Executor, path: str) -> bool:
 
     If it has that, the guest went back to a snapshot from before the file was there.
     """
-    has_fullblock = Command(b"dd count=0 iflag=fullblock </dev/null")
+    has_fullblock = ShellCommand(b"dd count=0 iflag=fullblock </dev/null")
     return not exists(executor.agent, path) and run_shell(executor, has_fullblock, whole=False).shell_rc != 0
 
 

@@ -65,13 +65,13 @@ class _Outages:
 
         :raise CommandUnavailable: ``exc``, if it is not about a frozen guest or the guest was frozen too long.
         """
-        seconds = self._agent.frozen_timeout
+        seconds = self._agent.patience.frozen_timeout
         if not is_frozen(exc) or exc.was_waited_for:
             raise exc
         if self._frozen is None:
             self._frozen = Deadline(seconds)
             if seconds > 0:
-                self._agent.warn(f"the guest is frozen; waiting up to {seconds:g} s until it is thawed.")
+                self._agent.patience.warn(f"the guest is frozen; waiting up to {seconds:g} s until it is thawed.")
         if self._frozen.expired:
             exc.was_waited_for = True
             raise exc
@@ -93,7 +93,7 @@ class _Outages:
         elif not isinstance(exc, _SILENT) and not _lacks_room(exc):
             raise exc
         now = time.monotonic()
-        waited = now - self._agent.outages.setdefault(kind, now)
+        waited = now - self._agent.patience.outages.setdefault(kind, now)
         if self._ends.setdefault(kind, Deadline(seconds - waited)).expired:
             raise exc
         time.sleep(_PAUSE)
@@ -105,7 +105,7 @@ def _lacks_room(exc: QgaError) -> bool:
 
 
 def when_thawed(agent: Agent, action: Callable[[], T]) -> T:
-    """Return the result of ``action``. If a frozen guest refuses it, retry for ``agent.frozen_timeout`` seconds.
+    """Return the result of ``action``. If a frozen guest refuses it, retry as ``agent.patience`` says.
 
     The action starts over, so it must be a single command or repeatable.
 
@@ -128,7 +128,7 @@ def patiently(
 ) -> T:
     """Return the result of ``action``, which must be repeatable. Wait for an agent that is away meanwhile.
 
-    A silent agent has ``grace`` seconds in all, and a frozen guest ``agent.frozen_timeout``. An error that is ``final``
+    A silent agent has ``grace`` seconds in all; for a frozen guest, ``agent.patience`` says. An error that is ``final``
     is raised at once.
 
     :raise QgaError: that of ``action``, if it is final, no outage, or the outage lasts longer.

@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
     sum_in,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer, has_zstd, shrinks
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, Executor, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import Packed
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     AS_IT_IS,
@@ -43,7 +43,6 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
     stage,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
-    CHUNK,
     USUAL,
     Copied,
     Encoded,
@@ -51,32 +50,26 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
     Limit,
     Progress,
     chunks,
+    content_size,
     copy_in,
     copy_out,
     no_progress,
-    payload,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import free_space
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     ABANDONED,
     begin_shell,
     check_shell,
-    new_spool,
+    new_prefix,
     run_shell,
     sweep,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
-__all__ = ("SMALL", "digest", "fetch", "put", "sent", "spool_command", "unpack_command")
+__all__ = ("fetch", "file_sha256", "put", "room_command", "sent", "unpack_command")
 
-SMALL = 256 * 1024
-"""Below this, one program in the guest takes the content and compares it; more programs take longer than they save."""
 # Bytes per second. On a channel slower than this, gzip in the guest takes less time than it saves.
 _SLOW = 4 << 20
-# Bytes that are unpacked and compared at once, while the next piece is sent. Two such pieces are in the guest's memory,
-# compressed, until they are unpacked. The transfer waits until the first is prepared, so that one is smaller.
-_FIRST_PIECE = 2 * CHUNK
-_PIECE = 4 * CHUNK
 
 
 def put(
@@ -107,11 +100,11 @@ def put(
 def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progress, attributes: Attributes) -> int:
     start = source.tell()
     if not executor.is_available():
-        copied = copy_in(executor.agent, source, path, progress=progress)
+        copied = copy_in(executor.agent, source, path, progress=progress, sizes=executor.sizes)
         _make_sure(executor, source, start, path, copied.size, copied.checked)
         return copied.size
-    sample = source.read(SMALL)
-    if len(sample) < SMALL and _put_small(executor, sample, path, attributes):
+    sample = source.read(executor.sizes.small)
+    if len(sample) < executor.sizes.small and _put_small(executor, sample, path, attributes):
         progress(len(sample))
         return len(sample)
     # If one program could not place it, the long way does, or reports why not.
@@ -138,7 +131,7 @@ def sent(executor: Executor, source: BinaryIO, path: str, progress: Progress = n
 
 def _make_sure(executor: Executor, source: BinaryIO, start: int, path: str, size: int, compared: bool) -> None:
     """Compare the file at ``path`` with ``source``, unless it was ``compared`` already."""
-    if not compared and digest(executor, path, size) != sha256_of(_from(source, start)):
+    if not compared and file_sha256(executor, path, size) != sha256_of(_from(source, start)):
         raise TransferError(f"{path} is not what was written to it")
 
 
@@ -155,16 +148,16 @@ def _put_small(executor: Executor, content: bytes, path: str, attributes: Attrib
         there = place(executor, content, path, attributes, sha256=checksum)
     except OperationError:
         return False
-    return (there or digest(executor, path)) == checksum
+    return (there or file_sha256(executor, path)) == checksum
 
 
 def _put(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
     """Write ``source`` to its end, to an existing file; return whether the two were compared."""
     start = source.tell()
-    sample = source.read(SMALL)
+    sample = source.read(executor.sizes.small)
     source.seek(start)
-    if len(sample) < SMALL:
-        return copy_in(executor.agent, source, path, "r+", progress=progress).checked
+    if len(sample) < executor.sizes.small:
+        return copy_in(executor.agent, source, path, "r+", progress=progress, sizes=executor.sizes).checked
     if shrinks(sample):
         try:
             return _put_packed(executor, source, path, progress)
@@ -180,18 +173,18 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
 
     :raise QgaError: if that fails; nothing is running in the guest then.
     """
-    spool = new_spool()
+    prefix = new_prefix()
     try:
-        there = check_shell(executor, spool_command(spool), "keep compressed pieces")
+        there = check_shell(executor, room_command(prefix), "keep compressed pieces")
         packer = ZSTD if there and has_zstd() else GZIP
-        return _put_pieces(executor, source, path, progress, spool, packer)
+        return _put_pieces(executor, source, path, progress, prefix, packer)
     finally:
         with suppress(QgaError):
-            sweep(executor, spool)
+            sweep(executor, prefix)
 
 
 def _put_pieces(
-    executor: Executor, source: BinaryIO, path: str, progress: Progress, spool: str, packer: Packer
+    executor: Executor, source: BinaryIO, path: str, progress: Progress, prefix: str, packer: Packer
 ) -> bool:
     """Write ``source`` by pieces that are compressed, as `_put_packed` does, which has made room for them."""
     pieces = _Pieces(executor, path, source, packer.packing())
@@ -199,7 +192,7 @@ def _put_pieces(
         with closing(pieces.each()) as each:
             for number, piece in enumerate(each):
                 # One file is written while the guest unpacks the other.
-                part = f"{spool}.{number % 2}"
+                part = f"{prefix}.{number % 2}"
                 with GuestFile(executor.agent, part, "w") as guest_file:
                     _send(guest_file, piece)
                 pieces.compare(piece, unpack_command(packer, part, path, piece.size, append=number > 0))
@@ -215,18 +208,18 @@ def _put_pieces(
             pieces.wait()
 
 
-def spool_command(spool: str) -> Command:
+def room_command(prefix: str) -> ShellCommand:
     """Return the command that creates two files for pieces, and prints a path if the guest has zstd."""
-    return Command.of(
-        f"{ABANDONED}; umask 077; set -C; : >{spool}.0; : >{spool}.1; command -v zstd || :", "make_room", spool
+    return ShellCommand.of(
+        f"{ABANDONED}; umask 077; set -C; : >{prefix}.0; : >{prefix}.1; command -v zstd || :", "make_room", prefix
     )
 
 
-def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> Command:
+def unpack_command(packer: Packer, part: str, path: str, size: int, *, append: bool) -> ShellCommand:
     """Return the command that unpacks ``part`` into ``path`` and prints SUM of its last ``size`` bytes."""
     name = shlex.quote(path)
     text = f"{packer.unpacks} <{part} {'>>' if append else '>'}{name} && tail -c {size} {name} | {{ {SUM}; }}"
-    return Command.of(text, "unpack", packer.name, part, int(append), path, size)
+    return ShellCommand.of(text, "unpack", packer.name, part, int(append), path, size)
 
 
 def _put_plain(executor: Executor, source: BinaryIO, path: str, progress: Progress) -> bool:
@@ -287,24 +280,26 @@ class _Pieces:
 
     def each(self) -> Generator[_Piece, None, None]:
         """Yield the pieces. After the end, or once this is closed, no thread reads ``source``."""
+        sizes = self._executor.sizes
         beside: Beside[_Piece] = Beside()
         with beside:
-            beside.do(self._read, _FIRST_PIECE)
+            beside.do(self._read, sizes.first_piece)
             while True:
                 piece = beside.wait()
                 if not piece or not piece.size:
                     return
-                beside.do(self._read, _PIECE)
+                beside.do(self._read, sizes.piece)
                 yield piece
 
     def _read(self, size: int) -> _Piece:
         content = self._source.read(size)
         packed = self._pack(content)
-        step = payload(self._executor.agent, min(CHUNK, self._executor.agent.largest_payload))
+        agent = self._executor.agent
+        step = content_size(agent, min(self._executor.sizes.chunk, agent.largest_content))
         sent = [Encoded.of(packed[start : start + step]) for start in range(0, len(packed), step)]
         return _Piece(content, Sum(content).hexdigest(), sent)
 
-    def compare(self, piece: _Piece, command: Command) -> None:
+    def compare(self, piece: _Piece, command: ShellCommand) -> None:
         """Start comparing ``piece``, which has arrived, by ``command``, which prints its SUM. See ``wait``."""
         self.wait()
         if self.comparable:
@@ -389,7 +384,7 @@ def _status(executor: Executor, path: str) -> bytes:
     if not executor.is_available():
         return b""
     command = f"stat -L -c '%d %i %s %y %z' -- {shlex.quote(path)}"
-    result = run_shell(executor, Command.of(command), whole=False)
+    result = run_shell(executor, ShellCommand.of(command), whole=False)
     return b"" if result.shell_rc else result.stdout
 
 
@@ -418,7 +413,7 @@ def _fetch_once(executor: Executor, path: str, sink: IO[bytes], progress: Progre
         return packed.fetch(GZIP, size) if gains and is_slow else 0
 
     try:
-        copied = copy_out(executor.agent, path, take, progress, instead if programs else None, limit)
+        copied = copy_out(executor.agent, path, take, progress, instead if programs else None, limit, executor.sizes)
     except (CommandError, TransferError):  # the agent still answers, and the checksum program still runs
         with suppress(QgaError):
             for ended in summing:
@@ -439,12 +434,12 @@ def _compare(executor: Executor, path: str, copied: Copied, sink: IO[bytes]) -> 
     """
     # The content of a file without a size (/proc) may change at any moment, so it is not compared.
     size = copied.size if copied.whole else None
-    there = sha256(executor, path, size) if executor.is_available() else digest(executor, path)
+    there = sha256(executor, path, size) if executor.is_available() else file_sha256(executor, path)
     if there and there != sha256_of(_from(sink, 0)):
         raise _Differs(copied.size)
 
 
-def digest(executor: Executor, path: str, size: int | None = None, limit: Limit = USUAL) -> str:
+def file_sha256(executor: Executor, path: str, size: int | None = None, limit: Limit = USUAL) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.
@@ -455,5 +450,5 @@ def digest(executor: Executor, path: str, size: int | None = None, limit: Limit 
     if there:
         return there
     summed = hashlib.sha256()
-    copy_out(executor.agent, path, summed.update, limit=limit)
+    copy_out(executor.agent, path, summed.update, limit=limit, sizes=executor.sizes)
     return summed.hexdigest()

@@ -15,9 +15,9 @@ from typing import Iterator, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line, printable
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import EXEC_COMMANDS, Command, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import EXEC_COMMANDS, Executor, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, variables
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import checked, new_spool, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import checked, new_prefix, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
 __all__ = ("Found", "find_below", "find_paths", "need", "text")
@@ -96,7 +96,7 @@ def find_below(executor: Executor, path: str) -> Sequence[Found]:
     """
     command = f"{variables(f'{path}/.', a='')}{_BELOW}"
     purpose = f"look at {path}"
-    result = when_thawed(executor.agent, lambda: run_shell(executor, Command.of(command)))
+    result = when_thawed(executor.agent, lambda: run_shell(executor, ShellCommand.of(command)))
     output = checked(result, purpose)
     if output.count(b"\0") > _MOST_WORDS:  # each takes more of the memory than it takes here
         raise _too_much(path)
@@ -119,9 +119,9 @@ def find_paths(
 
     :raise OperationError: if the guest does not know that owner.
     """
-    command = f"o={shlex.quote(owner)} a=1 t={new_spool()}{_PATHS}"
+    command = f"o={shlex.quote(owner)} a=1 t={new_prefix()}{_PATHS}"
     names = b"".join(path + b"\0" for path in paths)
-    result = when_thawed(executor.agent, lambda: run_shell(executor, Command.of(command), names))
+    result = when_thawed(executor.agent, lambda: run_shell(executor, ShellCommand.of(command), names))
     numbers, _nul, rest = checked(result, f"find the owner {owner}" if owner else "look at files").partition(b"\0")
     wanted = set(paths)
     found = {one.path: one for one in _parse(rest, attributes=True) if one.path in wanted}

@@ -17,14 +17,14 @@ from typing import IO, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK
 from ansible_collections.qemu.guest.plugins.module_utils._guest.local_file import replacing
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
     REST,
     checked,
-    new_spool,
+    new_prefix,
     run_shell,
     sweep,
 )
@@ -67,24 +67,24 @@ def fetch_tree(
 
     :raise TransferError: if that is more than ``largest`` bytes, or than there is room for here or there.
     """
-    spool = new_spool(_PLACE)
+    prefix = new_prefix(_PLACE)
     try:
-        said = _make_archive(executor, src, names, spool, largest)
+        said = _make_archive(executor, src, names, prefix, largest)
         with tempfile.TemporaryFile(dir=dest) as archive:
-            fetch(executor, f"{spool}.tar", archive, largest=largest)
+            fetch(executor, f"{prefix}.tar", archive, largest=largest)
             total, came = unpack(archive, dest, names)
     finally:
         with suppress(QgaError):
-            sweep(executor, spool)
+            sweep(executor, prefix)
     if not came:
         raise TransferError(f"the guest's tar found none of the files of {src}: {said}")
     return total, came
 
 
-def _make_archive(executor: Executor, src: str, names: Sequence[bytes], spool: str, largest: int | None) -> str:
+def _make_archive(executor: Executor, src: str, names: Sequence[bytes], prefix: str, largest: int | None) -> str:
     """Have the guest make an archive of these files; return what its tar said last."""
     blocks = _UNLIMITED if largest is None else min(_UNLIMITED, largest // 512 + 1)
-    command = Command.of(f"{variables(f'{src}/.', t=spool, b=str(blocks))}{_ARCHIVE}")
+    command = ShellCommand.of(f"{variables(f'{src}/.', t=prefix, b=str(blocks))}{_ARCHIVE}")
     stdin = b"".join(name + b"\0" for name in names)
     made = when_thawed(executor.agent, lambda: run_shell(executor, command, stdin, whole=False))
     checked(made, f"make an archive of {src}")

@@ -22,9 +22,9 @@ from typing import IO, Any, BinaryIO, Mapping, NamedTuple, Sequence
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, PRIVATE, change, variables
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_spool
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_prefix
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import SMALL, sent
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import sent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree import text
 
 __all__ = ("New", "put_trees")
@@ -101,7 +101,7 @@ def put_trees(executor: Executor, groups: Sequence[Sequence[New]]) -> None:
 
     :raise OperationError: if that fails, with the guest's message. Some of it may be in place.
     """
-    marks = [f"{new_spool()}.0" for _group in groups[1:]]
+    marks = [f"{new_prefix()}.0" for _group in groups[1:]]
     for new, mark, mark_before in zip(groups, [*marks, ""], ["", *marks]):
         _put_tree(executor, new, _AFTER.replace("{mark}", mark_before) if mark_before else "", mark)
 
@@ -128,12 +128,12 @@ def _command(checksum: str, places: Sequence[bytes], mark: str) -> str:
 def _unpack(executor: Executor, archive: BinaryIO, command: str) -> None:
     """Run ``command`` with an archive: its input if that is small, else a file."""
     purpose = "put the files in place"
-    small = archive.seek(0, os.SEEK_END) < SMALL
+    small = archive.seek(0, os.SEEK_END) < executor.sizes.small
     archive.seek(0)
     if small:
         change(executor, f"c=\n{command}", purpose, archive.read())
         return
-    with sent(executor, archive, f"{new_spool('/var/tmp')}.tar") as staged:
+    with sent(executor, archive, f"{new_prefix('/var/tmp')}.tar") as staged:
         # The archive is not sent anew because the guest is frozen now.
         unpack = f"c={shlex.quote(staged.path)}\n{command}"
         when_thawed(executor.agent, lambda: change(executor, unpack, purpose))

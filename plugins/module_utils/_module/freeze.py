@@ -69,7 +69,7 @@ def ready_to_freeze(agent: Agent, params: Params) -> str:
     if params["mountpoints"] is not None and not params["mountpoints"]:
         raise OperationError("mountpoints is empty, so nothing would be frozen. Without it, all filesystems are.")
     now = freeze_status(agent)
-    agent.refresh_info()  # the cached reply may be from a time when the guest was frozen
+    agent.refresh_info()  # if the agent was restarted and does not thaw any more, that must show before the freeze
     agent.require("guest-fsfreeze-thaw")
     if now == "thawed":
         agent.require(_freeze_command(params))

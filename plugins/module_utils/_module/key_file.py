@@ -18,7 +18,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OperationError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import sha256_of
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, Executor
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import (
     ENTER,
     PRIVATE,
@@ -92,7 +92,7 @@ def look(executor: Executor, user: str) -> KeyFile | None:
     :raise OperationError: if there is no such user, or the file is not the user's.
     """
     purpose = f"read the keys of {user}"
-    command = Command.of(f"{variables('/', w=user)}{_LOOK}")
+    command = ShellCommand.of(f"{variables('/', w=user)}{_LOOK}")
     try:  # in time: the user may have put a FIFO there
         result = begin_shell(executor, command, executor.agent.timeout)()
     except CommandUnavailable:

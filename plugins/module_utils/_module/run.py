@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import DEFAULT_TIMEOUT, Patience
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import (
@@ -52,9 +52,9 @@ def run_module(operation: Operation) -> None:
     try:
         timeout = DEFAULT_TIMEOUT if params["agent_timeout"] is None else params["agent_timeout"]
         with open_agent(params["address"], timeout, libvirt_uri=params["libvirt_uri"]) as agent:
-            agent.warn = module.warn
+            agent.patience = Patience(warn=module.warn)
             if params["frozen_timeout"] is not None:
-                agent.frozen_timeout = params["frozen_timeout"]
+                agent.patience = Patience(params["frozen_timeout"], module.warn)
             result = run_operation(
                 operation, agent, params, check_mode=module.check_mode, diff=getattr(module, "_diff", False)
             )

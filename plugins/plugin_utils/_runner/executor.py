@@ -36,9 +36,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    LARGEST_OUTPUT,
     ExecResult,
     Executor,
     GuestExec,
+    Limits,
+    Shell,
     before_start,
     lost,
     pauses,
@@ -90,9 +93,15 @@ class Runner(Executor):
     """
 
     def __init__(
-        self, agent: Agent, start: Start, look_seconds: float = _LOOK_SECONDS, take_seconds: float = _TAKE_SECONDS
+        self,
+        agent: Agent,
+        start: Start,
+        shell: Shell | None = None,
+        *,
+        look_seconds: float = _LOOK_SECONDS,
+        take_seconds: float = _TAKE_SECONDS,
     ) -> None:
-        super().__init__(agent)
+        super().__init__(agent, shell)
         self._start_one = start
         self._look_seconds = look_seconds
         self._take_seconds = take_seconds
@@ -111,16 +120,8 @@ class Runner(Executor):
         return self.agent.supports(*_FILE) and (GuestExec(self.agent).is_available() or self._has_runner())
 
     @property
-    def captures_all(self) -> bool:
-        return True
-
-    @property
-    def pipes_input(self) -> bool:
-        return False
-
-    @property
-    def largest_input(self) -> int:
-        return sys.maxsize
+    def limits(self) -> Limits:
+        return Limits(sys.maxsize, sys.maxsize, pipes_input=False, output=LARGEST_OUTPUT)
 
     def _has_runner(self) -> bool:
         try:
@@ -311,8 +312,8 @@ def _not_run() -> OutcomeUnknownError:
 class GuestExecOrRunner(Executor):
     """Runs programs by guest-exec where the agent allows that, else by ``runner``."""
 
-    def __init__(self, runner: Runner) -> None:
-        super().__init__(runner.agent)
+    def __init__(self, runner: Runner, shell: Shell | None = None) -> None:
+        super().__init__(runner.agent, shell)
         self._runner = runner
         self._guest_exec = GuestExec(runner.agent)
 
@@ -321,24 +322,8 @@ class GuestExecOrRunner(Executor):
         return self._guest_exec if self._guest_exec.is_available() else self._runner
 
     @property
-    def captures_all(self) -> bool:
-        return self._used.captures_all
-
-    @property
-    def pipes_input(self) -> bool:
-        return self._used.pipes_input
-
-    @property
-    def largest_input(self) -> int:
-        return self._used.largest_input
-
-    @property
-    def quick_input(self) -> int:
-        return self._used.quick_input
-
-    @property
-    def passes_long_replies(self) -> bool:
-        return self._used.passes_long_replies
+    def limits(self) -> Limits:
+        return self._used.limits
 
     def is_available(self) -> bool:
         return self._used.is_available()

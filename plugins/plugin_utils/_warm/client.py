@@ -29,7 +29,13 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, lost, pauses
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    LARGEST_OUTPUT,
+    ExecResult,
+    ShellCommand,
+    lost,
+    pauses,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
@@ -131,7 +137,7 @@ _LEAST_PAUSE = 0.002
 # A loop's next item may take no time at all: then this is how much later its end is noticed.
 _MOST_PAUSE = 0.25
 
-_NO_COMMAND = Command(b"")
+_NO_COMMAND = ShellCommand(b"")
 _NO_SERVER = "none"
 # Longer commands do not fit into a variable.
 _LONGEST_COMMAND = 100_000
@@ -156,7 +162,8 @@ class WarmPython:
     """Warm interpreters in a guest, beside its ``runner``.
 
     ``log`` takes messages on progress, ``tell`` those for users. A server is waited for ``start_seconds``. If the
-    requests that start it take no longer than ``quick_seconds``, the guest is quick, and compiles by itself.
+    requests that start it take no longer than ``quick_seconds``, the guest is quick, and compiles by itself. A task has
+    at most ``largest_output`` bytes of each output stream.
     """
 
     def __init__(
@@ -167,13 +174,14 @@ class WarmPython:
         *,
         start_seconds: float = _START_SECONDS,
         quick_seconds: float = _QUICK_START_SECONDS,
+        largest_output: int = LARGEST_OUTPUT,
     ) -> None:
         self._runner = runner
         self._log = log
         self._tell = tell or log
         self._start_seconds = start_seconds
         self._quick_seconds = quick_seconds
-        self._spool = Spool(runner.agent, _spool())
+        self._spool = Spool(runner.agent, _spool(), largest_output)
         self._first_looks: dict[str, float] = {}  # by archive: seconds after which to look for an answer
 
     def run(self, command: str, stdin: bytes) -> ExecResult | None:
@@ -190,10 +198,10 @@ class WarmPython:
                 return self._run_module(request, archive, python.group(1))
             except MalformedArchive:  # it was not run; the plain path has Python's own error
                 return None
-        begun = self.begin_shell(Command.of(command), stdin)
+        begun = self.begin_shell(ShellCommand.of(command), stdin)
         return begun() if begun else None
 
-    def begin_shell(self, command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def begin_shell(self, command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         """Start any shell command; see ``Shell`` in _guest/executor.py."""
         if len(command.text) > _LONGEST_COMMAND or b"\0" in command.text:
             return None
@@ -405,7 +413,9 @@ def _starter(spool: str, request: ClientRequest, python: str, number: int, faile
     return command.encode("utf-8", "surrogateescape"), stdin
 
 
-def _request(python: str, archive: str, before: bytes, after: bytes, command: Command = _NO_COMMAND) -> ClientRequest:
+def _request(
+    python: str, archive: str, before: bytes, after: bytes, command: ShellCommand = _NO_COMMAND
+) -> ClientRequest:
     """Return a request: to run a module by the command line ``python``, or a shell command if that is empty."""
     marker = _MARKER.search(python)
     key = _MARKER.sub("BECOME-SUCCESS-", python)

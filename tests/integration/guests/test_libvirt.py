@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.qemu.guest.plugins.module_utils._agent import libvirt_agent
+from ansible_collections.qemu.guest.plugins.module_utils._agent.address import parse_address
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.connect import open_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -31,6 +31,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     ProtocolError,
     TransferError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._agent.libvirt_agent import LibvirtAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, copy_in
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
@@ -328,7 +329,7 @@ def stopped(domain: Domain) -> Iterator[None]:
         look(domain, "kill -CONT $(pidof qemu-ga)")
 
 
-def test_agent_that_hangs(domain: Domain, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agent_that_hangs(domain: Domain, agent: Agent) -> None:
     touch = {"path": "/usr/bin/touch", "arg": ["/srv/touched"]}
     with stopped(domain):
         time.sleep(0.6)  # after that, a ping goes ahead
@@ -340,13 +341,13 @@ def test_agent_that_hangs(domain: Domain, agent: Agent, monkeypatch: pytest.Monk
     assert look(domain, "ls /srv/touched 2>/dev/null || echo none") == "none\n", "nothing but a ping was sent"
     assert answers(agent)
     # Where it stopped within that time, the command was given to libvirt, and its fate is unknown.
-    monkeypatch.setattr(libvirt_agent, "_IDLE_SECONDS", 3600)
-    with stopped(domain):
-        started = time.monotonic()
-        with pytest.raises(OutcomeUnknownError):
-            agent.execute("guest-exec", touch, timeout=2)
-        assert time.monotonic() - started < 5
-        monkeypatch.undo()
+    with LibvirtAgent(parse_address(f"libvirt:{NAME}"), domain.daemon.uri, TIMEOUT, idle_seconds=3600) as never_idle:
+        assert answers(never_idle)
+        with stopped(domain):
+            started = time.monotonic()
+            with pytest.raises(OutcomeUnknownError):
+                never_idle.execute("guest-exec", touch, timeout=2)
+            assert time.monotonic() - started < 5
     until(lambda: answers(agent), 30, "an answer from the agent")
 
 

@@ -286,10 +286,10 @@ def blocks(path: bytes, start: int, size: int) -> Iterator[memoryview]:
             size -= got
 
 
-def make_room(spool: bytes) -> bytes:
+def make_room(prefix: bytes) -> bytes:
     zstd()
     for number in (b".0", b".1"):
-        os.close(private(spool + number, os.O_CREAT | os.O_EXCL))
+        os.close(private(prefix + number, os.O_CREAT | os.O_EXCL))
     return b"zstd\n"
 
 

@@ -21,9 +21,13 @@ LOST = -1
 
 
 class Room:
-    """The bytes that one task's output may take in the spool: three quarters of what is free. Others need the rest."""
+    """The bytes that one task's output may take in the spool: three quarters of what is free. Others need the rest.
 
-    def __init__(self, spool: str) -> None:
+    Each stream has at most ``largest``.
+    """
+
+    def __init__(self, spool: str, largest: int) -> None:
+        self.largest = largest
         there = os.statvfs(spool)
         self.left = there.f_bavail * there.f_frsize * 3 // 4
 
@@ -54,7 +58,7 @@ class Output:
             if self.file is None:
                 data, self.kept = self.kept + data, b""
                 self.file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - it is open while the task is at work
-            fits = self.room.take(len(data)) and self.file.tell() + len(data) <= LARGEST_OUTPUT
+            fits = self.room.take(len(data)) and self.file.tell() + len(data) <= self.room.largest
             self.lost = not fits or self.file.write(data) != len(data)
         except OSError:
             self.lost = True
@@ -72,14 +76,22 @@ class Output:
 class Task:
     """A task at work, and its output. ``rc`` is None until its end was reported.
 
-    ``request`` is the request, and ``number`` that of its client.
+    ``request`` is the request, and ``number`` that of its client. ``largest`` is how much of each stream is kept.
     """
 
-    def __init__(self, number: int, request: ClientRequest, path: str, preamble: bytes, errors: bytes) -> None:
+    def __init__(
+        self,
+        number: int,
+        request: ClientRequest,
+        path: str,
+        preamble: bytes,
+        errors: bytes,
+        largest: int = LARGEST_OUTPUT,
+    ) -> None:
         self.number = number
         self.request = request
         self.rc: int | None = None
-        room = Room(os.path.dirname(path))
+        room = Room(os.path.dirname(path), largest)
         self.outputs = (Output(f"{path}.out", "o", preamble, room), Output(f"{path}.err", "e", errors, room))
         self.streams: dict[int, Output] = {}  # read end of a pipe: output
         self.theirs: list[int] = []

@@ -190,7 +190,7 @@ def test_input(agent: SocketAgent, given: dict[str, Any], arrives: str) -> None:
 @pytest.mark.parametrize("timeout", [None, 60])
 def test_input_that_there_is_no_room_for_in_run(agent: SocketAgent, guest: Guest, timeout: float | None) -> None:
     """It is kept in /dev/shm, and the program is run once."""
-    tool(guest, "cat", f"case $(readlink /proc/$$/fd/1) in {guest.spool}*) exit 1 ;; esac; exec /bin/cat")
+    tool(guest, "cat", f"case $(readlink /proc/$$/fd/1) in {guest.prefix}*) exit 1 ;; esac; exec /bin/cat")
     ran = f"echo ran >>{guest.tools}/ran; wc -c"
     assert run(agent, shell=ran, stdin="x" * 300_000, stdin_add_newline=False, timeout=timeout)["stdout"] == "300000\n"
     assert (guest.tools / "ran").read_text() == "ran\n"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Patience
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandUnavailable,
     ConnectError,
@@ -24,9 +25,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import files
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import CHUNK, SIZES, Sizes
 from ansible_collections.qemu.guest.plugins.module_utils._module.modes import mode_of
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import DIFF_LIMIT, run_operation
 from ansible_collections.qemu.guest.plugins.modules import qga_file
@@ -249,8 +249,11 @@ def bare(scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent],
     return connect(scripted(guest.answers(*PROGRAMS), blocked=blocked))
 
 
-def run(agent: SocketAgent, path: Path | str, check_mode: bool = False, **given: Any) -> dict[str, Any]:
-    result = run_operation(OPERATION, agent, options(path=str(path), **given), check_mode=check_mode, diff=True)
+def run(
+    agent: SocketAgent, path: Path | str, check_mode: bool = False, sizes: Sizes = SIZES, **given: Any
+) -> dict[str, Any]:
+    params, executor = options(path=str(path), **given), GuestExec(agent, sizes=sizes)
+    result = run_operation(OPERATION, agent, params, executor=executor, check_mode=check_mode, diff=True)
     result.pop("diff", None)
     return result
 
@@ -655,7 +658,7 @@ def test_file_that_stays_behind_is_named(agent: SocketAgent, server: Scripted, c
     planned = plan(qga_file.read(GuestExec(agent), wanted), wanted)
     server.answers["guest-fsfreeze-status"] = "thawed"
     agent.refresh_info()
-    agent.frozen_timeout = 30
+    agent.patience = Patience(30)
 
     def freezes(session: Session, request: Request) -> None:
         server.freeze(1000)
@@ -698,11 +701,11 @@ def test_guest_says_later_that_the_file_is_larger(
     connect: Callable[..., SocketAgent],
     guest: Guest,
     home: Path,
-    monkeypatch: pytest.MonkeyPatch,
     more: int,
 ) -> None:
     """It would be read without end. One that has another size than what is to be there is not read."""
-    monkeypatch.setattr(files, "_GROWTH", 3 * CHUNK)
+    sizes = Sizes()
+    sizes.growth = 3 * CHUNK
     (home / "file").write_bytes(b"y" * (DIFF_LIMIT + 5))
     seeks: list[int] = []
 
@@ -718,11 +721,11 @@ def test_guest_says_later_that_the_file_is_larger(
     server = scripted({**guest.answers(*PROGRAMS), "guest-file-seek": seek, "guest-file-read": read})
     bare = connect(server)
     if more:
-        assert run(bare, home / "file", check_mode=True, content="x" * (DIFF_LIMIT + 5 + more))["changed"]
+        assert run(bare, home / "file", True, sizes, content="x" * (DIFF_LIMIT + 5 + more))["changed"]
         assert server.work.count("guest-file-read") == 1
     else:
         with pytest.raises(TransferError, match=f"it had {DIFF_LIMIT + 5} when it was opened"):
-            run(bare, home / "file", check_mode=True, content="x" * (DIFF_LIMIT + 5))
+            run(bare, home / "file", True, sizes, content="x" * (DIFF_LIMIT + 5))
 
 
 def test_append_without_programs(bare: SocketAgent, home: Path) -> None:

@@ -498,9 +498,9 @@ def test_request_that_is_too_long(daemon: Libvirt, agent: Any) -> None:
 def test_more_input_than_libvirt_carries(daemon: Libvirt, agent: Any) -> None:
     daemon.answers["guest-exec"] = {"pid": 3}
     with pytest.raises(TransferError) as caught:
-        GuestExec(agent).start("/bin/cat", stdin=bytes(agent.largest_payload + 1))
+        GuestExec(agent).start("/bin/cat", stdin=bytes(agent.largest_content + 1))
     assert caught.value.executed == "no" and daemon.commands == []
-    assert GuestExec(agent).start("/bin/cat", stdin=bytes(agent.largest_payload)) == 3
+    assert GuestExec(agent).start("/bin/cat", stdin=bytes(agent.largest_content)) == 3
 
 
 def test_slow_agent_has_the_whole_timeout(daemon: Libvirt, agent: Any, clock: Clock) -> None:
@@ -785,7 +785,7 @@ def test_long_input(daemon: Libvirt, agent: Any, guest: Guest, tmp_path: Path) -
     assert (tmp_path / "there").read_bytes() == stdin
     longest = max(len(json.dumps(request)) for request, _seconds in daemon.requests)
     assert longest < 140_000, "what fits in the buffer of a socket"
-    assert not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob("kept.*"))
 
 
 def test_long_input_of_a_program_that_cannot_be_started(
@@ -803,7 +803,7 @@ def test_long_input_of_a_program_that_cannot_be_started(
     daemon.answers["guest-exec"] = once_too_often
     with pytest.raises(CommandError, match="Failed to execute"):
         run_shell(GuestExec(agent), b"cat", bytes(200_000))
-    assert not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob("kept.*"))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol, schema, socket_agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.address import Address, parse_address
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import value_of
 from ansible_collections.qemu.guest.plugins.module_utils._agent.channel import Channel, SyncState
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
@@ -153,7 +154,7 @@ def test_value_is_of_the_type_of_the_schema_or_an_error(command: str, value: Any
     known = schema.command(command).returns
     fits = isinstance(value, known) and (not isinstance(value, bool) or object in known)
     try:
-        assert StreamAgent([])._value(command, {"return": value}, Deadline(1)) == value and fits
+        assert value_of(command, {"return": value}) == value and fits
     except ProtocolError as exc:
         assert not fits and exc.executed == "unknown"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Patience
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
@@ -292,7 +293,7 @@ def test_error_of_a_question_is_not_that_of_the_program(
 
 def test_frozen_guest_is_waited_for(executor: GuestExec, server: Scripted, clock: Clock) -> None:
     said: list[str] = []
-    executor.agent.warn = said.append
+    executor.agent.patience = Patience(warn=said.append)
     executor.agent.info  # noqa: B018 - so that it is known what the agent can do when it is thawed
     began = clock.now
     server.freeze(250)
@@ -304,7 +305,7 @@ def test_frozen_guest_is_waited_for(executor: GuestExec, server: Scripted, clock
 
 
 def test_guest_that_stays_frozen_is_given_up(executor: GuestExec, server: Scripted, clock: Clock) -> None:
-    executor.agent.frozen_timeout = 30
+    executor.agent.patience = Patience(30)
     began = clock.now
     server.freeze(100)
     with pytest.raises(OutcomeUnknownError, match=r"may have run: contact was lost .* frozen") as caught:
@@ -314,7 +315,7 @@ def test_guest_that_stays_frozen_is_given_up(executor: GuestExec, server: Script
 
 
 def test_frozen_guest_is_not_waited_for_without_a_timeout(executor: GuestExec, server: Scripted, clock: Clock) -> None:
-    executor.agent.frozen_timeout = 0
+    executor.agent.patience = Patience(0)
     began = clock.now
     server.freeze(100)
     with pytest.raises(OutcomeUnknownError, match="frozen"):

@@ -23,9 +23,10 @@ import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import QgaError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import files, transfer, tree_put
+from ansible_collections.qemu.guest.plugins.module_utils._guest import tree_put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import GuestExec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_spool, run_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Sizes
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_prefix, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tree_put import New, put_trees
 from ansible_collections.qemu.guest.plugins.module_utils._module.operation import run_operation
@@ -76,8 +77,8 @@ class Past:
         for descriptor in guest.files.values():
             os.close(descriptor)
         guest.programs, guest.files, guest.handle = {}, {}, 1000  # it gives out the same numbers again
-        spool = Path(guest.spool)
-        for path in (*spool.parent.glob(f"{spool.name}*"), *Path("/var/tmp").glob(f".{NAME}.*")):
+        prefix = Path(guest.prefix)
+        for path in (*prefix.parent.glob(f"{prefix.name}*"), *Path("/var/tmp").glob(f".{NAME}.*")):
             path.unlink()
         for path in self._home.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -106,7 +107,7 @@ def _append(content: bytes, **given: Any) -> Callable[[GuestExec, Path], object]
     params = {name: option.get("default") for name, option in qga_file.SPEC.items()}
     params.update(content=content.decode(), append=True, mode="0640", **given)
     return lambda executor, home: run_operation(
-        qga_file.OPERATION, executor.agent, {**params, "path": str(home / NAME)}
+        qga_file.OPERATION, executor.agent, {**params, "path": str(home / NAME)}, executor=executor
     )["changed"]
 
 
@@ -151,30 +152,35 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture(autouse=True, params=[12, 400], ids=["in pieces", "at once"])
-def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+@pytest.fixture(autouse=True)
+def _home_for_archives(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setattr(tree_put, "new_prefix", lambda place="": new_prefix(str(home)) if place else new_prefix())
+
+
+class Tiny(Sizes):
     """A file of some bytes takes as many requests as one of megabytes."""
-    for module, sizes in (
-        (files, {"CHUNK": 10, "_FIRST": 6}),
-        (transfer, {"CHUNK": 10, "SMALL": request.param, "_FIRST_PIECE": 400, "_PIECE": 400}),
-        (tree_put, {"SMALL": request.param}),
-        (qga_file, {"SMALL": request.param}),
-    ):
-        for name, size in sizes.items():
-            monkeypatch.setattr(module, name, size)
-    monkeypatch.setattr(tree_put, "new_spool", lambda place="": new_spool(str(home)) if place else new_spool())
+
+    chunk, first, first_piece, piece = 10, 6, 400, 400
 
 
+@pytest.mark.parametrize("small", [12, 400], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("name", DEEDS)
 def test_guest_that_goes_back(
-    guest: Guest, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent], home: Path, name: str
+    guest: Guest,
+    scripted: Callable[..., Scripted],
+    connect: Callable[..., SocketAgent],
+    home: Path,
+    name: str,
+    small: int,
 ) -> None:
     deed = DEEDS[name]
     if deed.owner and os.getuid() != 0:
         pytest.skip("only root can give a directory away")
     os.chown(home, deed.owner or -1, -1)
     server = scripted(guest.answers(*deed.without))
-    executor = GuestExec(connect(server))
+    sizes = Tiny()
+    sizes.small = small
+    executor = GuestExec(connect(server), sizes=sizes)
     succeeded = failed = 0
     for number in range(1, 200):
         for path in home.iterdir():

@@ -88,8 +88,8 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 
 def left_over(guest: Guest) -> list[Path]:
-    spool = Path(guest.spool)
-    return list(spool.parent.glob(f"{spool.name}*"))
+    prefix = Path(guest.prefix)
+    return list(prefix.parent.glob(f"{prefix.name}*"))
 
 
 # Commands arrive as they are
@@ -289,7 +289,7 @@ def test_login_shell(executor: GuestExec, files_of_the_guest: Path, passwd: str,
 
 
 def test_no_variable_of_ours_is_left_to_the_command(executor: GuestExec, whole: bool) -> None:
-    result = run_shell(executor, b'printf "[%s]" "$c$f$l$m$n$u$v$t$QEMU_GUEST$QEMU_GUEST_SPOOL$OLDPWD"', whole=whole)
+    result = run_shell(executor, b'printf "[%s]" "$c$f$l$m$n$u$v$t$QEMU_GUEST$QEMU_GUEST_OUTPUT$OLDPWD"', whole=whole)
     assert result.stdout == b"[]"
 
 
@@ -403,7 +403,7 @@ def test_long_output_is_private(executor: GuestExec, server: Scripted, guest: Gu
 
 
 def test_input_that_one_request_cannot_carry(executor: GuestExec, server: Scripted, guest: Guest, whole: bool) -> None:
-    executor.agent.largest_payload = 1000
+    executor.agent.largest_content = 1000
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> int:
@@ -421,7 +421,7 @@ def test_input_that_one_request_cannot_carry(executor: GuestExec, server: Script
 
 def test_input_in_a_file_that_has_gone(executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path) -> None:
     """A program that is started after it was given up on finds no input, and does nothing."""
-    executor.agent.largest_payload = 1000
+    executor.agent.largest_content = 1000
 
     def too_late(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if any("QEMU_GUEST_INPUT=" in variable for variable in arguments["env"]):
@@ -452,8 +452,8 @@ def test_input_comes_by_a_pipe(executor: GuestExec, guest: Guest, whole: bool, s
 
 def test_agent_is_rid_of_long_input_before_the_program_is_there(executor: GuestExec, guest: Guest, whole: bool) -> None:
     """It might not want it, and the agent would poll the pipe for ever."""
-    spool = "" if not whole else login_shell.new_spool()
-    pid = start_shell(executor, b"exec sleep 60", LONG, spool=spool)
+    prefix = "" if not whole else login_shell.new_prefix()
+    pid = start_shell(executor, b"exec sleep 60", LONG, prefix=prefix)
     program = guest.programs[pid].process
     assert program.stdin is not None
     for _attempt in range(500):
@@ -467,21 +467,21 @@ def test_agent_is_rid_of_long_input_before_the_program_is_there(executor: GuestE
     assert left_over(guest) == []
 
 
-@pytest.mark.parametrize("payload", [1000, None])
+@pytest.mark.parametrize("largest", [1000, None])
 def test_who_is_killed_when_its_input_is_to_lose_its_name(
-    executor: GuestExec, guest: Guest, whole: bool, payload: int | None, tmp_path: Path
+    executor: GuestExec, guest: Guest, whole: bool, largest: int | None, tmp_path: Path
 ) -> None:
     """The file is not left there. The first attempt to remove it takes too long."""
-    if payload:
-        executor.agent.largest_payload = payload
+    if largest:
+        executor.agent.largest_content = largest
     slow = f'case $1$2 in -f*.in) mkdir {tmp_path}/slow 2>/dev/null && exec /bin/sleep 60 ;; esac; exec /bin/rm "$@"'
     tool(guest, "rm", slow)
-    spool = "" if not whole else login_shell.new_spool()
-    pid = start_shell(executor, b"touch %b/done" % str(tmp_path).encode(), LONG[:70_000], spool=spool)
+    prefix = "" if not whole else login_shell.new_prefix()
+    pid = start_shell(executor, b"touch %b/done" % str(tmp_path).encode(), LONG[:70_000], prefix=prefix)
     while not (tmp_path / "slow").exists():
         time.sleep(0.01)
     assert left_over(guest)
-    executor.agent.largest_payload = 1 << 20
+    executor.agent.largest_content = 1 << 20
     assert kill(executor, pid, grace=5) == pid
     assert executor.finish(pid).shell_rc != 0
     assert left_over(guest) == [] and not (tmp_path / "done").exists()
@@ -499,8 +499,8 @@ def test_input_has_no_name_while_it_arrives(executor: GuestExec, guest: Guest, t
 
 def test_input_that_was_never_read_is_removed_later(executor: GuestExec, guest: Guest) -> None:
     """Its controller was killed. That of others may still be on its way."""
-    executor.agent.largest_payload = 1000
-    old, piece, new = (Path(f"{guest.spool}{name}") for name in ("old.in", "old.12", "new.in"))
+    executor.agent.largest_content = 1000
+    old, piece, new = (Path(f"{guest.prefix}{name}") for name in ("old.in", "old.12", "new.in"))
     for path, minutes in ((old, 61), (piece, 61), (new, 59)):
         path.touch()
         os.utime(path, (time.time() - 60 * minutes,) * 2)
@@ -522,7 +522,7 @@ def test_umask_of_an_agent_that_daemonised(executor: GuestExec, whole: bool) -> 
 
 
 def test_there_is_no_place_for_long_input(executor: GuestExec, guest: Guest) -> None:
-    guest.spool = f"{guest.tools}/no such directory/"
+    guest.prefix = f"{guest.tools}/no such directory/"
     result = run_shell(executor, WHAT_INPUT + b"cat", LONG, whole=False)
     assert (result.rc, result.stdout) == (0, b"pipe\nunset unset\n" + LONG)
 
@@ -532,7 +532,7 @@ def test_there_is_no_room_for_long_input(
     executor: GuestExec, guest: Guest, tmp_path: Path, whole: bool, elsewhere: bool
 ) -> None:
     """In /run, or in /dev/shm, which is tried then: the program is run once, or not at all."""
-    full = f"{guest.spool}*" if elsewhere else f"{guest.spool}* | /dev/shm/qemu-guest.*"
+    full = f"{guest.prefix}*" if elsewhere else f"{guest.prefix}* | /dev/shm/qemu-guest.*"
     tool(guest, "cat", f"case $(readlink /proc/$$/fd/1) in {full}) exit 1 ;; esac; exec /bin/cat")
     result = run_shell(executor, WHAT_INPUT + b"cat; echo . >>%b/done" % str(tmp_path).encode(), LONG, whole=whole)
     if elsewhere:
@@ -587,8 +587,8 @@ def test_long_output_has_a_part_of_what_is_free(
     tool(guest, "df", "echo; echo tmpfs 16384 8192 8192 50% /run")
     result = run_shell(executor, f"head -c {KEPT + most} /dev/zero{redirected}; exit 3".encode())
     assert (len(result.stdout) + len(result.stderr), result.rc) == (KEPT + most, 3)
-    command = f"head -c {KEPT + most + 1} /dev/zero; until ls {guest.spool}*.lost; do sleep 0.1; done"
-    command = f"{command}; ls -l {guest.spool}* >'{tmp_path}/left'; head -c 1000000 /dev/zero; touch '{tmp_path}/done'"
+    command = f"head -c {KEPT + most + 1} /dev/zero; until ls {guest.prefix}*.lost; do sleep 0.1; done"
+    command = f"{command}; ls -l {guest.prefix}* >'{tmp_path}/left'; head -c 1000000 /dev/zero; touch '{tmp_path}/done'"
     command = f"{{ {command}; }}{redirected} 2>/dev/null"
     with pytest.raises(TransferError, match="did not fit in the guest's /run"):
         run_shell(executor, command.encode())

@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
     sha256_command,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD, Packer
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tar import members
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import unpack_command
@@ -203,7 +203,7 @@ def test_file_of_any_name_is_summed_and_unpacked(name: str, content: bytes) -> N
         Path(path).write_bytes(content)
         Path(top, "..part").write_bytes(GZIP.packing()(content))
 
-        def said(command: Command) -> str:
+        def said(command: ShellCommand) -> str:
             return run(command.text, top).partition(b" ")[0].decode()
 
         assert said(sha256_command(path)) == hashlib.sha256(content).hexdigest()

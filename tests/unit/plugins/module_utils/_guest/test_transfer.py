@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -28,18 +28,18 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import (
-    compression,
-    fetch_packed,
-    files,
-    transfer,
-    zstd,
+from ansible_collections.qemu.guest.plugins.module_utils._guest import compression, zstd
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ExecResult,
+    GuestExec,
+    Shell,
+    ShellCommand,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult, GuestExec
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import digest, fetch, put
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Sizes
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, file_sha256, put
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
-from ansible_collections.qemu.guest.tests.unit.guest import SPOOL, Guest
+from ansible_collections.qemu.guest.tests.unit.guest import PREFIX, Guest
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers, reply_to
 from ansible_collections.qemu.guest.tests.unit.warm import called_here
 
@@ -57,16 +57,21 @@ def server(scripted: Callable[..., Scripted], guest: Guest, programs: bool) -> S
     return scripted(guest.answers(*(() if programs else PROGRAMS)))
 
 
+class Tiny(Sizes):
+    chunk, first, small, first_piece, piece, growth = 10, 6, 12, 10, 20, 640
+
+
+class Packing(Sizes):
+    chunk, first, small, first_piece, piece, part, packed = 300, 100, 1000, 1000, 4000, 4000, 50
+
+
 @pytest.fixture
-def executor(server: Scripted, connect: Callable[..., SocketAgent], monkeypatch: pytest.MonkeyPatch) -> GuestExec:
-    sizes(monkeypatch, files, CHUNK=10, _FIRST=6)
-    sizes(monkeypatch, transfer, CHUNK=10, SMALL=12, _FIRST_PIECE=10, _PIECE=20)
-    return GuestExec(connect(server))
-
-
-def sizes(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **values: int) -> None:
-    for name, value in values.items():
-        monkeypatch.setattr(module, name, value)
+def executor(
+    server: Scripted, connect: Callable[..., SocketAgent], request: pytest.FixtureRequest, programs: bool
+) -> GuestExec:
+    """It has the interpreter of ``asked`` and the sizes of ``packing``, where a test asks for those fixtures."""
+    shell = request.getfixturevalue("interpreter") if programs and "asked" in request.fixturenames else None
+    return GuestExec(connect(server), shell, sizes=Packing() if "packing" in request.fixturenames else Tiny())
 
 
 def on_its_way(directory: Path) -> Path:
@@ -195,11 +200,8 @@ def test_put_that_arrives_differently(executor: GuestExec, server: Scripted, gue
 
 
 @pytest.fixture
-def packing(executor: GuestExec, monkeypatch: pytest.MonkeyPatch) -> None:
+def packing() -> None:
     """What is to be compressed, is so in small pieces."""
-    sizes(monkeypatch, files, CHUNK=300, _FIRST=100)
-    sizes(monkeypatch, transfer, CHUNK=300, SMALL=1000, _FIRST_PIECE=1000, _PIECE=4000)
-    sizes(monkeypatch, fetch_packed, _PART=4000, _READ=50)
 
 
 TEXT = b"".join(b"line %d of a text that shrinks\n" % number for number in range(500))
@@ -276,7 +278,7 @@ def test_put_of_what_may_shrink(
     assert size == len(data)
     assert seen[-1] == len(data) and seen == sorted(seen)
     assert path.stat().st_mode & 0o777 == (0o640 if there else 0o600 if programs else path.stat().st_mode & 0o777)
-    assert not list(tmp_path.glob("spool.*")), "nothing stays"
+    assert not list(tmp_path.glob("kept.*")), "nothing stays"
     if programs and len(data) < 1000:
         return  # a program was given it
     sent = sent_to(server)
@@ -296,7 +298,7 @@ def test_put_where_unpacking_fails(executor: GuestExec, guest: Guest, tmp_path: 
     source.seek(7)
     put(executor, source, str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
-    assert not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob("kept.*"))
 
 
 @pytest.mark.usefixtures("packing")
@@ -307,7 +309,7 @@ def test_compressed_pieces_are_open_to_nobody_else(
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> Any:
-        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("spool.*"))
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("kept.*"))
         return guest.write(arguments)
 
     server.answers["guest-file-write"] = watched
@@ -336,7 +338,7 @@ def assert_fetched(executor: GuestExec, directory: Path, data: bytes, name: str 
     assert fetch(executor, str(path), sink, seen.append) == len(data)
     assert sink.getvalue() == data
     assert seen[-1] == len(data) and seen == sorted(seen)
-    assert not list(directory.glob("spool.*")), "nothing stays"
+    assert not list(directory.glob("kept.*")), "nothing stays"
 
 
 @pytest.mark.parametrize("size", [0, 300, 301, 1300, 4300, 4301, 8300, len(TEXT)])
@@ -361,13 +363,16 @@ def test_fetch_of_what_shrinks_over_a_quick_channel(executor: GuestExec, quick: 
 
 
 @pytest.fixture
-def asked(executor: GuestExec, guest: Guest, programs: bool) -> list[str]:
+def asked() -> list[str]:
     """An interpreter in the guest does some commands. Returns the functions that it was asked for."""
-    commands: list[str] = []
+    return []
 
-    def begin(command: Command, stdin: bytes) -> Callable[[], ExecResult | None]:
-        commands.append(f"unpack {command.arguments[0]}" if command.function == "unpack" else command.function)
-        here = [value.replace(SPOOL, guest.spool) if isinstance(value, str) else value for value in command.arguments]
+
+@pytest.fixture
+def interpreter(asked: list[str], guest: Guest) -> Shell:
+    def begin(command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None]:
+        asked.append(f"unpack {command.arguments[0]}" if command.function == "unpack" else command.function)
+        here = [value.replace(PREFIX, guest.prefix) if isinstance(value, str) else value for value in command.arguments]
         outputs: list[bytes] = []
 
         def run() -> None:
@@ -385,9 +390,7 @@ def asked(executor: GuestExec, guest: Guest, programs: bool) -> list[str]:
 
         return ended
 
-    if programs:
-        executor.shell = begin
-    return commands
+    return begin
 
 
 def kinds(commands: list[str]) -> list[str]:
@@ -479,19 +482,18 @@ def test_fetch_where_what_packs_is_lost(
 ) -> None:
     begin = executor.shell
     assert begin
-    waits: list[Command] = []
+    waits: list[ShellCommand] = []
 
-    def begun(command: Command, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+    def begun(command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None] | None:
         def lost() -> NoReturn:
             waits.append(command)
             raise OutcomeUnknownError("the agent is gone")
 
         return lost if command.function == "pack" else begin(command, stdin)
 
-    executor.shell = begun
     (tmp_path / "file").write_bytes(TEXT)
     with pytest.raises(OutcomeUnknownError):
-        fetch(executor, str(tmp_path / "file"), io.BytesIO())
+        fetch(GuestExec(executor.agent, begun, sizes=Packing()), str(tmp_path / "file"), io.BytesIO())
     assert len(waits) == 1, "that is not waited for twice"
 
 
@@ -521,7 +523,7 @@ def test_fetch_from_an_interpreter_of_a_file_that_grows(
     path.write_bytes(TEXT)
 
     def opened(arguments: Mapping[str, Any]) -> Any:
-        if arguments["path"].startswith(SPOOL):
+        if arguments["path"].startswith(PREFIX):
             path.write_bytes(TEXT + change)
         return guest.open(arguments)
 
@@ -568,7 +570,7 @@ def test_zstd_by_a_program(
 ) -> None:
     """Where the interpreter is not there after all."""
     tool(guest, "zstd", ZSTD)
-    executor.shell = lambda command, stdin: None
+    executor = GuestExec(executor.agent, lambda command, stdin: None, sizes=Packing())
     if way == "fetch":
         assert_fetched(executor, tmp_path, TEXT)
         assert sum(quick) < len(TEXT) / 2
@@ -602,7 +604,7 @@ def test_put_where_an_interpreter_unpacks(
         tool(guest, "zstd", "exit 127")
     put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == TEXT
-    assert not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob("kept.*"))
     zstd = [command for command in asked if command == "unpack zstd"]
     assert len(zstd) == {"": 5, "here": 0, "there": 1}[lacks]
     assert (sent_to(server) < len(TEXT) / 2) is (lacks != "there")
@@ -673,7 +675,7 @@ def test_fetch_of_what_has_become_a_fifo(
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
-@pytest.mark.parametrize("kind", [fetch, digest])
+@pytest.mark.parametrize("kind", [fetch, file_sha256])
 def test_program_that_never_ends_is_ended(
     executor: GuestExec, guest: Guest, tmp_path: Path, kind: Callable[..., object], clock: Clock
 ) -> None:
@@ -708,7 +710,7 @@ def test_packed_content_is_open_to_nobody_else(
     modes: list[int] = []
 
     def watched(arguments: Mapping[str, Any]) -> Any:
-        for path in tmp_path.glob("spool.*"):
+        for path in tmp_path.glob("kept.*"):
             with suppress(FileNotFoundError):  # the guest removes what was read, beside this
                 modes.append(path.stat().st_mode & 0o777)
         return guest.open(arguments)
@@ -730,7 +732,7 @@ def test_put_leaves_nothing_where_it_is_not_told_that_it_was_made(
     server.then("guest-exec", *[answers] * program, damaged)
     with pytest.raises(ProtocolError, match="not JSON"):
         put(executor, io.BytesIO(TEXT), str(tmp_path / "file"))
-    assert not list(tmp_path.glob(".file*")) and not list(tmp_path.glob("spool.*"))
+    assert not list(tmp_path.glob(".file*")) and not list(tmp_path.glob("kept.*"))
 
 
 @pytest.mark.parametrize("programs", [True], indirect=True)
@@ -909,9 +911,7 @@ def test_fetch_has_an_end(
     largest: int | None,
     limit: int,
     advice: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes(monkeypatch, files, _GROWTH=640)
     (tmp_path / "file").touch()
     endless = Endless(guest, said)
     server.answers.update(endless.answers())
@@ -961,5 +961,5 @@ def test_digest(executor: GuestExec, server: Scripted, tmp_path: Path, programs:
     (tmp_path / "file").write_bytes(LARGE)
     if size is not None and not programs:
         size = len(LARGE)  # there is no other way to read a part, and nobody asks for it
-    assert digest(executor, str(tmp_path / "file"), size) == hashlib.sha256(LARGE[:size]).hexdigest()
+    assert file_sha256(executor, str(tmp_path / "file"), size) == hashlib.sha256(LARGE[:size]).hexdigest()
     assert ("guest-file-read" in server.work) is not programs

@@ -41,6 +41,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell, patience
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import CAPTURE_LIMIT
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of, kill, run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner import executor as _executor
@@ -1003,9 +1004,7 @@ def read(guest: Guest, name: str) -> str:
 class CutsReplies(SocketAgent):
     """Such as libvirt's."""
 
-    @property
-    def passes_long_replies(self) -> bool:
-        return False
+    largest_output = 1 << 20
 
 
 @only_sh
@@ -1017,7 +1016,7 @@ def test_reply_that_the_agent_below_would_not_pass(
     with CutsReplies(Address("unix", path=str(server.path))) as below:
         executor = GuestExecOrRunner(Runner(below, lambda below: None))
         # What a runner gives out is read from files.
-        assert executor.passes_long_replies is bool(blocked)
+        assert (executor.limits.output < CAPTURE_LIMIT) is not bool(blocked)
 
 
 @only_sh

@@ -847,11 +847,9 @@ def test_nothing_of_a_task_stays(agent: Runner, warm: WarmPython, guest: Guest) 
     assert not any(b"hunter2" in path.read_bytes() for path in (guest.runner / SPOOL).glob("*.rc"))
 
 
-def test_nothing_stays_of_output_that_is_too_long(
-    warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_stays_of_output_that_is_too_long(warm_with: Callable[..., WarmPython], guest: Guest) -> None:
+    warm = warm_with(largest_output=200_000)
     shell_warmed(warm)
-    monkeypatch.setattr(warm._spool, "_largest_output", 200_000)
     with pytest.raises(TransferError, match="did not fit"):
         warm.run("head -c 300000 /dev/zero; head -c 100000 /dev/zero >&2", b"")
     until(lambda: {path.name for path in (guest.runner / SPOOL).iterdir() if path.suffix != ".rc"} == STAYS)

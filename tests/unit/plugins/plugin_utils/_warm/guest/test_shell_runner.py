@@ -26,11 +26,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import 
     sha256_command,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.compression import GZIP, ZSTD
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Command, ExecResult
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import pack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import Attributes, place_command, stage_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, sweep_command
-from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import spool_command, unpack_command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import room_command, unpack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
@@ -82,7 +82,7 @@ def test_shell_command_is_as_plain(agent: Runner, warm: WarmPython, command: str
 def test_shell_commands_beside_each_other(agent: Runner, warm: WarmPython, guest: Guest) -> None:
     shell_warmed(warm)
     before = len(guest.files)
-    begun = [warm.begin_shell(Command(command), b"") for command in (b"sleep 0.3; echo slow", b"exit 3")]
+    begun = [warm.begin_shell(ShellCommand(command), b"") for command in (b"sleep 0.3; echo slow", b"exit 3")]
     result = warm.run("echo other", b"")
     assert result and result.stdout == b"other\n"
     ended = [one() for one in begun if one]
@@ -104,7 +104,7 @@ INPUT_SUM = hashlib.sha256(INPUT).hexdigest()
 LIST = r"find . -printf '%p %m %U %y %l\n' | sort; find . -type f -printf '%p %s\n' | sort"
 
 
-def around_modules(base: Path) -> Iterator[str | Command]:
+def around_modules(base: Path) -> Iterator[str | ShellCommand]:
     """What is done by shells around modules, here below a directory, and what shows what was done.
 
     Each part begins with what the one before has left.
@@ -117,7 +117,7 @@ def around_modules(base: Path) -> Iterator[str | Command]:
     yield from of_packing(base)
 
 
-def of_core(base: Path) -> Iterator[str | Command]:
+def of_core(base: Path) -> Iterator[str | ShellCommand]:
     """Directories for modules, as ansible-core makes and removes them."""
     yield from ["echo ~", "echo ~root", "echo ~nobody_of_this_name"]
     for parent in (f"{base}/a/b", f"{base}/file", f"{base}/link/c", f"{base}/with space", f"{base}/it's"):
@@ -134,7 +134,7 @@ def of_core(base: Path) -> Iterator[str | Command]:
     yield f"cd {base}; find . | sort"
 
 
-def of_file_ops(base: Path) -> Iterator[str | Command]:
+def of_file_ops(base: Path) -> Iterator[str | ShellCommand]:
     yield f"cd {base}; ln -s file to-file; ln -s nowhere to-nothing; chmod 640 file"
     yield f"cd {base}; mkdir directory; mkfifo fifo; : >empty"
     for name in ("new", "new", "file", "to-file", "to-nothing", "directory", "no/directory", "with space", "kept/x"):
@@ -149,7 +149,7 @@ def of_file_ops(base: Path) -> Iterator[str | Command]:
         yield f"cd {base}; echo more >>file; chown 54321:54321 file"
 
 
-def of_unprivileged_users(base: Path) -> Iterator[str | Command]:
+def of_unprivileged_users(base: Path) -> Iterator[str | ShellCommand]:
     """Directories that are theirs, and devices."""
     yield f"cd {base}; mkdir theirs; chown 54321 theirs; ln -s theirs to-theirs; ln -s kept theirs/to-kept"
     yield f"cd {base}; chown -h 54321 theirs/to-kept; touch theirs/old; chown 54321 theirs/old"
@@ -161,7 +161,7 @@ def of_unprivileged_users(base: Path) -> Iterator[str | Command]:
     yield place_command("/dev/full", sha256=INPUT_SUM, new=".new")
 
 
-def of_modes_and_checksums(base: Path) -> Iterator[str | Command]:
+def of_modes_and_checksums(base: Path) -> Iterator[str | ShellCommand]:
     yield f"cd {base}; rm -f to-nothing to-file; ln -s nowhere to-nothing; ln -s file to-file; : >file"
     yield f"cd {base}; mkdir shared; chmod 2051 shared; chmod 4604 new"
     for names in (["shared/", "new"], ["to-file"], ["none"], ["to-nothing", "empty"], ["empty", "none", "part"]):
@@ -178,7 +178,7 @@ def of_modes_and_checksums(base: Path) -> Iterator[str | Command]:
     yield part_command(f"{base}/new", 100, 5)
 
 
-def of_unpacking(base: Path) -> Iterator[str | Command]:
+def of_unpacking(base: Path) -> Iterator[str | ShellCommand]:
     yield f"cd {base}; echo packed | gzip >part; head -c 20 part >damaged; echo plain >text"
     for name, append in (
         ("part", False),
@@ -194,23 +194,23 @@ def of_unpacking(base: Path) -> Iterator[str | Command]:
     yield f"cat {base}/out"
 
 
-def of_packing(base: Path) -> Iterator[str | Command]:
-    yield spool_command(f"{base}/spool")
-    yield spool_command(f"{base}/no/spool")
+def of_packing(base: Path) -> Iterator[str | ShellCommand]:
+    yield room_command(f"{base}/prefix")
+    yield room_command(f"{base}/no/prefix")
     for name in ("new", "to-file", "empty", "to-nothing", "directory", "no", "with space"):
         yield pack_command(ZSTD, f"{base}/{name}", range(3, 11), f"{base}/spool.5", f"{base}/spool.0")
         yield f"zstd -dc <{base}/spool.5"
-    yield pack_command(ZSTD, f"{base}/new", range(100), f"{base}/no/spool", f"{base}/none")
+    yield pack_command(ZSTD, f"{base}/new", range(100), f"{base}/no/prefix", f"{base}/none")
     yield pack_command(ZSTD, f"{base}/new", range(100), "/dev/full", f"{base}/none")
     yield f"cd {base}; echo packed | zstd -c1 >part; head -c 12 part >damaged"
     for name in ("part", "damaged", "text", "no"):
         yield unpack_command(ZSTD, f"{base}/{name}", f"{base}/out", 7, append=True)
     yield f"cat {base}/out"
     yield f"cd {base}; touch spool spoolx .spool.1; mkdir -p spool.d/x; find . | sort"
-    yield sweep_command(f"{base}/spool")
+    yield sweep_command(f"{base}/prefix")
     yield f"rm -r {base}/spool.d; rm -f {base}/none.*"
     yield f"cd {base}; touch spool.5 spool.6"
-    yield sweep_command(f"{base}/spool")
+    yield sweep_command(f"{base}/prefix")
     yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort; cat new file kept/x"
 
 
@@ -218,7 +218,7 @@ def test_commands_around_modules_are_as_plain(agent: Runner, warm: WarmPython, t
     """Those that are calls are as their shell text."""
     shell_warmed(warm)
 
-    def by_warm(command: Command) -> ExecResult | None:
+    def by_warm(command: ShellCommand) -> ExecResult | None:
         begun = warm.begin_shell(command, INPUT)
         return begun() if begun else None
 
@@ -230,7 +230,7 @@ def test_commands_around_modules_are_as_plain(agent: Runner, warm: WarmPython, t
         (base / "link").symlink_to(base)
         lines = []
         for given in around_modules(base):
-            command = given if isinstance(given, Command) else Command.of(given)
+            command = given if isinstance(given, ShellCommand) else ShellCommand.of(given)
             result = run(command)
             assert result is not None
             texts = [
@@ -300,16 +300,16 @@ def test_calls_need_no_shell(tmp_path: Path, name: str) -> None:
     (tmp_path / "part").write_bytes(Compressor(1).compress(b"more"))
     assert called_here(unpack_command(ZSTD, f"{tmp_path}/part", str(path), 4, append=True)) == printed[2]
     assert path.read_bytes() == b"its inputmoremore"
-    spool = tmp_path / "spool"
-    assert called_here(spool_command(str(spool)))
-    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("spool.0", "spool.1")] == [0o600] * 2
-    packed = pack_command(ZSTD, str(path), range(4, 8), f"{spool}.2", f"{spool}.1")
+    prefix = tmp_path / "kept"
+    assert called_here(room_command(str(prefix)))
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("kept.0", "kept.1")] == [0o600] * 2
+    packed = pack_command(ZSTD, str(path), range(4, 8), f"{prefix}.2", f"{prefix}.1")
     assert called_here(packed) == printed[1]
-    assert zstd_decompress((tmp_path / "spool.2").read_bytes(), 4) == b"inpu"
-    assert stat.S_IMODE((tmp_path / "spool.2").stat().st_mode) == 0o600
-    assert sorted(path.name for path in tmp_path.glob("spool.*")) == ["spool.0", "spool.2"]
-    assert called_here(sweep_command(str(spool))) == b""
-    assert not list(tmp_path.glob("spool.*"))
+    assert zstd_decompress((tmp_path / "kept.2").read_bytes(), 4) == b"inpu"
+    assert stat.S_IMODE((tmp_path / "kept.2").stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.glob("kept.*")) == ["kept.0", "kept.2"]
+    assert called_here(sweep_command(str(prefix))) == b""
+    assert not list(tmp_path.glob("kept.*"))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_calls_need_no_shell(tmp_path: Path, name: str) -> None:
         pack_command(GZIP, "/a", range(4), "/b", "/c"),
     ],
 )
-def test_what_only_a_shell_does_is_no_call(command: Command) -> None:
+def test_what_only_a_shell_does_is_no_call(command: ShellCommand) -> None:
     assert not command.function
 
 
@@ -332,7 +332,7 @@ def test_command_that_may_have_to_be_ended_is_not_left_to_a_shell(
 ) -> None:
     """A shell that an interpreter has become can be ended by nobody."""
     shell_warmed(warm)
-    begun = warm.begin_shell(Command(f"touch {tmp_path}/done".encode(), in_time=True), b"")
+    begun = warm.begin_shell(ShellCommand(f"touch {tmp_path}/done".encode(), in_time=True), b"")
     assert begun and begun() is None
     assert not (tmp_path / "done").exists()
     (tmp_path / "file").write_bytes(b"content")

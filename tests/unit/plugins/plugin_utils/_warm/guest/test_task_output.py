@@ -43,11 +43,10 @@ def test_output_leaves_room_for_others(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "1.out").stat().st_size == 0, "nobody reads a part"
 
 
-def test_output_of_a_program_that_goes_on_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_a_program_that_goes_on_for_ever(tmp_path: Path) -> None:
     """It may have much room: the client takes no more than this of it."""
     assert wire.LARGEST_OUTPUT == executor.LARGEST_OUTPUT
-    monkeypatch.setattr(task_output, "LARGEST_OUTPUT", 200_000)
-    task = task_output.Task(1, a_request(), f"{tmp_path}/1", b"", b"")
+    task = task_output.Task(1, a_request(), f"{tmp_path}/1", b"", b"", 200_000)
     for output, size in zip(task.outputs, (50_000, 50_001), strict=True):
         for _time in range(4):
             output.write(bytes(size))
