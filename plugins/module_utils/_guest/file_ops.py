@@ -250,6 +250,9 @@ class Attributes(NamedTuple):
 
 AS_IT_IS = Attributes()
 
+# How long a program that the agent has started may take to create a file.
+_START_SECONDS = 1
+
 
 class Staged(NamedTuple):
     """A file that root alone can access, written by name. ``beside``: it is in its destination's directory.
@@ -359,7 +362,7 @@ def stage(executor: Executor, path: str) -> Iterator[Staged]:
     try:
         there = check_shell(executor, stage_command(path, new), f"create {path}").decode("utf-8", "surrogateescape")
     except (OutcomeUnknownError, ProtocolError) as exc:  # it may be there, in either place
-        _remove(executor, [f"{os.path.dirname(path)}/{new}", f"{_ELSEWHERE}/{new}"], exc)
+        _remove(executor, [f"{os.path.dirname(path)}/{new}", f"{_ELSEWHERE}/{new}"], exc, comes_late=True)
         raise
     try:
         yield Staged(there, os.path.dirname(there) != _ELSEWHERE or os.path.dirname(path) == _ELSEWHERE)
@@ -376,14 +379,17 @@ def unlink(executor: Executor, path: str) -> None:
     change(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
 
 
-def _remove(executor: Executor, paths: Sequence[str], because: BaseException) -> None:
+def _remove(executor: Executor, paths: Sequence[str], because: BaseException, *, comes_late: bool = False) -> None:
     """Remove our file, at one of ``paths``, after an operation failed.
 
-    If that fails too, add a hint to the error ``because``.
+    ``comes_late``: the program that makes it may have been started, and not have made it yet. If the removal fails too,
+    add a hint to the error ``because``.
     """
-    names, path = " ".join(map(shlex.quote, paths)), " or ".join(paths)
+    command, path = f"rm -f -- {' '.join(map(shlex.quote, paths))}", " or ".join(paths)
+    if comes_late:
+        command = f"{command}; sleep {_START_SECONDS}; {command}"
     try:
-        when_thawed(executor.agent, lambda: check_shell(executor, f"rm -f -- {names}", f"remove {path}"))
+        when_thawed(executor.agent, lambda: check_shell(executor, command, f"remove {path}"))
     except QgaError as exc:
         if isinstance(exc, CommandUnavailable) and isinstance(because, CommandUnavailable):
             because.was_waited_for = exc.was_waited_for

@@ -40,7 +40,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import 
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import shell_runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest import zstd as guest_zstd
 from ansible_collections.qemu.guest.tests.unit.guest import PREFIX, Guest
-from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Request, Scripted, Session, answers, reply_to
+from ansible_collections.qemu.guest.tests.unit.scripted import (
+    Clock,
+    Request,
+    Scripted,
+    Session,
+    answers,
+    reply_to,
+    swallows,
+)
 from ansible_collections.qemu.guest.tests.unit.warm import called_here
 
 SMALL, MIDDLE, LARGE = b"12345", b"8 bytes.", b"more than ten bytes"
@@ -85,6 +93,30 @@ def test_put(executor: GuestExec, tmp_path: Path, data: bytes) -> None:
     size = put(executor, io.BytesIO(data), str(tmp_path / "it's a file"))
     assert (tmp_path / "it's a file").read_bytes() == data
     assert size == len(data)
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+def test_file_whose_creation_comes_after_its_removal_is_removed(
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
+) -> None:
+    """The reply was lost, and the program that was started for it runs later than the one that cleans up."""
+    start = guest.answers()["guest-exec"]
+    created: list[int] = []
+    waits: list[threading.Timer] = []
+
+    def creates_late(session: Session, request: Request) -> None:
+        waits.append(threading.Timer(0.4, lambda: created.append(start(request.arguments)["pid"])))
+        waits[0].start()
+        swallows(session, request)
+
+    server.then("guest-exec", creates_late)
+    with pytest.raises(OutcomeUnknownError):
+        put(executor, io.BytesIO(LARGE), str(tmp_path / "file"))
+    waits[0].join()
+    program = guest.programs[created[0]]
+    program.thread.join(10)
+    assert program.process.returncode == 0, "it did create the file"
+    assert not list(tmp_path.glob(".file*"))
 
 
 def test_new_file_is_open_to_nobody_else_at_any_time(
