@@ -574,6 +574,7 @@ def test_long_output_that_does_not_fit_in_run(executor: GuestExec, guest: Guest,
 def test_long_output_without_an_end(executor: GuestExec, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest's shell keeps no more than that; what says that there is more is not believed."""
     monkeypatch.setattr(login_shell, "LARGEST_OUTPUT", KEPT - 1)
+    executor.agent.largest_output = KEPT - 2
     with pytest.raises(TransferError, match=r"guest-exec was run: .*did not fit"):
         run_shell(executor, b"head -c %d /dev/zero" % (2 * KEPT))
     assert left_over(guest) == []

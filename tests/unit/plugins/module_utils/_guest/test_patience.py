@@ -23,13 +23,17 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
-from ansible_collections.qemu.guest.plugins.module_utils._guest import transfer
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor, GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Sizes
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import kill, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.tests.unit.scripted import Clock, Scripted
 
 TIMEOUT = 5.0
+
+
+class ManyRequests(Sizes):
+    small = 1000
 
 
 def _put(executor: Executor, path: Path) -> None:
@@ -85,7 +89,6 @@ def test_agent_that_answers_nothing_more_is_given_up_once(
     operation: Callable[[Executor, Path], None],
 ) -> None:
     """Two minutes, and the timeout three times: the first question, the last one, and to clean up."""
-    monkeypatch.setattr(transfer, "SMALL", 1000)
     clock.on_sleep = lambda: time.sleep(0.001)
     (tmp_path / "place").mkdir()
     for number in itertools.count(1):
@@ -94,7 +97,7 @@ def test_agent_that_answers_nothing_more_is_given_up_once(
             silence = Silence(agent, clock, number)
             patch.setattr(agent, "_request", silence.request)
             with suppress(QgaError):
-                operation(GuestExec(agent), tmp_path / "place")
+                operation(GuestExec(agent, sizes=ManyRequests()), tmp_path / "place")
             if silence.count < number:
                 break
             assert clock.now - silence.since <= 120 + 3 * TIMEOUT, f"request {number}"
