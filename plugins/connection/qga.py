@@ -17,7 +17,7 @@ description:
 options:
   address:
     description:
-      - Where the guest's agent is, seen from the machine that runs Ansible.
+      - Where the guest's agent is, seen from the machine that runs Ansible. It is required, unless O(host) says so.
       - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT),
         V(tcp:HOST:PORT), or V(libvirt:DOMAIN) for a domain of libvirt, by its name or UUID.
       - The last one needs libvirt's Python library in the Python that runs Ansible (package C(python3-libvirt)).
