@@ -17,7 +17,7 @@ description:
 options:
   address:
     description:
-      - Where the guest's agent is, seen from the machine that runs Ansible.
+      - Where the guest's agent is, seen from the machine that runs Ansible. It is required, unless O(host) says so.
       - V(/run/vm1.qga) or V(unix:/run/vm1.qga) for the UNIX socket of QEMU's chardev, V(vsock:CID:PORT),
         V(tcp:HOST:PORT), or V(libvirt:DOMAIN) for a domain of libvirt, by its name or UUID.
       - The last one needs libvirt's Python library in the Python that runs Ansible (package C(python3-libvirt)).
@@ -77,28 +77,28 @@ options:
     vars:
       - name: ansible_ssh_args
   ssh_common_args:
-    description: More arguments of C(ssh), V(-J jump.example.com) for instance, as O(ssh_args).
+    description: More arguments of C(ssh), V(-J jump.example.com) for instance, for the same hypervisors as O(ssh_args).
     type: str
     vars:
       - name: ansible_ssh_common_args
   ssh_extra_args:
-    description: More arguments of C(ssh), as O(ssh_args).
+    description: More arguments of C(ssh), for the same hypervisors as O(ssh_args).
     type: str
     vars:
       - name: ansible_ssh_extra_args
   ssh_executable:
-    description: The program C(ssh), as O(ssh_args).
+    description: The program C(ssh), for the same hypervisors as O(ssh_args).
     type: str
     vars:
       - name: ansible_ssh_executable
   ssh_host_key_checking:
-    description: Whether C(ssh) checks host keys, as O(ssh_args).
+    description: Whether C(ssh) checks host keys, for the same hypervisors as O(ssh_args).
     type: bool
     vars:
       - name: ansible_host_key_checking
       - name: ansible_ssh_host_key_checking
   ssh_private_key_file:
-    description: The private key to log in with, as O(ssh_args).
+    description: The private key to log in with, for the same hypervisors as O(ssh_args).
     type: str
     vars:
       - name: ansible_private_key_file
@@ -126,7 +126,7 @@ options:
   frozen_timeout:
     description:
       - Seconds for which a guest whose filesystems are frozen, by a backup for instance, is waited for in the middle of
-        a task. V(0) is not at all. A task that begins in a frozen guest fails at once.
+        a task. With V(0), it is not waited for. A task that begins in a frozen guest fails at once.
     type: float
     default: 300
     vars:

@@ -25,13 +25,13 @@ options:
       - Seconds that one command of the agent may take, waiting for the channel included. It must be greater than 0, as
         all numbers of seconds here, unless an option says otherwise.
       - The default is 20, or what the connection says.
-      - A few commands may well take longer and have more, at least 30 seconds to set the time, and 60 to freeze, to
-        thaw and to set a password.
+      - A few commands may well take longer and have more, whatever is set here. To set the time has at least 30
+        seconds, and to freeze, to thaw and to set a password 60.
     type: float
   frozen_timeout:
     description:
       - Seconds for which a guest whose filesystems are frozen, by a backup for instance, is waited for in the middle of
-        what the task does. V(0) is not at all. What begins in a frozen guest fails at once.
+        what the task does. With V(0), it is not waited for. What begins in a frozen guest fails at once.
       - The default is 300, or what the connection says.
     type: float
   libvirt_uri:

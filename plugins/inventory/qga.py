@@ -30,7 +30,7 @@ options:
       - The machines whose guests to find. V(localhost) is the one that runs Ansible.
       - Each is the name of a host of an inventory source that was read before, or of a group of such hosts, or else a
         destination of C(ssh) such as V(root@hv1.example.com). The variables of a host say how C(ssh) reaches it.
-      - All are looked at at the same time. One that does not answer is named in a warning.
+      - All are asked at the same time. One that does not answer is named in a warning.
     type: list
     elements: str
     default: [localhost]
@@ -47,7 +47,8 @@ options:
       - V(proxmox) knows guests of Proxmox VE by their sockets and, where they can be read (by root), by their
         configurations, which also name those that are off.
       - V(ganeti) knows instances of Ganeti by their sockets.
-      - V(sockets) stands for O(sockets), and V(libvirt) for O(libvirt_uris).
+      - V(sockets) is the option O(sockets), and V(libvirt) the option O(libvirt_uris). Without them in this list, those
+        options have no effect.
       - A guest that is found in several ways is one host.
     type: list
     elements: str
@@ -55,7 +56,7 @@ options:
     default: [process, proxmox, ganeti, sockets, libvirt]
   sockets:
     description:
-      - Patterns of the shell for paths of more agents' sockets, on each of the O(hypervisors). They are absolute.
+      - Absolute paths of more agents' sockets, on each of the O(hypervisors). They may have wildcards, as in a shell.
       - The name of such a guest is that of its socket, without what says that it is one (V(/run/vm1.qga) is C(vm1)),
         or that of the directory if the socket is called C(agent.sock), C(qga.sock) or the like.
     type: list
@@ -105,7 +106,7 @@ options:
       - What to call a guest, in the order of preference. The first that it has, and that is safe as the name of a
         host, is it. After these come its name and its UUID.
       - V(name), V(uuid) and V(vmid) are what its hypervisor says; V(hostname) and V(address) what the guest says
-        itself, its host name and its first IPv4 address. Everything else is an expression.
+        itself, its host name and its first IPv4 address. Everything else is a Jinja2 expression.
       - A safe name has letters, digits, C(_), C(.) and C(-), begins with one of the first two, and means nothing
         else; it is no group, no hypervisor and not C(localhost). Spaces become C(_). A guest cannot give itself the
         name of a host of another inventory source.
@@ -116,14 +117,14 @@ options:
     default: [name, uuid]
   filters:
     description:
-      - Expressions that are all true for a guest that becomes a host. The others are left out.
+      - Jinja2 expressions. A guest becomes a host only if all of them are true for it.
       - Guests that are left out because of nothing but what hypervisors say (C(qga_name), C(qga_tags), C(qga_user) and
         the like) are not even asked.
     type: list
     elements: str
     default: []
   exclude:
-    description: Expressions of which each keeps the guests out for which it is true.
+    description: Jinja2 expressions. A guest is left out if any of them is true for it.
     type: list
     elements: str
     default: []
@@ -193,7 +194,7 @@ hypervisors: [root@hv1.example.com, root@hv2.example.com]
 gather: [osinfo, addresses]
 keyed_groups:
   - {key: qga_osinfo.id, prefix: os}
-  - {key: qga_hypervisor, prefix: on}
+  - {key: qga_hypervisor, prefix: at}
 compose:
   first_address: qga_addresses | first
 ---

@@ -49,7 +49,7 @@ options:
     default: present
   content:
     description:
-      - The file's content. It is not logged.
+      - The file's content. It is not logged. Not with O(src).
     type: str
   src:
     description:

@@ -65,9 +65,10 @@ options:
       - While the agent does not answer, or another client has the channel, the timer goes on trying, for an hour. It
         writes to syslog what it did.
       - A freeze that takes longer than this has failed. Only for O(state=frozen).
-      - Without it, there is such a process only until the agent has told that the guest is frozen. It thaws the guest
-        if the task is interrupted before that, with Ctrl-C for example. A task that another machine runs over ssh is
-        not, where the run is ended by other means than Ctrl-C; it leaves the guest frozen.
+      - Without it, a frozen guest stays frozen until something thaws it, however long that is.
+      - There is such a process then, too, but only until the agent has told that the guest is frozen. It thaws the
+        guest if the task is interrupted before that, with Ctrl-C for example. A task that another machine runs over ssh
+        is not, where the run is ended by other means than Ctrl-C; it leaves the guest frozen.
     type: float
 notes:
   - M(qemu.guest.qga_snapshot) freezes, takes a snapshot by QEMU or libvirt, and thaws. For other snapshots, see

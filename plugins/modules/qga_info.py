@@ -113,7 +113,7 @@ authorized_keys:
   returned: when asked for and available
   sample: {"root": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI admin"]}
 cpustats:
-  description: How much time each CPU spent on what (C(guest-get-cpustats)).
+  description: How many milliseconds each CPU spent on what since the guest was booted (C(guest-get-cpustats)).
   type: list
   elements: dict
   returned: when asked for and available
@@ -131,7 +131,8 @@ disks:
   returned: when asked for and available
   sample: [{"name": "/dev/vda", "partition": false, "dependencies": []}]
 diskstats:
-  description: Input and output of each block device (C(guest-get-diskstats)).
+  description: Input and output of each block device since the guest was booted (C(guest-get-diskstats)). Sectors have
+    512 bytes, times are in milliseconds.
   type: list
   elements: dict
   returned: when asked for and available

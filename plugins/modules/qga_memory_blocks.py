@@ -46,7 +46,7 @@ options:
     description:
       - How many blocks are to be online. The lowest numbers come online first. The highest go offline first, and in
         place of a block that the kernel cannot take offline, the next is tried.
-      - Excludes O(online) and O(offline).
+      - One of O(count), O(online) and O(offline) is required. O(count) excludes the others.
     type: int
 notes:
   - To move what a block holds can take long. Each block is a command of its own that must end within O(agent_timeout).

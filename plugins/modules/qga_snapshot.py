@@ -39,7 +39,7 @@ options:
   name:
     description:
       - What the snapshot is called. It becomes the ending of the new files, in place of the present one. A guest whose
-        disk is F(/var/lib/images/vm1.qcow2) goes on in F(/var/lib/images/vm1.monday) after the snapshot V(monday).
+        disk is C(/var/lib/images/vm1.qcow2) goes on in C(/var/lib/images/vm1.monday) after the snapshot V(monday).
     type: str
     required: true
   disks:

@@ -40,7 +40,7 @@ options:
   count:
     description:
       - How many processors are to be online. The lowest numbers come online first, the highest go offline first.
-      - Excludes O(online) and O(offline).
+      - One of O(count), O(online) and O(offline) is required. O(count) excludes the others.
     type: int
 notes:
   - The agent switches one processor after the other and stops at the first that it cannot switch. The task fails then

@@ -157,6 +157,8 @@ tried, because the operation does not use what fails, or:
 {cells}
 
 {runs} trials: {words}; {wrong} wrong.
+
+`docs/long_runs.md` has what thousands of tasks leave behind, and what a fuzzer found.
 """
 
 

@@ -274,16 +274,21 @@ def run_guide(guide: str, machine: Machine, directory: Path, *collections: Path)
     """Type a guide in, on a machine that has the collection, maybe others, and nothing of the user's settings."""
     there = directory / guide
     there.mkdir()
+    Runner(there, shell_on(machine, there, *collections)).run(guide)
+
+
+def shell_on(machine: Machine, directory: Path, *collections: Path, home: Path | None = None) -> list[str]:
+    """Return a command line whose next argument is a command for the shell of a user of that machine."""
     environment = {
         "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(map(str, [*collections, ROOT / ".dev" / "collections"])),
         "ANSIBLE_FORKS": "1",  # else hosts answer in any order
-        "ANSIBLE_HOME": str(directory / "home"),
+        "ANSIBLE_HOME": str(directory.parent / "home"),
         "ANSIBLE_NOCOLOR": "1",
-        "HOME": str(Path.home()),
+        "HOME": str(home or Path.home()),
         "LC_ALL": "C.UTF-8",
         "PATH": os.pathsep.join([str(COMMANDS), host.SEARCH_PATH]),
     }
-    Runner(there, machine.command(["/bin/sh", "-c"], environment, there)).run(guide)
+    return machine.command(["/bin/sh", "-c"], environment, directory)
 
 
 # Others on the channel

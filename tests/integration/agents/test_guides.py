@@ -35,10 +35,9 @@ FILE_COMMANDS = [f"guest-file-{name}" for name in ("open", "close", "read", "wri
 
 def know(machine: Machine, names: str, port: int) -> None:
     """Have the ssh of the machine know others by these names, without asking."""
-    machine.write(
-        "/etc/ssh/ssh_config",
-        f"Host {names}\nHostName 127.0.0.1\nPort {port}\nIdentityFile {image.ssh_key()}\n"
-        "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n",
+    machine.run(
+        f"cat >>/etc/ssh/ssh_config <<'END'\nHost {names}\nHostName 127.0.0.1\nPort {port}\n"
+        f"IdentityFile {image.ssh_key()}\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\nEND"
     )
 
 

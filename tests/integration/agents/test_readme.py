@@ -27,7 +27,7 @@ def block(text: str) -> str:
 def test_first_commands(make_ansible: MakeAnsible, tmp_path: Path) -> None:
     ansible = make_ansible({})
     inventory, play = tmp_path / "guests.yml", tmp_path / "site.yml"
-    play.write_text(block("hosts: guests"), encoding="utf-8")
+    play.write_text(block("hosts: all"), encoding="utf-8")
     with LooseAgent("sid") as agent:
         inventory.write_text(block("/run/vm1.qga").replace("/run/vm1.qga", str(agent.agent_socket)), encoding="utf-8")
         outputs = [

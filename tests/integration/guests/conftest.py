@@ -23,9 +23,9 @@ from lab.vm import Guest
 ALL = list(image.RELEASES)
 USUAL = ALL[:2] if core_version.startswith("2.16") else ALL[2:]
 RELEASES = releases(*USUAL)
-# libvirt is another way to the agent, which no core sees; guides are typed in on the newest core; Molecule has a core
-# of its own. Once is enough.
-ONCE = ["test_guides.py", "test_libvirt.py", "test_molecule.py"]
+# libvirt is another way to the agent, which no core sees; guides and examples are typed in on the newest core; Molecule
+# has a core of its own. Once is enough.
+ONCE = ["test_examples.py", "test_guides.py", "test_libvirt.py", "test_molecule.py"]
 collect_ignore = ONCE if core_version.startswith("2.16") else []
 
 

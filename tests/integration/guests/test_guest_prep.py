@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.examples import paste
 from ansible_collections.qemu.guest.tests.integration.guests.conftest import RELEASES
 from ansible_collections.qemu.guest.tests.integration.harness import ROOT, Ansible, Run, guest_variables, look, until
 from lab.vm import Guest
@@ -108,8 +110,10 @@ def test_guest_prep(guest: Guest, make_ansible: MakeAnsible) -> None:
     assert look(guest, "cd /usr/local/lib/qemu-guest; stat -c '%a %U %n' . *") == "755 root .\n755 root runner.sh\n"
     by_guest_exec(ansible)
 
-    # Once more changes nothing, and the runner stays.
-    again = prepare(ansible)
+    # Once more changes nothing, and the runner stays. The play of the role's README is the same.
+    readme = (ROOT / "roles" / "guest_prep" / "README.md").read_text(encoding="utf-8")
+    (play,) = re.findall(r"^```yaml\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    again = paste(ansible, play, {"hosts: guests": "hosts: all"})
     assert again.recap["vm"]["changed"] == 0
     assert _runner(guest) == new
 

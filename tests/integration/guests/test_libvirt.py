@@ -37,6 +37,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Gue
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import fetch, put
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
+from ansible_collections.qemu.guest.tests.integration.examples import example_tasks, paste_tasks
 from ansible_collections.qemu.guest.tests.integration.harness import (
     HERE,
     PLACES,
@@ -170,6 +171,19 @@ def test_snapshots(place: str, make_ansible: MakeAnsible, domain: Domain, agent:
     ansible.playbook(HERE / "targets.yml", variables=variables)
     assert not Filesystem(str(domain.directory / f"small.{place}-1"), tmp_path).needs_recovery
     assert domain.daemon.virsh("snapshot-list", "--name", NAME).strip() == "", "nothing to be cleaned up there"
+
+
+def test_example_of_a_snapshot(hypervisor: Ansible, domain: Domain, agent: Agent) -> None:
+    """The one whose address is a domain of libvirt's; guests/test_examples.py has the others."""
+    look(domain, "mkdir -p /var/lib/postgresql && mount /dev/vdb /var/lib/postgresql")
+    try:
+        (example,) = (task for task in example_tasks("qga_snapshot") if "libvirt:" in task)
+        environment = {"LIBVIRT_DEFAULT_URI": domain.daemon.uri}
+        run = paste_tasks(hypervisor, [example], {"libvirt:vm1": f"libvirt:{NAME}"}, environment=environment)
+        assert run.recap["hv"]["changed"] == 1
+        assert "small.before-upgrade" in domain.daemon.virsh("domblklist", NAME)
+    finally:
+        look(domain, "umount /var/lib/postgresql")
 
 
 def test_snapshot_that_libvirt_refuses(hypervisor: Ansible, domain: Domain, agent: Agent) -> None:
