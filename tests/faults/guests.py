@@ -78,6 +78,10 @@ class GuestUnderTest(ABC):
     def state(self) -> Iterable[str]:
         """Return what there is besides: a line for each handle of the agent, process and file."""
 
+    @abstractmethod
+    def tidy(self) -> None:
+        """Remove files that may stay, and whose room others need."""
+
 
 class RealGuest(GuestUnderTest):
     """A ``subject`` with a real agent."""
@@ -92,6 +96,9 @@ class RealGuest(GuestUnderTest):
     def prepare(self) -> None:
         look(self.subject, PREPARE)
         self.feed(f"cat >{FETCHED}", content("fetched"))
+
+    def tidy(self) -> None:
+        look(self.subject, "rm -f /srv/.put-*")
 
     def feed(self, command: str, data: bytes) -> None:
         """Run a shell command with this input in the guest."""
@@ -192,6 +199,9 @@ class ScriptedGuest(GuestUnderTest):
 
     def state(self) -> Iterable[str]:
         return ()
+
+    def tidy(self) -> None:
+        """Nothing is there."""
 
 
 def inside(tree: Path, path: str) -> Path:

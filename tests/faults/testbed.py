@@ -166,7 +166,8 @@ class FaultTestbed:
             state = self.state()
             left = [one for one in (state - self._before).elements() if not may_stay(one, cell, hit)]
             if not left or time.monotonic() > end:
-                self._before |= state
+                self.guest.tidy()
+                self._before |= self.state()
                 return left
             time.sleep(0.1)
 

@@ -26,6 +26,8 @@ from pathlib import Path
 # Seconds for which a task waits for an agent that is away, and after which it asks whether one has lost a request.
 GRACE_SECONDS = 3.0
 SILENT_SECONDS = 0.5
+# How long a runner may take to start.
+READY_SECONDS = 6.0
 
 
 def serve(path: str) -> None:
@@ -99,10 +101,12 @@ def _hurry() -> None:
     from ansible_collections.qemu.guest.plugins.module_utils._agent.schema import COMMANDS
     from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
     from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+    from ansible_collections.qemu.guest.plugins.plugin_utils._runner import bootstrap
 
     assert patiently.__kwdefaults__ and SocketAgent.__init__.__kwdefaults__
     patiently.__kwdefaults__["grace"] = GRACE_SECONDS
     SocketAgent.__init__.__kwdefaults__["silent_seconds"] = SILENT_SECONDS
+    bootstrap._READY_SECONDS = READY_SECONDS
     for name, command in COMMANDS.items():
         COMMANDS[name] = command._replace(least_seconds=min(command.least_seconds, GRACE_SECONDS))
 
