@@ -256,7 +256,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         self._runner = Runner(agent, start, shell if method == "runner" else None)
         if shell:
             self._warm = WarmPython(self._runner, log, functools.partial(_show, display.v, self._name))
-        # With guest-exec, operations learn the signal that ended a program.
+        # With guest-exec, operations learn the signal that ended a program. Commands take the runner first: _run_plain.
         return GuestExecOrRunner(self._runner, shell) if method == "auto" else self._runner
 
     def _run(self, command: str, stdin: bytes, password: bytes = b"") -> ExecResult:

@@ -61,8 +61,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
     begin_shell,
     check_shell,
     new_prefix,
+    remove_rest,
     run_shell,
-    sweep,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
@@ -180,7 +180,7 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
         return _put_pieces(executor, source, path, progress, prefix, packer)
     finally:
         with suppress(QgaError):
-            sweep(executor, prefix)
+            remove_rest(executor, prefix)
 
 
 def _put_pieces(

@@ -24,7 +24,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import LARGEST_OUTPUT, lost_output
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ABOUT_PROGRAM,
+    LARGEST_OUTPUT,
+    lost_output,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
@@ -120,7 +124,7 @@ class Spool:
         try:
             content = patiently(self._agent, lambda: self.read(f"{number}.rc")) or b""
         except TransferError as exc:
-            raise TransferError(f"how it ended cannot be read: {exc.message}", command="guest-exec") from None
+            raise TransferError(f"how it ended cannot be read: {exc.message}", command=ABOUT_PROGRAM) from None
         return content if b"\n" in content else b""
 
     def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:
@@ -152,7 +156,7 @@ class Spool:
         except TransferError:
             raise lost_output() from None
         if output is None:
-            raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
+            raise OutcomeUnknownError("the program's output vanished from the guest", command=ABOUT_PROGRAM)
         return output
 
     def has(self, name: str) -> bool:
