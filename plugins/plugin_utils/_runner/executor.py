@@ -50,7 +50,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen, patiently, when_thawed
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, is_request, new_number
 
 __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
 
@@ -360,7 +360,8 @@ class GuestExecOrRunner(Executor):
         return self._used.process_id(number)
 
     def label(self, number: int) -> str:
-        return self._used.label(number)
+        # An error is being told: to ask the agent which executor is in use may fail, too.
+        return (self._runner if is_request(number) else self._guest_exec).label(number)
 
 
 def _command_line(path: str, arguments: Sequence[str], env: Sequence[str] | None, *, here: bool) -> str:

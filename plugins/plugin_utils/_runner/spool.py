@@ -32,7 +32,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
-__all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "new_number")
+__all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "is_request", "new_number")
 
 LONGEST_RING = 4000
 """Bytes that are written to a FIFO atomically (PIPE_BUF is 4096 on Linux)."""
@@ -44,9 +44,17 @@ LARGEST_NOTE = 64 << 10
 NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
 
 
+_LEAST_NUMBER = 10**15
+
+
 def new_number() -> int:
     """Return a random number for a request, larger than any process number."""
-    return random.SystemRandom().randrange(10**15, 10**16)
+    return random.SystemRandom().randrange(_LEAST_NUMBER, 10 * _LEAST_NUMBER)
+
+
+def is_request(number: int) -> bool:
+    """Return whether a number is that of a request, and not of a process."""
+    return number >= _LEAST_NUMBER
 
 
 class Spool:
