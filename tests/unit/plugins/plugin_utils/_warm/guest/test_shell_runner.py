@@ -316,7 +316,7 @@ def test_calls_need_no_shell(tmp_path: Path, name: str) -> None:
     "command",
     [
         place_command("/a", Attributes(mode="644"), sha256="0" * 64),
-        place_command("/a", Attributes(label=True), sha256="0" * 64),
+        place_command("/a", Attributes(restore_label=True), sha256="0" * 64),
         place_command("/a", sha256="0" * 64, safe=True),
         place_command("/a", content="/b", sha256="0" * 64),
         place_command("/a"),
