@@ -128,10 +128,10 @@ printf %s "$f"
 """
 )
 
-# Beside ENTER's d: n: the file's name; t: the name of the new file; c: where the content is ("-": standard input; empty: in
-# $t already); z: the size of what was staged; w: the content's SHA-256, if known; o: OWNER:GROUP; m: mode (empty:
-# the file keeps both, or is root's alone); k: backup name for the old file; b: this directory is safe; x: whether to
-# set the SELinux label.
+# Beside ENTER's d: n: the file's name; t: the name of the new file; c: where the content is ("-": standard input;
+# empty: in $t already); z: the size of what was staged; w: the content's SHA-256, if known; o: OWNER:GROUP; m: mode
+# (empty: the file keeps both, or is root's alone); k: backup name for the old file; b: this directory is safe; x:
+# whether to set the SELinux label.
 # mksh does not pass descriptors above 2 to programs, so programs get the file as their standard output.
 _PLACE = (
     ENTER
