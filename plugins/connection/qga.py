@@ -142,7 +142,9 @@ options:
       - V(runner) uses a small program of this collection's that stays in the guest for a while. It takes commands from
         files, so the agent needs nothing but C(guest-file-*), and a task survives a restart of the agent. It is started
         by C(guest-exec) where the agent allows that, else as O(bootstrap) says.
-      - V(auto) uses the runner, and C(guest-exec) in guests in which no runner can be started.
+      - V(auto) uses the runner for commands, and C(guest-exec) in guests in which no runner can be started. Transfers
+        and the modules of this collection use C(guest-exec) where the agent allows it, which tells the signal that
+        ended a program, else the runner.
     type: str
     choices: [auto, guest-exec, runner]
     default: auto

@@ -253,7 +253,7 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.find import find_hypervisor
     from ansible_collections.qemu.guest.plugins.plugin_utils._hypervisor.hypervisor import Hypervisor
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.find import Findings, Wishes, find
-    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.groups import GuardedInventory
+    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guarded_inventory import GuardedInventory
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import ANSWERS, HERE, QEMU_USERS, Guest
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.libvirt_domains import default_uris
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import Places

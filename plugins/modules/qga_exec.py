@@ -192,6 +192,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ABOUT_PROGRAM,
     CAPTURE_LIMIT,
     ExecResult,
     Executor,
@@ -305,20 +306,22 @@ class _Waiting:
         self._executor = executor
         self._timeout = timeout
 
-    def ended(self, pid: int) -> ExecResult | None:
+    def ended(self, number: int) -> ExecResult | None:
         """Return how the program ended; None if it could not be killed.
 
         :raise OutcomeUnknownError: if contact is lost. The program was started in any case.
         """
         try:
-            result = self._executor.finish(pid) if self._timeout is None else self._executor.wait(pid, self._timeout)
+            if self._timeout is None:
+                return self._executor.finish(number)
+            result = self._executor.wait(number, self._timeout)
             if result is None:
-                self.process = kill(self._executor, pid)
-                result = self._executor.wait(pid, _SECONDS_TO_DIE)
+                self.process = kill(self._executor, number)
+                result = self._executor.wait(number, _SECONDS_TO_DIE)
             return result
         except ConnectError as exc:
-            message = f"contact was lost after the program with pid {pid} was started: {exc.message}"
-            error = OutcomeUnknownError(message, command="guest-exec", hint="Look at the guest before you repeat it.")
+            message = f"contact was lost after the {self._executor.label(number)} was started: {exc.message}"
+            error = OutcomeUnknownError(message, command=ABOUT_PROGRAM, hint="Look at the guest before you repeat it.")
             error.address = exc.address
             raise error from exc
 

@@ -211,7 +211,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
     ENTER,
     SAFE,
     Attributes,
-    alter,
+    change_in_place,
     unlink,
     variables,
 )
@@ -579,10 +579,10 @@ def _write_without_programs(executor: Executor, current: Current, params: Params
 def _change(executor: Executor, current: Current, attributes: Attributes, appended: bytes | None) -> None:
     """Change an existing file in place."""
     if appended is None or len(appended) < executor.sizes.small:
-        alter(executor, current.real, attributes, appended, safe=current.safe)
+        change_in_place(executor, current.real, attributes, appended, safe=current.safe)
         return
     with sent(executor, io.BytesIO(appended), current.real) as staged:
-        alter(executor, current.real, attributes, staged, safe=current.safe)
+        change_in_place(executor, current.real, attributes, staged, safe=current.safe)
 
 
 def _attributes(current: Current, after: Mapping[str, Any]) -> Attributes:
@@ -591,7 +591,7 @@ def _attributes(current: Current, after: Mapping[str, Any]) -> Attributes:
     group = after["group"] if after.get("group", current.group) != current.group else current.gid
     # "OWNER:" would mean the owner's login group, and takes no numbers.
     both = f"{owner}:{group}" if group else owner
-    return Attributes(both, f"{int(after['mode'], 8):o}", label=True)
+    return Attributes(both, f"{int(after['mode'], 8):o}", restore_label=True)
 
 
 # The content is never logged, but it is not no_log: that would hide the diff too.

@@ -108,7 +108,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
 
     @property
     def agent(self) -> Agent:
-        """The agent of this connection; the qga action runs its operations over it.
+        """The agent of this connection. Operations run over it, too: see _action.py.
 
         :raise AnsibleError: if the host has no address, or an option makes no sense.
         """
@@ -119,7 +119,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
             log = functools.partial(_show, display.vvvvv, name) if display.verbosity >= 5 else None
             try:
-                address, hypervisor = self._place()
+                address, hypervisor = self._address_and_hypervisor()
                 agent = open_agent(
                     address,
                     timeout,
@@ -144,8 +144,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
 
         :raise AnsibleError: as ``agent`` does.
         """
-        self._executor = self._executor or self._executor_of(self.agent)
-        return self._executor
+        return self._prepare()
 
     def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
@@ -235,7 +234,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             self._end_warm()
         self.close()
         with contextlib.suppress(AnsibleError, QgaError):
-            dismiss(self._place()[0])
+            dismiss(self._address_and_hypervisor()[0])
         self._connect()
 
     def close(self) -> None:
@@ -245,19 +244,22 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             self._agent = self._executor = self._runner = self._warm = None
         self._connected = self._in_task = False
 
-    def _executor_of(self, agent: Agent) -> Executor:
-        """Return the executor for operations; make the runner and warm Python that the options ask for."""
-        method = self.get_option("exec_method")
-        if method == "guest-exec":
-            return GuestExec(agent)
-        log = functools.partial(_show, display.vvv, self._name)
-        start = functools.partial(_start_runner, routes=self.get_option("bootstrap"), log=log)
-        shell = self._begin_warm_shell if self.get_option("warm_python") else None
-        self._runner = Runner(agent, start, shell if method == "runner" else None)
-        if shell:
-            self._warm = WarmPython(self._runner, log, functools.partial(_show, display.v, self._name))
-        # With guest-exec, operations learn the signal that ended a program.
-        return GuestExecOrRunner(self._runner, shell) if method == "auto" else self._runner
+    def _prepare(self) -> Executor:
+        """Return the executor for operations, made once, with the runner and warm Python that the options ask for."""
+        if self._executor is None:
+            agent, method = self.agent, self.get_option("exec_method")
+            if method == "guest-exec":
+                self._executor = GuestExec(agent)
+                return self._executor
+            log = functools.partial(_show, display.vvv, self._name)
+            start = functools.partial(_start_runner, routes=self.get_option("bootstrap"), log=log)
+            shell = self._begin_warm_shell if self.get_option("warm_python") else None
+            self._runner = Runner(agent, start, shell if method == "runner" else None)
+            if shell:
+                self._warm = WarmPython(self._runner, log, functools.partial(_show, display.v, self._name))
+            # With guest-exec, operations learn the signal that ended a program. Commands take the runner: _run_plain.
+            self._executor = GuestExecOrRunner(self._runner, shell) if method == "auto" else self._runner
+        return self._executor
 
     def _run(self, command: str, stdin: bytes, password: bytes = b"") -> ExecResult:
         """Run a shell command whose input is ``password`` and ``stdin``."""
@@ -275,6 +277,35 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 "iflag=fullblock, which would keep the rest. Redirect the output to a file in the guest and fetch that."
             )
         return result
+
+    def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
+        self._prepare()
+        if not self._warm:
+            return None
+        try:
+            return self._warm.run(command, stdin)
+        except (CommandUnavailable, NoRunnerError) as exc:
+            if is_frozen(exc):
+                raise
+            return None  # nothing was run; the plain path has other means, or reports the error
+
+    def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
+        executor = self._prepare()
+        if self._runner:
+            try:
+                return self._runner.finish(start_shell(self._runner, command, stdin))
+            except (CommandUnavailable, NoRunnerError) as exc:
+                if is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
+                    raise
+                display.vvv(printable(f"{exc} Using guest-exec."), host=self._name)
+                self._runner = None
+        return run_shell(executor, command, stdin)
+
+    def _begin_warm_shell(self, command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None] | None:
+        try:
+            return self._warm.begin_shell(command, stdin) if self._warm else None
+        except (CommandUnavailable, NoRunnerError):
+            return None
 
     def _run_become(self, command: str, stdin: bytes) -> ExecResult:
         """Run a shell command of the become plugin; return its result without the plugin's own output.
@@ -301,7 +332,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         if self._asks.get(ask.line) != (asked > 0):
             self._asks[ask.line] = asked > 0
             with contextlib.suppress(QgaError):
-                note(self._place()[0], ask.name, str(asked > 0))
+                note(self._address_and_hypervisor()[0], ask.name, str(asked > 0))
         return result, asked
 
     def _asks_for_it(self, ask: Asking) -> bool:
@@ -311,26 +342,10 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         """
         if ask.line not in self._asks:
             with contextlib.suppress(QgaError):
-                said = noted(self._place()[0], ask.name)
+                said = noted(self._address_and_hypervisor()[0], ask.name)
                 if said:
                     self._asks[ask.line] = said == str(True)
         return self._asks.get(ask.line, not ask.is_silent)
-
-    def _run_warm(self, command: str, stdin: bytes) -> ExecResult | None:
-        if not self.executor or not self._warm:  # in this order: the executor's getter sets _warm
-            return None
-        try:
-            return self._warm.run(command, stdin)
-        except (CommandUnavailable, NoRunnerError) as exc:
-            if is_frozen(exc):
-                raise
-            return None  # nothing was run; the plain path has other means, or reports the error
-
-    def _begin_warm_shell(self, command: ShellCommand, stdin: bytes) -> Callable[[], ExecResult | None] | None:
-        try:
-            return self._warm.begin_shell(command, stdin) if self._warm else None
-        except (CommandUnavailable, NoRunnerError):
-            return None
 
     def _has_begun(self, result: ExecResult) -> bool:
         """Return whether the become plugin's program has started the task."""
@@ -356,20 +371,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             what = f"{name} was given its password and did not start the task"
         raise AnsibleError(f"{self._name}: {what}. It said: {last_words(result)}. Nothing was run.")
 
-    def _run_plain(self, command: bytes, stdin: bytes) -> ExecResult:
-        executor = self.executor
-        if self._runner:
-            try:
-                return self._runner.finish(start_shell(self._runner, command, stdin))
-            except (CommandUnavailable, NoRunnerError) as exc:
-                if is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
-                    raise
-                display.vvv(printable(f"{exc} Using guest-exec."), host=self._name)
-                self._runner = None
-        return run_shell(executor, command, stdin)
-
     def _end_warm(self) -> None:
-        if self.executor and self._runner and self._warm:
+        self._prepare()
+        if self._runner and self._warm:
             self.agent.timeout = _RESET_SECONDS
             self._warm.end()
 
@@ -383,7 +387,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             raise AnsibleError(f"{self._name}: {name} is {value:g}; it is a number of seconds and must be {range_}.")
         return value
 
-    def _place(self) -> tuple[Address, Hypervisor | None]:
+    def _address_and_hypervisor(self) -> tuple[Address, Hypervisor | None]:
         """Return the agent's address, and the machine that it is on; None if that is this machine.
 
         :raise AnsibleError: if no option has an address, or the guest has set options.

@@ -91,7 +91,8 @@ class Agent(ABC):
         self.patience = Patience()
         self.pace = Pace()
         self.changed_by = ""
-        """The last command that changed the guest. Of files and programs, only those who use them know that."""
+        """The last command that changed the guest; errors of what follows tell it. Commands for files and programs are
+        not noted here: what they change, only their callers know, and note it."""
         self._seconds_to_fail = seconds_to_fail
         self._log = log
         self._info: AgentInfo | None = None
@@ -123,7 +124,8 @@ class Agent(ABC):
     def again(self) -> Agent:
         """Return another Agent for the same guest, which shares nothing with this one and is not connected yet.
 
-        It is for a process that outlives this one, so it imports and looks up nothing later.
+        It is for a process that goes on when this one has ended and its files may be gone: it imports and looks up
+        nothing later.
 
         :raise OperationError: if this channel ends with this process.
         """
@@ -153,7 +155,7 @@ class Agent(ABC):
             except CommandUnavailable as exc:
                 raise refusal([command], exc.message, self._situation(deadline)) from None
         except QgaError as exc:
-            raise self._told(exc, command) from None
+            raise self._completed(exc, command) from None
 
     def _default_timeout(self, command: str) -> float:
         known = schema.command(command)
@@ -163,7 +165,7 @@ class Agent(ABC):
         """Do as ``execute``, but tell a refusal in the agent's own words, which are alike for all reasons."""
         started = time.monotonic()
         try:
-            reply = self._request_reading_twice(command, arguments, deadline)
+            reply = self._request_with_retry(command, arguments, deadline)
             self._has_answered = True
             self.patience.outages.clear()
             value = value_of(command, reply)
@@ -177,7 +179,7 @@ class Agent(ABC):
             self._log(f"{command} took {(time.monotonic() - started) * 1000:.1f} ms")
         return value
 
-    def _request_reading_twice(
+    def _request_with_retry(
         self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline
     ) -> dict[str, Any]:
         try:
@@ -191,7 +193,8 @@ class Agent(ABC):
         except ConnectError as exc:  # the second time only: it was sent before
             raise OutcomeUnknownError(f"{first.message}, and then: {exc.message}", hint=exc.hint) from None
 
-    def _told(self, exc: E, command: str) -> E:
+    def _completed(self, exc: E, command: str) -> E:
+        """Return an error that names its command and its agent, and tells what to do."""
         exc.command = exc.command or command
         if isinstance(exc, ConnectError) and not self._has_answered:
             exc.at_first = True
@@ -226,7 +229,7 @@ class Agent(ABC):
         try:
             return self._kept(self.execute("guest-info"))
         except ProtocolError as exc:
-            raise self._told(exc, "guest-info") from None
+            raise self._completed(exc, "guest-info") from None
 
     def _kept(self, reply: dict[str, Any]) -> AgentInfo:
         """Return the reply to guest-info; keep it unless it is that of a frozen guest, which shows few commands."""
@@ -261,19 +264,20 @@ class Agent(ABC):
         """Return what ``require`` raises for each of ``commands`` by itself; those that can be run are not in it."""
         missing = self._missing(commands)
         situation = self._situation(Deadline(self.timeout)) if missing else None
-        return {name: self._told(refusal([name], "", situation), name) for name in missing}
+        return {name: self._completed(refusal([name], "", situation), name) for name in missing}
 
     def _missing(self, commands: Sequence[str]) -> list[str]:
         return self.info.missing(commands) if commands else []  # the agent is not asked for nothing
 
     def _refusal(self, commands: Sequence[str]) -> CommandUnavailable:
         """Return the error for commands that guest-info does not list as enabled."""
-        return self._told(refusal(commands, "", self._situation(Deadline(self.timeout))), commands[0])
+        return self._completed(refusal(commands, "", self._situation(Deadline(self.timeout))), commands[0])
 
     def _situation(self, deadline: Deadline) -> Situation | None:
         """Return what explains refusals; None if the agent does not tell."""
 
         def ask(command: str) -> Any:
+            # Without time left, _deadline raises, and nothing is asked.
             return self._executed(command, None, _deadline(min(self.timeout, deadline.left())))
 
         return look_around(self._info, lambda: self._kept(ask("guest-info")), ask)

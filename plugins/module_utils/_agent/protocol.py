@@ -170,30 +170,26 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 class ReplyParser:
-    """Cuts the channel's bytes into lines of at most ``limit`` bytes.
-
-    ``feed`` returns the complete lines, each as ``(line, flushed)``; ``flushed``: a sentinel came directly before the
-    line, so no part of it is left over from another client's reply.
-    """
+    """Cuts the channel's bytes into lines of at most ``limit`` bytes."""
 
     def __init__(self, limit: int = MAX_STRUCTURE) -> None:
         self.limit = limit
         self._pending = bytearray()  # not a list of pieces: a guest can send byte by byte
 
-    def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
-        """Take received bytes, return ``[(line, flushed), …]``.
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take received bytes, return the complete lines. What comes before a sentinel is another client's.
 
         :raise ProtocolError: when a line exceeds the limit; the parser has dropped it then.
         """
-        lines: list[tuple[bytes, bool]] = []
+        lines: list[bytes] = []
         *complete, rest = data.split(b"\n")
         for piece in complete:
             self._append(piece)
             line = bytes(self._pending)
             self.reset()
-            _before, sentinel, after = line.rpartition(SENTINEL)
+            after = line.rpartition(SENTINEL)[2]
             if after.strip():
-                lines.append((after, bool(sentinel)))
+                lines.append(after)
         if rest:
             self._append(rest)
         return lines

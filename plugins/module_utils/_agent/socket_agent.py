@@ -48,10 +48,11 @@ Share = Callable[[Address, Channel], Channel]
 """Offers the channel to this user's other processes on this machine, and returns it as a shared channel."""
 
 
-class _Probe:
-    """A sync, as ``data``, that is sent while the agent is silent: it may have lost the request.
+class _Sync:
+    """A sync, as ``data``: the first words to an agent, and the probe of one that is silent: did it lose the request?
 
-    Agents answer in order: once the agent answers the sync, no reply to an earlier request will come.
+    Agents answer in order: once the agent answers the sync, no reply to an earlier request will come. ``was_sent``: it
+    was sent into silence, so that an answer may still be to come.
     """
 
     def __init__(self, request_id: str, sync_id: int = 0) -> None:
@@ -107,37 +108,37 @@ class SocketAgent(Agent):
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         # Only the command itself may take longer than an agent has to answer: nothing is sent to one that is away.
-        channel, state = self._in_sync(deadline.at_most(self.timeout))
-        left = state
+        channel, state = self._acquired(deadline.at_most(self.timeout))
+        state_after = state
         try:
             request_id = self._next_id(state)
             data = protocol.encode_request(command, arguments, request_id)
             # Until the reply is here, any interruption (a signal included) leaves the channel out of sync.
-            left = SyncState(takes_id=state.takes_id)
+            state_after = SyncState(takes_id=state.takes_id)
             self._parser.limit = schema.longest_reply(command, arguments)
             started = time.monotonic()
             channel.send(data, deadline)
             # No probe if the agent does not echo ids (its replies are ambiguous) or the command has no answer.
             probes = state.echoes_id and schema.command(command).answers
-            probe = _Probe(self._next_id(state)) if probes else None
+            probe = _Sync(self._next_id(state)) if probes else None
             reply, size = self._reply(channel, request_id, state, deadline, probe)
             if not (probe and probe.was_sent):  # else the probe's answer is still to come
-                left = state._replace(since=time.monotonic())
+                state_after = state._replace(since=time.monotonic())
             self.pace.note(len(data) + size, time.monotonic() - started)
         except QgaError as exc:
             # A slow agent may answer later; after other errors the channel is broken, or its content unknown.
-            if left is not state and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
+            if state_after is not state and not (isinstance(exc, OutcomeUnknownError) and deadline.expired):
                 self.close()
             raise
         finally:
-            channel.release(left)
+            channel.release(state_after)
         return reply
 
     def _reply(
-        self, channel: Channel, request_id: str, state: SyncState, deadline: Deadline, probe: _Probe | None
+        self, channel: Channel, request_id: str, state: SyncState, deadline: Deadline, probe: _Sync | None
     ) -> tuple[dict[str, Any], int]:
         """Return the reply and its size in bytes."""
-        for line, _flushed in self._lines(channel, deadline, probe):
+        for line in self._lines(channel, deadline, probe):
             reply = protocol.decode_reply(line)
             if reply.get("id") == request_id:
                 return reply, len(line)
@@ -152,7 +153,7 @@ class SocketAgent(Agent):
             return reply, len(line)
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
 
-    def _lines(self, channel: Channel, deadline: Deadline, probe: _Probe | None) -> Iterator[tuple[bytes, bool]]:
+    def _lines(self, channel: Channel, deadline: Deadline, probe: _Sync | None) -> Iterator[bytes]:
         """Yield lines until one is late: the expected reply may be among many others."""
         while True:
             if probe:
@@ -162,7 +163,7 @@ class SocketAgent(Agent):
                 if deadline.expired:
                     raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
 
-    def _in_sync(self, deadline: Deadline) -> tuple[Channel, SyncState]:
+    def _acquired(self, deadline: Deadline) -> tuple[Channel, SyncState]:
         """Return the channel, open, acquired and in sync."""
         while True:
             fresh = self._channel is None
@@ -170,21 +171,21 @@ class SocketAgent(Agent):
                 self._address, deadline, lambda: join(self._address, deadline), self._connect
             )
             try:
-                state = self._synced(channel, deadline)
+                state = self._sync_if_idle(channel, deadline)
                 break
             except ChannelBusyError:
                 self.close()
                 raise
             except (ConnectError, OutcomeUnknownError) as exc:
                 if deadline.expired or (fresh and not channel.shared):
-                    raise self._silence(exc, channel, deadline) from None
+                    raise self._close_and_explain(exc, channel, deadline) from None
                 self.close()  # QEMU, a listening agent or the mux was restarted: open a new channel
         share, self._share = self._share, None  # only once: after a failure it would fail again
         if share and not channel.shared:
             channel = self._channel = share(self._address, channel)
         return channel, state
 
-    def _synced(self, channel: Channel, deadline: Deadline) -> SyncState:
+    def _sync_if_idle(self, channel: Channel, deadline: Deadline) -> SyncState:
         state = channel.acquire(deadline)
         if state.since and time.monotonic() - state.since < self._idle_seconds:
             return state
@@ -200,7 +201,7 @@ class SocketAgent(Agent):
         self._parser.limit = schema.longest_reply("guest-sync")
         sync_id = random.getrandbits(62)
         request_id = self._next_id(state)
-        probe = _Probe(request_id, sync_id)
+        probe = _Sync(request_id, sync_id)
         channel.send(probe.data, deadline)
         fallen_back = False
         for reply in self._replies_amid_noise(channel, deadline, probe):
@@ -223,19 +224,19 @@ class SocketAgent(Agent):
             return self._sync(channel, state, deadline)
         return state._replace(since=time.monotonic())
 
-    def _replies_amid_noise(self, channel: Channel, deadline: Deadline, probe: _Probe) -> Iterator[dict[str, Any]]:
+    def _replies_amid_noise(self, channel: Channel, deadline: Deadline, probe: _Sync) -> Iterator[dict[str, Any]]:
         while True:
             self._break_silence(channel, deadline, probe)
             # Line by line, so that the end of another client's giant reply does not hide the lines after it.
             for piece in io.BytesIO(channel.recv(deadline)):
                 # Such a giant line, or the second half of a line whose first half another client has read.
                 with suppress(ProtocolError):
-                    for line, _flushed in self._parser.feed(piece):
+                    for line in self._parser.feed(piece):
                         yield protocol.decode_reply(line)
                 if deadline.expired:
                     raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")
 
-    def _break_silence(self, channel: Channel, deadline: Deadline, probe: _Probe) -> None:
+    def _break_silence(self, channel: Channel, deadline: Deadline, probe: _Sync) -> None:
         """Wait until there is data to read, and repeat the probe now and then, because it may get lost too.
 
         :raise OutcomeUnknownError: if it cannot be sent.
@@ -249,7 +250,7 @@ class SocketAgent(Agent):
             probe.was_sent = True
             pause *= 2
 
-    def _silence(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
+    def _close_and_explain(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:
         """Close the channel and return why a sync was not answered: a ConnectError, because a sync changes nothing."""
         taken, who = other_client(self._address.name, channel.inode) if self._address.kind == "unix" else (False, "")
         self.close()

@@ -28,6 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.files import SIZ
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
 __all__ = (
+    "ABOUT_PROGRAM",
     "CAPTURE_LIMIT",
     "EXEC_COMMANDS",
     "LARGEST_OUTPUT",
@@ -53,6 +54,9 @@ may run forever."""
 
 EXEC_COMMANDS = _EXEC, _STATUS = "guest-exec", "guest-exec-status"
 """The agent's commands that running programs takes."""
+
+ABOUT_PROGRAM = _EXEC
+"""The command of errors that are about a program itself, not about a question; whichever Executor has started it."""
 
 # Poll intervals in seconds: short for a quick program, growing for a long one.
 # A poll takes a few milliseconds of a slow guest, and on average the result comes half an interval late.
@@ -127,7 +131,7 @@ class Limits:
 class Executor(ABC):
     """Runs programs in the guest of ``agent``.
 
-    ``pid`` is this executor's own number for a program; see ``process_id``. ``shell`` runs shell commands without a
+    ``number`` is this executor's own for a program; see ``process_id``. ``shell`` runs shell commands without a
     program, if one is ready in the guest. ``sizes`` is how content is cut that these programs are given or compare.
     """
 
@@ -152,7 +156,7 @@ class Executor(ABC):
     def start(
         self, path: str, arguments: Sequence[str] = (), *, env: Sequence[str] | None = None, stdin: bytes = b""
     ) -> int:
-        """Start a program and return its pid.
+        """Start a program and return its number.
 
         ``env`` is a list of ``NAME=value`` that replaces the agent's environment; None keeps it.
 
@@ -162,19 +166,23 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def status(self, pid: int) -> ExecResult | None:
+    def status(self, number: int) -> ExecResult | None:
         """Return how a program ended; None while it runs. The end is reported once.
 
         :raise HandleLostError: if there is no such program.
         :raise TransferError: if the program has ended, and its output is damaged.
         """
 
-    def process_id(self, pid: int) -> int:
+    @abstractmethod
+    def process_id(self, number: int) -> int:
         """Return the process number in the guest of a started program; 0 if unknown."""
-        return pid
 
-    def wait(self, pid: int, seconds: float) -> ExecResult | None:
-        """Wait up to ``seconds`` for the program ``pid`` to end; return None if it has not.
+    @abstractmethod
+    def label(self, number: int) -> str:
+        """Return what messages call a program, after the article."""
+
+    def wait(self, number: int, seconds: float) -> ExecResult | None:
+        """Wait up to ``seconds`` for the program ``number`` to end; return None if it has not.
 
         An agent that is away or a frozen guest is waited for, and that time does not count.
 
@@ -184,7 +192,7 @@ class Executor(ABC):
         end = time.monotonic() + seconds
         for pause in pauses():
             asked = time.monotonic()
-            result = self._look(pid)
+            result = self._look(number)
             if result is not None:
                 return result
             now = time.monotonic()
@@ -194,15 +202,15 @@ class Executor(ABC):
             time.sleep(min(pause, end - now))
         return None  # not reached: pauses never end
 
-    def finish(self, pid: int) -> ExecResult:
-        """Wait without limit until the program ``pid`` has ended."""
+    def finish(self, number: int) -> ExecResult:
+        """Wait without limit until the program ``number`` has ended."""
         while True:
-            result = self.wait(pid, _LONG)
+            result = self.wait(number, _LONG)
             if result is not None:
                 return result
 
-    def _look(self, pid: int) -> ExecResult | None:
-        """Return how the program ``pid`` ended; None while it runs.
+    def _look(self, number: int) -> ExecResult | None:
+        """Return how the program ``number`` ended; None while it runs.
 
         A poll whose reply was lost is repeated. If that reply reported the end, the agent no longer knows the program.
 
@@ -211,16 +219,16 @@ class Executor(ABC):
         :raise TransferError: if the program has ended, and its output is damaged.
         """
         try:
-            return patiently(self.agent, lambda: self.status(pid), final=_is_final)
+            return patiently(self.agent, lambda: self.status(number), final=_is_final)
         except HandleLostError as exc:
             causes = (
                 "it was restarted, the guest went back to a snapshot, or the answer that the program ended was lost"
             )
-            raise lost(exc, f"the agent knows no program with pid {pid} any more: {causes}") from None
+            raise lost(exc, f"the agent knows no {self.label(number)} any more: {causes}") from None
         except TransferError:
             raise  # the program has ended, and a part of its output is missing
         except QgaError as exc:
-            raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from None
+            raise lost(exc, f"contact was lost while the {self.label(number)} ran: {exc.message}") from None
 
 
 class GuestExec(Executor):
@@ -270,10 +278,16 @@ class GuestExec(Executor):
         reply = self.agent.execute(_EXEC, request, timeout=self.agent.timeout + seconds)
         return int(protocol.expect(reply.get("pid"), int, "pid"))
 
-    def status(self, pid: int) -> ExecResult | None:
-        reply = self.agent.execute(_STATUS, {"pid": pid})
+    def status(self, number: int) -> ExecResult | None:
+        reply = self.agent.execute(_STATUS, {"pid": number})
         ended = protocol.expect(reply.get("exited"), bool, "exited")
         return _result(reply, self._capture_limit) if ended else None
+
+    def process_id(self, number: int) -> int:
+        return number
+
+    def label(self, number: int) -> str:
+        return f"program with pid {number}"
 
 
 def _is_final(exc: QgaError) -> bool:
@@ -282,7 +296,7 @@ def _is_final(exc: QgaError) -> bool:
 
 def _is_about_program(exc: QgaError) -> bool:
     """Return whether ``exc`` is about a program itself, not about a poll of its status."""
-    return isinstance(exc, OutcomeUnknownError) and exc.command == _EXEC
+    return isinstance(exc, OutcomeUnknownError) and exc.command == ABOUT_PROGRAM
 
 
 def lost(exc: QgaError, message: str) -> OutcomeUnknownError:
@@ -303,7 +317,7 @@ def before_start() -> Iterator[None]:
     try:
         yield
     except (OutcomeUnknownError, ProtocolError, TransferError) as exc:
-        exc.command, exc.executed, exc.fate, exc.hint = _EXEC, "no", "was not run", ""
+        exc.command, exc.executed, exc.fate, exc.hint = ABOUT_PROGRAM, "no", "was not run", ""
         raise
 
 
@@ -312,7 +326,8 @@ def unknown(message: str, *, hint: str = "") -> OutcomeUnknownError:
 
     ``hint`` is about that reason, not about the program.
     """
-    return OutcomeUnknownError(message, command=_EXEC, hint=f"{hint} Look at the guest before you repeat it.".lstrip())
+    hint = f"{hint} Look at the guest before you repeat it.".lstrip()
+    return OutcomeUnknownError(message, command=ABOUT_PROGRAM, hint=hint)
 
 
 def lost_output() -> TransferError:
@@ -320,7 +335,7 @@ def lost_output() -> TransferError:
     return TransferError(
         "the program's output did not fit in the guest's /run, where a task may have three quarters of what is free, "
         f"and {LARGEST_OUTPUT >> 20} MiB of each stream; what is missing is lost.",
-        command=_EXEC,
+        command=ABOUT_PROGRAM,
         hint="Have it write to a file on a disk of the guest, and fetch that.",
     )
 
@@ -350,7 +365,7 @@ def _output(reply: dict[str, Any], name: str) -> bytes:
     try:
         return base64.b64decode(protocol.expect(reply.get(name, ""), str, name), validate=True)
     except ValueError as exc:
-        raise TransferError(f"the agent sent invalid base64 as {name}", command=_EXEC) from exc
+        raise TransferError(f"the agent sent invalid base64 as {name}", command=ABOUT_PROGRAM) from exc
 
 
 def _truncated(reply: dict[str, Any], name: str, data: bytes, capture_limit: int) -> bool:

@@ -26,7 +26,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     pauses,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, Progress, content_size
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, new_prefix, sweep
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, new_prefix, remove_rest
 
 __all__ = ("Packed", "pack_command")
 
@@ -67,7 +67,7 @@ class Packed:
             self.checked = False
         finally:
             with suppress(QgaError):
-                sweep(self._executor, prefix)
+                remove_rest(self._executor, prefix)
         return self.size
 
     def _fetch_part(self, packer: Packer, part: range, prefix: str, number: int) -> None:

@@ -34,16 +34,17 @@ __all__ = (
     "SAFE",
     "Attributes",
     "Staged",
-    "alter",
-    "change",
-    "place",
+    "change_in_place",
     "place_command",
+    "replace_file",
+    "run_change",
     "stage",
     "stage_command",
     "unlink",
     "variables",
 )
 
+# d: the directory. Its own are y: its owner; p: what was walked; r: the rest; l: the next name; u: owners on the way.
 # The path is walked again, step by step, only if it contains a link. A link is trusted only if no other user can
 # exchange it, or any directory above it.
 ENTER = r"""
@@ -127,9 +128,10 @@ printf %s "$f"
 """
 )
 
-# c: where the content is ("-": standard input; empty: in $t already); z: the size of what was staged; w: the
-# content's SHA-256, if known; o: OWNER:GROUP; m: mode (empty: the file keeps both, or is root's alone); k: backup name
-# for the old file; b: this directory is safe; x: whether to set the SELinux label.
+# Beside ENTER's d: n: the file's name; t: the name of the new file; c: where the content is ("-": standard input;
+# empty: in $t already); z: the size of what was staged; w: the content's SHA-256, if known; o: OWNER:GROUP; m: mode
+# (empty: the file keeps both, or is root's alone); k: backup name for the old file; b: this directory is safe; x:
+# whether to set the SELinux label.
 # mksh does not pass descriptors above 2 to programs, so programs get the file as their standard output.
 _PLACE = (
     ENTER
@@ -239,13 +241,13 @@ exit "$s"
 class Attributes(NamedTuple):
     """Attributes to set: ``owner`` as C(OWNER:GROUP), ``mode``; empty: the file keeps them, or is root's alone.
 
-    ``backup`` is the name under which the old content is kept. ``label``: whether to set the SELinux label.
+    ``backup`` is the name under which the old content is kept. ``restore_label``: whether to set the SELinux label.
     """
 
     owner: str = ""
     mode: str = ""
     backup: str = ""
-    label: bool = False
+    restore_label: bool = False
 
 
 AS_IT_IS = Attributes()
@@ -299,7 +301,7 @@ def place_command(
     ``new`` is the temporary name of the new file, and ``size`` that of a staged one. Changing attributes takes a shell.
     """
     new = new or _new_name(path)
-    more = {"b": "1" if safe else "", "x": "1" if attributes.label else ""}
+    more = {"b": "1" if safe else "", "x": "1" if attributes.restore_label else ""}
     assigned = variables(
         path,
         t=new,
@@ -320,7 +322,7 @@ def place_command(
     return ShellCommand.of(f"{assigned}{'' if content == '-' else _WHOLE}{_PLACE}", function, *arguments)
 
 
-def place(
+def replace_file(
     executor: Executor,
     content: bytes | Staged,
     path: str,
@@ -342,7 +344,7 @@ def place(
         sha256 = "" if content.beside else sha256
         command = place_command(path, attributes, sha256=sha256, size=content.size, safe=content.beside, **given)
         stdin = b""
-    return change(executor, command, f"write {path}", stdin).decode("ascii", "replace")
+    return run_change(executor, command, f"write {path}", stdin).decode("ascii", "replace")
 
 
 def stage_command(path: str, new: str) -> ShellCommand:
@@ -352,7 +354,7 @@ def stage_command(path: str, new: str) -> ShellCommand:
 
 @contextmanager
 def stage(executor: Executor, path: str) -> Iterator[Staged]:
-    """Create an empty file that only root can write or exchange: beside ``path``, else in /var/tmp. See `place`.
+    """Create an empty file that only root can write or exchange: beside ``path``, else in /var/tmp. See `replace_file`.
 
     If the block fails, the file is removed; if that fails too, the error names it.
 
@@ -376,7 +378,7 @@ def unlink(executor: Executor, path: str) -> None:
 
     :raise OperationError: if that fails, with the guest's message.
     """
-    change(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
+    run_change(executor, f'{variables(path)}{ENTER}rm -f -- "./$n"', f"remove {path}")
 
 
 def _remove(executor: Executor, paths: Sequence[str], because: BaseException, *, comes_late: bool = False) -> None:
@@ -397,7 +399,7 @@ def _remove(executor: Executor, paths: Sequence[str], because: BaseException, *,
             because.hint = f"{because.hint} {path} may be left in the guest: remove it.".strip()
 
 
-def alter(
+def change_in_place(
     executor: Executor, path: str, attributes: Attributes, content: bytes | Staged | None = None, *, safe: bool = False
 ) -> None:
     """Set the attributes of a file, and append ``content`` to it. ``safe``: its directory is root's alone.
@@ -408,10 +410,10 @@ def alter(
     given = {"o": attributes.owner, "m": attributes.mode, "k": attributes.backup, "b": "1" if safe else ""}
     command = variables(path, t=_new_name(path), c=where, z=str(size), **given) + _ALTER
     stdin = content if isinstance(content, bytes) else b""
-    change(executor, command, f"change {path}", stdin)
+    run_change(executor, command, f"change {path}", stdin)
 
 
-def change(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:
+def run_change(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:
     """Do as ``check_shell`` with a command that changes the guest, and note that: errors of what follows tell it."""
     output = check_shell(executor, command, purpose, stdin)
     executor.agent.changed_by = "guest-exec"

@@ -37,8 +37,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import 
 
 __all__ = (
     "CHUNK",
+    "NO_LIMIT",
     "SIZES",
-    "USUAL",
     "Copied",
     "Encoded",
     "GuestFile",
@@ -93,9 +93,10 @@ SIZES = Sizes()
 
 
 class Copied(NamedTuple):
-    """Result of a copy: ``size`` in bytes, whether both ends were compared already, and whether it is as long as said.
+    """Result of a copy: its ``size`` in bytes.
 
-    A copy that is shorter is compared with all of the file: with its beginning it would always agree.
+    ``checked``: both ends were compared already. ``whole``: it is as long as the guest said that the file is; a copy
+    that is shorter has to be compared with the whole file, because it would always agree with the beginning.
     """
 
     size: int
@@ -118,14 +119,14 @@ class Limit(NamedTuple):
         """The limit for a file of any size; None: there is none."""
         return min((limit for limit in (self.asked, self.room) if limit is not None), default=None)
 
-    def of(self, path: str, said: int, growth: int) -> tuple[int, TransferError]:
-        """Return the limit for a file whose size is ``said`` according to the guest, and the error for exceeding it.
+    def for_file(self, path: str, size: int, growth: int) -> tuple[int, TransferError]:
+        """Return the limit for a file that has ``size`` bytes according to the guest, and the error for exceeding it.
 
         ``growth`` is that of Sizes.
         """
-        said = said if self.said is None else self.said
-        usual = said + max(growth, said // 4)
-        limit, why, advice = usual, f"it had {said} when it was opened", "If that is as it should be, allow it by"
+        before = size if self.said is None else self.said
+        usual = before + max(growth, before // 4)
+        limit, why, advice = usual, f"it had {before} when it was opened", "If that is as it should be, allow it by"
         if self.asked is not None:
             limit, why, advice = self.asked, "that is the limit that was set", "Raise it by"
         advice = f"{advice} max_size of qga_fetch, or ansible_qga_max_fetch_size of the connection."
@@ -134,8 +135,8 @@ class Limit(NamedTuple):
         return limit, TransferError(f"{path} has more than {limit} bytes: {why}.", hint=advice)
 
 
-USUAL = Limit()
-"""What holds where nothing else is said."""
+NO_LIMIT = Limit()
+"""No limit that the user set: a file may have what it has when it is opened, and grow a little."""
 
 
 class Encoded(NamedTuple):
@@ -374,15 +375,18 @@ def copy_out(
     write: Callable[[bytes], object],
     progress: Progress = no_progress,
     instead: Callable[[Encoded, float, int], int] | None = None,
-    limit: Limit = USUAL,
+    limit: Limit = NO_LIMIT,
     sizes: Sizes = SIZES,
 ) -> Copied:
     """Hand the content of the guest's file ``path`` to ``write``, piece by piece.
 
     Reads until the end is reached, so files of unknown size (/proc, /sys) come whole. ``checked`` is True if the
     content was at most one chunk, and a second read found the same. ``write`` is called by another thread while the
-    next piece is read. ``instead`` is called for a file larger than a chunk, with its first bytes, the seconds that
-    reading them took, and its size. It returns how many bytes it has fetched, from the start; the rest is read here.
+    next piece is read.
+
+    ``instead`` may fetch a file larger than a chunk in another way. It is called with the file's first bytes, the
+    seconds that reading them took, and the file's size, and returns how many bytes it has fetched from the start; the
+    rest is read here.
 
     :raise TransferError: if there is more than ``limit`` allows. No more than that was handed on then.
     """
@@ -423,7 +427,7 @@ class _Out:
         self._progress = progress
         self._limit = limit
         self._sizes = sizes
-        self._most, self._error = limit.of(guest_file.path, 0, sizes.growth)
+        self._most, self._error = limit.for_file(guest_file.path, 0, sizes.growth)
 
     def begin(self, instead: Callable[[Encoded, float, int], int] | None) -> int:
         """Read the beginning, and return how many bytes ``instead`` fetched."""
@@ -434,7 +438,7 @@ class _Out:
         if first.size == count:
             whole = _size(self._file)
             self.said = whole or 0
-            self._most, self._error = self._limit.of(self._file.path, self.said, self._sizes.growth)
+            self._most, self._error = self._limit.for_file(self._file.path, self.said, self._sizes.growth)
             if whole and whole > self._most:
                 raise self._error
             self.size = instead(first, seconds, whole) if instead and whole and whole > self._sizes.chunk else 0

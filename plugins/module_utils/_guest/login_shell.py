@@ -19,6 +19,7 @@ from typing import Callable, Optional, TypeVar
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError, QgaError, TransferError
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ABOUT_PROGRAM,
     LARGEST_OUTPUT,
     ExecResult,
     Executor,
@@ -41,11 +42,11 @@ __all__ = (
     "kill",
     "login_program",
     "new_prefix",
+    "remove_rest",
+    "remove_rest_command",
     "run_shell",
     "shell_result",
     "start_shell",
-    "sweep",
-    "sweep_command",
 )
 
 Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
@@ -246,7 +247,7 @@ def run_shell(
 
 
 def shell_result(executor: Executor, command: bytes, stdin: bytes, prefix: str, ended: Callable[[int], Ended]) -> Ended:
-    """Start a command like ``run_shell`` and return ``ended(pid)``: how it ended, or None.
+    """Start a command like ``run_shell`` and return ``ended(number)``: how it ended, or None.
 
     The input is kept in the first place that has room for it. With a ``prefix``, see ``start_shell``, the result is
     whole.
@@ -290,20 +291,20 @@ def begin_shell(executor: Executor, command: ShellCommand, seconds: float | None
     return functools.partial(_ended, executor, start_shell(executor, command.text), seconds)
 
 
-def _ended(executor: Executor, pid: int, seconds: float | None) -> ExecResult:
+def _ended(executor: Executor, number: int, seconds: float | None) -> ExecResult:
     if seconds is None:
-        return executor.finish(pid)
-    result = executor.wait(pid, seconds)
+        return executor.finish(number)
+    result = executor.wait(number, seconds)
     if result is None:
-        kill(executor, pid)
-        executor.wait(pid, _SECONDS_TO_DIE)
+        kill(executor, number)
+        executor.wait(number, _SECONDS_TO_DIE)
         text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was killed."
         raise TransferError(text, hint="Is the file one still, or something that programs wait for?")
     return result
 
 
 def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, prefix: str = "", keep: str = "") -> int:
-    """Start a command like ``run_shell`` and return its pid.
+    """Start a command like ``run_shell`` and return its number.
 
     ``prefix`` is that of the paths of the files for long output; without it there are none. ``keep`` is the path of a
     file for input larger than a pipe; if there is no room for it, the program says so and exits with 1.
@@ -369,16 +370,16 @@ def _with_rest(executor: Executor, result: ExecResult, prefix: str) -> ExecResul
         raise lost(exc, f"the program has ended, and its output could not be fetched: {exc.message}") from None
     finally:
         with suppress(QgaError):  # the result, or its error, matters more
-            sweep(executor, prefix)
+            remove_rest(executor, prefix)
 
 
-def sweep(executor: Executor, prefix: str) -> None:
+def remove_rest(executor: Executor, prefix: str) -> None:
     """Remove the files whose paths begin with ``prefix`` and a dot."""
-    when_thawed(executor.agent, lambda: run_shell(executor, sweep_command(prefix), whole=False))
+    when_thawed(executor.agent, lambda: run_shell(executor, remove_rest_command(prefix), whole=False))
 
 
-def sweep_command(prefix: str) -> ShellCommand:
-    """Return the command for ``sweep``."""
+def remove_rest_command(prefix: str) -> ShellCommand:
+    """Return the command for ``remove_rest``."""
     return ShellCommand.of(f"rm -f {prefix}.*", "sweep", prefix)
 
 
@@ -443,8 +444,8 @@ done
 """
 
 
-def kill(executor: Executor, pid: int, grace: int = 5) -> int:
-    """Kill the program ``pid`` and all its descendants: SIGTERM, and after ``grace`` seconds SIGKILL.
+def kill(executor: Executor, number: int, grace: int = 5) -> int:
+    """Kill the program ``number`` and all its descendants: SIGTERM, and after ``grace`` seconds SIGKILL.
 
     Return its process number. If that is 0 (unknown), nothing is killed: process 0 is the ancestor of all.
 
@@ -452,11 +453,11 @@ def kill(executor: Executor, pid: int, grace: int = 5) -> int:
     """
     try:
         process = patiently(
-            executor.agent, lambda: executor.process_id(pid), final=lambda exc: exc.command == "guest-exec"
+            executor.agent, lambda: executor.process_id(number), final=lambda exc: exc.command == ABOUT_PROGRAM
         )
         if process:
             command = (_KILL % {"pid": process, "grace": grace}).encode("ascii")
             when_thawed(executor.agent, lambda: run_shell(executor, command, whole=False))
         return process
     except QgaError as exc:
-        raise lost(exc, f"the program with pid {pid} could not be ended: {exc.message}") from None
+        raise lost(exc, f"the {executor.label(number)} could not be ended: {exc.message}") from None

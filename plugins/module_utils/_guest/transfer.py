@@ -39,11 +39,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
     AS_IT_IS,
     Attributes,
     Staged,
-    place,
+    replace_file,
     stage,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import (
-    USUAL,
+    NO_LIMIT,
     Copied,
     Encoded,
     GuestFile,
@@ -61,8 +61,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
     begin_shell,
     check_shell,
     new_prefix,
+    remove_rest,
     run_shell,
-    sweep,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 
@@ -110,7 +110,8 @@ def _put_whole(executor: Executor, source: BinaryIO, path: str, progress: Progre
     # If one program could not place it, the long way does, or reports why not.
     source.seek(start)
     with sent(executor, source, path, progress) as staged:
-        place(executor, staged, path, attributes, sha256="" if staged.beside else sha256_of(_from(source, start)))
+        sha256 = "" if staged.beside else sha256_of(_from(source, start))
+        replace_file(executor, staged, path, attributes, sha256=sha256)
     return staged.size
 
 
@@ -145,7 +146,7 @@ def _put_small(executor: Executor, content: bytes, path: str, attributes: Attrib
     """Write ``content`` with one program; return whether it arrived."""
     checksum = sha256_of([content])
     try:
-        there = place(executor, content, path, attributes, sha256=checksum)
+        there = replace_file(executor, content, path, attributes, sha256=checksum)
     except OperationError:
         return False
     return (there or file_sha256(executor, path)) == checksum
@@ -180,7 +181,7 @@ def _put_packed(executor: Executor, source: BinaryIO, path: str, progress: Progr
         return _put_pieces(executor, source, path, progress, prefix, packer)
     finally:
         with suppress(QgaError):
-            sweep(executor, prefix)
+            remove_rest(executor, prefix)
 
 
 def _put_pieces(
@@ -439,7 +440,7 @@ def _compare(executor: Executor, path: str, copied: Copied, sink: IO[bytes]) -> 
         raise _Differs(copied.size)
 
 
-def file_sha256(executor: Executor, path: str, size: int | None = None, limit: Limit = USUAL) -> str:
+def file_sha256(executor: Executor, path: str, size: int | None = None, limit: Limit = NO_LIMIT) -> str:
     """Return the SHA-256, in hex, of the guest's file, or of its first ``size`` bytes.
 
     Computed in the guest where that is possible, else by reading the whole file.

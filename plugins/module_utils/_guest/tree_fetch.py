@@ -25,8 +25,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell impo
     REST,
     checked,
     new_prefix,
+    remove_rest,
     run_shell,
-    sweep,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 from ansible_collections.qemu.guest.plugins.module_utils._guest.tar import members
@@ -75,7 +75,7 @@ def fetch_tree(
             total, came = unpack(archive, dest, names)
     finally:
         with suppress(QgaError):
-            sweep(executor, prefix)
+            remove_rest(executor, prefix)
     if not came:
         raise TransferError(f"the guest's tar found none of the files of {src}: {said}")
     return total, came

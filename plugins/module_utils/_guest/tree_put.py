@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import OperationError
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import Executor
-from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, PRIVATE, change, variables
+from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import ENTER, PRIVATE, run_change, variables
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import new_prefix
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import sent
@@ -131,12 +131,12 @@ def _unpack(executor: Executor, archive: BinaryIO, command: str) -> None:
     small = archive.seek(0, os.SEEK_END) < executor.sizes.small
     archive.seek(0)
     if small:
-        change(executor, f"c=\n{command}", purpose, archive.read())
+        run_change(executor, f"c=\n{command}", purpose, archive.read())
         return
     with sent(executor, archive, f"{new_prefix('/var/tmp')}.tar") as staged:
         # The archive is not sent anew because the guest is frozen now.
         unpack = f"c={shlex.quote(staged.path)}\n{command}"
-        when_thawed(executor.agent, lambda: change(executor, unpack, purpose))
+        when_thawed(executor.agent, lambda: run_change(executor, unpack, purpose))
 
 
 class _Summed(io.RawIOBase):

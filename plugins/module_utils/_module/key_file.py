@@ -23,8 +23,8 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import 
     ENTER,
     PRIVATE,
     Attributes,
-    change,
-    place,
+    replace_file,
+    run_change,
     variables,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import begin_shell, checked
@@ -123,6 +123,6 @@ def write(executor: Executor, file: KeyFile, text: str) -> None:
     if file.bare:
         directory = f"{file.home}/.ssh"
         made = f"{variables(directory, t='.ssh', o=file.owner)}{_MAKE_DIRECTORY}"
-        change(executor, made, f"make {directory}")
+        run_change(executor, made, f"make {directory}")
     content = text.encode("utf-8", "surrogateescape")
-    place(executor, content, path, Attributes(file.owner, mode="600"), sha256=sha256_of([content]))
+    replace_file(executor, content, path, Attributes(file.owner, mode="600"), sha256=sha256_of([content]))

@@ -5,7 +5,7 @@
 
 A module reads the guest, plans, and applies the plan. Check mode, ``changed``, and the diff follow from the plan here,
 so no module writes them by hand. The same Operation runs on a hypervisor (run.py) and in the controller
-(plugins/action/qga.py).
+(plugin_utils/_action.py).
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Qmp:
         while not self._received:
             try:
                 data = self._channel.recv(deadline)
-                self._received.extend(protocol.decode_reply(line) for line, _flushed in self._parser.feed(data))
+                self._received.extend(protocol.decode_reply(line) for line in self._parser.feed(data))
             except OutcomeUnknownError as exc:
                 if deadline.expired:
                     return None

@@ -36,6 +36,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ABOUT_PROGRAM,
     LARGEST_OUTPUT,
     ExecResult,
     Executor,
@@ -49,7 +50,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen, patiently, when_thawed
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, is_request, new_number
 
 __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
 
@@ -84,6 +85,20 @@ def program() -> str:
     return (Path(__file__).parent / "runner.sh").read_text(encoding="ascii")
 
 
+class _Request:
+    """A request that was handed over, or is asked about: its ``content``, until it is seen that a runner has taken it.
+
+    ``is_forgotten``: nobody asks for its result. ``checked`` is when it was checked last that a result can come, and
+    ``rung_since`` from when on it is rung for again, without the time of a freeze; None: it is not.
+    """
+
+    def __init__(self, content: bytes | None = None, *, is_forgotten: bool = False) -> None:
+        self.content = content
+        self.is_forgotten = is_forgotten
+        self.checked = time.monotonic()
+        self.rung_since: float | None = None
+
+
 class Runner(Executor):
     """Runs programs by a runner in the guest, whatever the agent allows besides files.
 
@@ -107,13 +122,8 @@ class Runner(Executor):
         self._take_seconds = take_seconds
         self._spool = Spool(agent, SPOOL)
         self._no_runner: CommandUnavailable | NoRunnerError | None = None
-        # Requests that were handed over and not seen taken yet, and when each program was checked last.
-        self._untaken: dict[int, bytes] = {}
-        self._looked: dict[int, float] = {}
-        self._rung_since: dict[int, float] = {}
-        # Whether results of programs started now are not asked for, and the programs of which that is so.
-        self._forgetting = False
-        self._forgotten: set[int] = set()
+        self._requests: dict[int, _Request] = {}
+        self._forgetting = False  # whether results of programs started now are not asked for
 
     def is_available(self) -> bool:
         """Return whether there is a runner or guest-exec to start one; without either, start a runner now."""
@@ -148,8 +158,8 @@ class Runner(Executor):
                 self._no_runner = exc
             raise
 
-    def process_id(self, pid: int) -> int:
-        """Return the process number of the program with the request number ``pid``, once it was started.
+    def process_id(self, number: int) -> int:
+        """Return the process number of the program with this request number, once it was started.
 
         It is 0 if the runner does not write it within _PID_SECONDS, for lack of room.
 
@@ -157,14 +167,17 @@ class Runner(Executor):
         """
         deadline = Deadline(_PID_SECONDS)
         for pause in pauses():
-            text = patiently(self.agent, lambda: self._spool.read(f"{pid}.pid")) or b""
+            text = patiently(self.agent, lambda: self._spool.read(f"{number}.pid")) or b""
             if re.fullmatch(rb"\d{1,9}\n", text):
                 return int(text)
             if deadline.expired:
                 break
-            self._look_after(pid)
+            self._check_now_and_then(number)
             time.sleep(pause)
         return 0
+
+    def label(self, number: int) -> str:
+        return f"program of request {number}"
 
     @contextmanager
     def forgetting(self) -> Iterator[None]:
@@ -186,23 +199,21 @@ class Runner(Executor):
         line = _command_line(path, arguments, env, here=self._forgetting)
         command = (line if stdin else f"{_NO_INPUT}\n{line}").encode("utf-8", "surrogateescape")
         number = new_number()
-        self._untaken[number] = input_of(command, stdin)
-        if self._forgetting:
-            self._forgotten.add(number)
+        self._requests[number] = request = _Request(input_of(command, stdin), is_forgotten=self._forgetting)
         with before_start():
-            self._hand_over(number)
+            self._hand_over(number, request)
         return number
 
-    def _hand_over(self, number: int) -> None:
+    def _hand_over(self, number: int, request: _Request) -> None:
         """Give the request to the runner; start one where there is none.
 
         :raise AgentSilentError: if none stays.
         :raise NoRunnerError: if there is no room for the request.
         """
         for _attempt in range(_ATTEMPTS):
-            self._looked[number] = time.monotonic()
+            request.checked = time.monotonic()
             try:
-                if self._spool.write(f"{number}.in", self._untaken[number]) and self._rung(number):
+                if self._spool.write(f"{number}.in", request.content or b"") and self._rung(number, request):
                     return
             except GuestFileError as exc:
                 if exc.errno != errno.ENOSPC:
@@ -214,14 +225,14 @@ class Runner(Executor):
                     self._spool.forget(number)
                 raise NoRunnerError("The guest's /run is full; the runner there was given nothing to run.") from exc
             self._start_runner()
-        raise AgentSilentError("the runner in the guest ends as soon as it was started.", command="guest-exec")
+        raise AgentSilentError("the runner in the guest ends as soon as it was started.", command=ABOUT_PROGRAM)
 
-    def _rung(self, number: int) -> bool:
+    def _rung(self, number: int, request: _Request) -> bool:
         """Ring for a request; return False if there is no runner. If the guest is frozen meanwhile, wait for the thaw.
 
         If it is unknown whether the ring arrived, the program may run already. A caller that waits rings again.
         """
-        line = f"{number}.part\n{number}" if number in self._forgotten else str(number)
+        line = f"{number}.part\n{number}" if request.is_forgotten else str(number)
         try:
             return when_thawed(self.agent, lambda: self._spool.ring(line))
         except QgaError as exc:
@@ -230,87 +241,96 @@ class Runner(Executor):
                 raise
             return True  # the agent may have the line, and write it when it closes the ring
 
-    def status(self, pid: int) -> ExecResult | None:
+    def status(self, number: int) -> ExecResult | None:
         try:
-            content = self._spool.ended(pid)
-            if not content and (pid in self._looked or self._spool.has(f"{pid}.taken")):
-                self._look_after(pid)
+            content = self._spool.ended(number)
+            if not content and (number in self._requests or self._spool.has(f"{number}.taken")):
+                self._check_now_and_then(number)
                 return None
-            ended = self._spool.result(pid, content) if content else None
+            ended = self._spool.result(number, content) if content else None
         except OutcomeUnknownError:
             raise
         except TransferError:  # others need the room that the rest of the output takes
-            self._forget(pid)
+            self._forget(number)
             raise
         except QgaError as exc:
             # Whatever failed, the error is about the program, not the question: it was handed over.
-            raise lost(exc, f"contact was lost while the program with pid {pid} ran: {exc.message}") from None
+            raise lost(exc, f"contact was lost while the {self.label(number)} ran: {exc.message}") from None
         if not ended:
-            raise HandleLostError(f"the runner was given no program {pid}", command="guest-exec-status")
+            raise HandleLostError(f"the runner was given no program {number}", command="guest-exec-status")
         rc, out, err = ended
-        self._forget(pid)
+        self._forget(number)
         return ExecResult(rc, None, out, err)
 
     def _forget(self, number: int) -> None:
         # The result has arrived; the runner removes remaining files some minutes later.
         with suppress(QgaError):
             self._spool.forget(number)
-        self._untaken.pop(number, None)
-        self._looked.pop(number, None)
-        self._rung_since.pop(number, None)
+        self._requests.pop(number, None)
 
-    def _look_after(self, number: int) -> None:
-        """Check now and then that a result can still come.
+    def _check_now_and_then(self, number: int) -> None:
+        """Check that a result can still come, if the last check was some time ago.
 
         :raise OutcomeUnknownError: if none can.
         """
-        looked = self._looked.setdefault(number, time.monotonic())
-        if time.monotonic() - looked < self._look_seconds:
+        request = self._requests.setdefault(number, _Request())
+        if time.monotonic() - request.checked < self._look_seconds:
             return
-        reason = patiently(self.agent, lambda: self._why_none(number))
+        reason = patiently(self.agent, lambda: self._why_none(number, request))
         if reason:
             raise unknown(reason)
-        self._looked[number] = time.monotonic()
+        request.checked = time.monotonic()
 
-    def _why_none(self, number: int) -> str:
-        """Return why a request will have no result; nothing as long as it may have one.
+    def _why_none(self, number: int, request: _Request) -> str:
+        """Return why a request will have no result; nothing as long as it may have one. Ring again if it waits.
 
         Check this very request each time: the guest may have been reverted to a state before it.
         """
-        if not self._spool.has(f"{number}.taken"):
-            if self._spool.has(f"{number}.dropped"):
-                raise _not_run()
-            if number not in self._untaken or not self._spool.has(f"{number}.in"):
-                # Look for .taken again: the request may have been taken since.
-                known = number in self._untaken and self._spool.has(f"{number}.taken")
-                return "" if known else _NOT_KNOWN
-            # Ring again, but do not write again: it may be taken at this very moment.
-            began = time.monotonic()
-            since = self._rung_since.setdefault(number, began)
-            if began - since > self._take_seconds:
-                return "the runner in the guest has not taken it (does it hang, or can it not write to /run?)"
-            if not self._rung(number):
-                self._hand_over(number)
-            self._rung_since[number] = since + time.monotonic() - began
-            return ""
-        self._untaken.pop(number, None)
-        if self._spool.is_served() or self._spool.has(f"{number}.rc"):
-            return ""
-        return "the runner in the guest ended while the program ran (was the guest rebooted?)"
+        if self._spool.has(f"{number}.taken"):
+            request.content = None
+            if self._spool.is_served() or self._spool.has(f"{number}.rc"):
+                return ""
+            return "the runner in the guest ended while the program ran (was the guest rebooted?)"
+        if self._spool.has(f"{number}.dropped"):
+            raise _not_run()
+        if request.content is not None and self._spool.has(f"{number}.in"):
+            return self._ring_again(number, request)
+        # Look for .taken again: the request may have been taken since.
+        is_known = request.content is not None and self._spool.has(f"{number}.taken")
+        return "" if is_known else _NOT_KNOWN
+
+    def _ring_again(self, number: int, request: _Request) -> str:
+        """Ring for a request that waits to be taken; return why that is of no use any more.
+
+        It is not written again: it may be taken at this very moment.
+        """
+        began = time.monotonic()
+        if request.rung_since is None:
+            request.rung_since = began
+        if began - request.rung_since > self._take_seconds:
+            return "the runner in the guest has not taken it (does it hang, or can it not write to /run?)"
+        if not self._rung(number, request):
+            self._hand_over(number, request)
+        request.rung_since += time.monotonic() - began
+        return ""
 
 
 def _not_run() -> OutcomeUnknownError:
     """Return the error for a request that the runner has dropped. It is about the program, and knows its fate."""
     error = OutcomeUnknownError(
         "the runner in the guest has dropped it, because it was not told in time to run it (was the guest frozen?)",
-        command="guest-exec",
+        command=ABOUT_PROGRAM,
     )
     error.executed, error.fate = "no", "was not run"
     return error
 
 
 class GuestExecOrRunner(Executor):
-    """Runs programs by guest-exec where the agent allows that, else by ``runner``."""
+    """Runs programs by guest-exec where the agent allows that, else by ``runner``.
+
+    This is C(auto) for operations and transfers, which so learn the signal that ended a program; the connection's
+    commands try the runner first, see ``Connection._run_plain``.
+    """
 
     def __init__(self, runner: Runner, shell: Shell | None = None) -> None:
         super().__init__(runner.agent, shell)
@@ -333,11 +353,15 @@ class GuestExecOrRunner(Executor):
     ) -> int:
         return self._used.start(path, arguments, env=env, stdin=stdin)
 
-    def status(self, pid: int) -> ExecResult | None:
-        return self._used.status(pid)
+    def status(self, number: int) -> ExecResult | None:
+        return self._used.status(number)
 
-    def process_id(self, pid: int) -> int:
-        return self._used.process_id(pid)
+    def process_id(self, number: int) -> int:
+        return self._used.process_id(number)
+
+    def label(self, number: int) -> str:
+        # An error is being told: to ask the agent which executor is in use may fail, too.
+        return (self._runner if is_request(number) else self._guest_exec).label(number)
 
 
 def _command_line(path: str, arguments: Sequence[str], env: Sequence[str] | None, *, here: bool) -> str:

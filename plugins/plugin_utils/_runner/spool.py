@@ -24,11 +24,15 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     OutcomeUnknownError,
     TransferError,
 )
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import LARGEST_OUTPUT, lost_output
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
+    ABOUT_PROGRAM,
+    LARGEST_OUTPUT,
+    lost_output,
+)
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
 
-__all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "new_number")
+__all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "is_request", "new_number")
 
 LONGEST_RING = 4000
 """Bytes that are written to a FIFO atomically (PIPE_BUF is 4096 on Linux)."""
@@ -40,9 +44,17 @@ LARGEST_NOTE = 64 << 10
 NOBODY = (errno.ENOENT, errno.ENXIO, errno.EPIPE)
 
 
+_LEAST_NUMBER = 10**15
+
+
 def new_number() -> int:
     """Return a random number for a request, larger than any process number."""
-    return random.SystemRandom().randrange(10**15, 10**16)
+    return random.SystemRandom().randrange(_LEAST_NUMBER, 10 * _LEAST_NUMBER)
+
+
+def is_request(number: int) -> bool:
+    """Return whether a number is that of a request, and not of a process."""
+    return number >= _LEAST_NUMBER
 
 
 class Spool:
@@ -120,7 +132,7 @@ class Spool:
         try:
             content = patiently(self._agent, lambda: self.read(f"{number}.rc")) or b""
         except TransferError as exc:
-            raise TransferError(f"how it ended cannot be read: {exc.message}", command="guest-exec") from None
+            raise TransferError(f"how it ended cannot be read: {exc.message}", command=ABOUT_PROGRAM) from None
         return content if b"\n" in content else b""
 
     def result(self, number: int, content: bytes) -> tuple[int, bytes, bytes]:
@@ -152,7 +164,7 @@ class Spool:
         except TransferError:
             raise lost_output() from None
         if output is None:
-            raise OutcomeUnknownError("the program's output vanished from the guest", command="guest-exec")
+            raise OutcomeUnknownError("the program's output vanished from the guest", command=ABOUT_PROGRAM)
         return output
 
     def has(self, name: str) -> bool:

@@ -48,6 +48,8 @@ _MOST_DIGITS = 10  # of the size of an answer
 # How often to check that an answer can still come, and how long a server may take to take a request.
 _LOOK_SECONDS = 1.0
 _TAKE_SECONDS = 5.0
+# Attempts to hand a request over to an agent that is restarted meanwhile.
+_ATTEMPTS = 3
 
 
 class Call:
@@ -66,15 +68,14 @@ class Call:
         self._half_seen = 0.0
         self._since = self.last_miss = 0.0
 
-    def ask(self, request: ClientRequest) -> bool:
+    def ask(self, request: ClientRequest, attempts: int = _ATTEMPTS) -> bool:
         """Hand the request to the server; return False if there is none.
 
         If the guest is frozen once the ring is open, wait for the thaw. If it is unknown whether the server was rung,
         ``answer`` finds out.
 
-        :raise CommandUnavailable: if nothing was handed over.
-        :raise ConnectError: the same. So do OutcomeUnknownError, ProtocolError and TransferError say here.
         :raise GuestFileError: with errno ENOSPC if there is no room for it.
+        :raise QgaError: if nothing was handed over for another reason; the error says that nothing was run.
         """
         is_rung = False
         try:
@@ -92,7 +93,9 @@ class Call:
             # The agent may have the line, and write it when it closes the ring.
         except HandleLostError:  # the agent was restarted: nothing was rung
             self.close()
-            return self.ask(request)
+            if attempts == 1:
+                raise
+            return self.ask(request, attempts - 1)
         except QgaError as exc:
             if isinstance(exc, GuestFileError) and exc.errno in NOBODY:
                 self.close()
@@ -101,7 +104,7 @@ class Call:
             if not is_rung or unsent or (isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC):
                 self.close()
                 raise
-            # The same: whether the server has taken it, shows.
+            # The server may have the line all the same: ``answer`` finds out whether it has taken the request.
         self._since = time.monotonic()
         return True
 
@@ -158,7 +161,7 @@ class Call:
             return None
         try:
             self._text += self._file.read(_PER_READ)
-        except QgaError:  # the agent was restarted, or is silent for a while: see _look
+        except QgaError:  # the agent was restarted, or is silent for a while
             self._file = None
             return self._check()
         if self._text and not self._text.startswith(b"%d " % self.number):

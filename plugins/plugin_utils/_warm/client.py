@@ -18,7 +18,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -137,8 +137,6 @@ _LEAST_PAUSE = 0.002
 # A loop's next item may take no time at all: then this is how much later its end is noticed.
 _MOST_PAUSE = 0.25
 
-_NO_COMMAND = ShellCommand(b"")
-_NO_SERVER = "none"
 # Longer commands do not fit into a variable.
 _LONGEST_COMMAND = 100_000
 
@@ -156,6 +154,21 @@ def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
             return None
 
     return tried
+
+
+class _Answer:
+    """What became of a request: it has a ``result``, or was not run.
+
+    It was not run if there is no server (``no_server``), if the server lacks parts of the archive (``there`` are the
+    short checksums of those that it has), or for a reason of the server's own.
+    """
+
+    def __init__(
+        self, result: ExecResult | None = None, *, no_server: bool = False, there: Sequence[str] | None = None
+    ) -> None:
+        self.result = result
+        self.no_server = no_server
+        self.there = there
 
 
 class WarmPython:
@@ -193,8 +206,9 @@ class WarmPython:
         archive = read_archive(payload.group(1)) if python and payload else None
         if python and payload and archive and not _is_login(command):
             without_site = f"{command[: python.end(1)]} -S{command[python.end(1) :]}"
-            request = _request(without_site, archive.digest, stdin[: payload.start(1)], stdin[payload.end(1) :])
+            before, after = stdin[: payload.start(1)], stdin[payload.end(1) :]
             try:
+                request = _module_request(without_site, archive.digest, before, after)
                 return self._run_module(request, archive, python.group(1))
             except MalformedArchive:  # it was not run; the plain path has Python's own error
                 return None
@@ -206,12 +220,8 @@ class WarmPython:
         if len(command.text) > _LONGEST_COMMAND or b"\0" in command.text:
             return None
         # Never start a server for a shell command, which may be there to install Python.
-        call = self._send(_request("", "", command.text, stdin, command), new_number())
-        return functools.partial(self._shell_ended, call) if call else None
-
-    def _shell_ended(self, call: Call) -> ExecResult | None:
-        result = self._ended(call)
-        return result if isinstance(result, ExecResult) else None
+        call = self._send(_shell_request(command, stdin), new_number())
+        return (lambda: self._answer_of(call).result) if call else None
 
     def _run_module(self, request: ClientRequest, archive: Archive, python: str) -> ExecResult | None:
         """Return a module's result; None if it was not run.
@@ -222,31 +232,31 @@ class WarmPython:
         """
         number = new_number()
         answer = self._try_running_server(request, number, archive)
-        if answer == _NO_SERVER and self._start(request, python, archive, number):
-            answer = self._handled(request, number, itertools.chain(_WHILE_STARTING, pauses()))
+        if answer.no_server and self._start(request, python, archive, number):
+            answer = self._ask(request, number, itertools.chain(_WHILE_STARTING, pauses()))
         for _attempt in range(_ATTEMPTS):
-            if not isinstance(answer, str) or not answer.startswith(MISSING.decode()):
+            there = answer.there
+            if there is None:
                 break
             number = new_number()
-            there = answer.split()[1:]
             missing = [part for part in archive.remembered() if part not in there]
             if not self._bring(archive, missing, python, number):
                 break
-            answer = self._handled(request, number)
-        return None if isinstance(answer, str) else answer
+            answer = self._ask(request, number)
+        return answer.result
 
-    def _try_running_server(self, request: ClientRequest, number: int, archive: Archive) -> ExecResult | str:
-        """Ask a server that is there, as ``_handled`` does.
+    def _try_running_server(self, request: ClientRequest, number: int, archive: Archive) -> _Answer:
+        """Ask a server that is there, as ``_ask`` does.
 
         A module that has run over this connection probably takes as long again, so look for its answer at that age.
         """
         call = self._send(request, number)
         if not call:
-            return _NO_SERVER
+            return _Answer(no_server=True)
         known = self._first_looks.get(archive.digest)
         first = min(known or _FIRST_LOOK_UNKNOWN, _MOST_PAUSE)
         later = pauses(min(max(known * _PAUSE_SHARE, _LEAST_PAUSE), _MOST_PAUSE)) if known else pauses()
-        answer = self._ended(call, itertools.chain([first], later))
+        answer = self._answer_of(call, itertools.chain([first], later))
         self._first_looks[archive.digest] = call.last_miss or first * _AFTER_HIT
         return answer
 
@@ -261,14 +271,13 @@ class WarmPython:
         """End all warm interpreters, if any, as soon as they are idle."""
         self._spool.ring(QUIT.decode())
 
-    def _handled(self, request: ClientRequest, number: int, waits: Iterable[float] | None = None) -> ExecResult | str:
-        """Return the result of a request, or the word that says why it was not run.
+    def _ask(self, request: ClientRequest, number: int, waits: Iterable[float] | None = None) -> _Answer:
+        """Give a request to the server and return its answer.
 
-        The word is _NO_SERVER if there is no server; see _warm/guest/wire.py for others. For ``waits``, see
-        Call.answer; the usual ones are `pauses`.
+        For ``waits``, see Call.answer; the usual ones are `pauses`.
         """
         call = when_thawed(self._runner.agent, lambda: self._send(request, number))
-        return self._ended(call, waits) if call else _NO_SERVER
+        return self._answer_of(call, waits) if call else _Answer(no_server=True)
 
     @_with_room
     def _send(self, request: ClientRequest, number: int) -> Call | None:
@@ -276,16 +285,19 @@ class WarmPython:
         call = Call(self._runner.agent, self._spool, number)
         return call if call.ask(request) else None
 
-    def _ended(self, call: Call, waits: Iterable[float] | None = None) -> ExecResult | str:
-        """Return the result of a request that the server was given, see ``_handled``.
-
-        C(full) is no result either: it is reported as lost output.
-        """
+    def _answer_of(self, call: Call, waits: Iterable[float] | None = None) -> _Answer:
+        """Return the answer to a request that the server was given; see ``_ask``."""
         content = call.answer(pauses() if waits is None else waits)
-        if content.startswith((MISSING, PLAIN)):
-            return content.decode("ascii", "replace").strip()
+        if content.startswith(MISSING):
+            return _Answer(there=content.decode("ascii", "replace").split()[1:])
+        if content.startswith(PLAIN):
+            return _Answer()
         if content.startswith(LOST):
             raise ended_meanwhile(content[len(LOST) :])
+        return _Answer(self._result_of(call, content))
+
+    def _result_of(self, call: Call, content: bytes) -> ExecResult:
+        """Return the result in an answer. C(full) is none either: it is reported as lost output."""
         try:
             rc, out, err = self._spool.result(call.number, content)
         except TransferError:  # others need the room that the rest of the output takes
@@ -413,21 +425,33 @@ def _starter(spool: str, request: ClientRequest, python: str, number: int, faile
     return command.encode("utf-8", "surrogateescape"), stdin
 
 
-def _request(
-    python: str, archive: str, before: bytes, after: bytes, command: ShellCommand = _NO_COMMAND
-) -> ClientRequest:
-    """Return a request: to run a module by the command line ``python``, or a shell command if that is empty."""
-    marker = _MARKER.search(python)
-    key = _MARKER.sub("BECOME-SUCCESS-", python)
+def _module_request(command: str, archive: str, before: bytes, after: bytes) -> ClientRequest:
+    """Return the request to run a module by the command line ``command``: the archive with text around it."""
+    marker = _MARKER.search(command)
+    key = _MARKER.sub("BECOME-SUCCESS-", command)
     return ClientRequest(
         before + after,
-        key=hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if python else "",
-        command=python,
+        key=hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(),
+        command=command,
         marker=marker.group() if marker else "",
         path=PATH,
         archive=archive,
         split_at=len(before),
+        users=_may_change_users(before, after),
+    )
+
+
+def _shell_request(command: ShellCommand, stdin: bytes) -> ClientRequest:
+    """Return the request to run a shell command."""
+    return ClientRequest(
+        command.text + stdin,
+        path=PATH,
+        split_at=len(command.text),
         call=[command.function, *command.arguments] if command.function else [],
         in_time=command.in_time,
-        users=bool(_USERS.search(before) or _USERS.search(after)),
+        users=_may_change_users(command.text, stdin),
     )
+
+
+def _may_change_users(*texts: bytes) -> bool:
+    return any(map(_USERS.search, texts))

@@ -24,7 +24,7 @@ from ansible_collections.qemu.guest.tests.integration.harness import (
     look,
     until,
 )
-from ansible_collections.qemu.guest.tests.integration.images import Filesystem
+from ansible_collections.qemu.guest.tests.integration.image_content import Filesystem
 from lab.vm import Guest
 
 SNAPSHOTS = 20

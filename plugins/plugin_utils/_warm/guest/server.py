@@ -79,7 +79,7 @@ class Server:
         self.rung = b""
         self.ending = False
         self.waiting: list[tuple[int, ClientRequest]] = []  # for an interpreter that starts
-        self.answered_at: dict[int, float] = {}  # requests, and when they were answered; 0: not yet
+        self.taken: dict[int, float] = {}  # requests by number, and when they were answered; 0: not yet
         self.strangers: set[str] = set()  # files of unknown requests
 
     def path(self, number: int, suffix: str) -> str:
@@ -131,13 +131,13 @@ class Server:
         ]
         for file in os.scandir(self.spool):
             number, _dot, suffix = file.name.partition(".")
-            if number.isdecimal() and (int(number) not in self.answered_at or suffix in ("out", "err")):
+            if number.isdecimal() and (int(number) not in self.taken or suffix in ("out", "err")):
                 files.append(file)
         return any(map(is_recent, files))  # others are of killed clients
 
     def poll(self, everyone: Sequence[Interpreter]) -> bool:
         """Wait until there is something to do, and do that; return whether it was for a client."""
-        readers: dict[int, Callable[[], None]] = {self.ring: self.answer_ring}
+        readers: dict[int, Callable[[], None]] = {self.ring: self.read_ring}
         writers: dict[int, Callable[[], None]] = {}
         for one in everyone:
             if not one.dead:
@@ -146,7 +146,7 @@ class Server:
                     writers[one.socket.fileno()] = functools.partial(self.guarded, one, one.send)
             for task in one.tasks.values():
                 readers.update({stream: functools.partial(task.copy, stream) for stream in task.streams})
-        readable = select.select(list(readers), list(writers), [], self.patience(everyone))[0]
+        readable = select.select(list(readers), list(writers), [], self.select_seconds(everyone))[0]
         for send in writers.values():  # all of them, to notice one that reads nothing
             send()
         for source in readable:
@@ -162,7 +162,7 @@ class Server:
         except Exception:  # pylint: disable=broad-except  # another user's interpreter may send anything
             one.end()
 
-    def patience(self, everyone: Sequence[Interpreter]) -> float:
+    def select_seconds(self, everyone: Sequence[Interpreter]) -> float:
         """Return after how many seconds there is something to do, even if nothing arrives."""
         if self.waiting or any(one.told_to_end_at or one.queue for one in everyone):
             return HELD_UP_SECONDS if any(one.is_held_up for one in everyone) else START_SECONDS / 10
@@ -170,7 +170,7 @@ class Server:
             return START_SECONDS / 10
         if not self.stays or any(one.ready and not one.stays for one in everyone):
             return UNKEPT_IDLE_SECONDS / 5
-        return KEPT_SECONDS / 6 if self.answered_at else TICK_SECONDS
+        return KEPT_SECONDS / 6 if self.taken else TICK_SECONDS
 
     def vanish(self) -> bool:
         """Remove the spool, all at once, unless a client has rung meanwhile; return whether it is gone.
@@ -226,15 +226,16 @@ class Server:
         for key in [key for key, other in self.interpreters.items() if other is one]:
             self.leaving.append(self.interpreters.pop(key))
 
-    def answer_ring(self) -> None:
+    def read_ring(self) -> None:
         """Read the ring and act on each line."""
         self.rung += os.read(self.ring, 1 << 16)
         *lines, self.rung = self.rung.split(b"\n")
         for line in lines:
             with suppress(ValueError, TypeError):  # half of a line, of a client that was killed
-                self.answer_line(line)
+                self.act_on(line)
 
-    def answer_line(self, line: bytes) -> None:
+    def act_on(self, line: bytes) -> None:
+        """Do what a line of the ring says: end, forget a request, or take one."""
         if line == QUIT:
             self.ending = True
         elif line.startswith(b"-"):
@@ -244,19 +245,20 @@ class Server:
 
     def receive(self, number: int, packed: bytes) -> None:
         """Take a request; if it is empty, it is in a file. It is taken once, however often its client rings."""
-        if number in self.answered_at:
+        if number in self.taken:
             return
         try:
-            packed = packed or self.read(number)
+            packed = packed or self.pop_request(number)
             if not self.append_line(number, TAKEN):
                 return  # its client waits no more
         except OSError:  # there is nothing to read, or no room
             return
-        self.answered_at[number] = 0.0
+        self.taken[number] = 0.0
         self.was_asked = True
         self.take(number, ClientRequest.unpacked(packed))
 
-    def read(self, number: int) -> bytes:
+    def pop_request(self, number: int) -> bytes:
+        """Return a request that its client has written to a file, and remove that."""
         path = self.path(number, "in")
         with open(path, "rb") as file:
             content = file.read()
@@ -271,8 +273,8 @@ class Server:
     def forget_answered(self) -> None:
         """Remove answers that clients have had time to fetch."""
         now = time.monotonic()
-        for number in [number for number, when in self.answered_at.items() if when and now - when > KEPT_SECONDS]:
-            del self.answered_at[number]
+        for number in [number for number, when in self.taken.items() if when and now - when > KEPT_SECONDS]:
+            del self.taken[number]
             self.forget(number)
 
     def sweep(self) -> None:
@@ -281,7 +283,7 @@ class Server:
         On a slow line, a client may still be writing one of its files.
         """
         files = [file for file in os.scandir(self.spool) if file.name.partition(".")[0].isdecimal()]
-        known = {file.name.partition(".")[0] for file in files if is_recent(file)} | set(map(str, self.answered_at))
+        known = {file.name.partition(".")[0] for file in files if is_recent(file)} | set(map(str, self.taken))
         strangers = {file.name for file in files if file.name.partition(".")[0] not in known}
         for name in strangers & self.strangers:
             with suppress(OSError):
@@ -315,17 +317,17 @@ class Server:
         if missing:
             return missing
         if request.users and self.others_leave(request):  # the user that it may remove may have one of them
-            return self.wait(number, request)
-        one = None if self.ending else self.interpreter(request)
+            return self.postpone(number, request)
+        one = None if self.ending else self.interpreter_for(request)
         if one and one.starts:
-            return self.wait(number, request)
+            return self.postpone(number, request)
         if not one or one.dead or not one.ready:
             return PLAIN
         self.append_line(number, BEGUN)
         one.hand_over(number, request, f"{self.spool}/{number}")
         return b""
 
-    def wait(self, number: int, request: ClientRequest) -> bytes:
+    def postpone(self, number: int, request: ClientRequest) -> bytes:
         """Dispatch a request again soon."""
         self.waiting.append((number, request))
         return b""
@@ -336,8 +338,8 @@ class Server:
             self.leaving.append(self.interpreters.pop(key))
         return any(one.marker and one.ends_soon for one in self.leaving)
 
-    def interpreter(self, request: ClientRequest) -> Interpreter | None:
-        """Return the interpreter for a request, which may still be starting; None if there is no room for one.
+    def interpreter_for(self, request: ClientRequest) -> Interpreter | None:
+        """Return the interpreter for a request, started if there is none; None if there is no room for one.
 
         One that failed stays listed, so that its requests are answered at once, until the files of a login change.
         """
@@ -399,7 +401,7 @@ class Server:
                 break
         else:
             self.give_up(number)
-        self.answered_at[number] = time.monotonic()
+        self.taken[number] = time.monotonic()
 
     def give_up(self, number: int) -> None:
         """Have a client report an unknown outcome: it waits only as long as there is its file and a server."""

@@ -185,19 +185,19 @@ def test_nesting_has_a_limit(opening: str, closing: str) -> None:
 # Framing
 
 
-def feed(parser: ReplyParser, *pieces: bytes) -> list[tuple[bytes, bool]]:
+def feed(parser: ReplyParser, *pieces: bytes) -> list[bytes]:
     return [line for piece in pieces for line in parser.feed(piece)]
 
 
 def test_lines_come_whole_however_they_arrive() -> None:
-    assert feed(ReplyParser(), b'{"a"', b": 1", b"}\n{", b"}\n\n{x") == [(b'{"a": 1}', False), (b"{}", False)]
+    assert feed(ReplyParser(), b'{"a"', b": 1", b"}\n{", b"}\n\n{x") == [b'{"a": 1}', b"{}"]
 
 
 def test_sentinel_frees_a_line_of_what_was_before_it() -> None:
     parser = ReplyParser()
-    assert feed(parser, b"half a line\xff{1}\n") == [(b"{1}", True)]
-    assert feed(parser, b"\xff", b"\xff{2}", b"\n") == [(b"{2}", True)]
-    assert feed(parser, b"{3}\n") == [(b"{3}", False)], "the sentinel frees one line"
+    assert feed(parser, b"half a line\xff{1}\n") == [b"{1}"]
+    assert feed(parser, b"\xff", b"\xff{2}", b"\n") == [b"{2}"]
+    assert feed(parser, b"{3}\n") == [b"{3}"]
 
 
 def test_sentinel_alone_is_no_line() -> None:
@@ -208,7 +208,7 @@ def test_reset_forgets_half_a_line() -> None:
     parser = ReplyParser(limit=10)
     feed(parser, b"12345678")
     parser.reset()
-    assert feed(parser, b"{2345678}\n") == [(b"{2345678}", False)]
+    assert feed(parser, b"{2345678}\n") == [b"{2345678}"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_line_beyond_the_limit_is_an_error_and_forgotten(pieces: list[bytes]) ->
     with pytest.raises(ProtocolError, match="larger than 10 bytes"):
         feed(parser, *pieces)
     parser.reset()
-    assert feed(parser, b"x" * 10 + b"\n") == [(b"x" * 10, False)]
+    assert feed(parser, b"x" * 10 + b"\n") == [b"x" * 10]
 
 
 def test_limit_is_of_a_line_not_of_what_arrives_at_once() -> None:

@@ -301,7 +301,7 @@ def test_contact_is_lost(
         lost()
 
     if not placed:
-        monkeypatch.setattr(tree_put, "change", lost)
+        monkeypatch.setattr(tree_put, "run_change", lost)
     monkeypatch.setattr(copy_tree, "put_trees", put)
     with pytest.raises(OperationError if placed else ConnectError) as caught:
         run(agent, here, tmp_path)

@@ -24,7 +24,7 @@ from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.command_line
     parse,
     split_options,
 )
-from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.groups import GuardedInventory
+from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guarded_inventory import GuardedInventory
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import Guest
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.libvirt_domains import guest_of, hypervisor_of
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import Socket, parse_view

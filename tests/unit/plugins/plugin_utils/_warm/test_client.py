@@ -24,12 +24,14 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     CommandError,
     CommandUnavailable,
     GuestFileError,
+    HandleLostError,
     NoRunnerError,
     OutcomeUnknownError,
     ProtocolError,
     QgaError,
     TransferError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import new_number
@@ -431,7 +433,7 @@ def test_who_is_removed_has_no_interpreter(agent: Runner, warm: WarmPython, plai
 )
 def test_what_may_remove_a_user(text: bytes, may: bool) -> None:
     for before, after in ((text, b""), (b"", text)):
-        assert client._request("", "", before, after).users is may
+        assert client._shell_request(ShellCommand(before), after).users is may
 
 
 def test_archive_that_was_packed_anew_is_not_sent_again(
@@ -774,13 +776,32 @@ def test_interpreter_that_is_killed_costs_its_tasks_alone(agent: Runner, warm: W
     shell_warmed(warm)
     pid = server_pid(guest)
     command = Call(agent.agent, warm._spool, new_number())
-    assert command.ask(client._request("", "", b"sleep 1; echo fine", b""))
+    assert command.ask(client._shell_request(ShellCommand(b"sleep 1; echo fine"), b""))
     with pytest.raises(OutcomeUnknownError, match="the interpreter in the guest ended while the task ran"):
         warm.run(COMMAND, module(END_IT + "time.sleep(1)"))
-    assert warm._ended(command).stdout == b"fine\n"  # type: ignore[union-attr]
+    fine = warm._answer_of(command).result
+    assert fine and fine.stdout == b"fine\n"
     result = warm.run(COMMAND, module("print('next')"))
     assert result and result.stdout == b"next\n"
     assert server_pid(guest) == pid
+
+
+def test_agent_that_is_restarted_again_and_again_is_given_up(
+    agent: Runner, warm: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell_warmed(warm)
+    execute, rung = agent.agent.execute, []
+
+    def restarted(command: str, *arguments: Any, **options: Any) -> Any:
+        if command == "guest-file-write":
+            rung.append(command)
+            raise HandleLostError("handle '1000' has not been found")
+        return execute(command, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(HandleLostError):
+        patched.setattr(agent.agent, "execute", restarted)
+        Call(agent.agent, warm._spool, new_number()).ask(client._shell_request(ShellCommand(b"true"), b""))
+    assert len(rung) == call._ATTEMPTS
 
 
 def test_interpreter_that_its_user_stops_is_replaced(
@@ -827,7 +848,7 @@ def test_end_waits_for_the_task_of_another(agent: Runner, warm: WarmPython, gues
     shell_warmed(warm)
     another = Call(agent.agent, warm._spool, new_number())
     command = f"touch {guest.tools}/on; sleep 0.7; echo x"
-    assert another.ask(client._request("", "", command.encode(), b""))
+    assert another.ask(client._shell_request(ShellCommand(command.encode()), b""))
     while not (guest.tools / "on").exists():
         time.sleep(0.01)
     warm.end()

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import TransferError
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ShellCommand
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import client
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.client import WarmPython
@@ -161,7 +162,7 @@ def test_request_waits_until_the_one_before_it_is_read(server: _server.Server, s
             (spool / f"{number}.rc").touch()
             server.take(number, a_request())
             server.poll([one])
-        assert one.is_held_up and server.patience([one]) < 0.1
+        assert one.is_held_up and server.select_seconds([one]) < 0.1
         for _number in (7, 8):
             request = frames.receive(zygote)
             assert request
@@ -222,7 +223,7 @@ def test_idle_server_ends_after_ten_minutes_and_a_few_looks(tmp_path: Path, monk
 
     launcher: Any = None
     server = _server.Server(str(spool), os.open(spool / "ring", os.O_RDWR), launcher)
-    server.answered_at[7] = now
+    server.taken[7] = now
     monkeypatch.setattr(_server, "select", SimpleNamespace(select=select))
     monkeypatch.setattr(_server, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
     server.serve()
@@ -240,7 +241,7 @@ def test_client_that_brings_something_is_waited_for(
 ) -> None:
     """By a server that ends soon without work: on a slow line, a request takes minutes."""
     server.was_asked = True
-    server.answered_at[8] = time.monotonic()
+    server.taken[8] = time.monotonic()
     assert not server.has_clients()
     (spool / file).touch()
     assert server.has_clients() is there
@@ -298,7 +299,7 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(
 
     def use(key: str) -> bool:
         request: Any = SimpleNamespace(key=key, command="python3", marker="", path="")
-        return server.interpreter(request) is not None
+        return server.interpreter_for(request) is not None
 
     most = [f"A={number}" for number in range(_server.MOST_INTERPRETERS)]
     assert all(use(key) for key in most)
@@ -312,14 +313,14 @@ def test_request_that_there_is_no_room_for_is_not_run(
     server: _server.Server, monkeypatch: pytest.MonkeyPatch, spool: Path
 ) -> None:
     """And one that was rung for twice is taken once."""
-    request = client._request("", "", b"true", b"").packed()
+    request = client._shell_request(ShellCommand(b"true"), b"").packed()
     for number in (7, 8):
         (spool / f"{number}.rc").touch()
     (spool / "7.in").write_bytes(request)
     for line in [wire.ring_line(7), wire.ring_line(8, request)] * 2:
         os.write(server.ring, line + b"\n")
     monkeypatch.setattr(server.launcher, "spawn", full)
-    server.answer_ring()
+    server.read_ring()
     for number in (7, 8):
         assert said(server, number) == b"%d taken\n%d answer 6\nplain\n" % (number, number)
 
@@ -343,22 +344,22 @@ def test_line_on_the_ring_that_makes_no_sense_is_no_harm(server: _server.Server,
     """Half of a request, of a client that was killed."""
     (spool / "9.rc").touch()
     os.write(server.ring, line + b"\nquit\n")
-    server.answer_ring()
+    server.read_ring()
     assert server.ending
     assert said(server, 9) in (b"", b"9 taken\n")
 
 
 def test_request_whose_client_has_gone_is_not_run(server: _server.Server) -> None:
-    os.write(server.ring, wire.ring_line(7, client._request("", "", b"true", b"").packed()) + b"\n")
-    server.answer_ring()
-    assert not server.interpreters and not server.answered_at
+    os.write(server.ring, wire.ring_line(7, client._shell_request(ShellCommand(b"true"), b"").packed()) + b"\n")
+    server.read_ring()
+    assert not server.interpreters and not server.taken
 
 
 def test_answers_are_forgotten_when_they_can_have_been_fetched(server: _server.Server, spool: Path) -> None:
     for name in ("1.rc", "1.out", "2.rc", "2.err", "3.rc", "pid"):
         (spool / name).touch()
     now = time.monotonic()
-    server.answered_at = {1: now - _server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
+    server.taken = {1: now - _server.KEPT_SECONDS - 1, 2: now, 3: 0.0}
     server.forget_answered()
     assert {path.name for path in spool.iterdir()} == {"2.rc", "2.err", "3.rc", "pid", "ring"}, "3 is at work"
 
@@ -369,7 +370,7 @@ def test_files_of_a_client_that_never_asked_are_swept_away(server: _server.Serve
         (spool / name).touch()
         os.utime(spool / name, (0, 0))
     os.utime(spool / "3.in")  # it is still being written
-    server.answered_at = {1: 0.0}
+    server.taken = {1: 0.0}
     server.sweep()
     assert (spool / "2.in").exists()
     server.sweep()

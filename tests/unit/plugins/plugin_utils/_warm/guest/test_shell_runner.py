@@ -29,7 +29,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.compression impo
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ExecResult, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.fetch_packed import pack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.file_ops import Attributes, place_command, stage_command
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, sweep_command
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import remove_rest_command, run_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.transfer import room_command, unpack_command
 from ansible_collections.qemu.guest.plugins.module_utils._guest.zstd import Compressor, zstd_decompress
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
@@ -207,10 +207,10 @@ def of_packing(base: Path) -> Iterator[str | ShellCommand]:
         yield unpack_command(ZSTD, f"{base}/{name}", f"{base}/out", 7, append=True)
     yield f"cat {base}/out"
     yield f"cd {base}; touch spool spoolx .spool.1; mkdir -p spool.d/x; find . | sort"
-    yield sweep_command(f"{base}/prefix")
+    yield remove_rest_command(f"{base}/prefix")
     yield f"rm -r {base}/spool.d; rm -f {base}/none.*"
     yield f"cd {base}; touch spool.5 spool.6"
-    yield sweep_command(f"{base}/prefix")
+    yield remove_rest_command(f"{base}/prefix")
     yield f"cd {base}; find . -printf '%p %m %U %y\\n' | sort; cat new file kept/x"
 
 
@@ -308,7 +308,7 @@ def test_calls_need_no_shell(tmp_path: Path, name: str) -> None:
     assert zstd_decompress((tmp_path / "kept.2").read_bytes(), 4) == b"inpu"
     assert stat.S_IMODE((tmp_path / "kept.2").stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.glob("kept.*")) == ["kept.0", "kept.2"]
-    assert called_here(sweep_command(str(prefix))) == b""
+    assert called_here(remove_rest_command(str(prefix))) == b""
     assert not list(tmp_path.glob("kept.*"))
 
 
@@ -316,7 +316,7 @@ def test_calls_need_no_shell(tmp_path: Path, name: str) -> None:
     "command",
     [
         place_command("/a", Attributes(mode="644"), sha256="0" * 64),
-        place_command("/a", Attributes(label=True), sha256="0" * 64),
+        place_command("/a", Attributes(restore_label=True), sha256="0" * 64),
         place_command("/a", sha256="0" * 64, safe=True),
         place_command("/a", content="/b", sha256="0" * 64),
         place_command("/a"),

@@ -139,7 +139,7 @@ def test_those_who_start_one_at_once(guest: Guest) -> None:
     tmp_path = Path(guest.place.name)
     for number in range(5):
         spool = tmp_path / f"warm{number}"
-        request = client._request(f"{COMMAND} -S", "a" * 64, b"", b"")
+        request = client._module_request(f"{COMMAND} -S", "a" * 64, b"", b"")
         starters = []
         for another in range(60):  # from before the first has begun until after its server has
             command, data = client._starter(str(spool), request, sys.executable, another, f"{spool.name}.failed")
@@ -191,7 +191,7 @@ def test_libraries_are_imported_before_a_request_comes(guest: Guest) -> None:
     spool, seen = place / "warm", place / "seen"
     _payload, archive = with_archive(module("", SEEN))
     brought = archive.brought(archive.remembered(), code=True, programs=bundle.code())
-    request = client._request(f"{COMMAND} -S", archive.digest, b"", b"")
+    request = client._module_request(f"{COMMAND} -S", archive.digest, b"", b"")
     command, data = client._starter(str(spool), request, COMMAND, 1, "warm.failed")
     (place / "input").write_bytes(data)
     with open(place / "input", "rb") as stdin:
@@ -267,7 +267,7 @@ start.start(loader.Loader(bundle.sources()), given, home, f"{home}.1", "module_r
 def test_no_interpreter_is_started_without_memory(warm: WarmPython, guest: Guest, free: int, runs: bool) -> None:
     """Neither the first one nor any other."""
     program = module("print('ran')")
-    request = client._request(f"{COMMAND} -S", with_archive(program)[1].digest, b"", b"")
+    request = client._module_request(f"{COMMAND} -S", with_archive(program)[1].digest, b"", b"")
     given = {"prologue": login_program(), "command": request.command, "path": request.path, "first": request.header()}
     home = guest.runner / SPOOL
     guest.runner.mkdir()

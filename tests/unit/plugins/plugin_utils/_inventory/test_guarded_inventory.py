@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from ansible.inventory.data import InventoryData
 
-from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.groups import GuardedInventory
+from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guarded_inventory import GuardedInventory
 
 
 @pytest.fixture
