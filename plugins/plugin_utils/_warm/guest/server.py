@@ -53,6 +53,11 @@ SUFFIXES = ("in", PARTS_SUFFIX, "out", "err", "rc")  # of a request's files
 COMMANDS = ""  # key of the interpreter for shell commands
 
 
+def without_site() -> str:
+    """Return the command line of the interpreter of shell commands: as all that stay, it runs no code of a site."""
+    return f"'{sys.executable}' -S"
+
+
 class Server:
     """The ``spool``, with its ``ring`` open, the interpreters, and the requests between them.
 
@@ -219,7 +224,7 @@ class Server:
         """Start the interpreter for shell commands in advance: most plays come to need it."""
         if COMMANDS not in self.interpreters and not self.ending:
             with suppress(OSError):  # there is no room
-                self.start(COMMANDS, f"'{sys.executable}'", "", path)
+                self.start(COMMANDS, without_site(), "", path)
 
     def retire(self, one: Interpreter) -> None:
         """Give an interpreter no more requests, and let it end when it has none."""
@@ -348,7 +353,7 @@ class Server:
         if one is not None and ((one.dead and not one.failed) or not one.login_files.same()):
             self.retire(one)
             one = None
-        return one or self.start(key, request.command or f"'{sys.executable}'", request.marker, request.path)
+        return one or self.start(key, request.command or without_site(), request.marker, request.path)
 
     def start(self, key: str, command: str, marker: str, path: str) -> Interpreter | None:
         """Start an interpreter; return None if there is no room for one."""

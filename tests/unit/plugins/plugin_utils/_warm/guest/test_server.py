@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -307,6 +308,23 @@ def test_interpreter_that_is_of_use_is_ended_for_no_other(
     server.interpreters[most[2]].used -= _server.LEAST_SECONDS
     assert use("one more")
     assert most[2] not in server.interpreters and len(server.leaving) == 1
+
+
+def test_interpreter_of_shell_commands_is_started_without_site(
+    server: _server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each that stays; it is started by a command line where it cannot be a fork."""
+    commands: list[str] = []
+
+    def spawned(_program: object, command: str, _path: str) -> Any:
+        commands.append(command)
+        return full()
+
+    monkeypatch.setattr(server.launcher, "spawn", spawned)
+    with pytest.raises(OSError, match="no room"):
+        server.interpreter_for(wire.ClientRequest.unpacked(client._shell_request(ShellCommand(b"true"), b"").packed()))
+    server.expect_commands("")
+    assert commands == [f"'{sys.executable}' -S"] * 2
 
 
 def test_request_that_there_is_no_room_for_is_not_run(
