@@ -17,8 +17,8 @@ _HERE = "localhost"
 class GuardedInventory:
     """Stands in for ansible-core's inventory where groups are made from expressions.
 
-    A group with the name of a host is called NAME_group: ansible-core would set the host's variables on the group. So is
-    one called localhost, which plays for this machine would be played on.
+    A group with the name of a host is called NAME_group: ansible-core would set the host's variables on the group. So
+    is one called localhost, which plays for this machine would be played on.
     Nobody joins ``all`` or ``ungrouped`` by name, and a group is not made an ancestor of itself, which would end all.
     """
 

@@ -153,7 +153,6 @@ def parse_view(output: bytes, boundary: str) -> View:
     view = View()
     found: list[tuple[str, list[str]]] = []
     owners: dict[str, str] = {}
-    is_all = True
     for record in output.split(f"\n{boundary} ".encode("ascii"))[1:]:
         head, _newline, data = record.partition(b"\n")
         kind, _space, what = head.decode("ascii", "replace").partition(" ")
@@ -171,10 +170,8 @@ def parse_view(output: bytes, boundary: str) -> View:
             view.is_node = what == "this"
         elif kind == "listening":
             view.listening = frozenset(text.split("\n"))
-        elif kind == "more":
-            is_all = False
         elif kind == "end":
-            view.whole = is_all
+            view.whole = f"\n{boundary} more\n".encode("ascii") not in output
     for pid, (program, *rest) in found:
         if len(rest) > 2:  # else it has gone
             directory, root, *arguments = rest
