@@ -65,7 +65,7 @@ class Qmp:
         self._path = where.name
         self._seconds = seconds
         self._parser = protocol.ReplyParser(_MAX_REPLY)
-        self._received: deque[dict[str, Any]] = deque()
+        self._received: deque[bytes] = deque()
         self._events: deque[str] = deque(maxlen=_MAX_EVENTS)
         self._ids = itertools.count(1)
         deadline = Deadline(seconds)
@@ -163,14 +163,19 @@ class Qmp:
         while not self._received:
             try:
                 data = self._channel.recv(deadline)
-                self._received.extend(protocol.decode_reply(line) for line in self._parser.feed(data))
+                self._received.extend(self._parser.feed(data))
             except OutcomeUnknownError as exc:
                 if deadline.expired:
                     return None
                 raise self.told(QmpLostError("QEMU closed the connection.", command=command, closed=True)) from exc
             except ProtocolError as exc:
                 raise self.told(QmpLostError(exc.message, command=command)) from exc
-        message = self._received.popleft()
+        if deadline.expired:  # what has arrived at once may be more lines than can be read by then
+            return None
+        try:
+            message = protocol.decode_reply(self._received.popleft())
+        except ProtocolError as exc:
+            raise self.told(QmpLostError(exc.message, command=command)) from exc
         if message.get("event") in _EVENTS:
             self._events.append(message["event"])
         return message

@@ -279,7 +279,9 @@ def _thaw(work: _Work, timer: Timer, reason: str) -> None:
                 # Thaw whatever the status is: it does not cover all filesystems that may be frozen.
                 sent, thawed = True, thawed or frozen
                 thawed = agent.execute("guest-fsfreeze-thaw", timeout=_THAW_SECONDS) > 0 or thawed
-                break
+                if not frozen or agent.execute("guest-fsfreeze-status") != "frozen":
+                    break
+                raise OperationError("its status is frozen after a thaw, too.")
         except QgaError as exc:
             if str(exc) != trouble:
                 trouble = str(exc)

@@ -11,12 +11,14 @@ from typing import Any
 __all__ = ("GuardedInventory",)
 
 _OURS = ("all", "ungrouped")
+_HERE = "localhost"
 
 
 class GuardedInventory:
     """Stands in for ansible-core's inventory where groups are made from expressions.
 
-    A group with the name of a host is called NAME_group: ansible-core would set the host's variables on the group.
+    A group with the name of a host is called NAME_group: ansible-core would set the host's variables on the group. So
+    is one called localhost, which plays for this machine would be played on.
     Nobody joins ``all`` or ``ungrouped`` by name, and a group is not made an ancestor of itself, which would end all.
     """
 
@@ -28,14 +30,15 @@ class GuardedInventory:
         return getattr(self._inventory, name)
 
     def _safe(self, name: str) -> str:
-        return f"{name}_group" if name in self._inventory.hosts else name
+        return f"{name}_group" if name == _HERE or name in self._inventory.hosts else name
 
     def add_group(self, group: str) -> str:
         if group in _OURS:
             return group
         safe = self._safe(group)
         if safe != group:
-            self._warn(f"the group {group} is called {safe}, because there is a host {group}")
+            why = "plays for this machine are for" if group == _HERE else "there is a host"
+            self._warn(f"the group {group} is called {safe}, because {why} {group}")
         return str(self._inventory.add_group(safe))
 
     def add_host(self, host: str, group: str | None = None, port: int | None = None) -> str:

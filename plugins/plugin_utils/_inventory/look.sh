@@ -19,8 +19,12 @@ processes() {
     count=0
     grep -l -s -e qemu-system -e qemu-kvm -e /kvm -e '^kvm' "$proc"/[0-9]*/cmdline | {
         set --
-        while read -r file && [ "$count" -lt 4096 ]; do
+        while read -r file; do
             count=$((count + 1))
+            if [ "$count" -gt 4096 ]; then
+                record more
+                break
+            fi
             directory=${file%/cmdline}
             record "process ${directory##*/}"
             readlink "$directory/exe" 2>/dev/null
@@ -67,7 +71,7 @@ proxmox() {
     fi
     for directory; do
         for file in "$directory"/*.conf; do
-            [ -r "$file" ] || continue
+            if ! [ -f "$file" ] || ! [ -r "$file" ]; then continue; fi # a FIFO has no end
             record "conf $node"
             printf '%s\0' "${file##*/}"
             sed -n -e '/^\[/q' -e '/^name:/p' -e '/^tags:/p' -e '/^agent:/p' -e '/^smbios1:/p' -e '/^template:/p' "$file"

@@ -171,7 +171,7 @@ def parse_view(output: bytes, boundary: str) -> View:
         elif kind == "listening":
             view.listening = frozenset(text.split("\n"))
         elif kind == "end":
-            view.whole = True
+            view.whole = f"\n{boundary} more\n".encode("ascii") not in output
     for pid, (program, *rest) in found:
         if len(rest) > 2:  # else it has gone
             directory, root, *arguments = rest

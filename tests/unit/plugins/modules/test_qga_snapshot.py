@@ -556,6 +556,17 @@ def test_files_that_are_not_here_are_named(agent: SocketAgent, qemu: Qemu) -> No
     assert f"made and are not in use: {overlay(qemu, 'vm1')}, {overlay(qemu, 'data')}. Remove them." in message
 
 
+def test_image_with_a_nul_in_its_name(agent: SocketAgent, qemu: Qemu, disks: Disks) -> None:
+    """QEMU says so: such a file cannot be removed, and what was wrong is told."""
+    qemu.answers["query-block"] = [{"device": "d", "qdev": "q", "inserted": inserted("#block1", ["/a\0b.raw"])}]
+    qemu.answers["blockdev-create"] = lambda: qemu.jobs.append({"id": qemu.arguments["job-id"], **CONCLUDED}) or {}  # type: ignore[func-returns-value]
+    qemu.answers["blockdev-add"] = lambda: refuses(NO_FILE.format("x"))() if "read-only" in qemu.arguments else {}
+    qemu.answers["blockdev-del"] = {}
+    qemu.answers["transaction"] = refuses("no")
+    message, _result = failure(agent, qemu)
+    assert "transaction failed: no" in message and "Remove them." in message and disks.frozen == []
+
+
 def test_another_machines_file_is_not_removed(agent: SocketAgent, qemu: Qemu) -> None:
     """QEMU says that it is not there, and here it is."""
     Path(overlay(qemu, "vm1")).write_text("mine")

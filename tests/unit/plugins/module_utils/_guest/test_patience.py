@@ -93,7 +93,7 @@ def test_agent_that_answers_nothing_more_is_given_up_once(
     (tmp_path / "place").mkdir()
     for number in itertools.count(1):
         agent = connect(server, TIMEOUT)
-        with monkeypatch.context() as patch, agent:
+        with agent, monkeypatch.context() as patch:
             silence = Silence(agent, clock, number)
             patch.setattr(agent, "_request", silence.request)
             with suppress(QgaError):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.qemu.guest.plugins.module_utils._agent import protocol
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AddressError,
@@ -20,6 +22,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QmpError,
     QmpLostError,
 )
+from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import decode_reply
 from ansible_collections.qemu.guest.plugins.module_utils._module.qmp import Qmp
 from ansible_collections.qemu.guest.tests.unit.scripted_qmp import NOTHING, Refusal, ScriptedQmp, line
 
@@ -220,6 +223,22 @@ def test_last_event_of_a_qemu_that_ends(start: Start) -> None:
         server.emit("SHUTDOWN")
         server.end()
         assert qmp.wait(["SHUTDOWN"], Deadline(10)) == "SHUTDOWN"
+
+
+def test_lines_that_come_at_once_do_not_prolong_a_deadline(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start({"query-block": b"{}\n" * 20_000})
+    decoded = []
+
+    def decode(text: bytes) -> Any:
+        decoded.append(text)
+        time.sleep(0.001)
+        return decode_reply(text)
+
+    with connect(server, SHORT) as qmp:
+        monkeypatch.setattr(protocol, "decode_reply", decode)
+        with pytest.raises(QmpLostError, match=r"no reply within 0\.3 s"):
+            qmp.execute("query-block")
+    assert len(decoded) < 1000
 
 
 def test_events_do_not_prolong_a_deadline_or_fill_memory(start: Start) -> None:

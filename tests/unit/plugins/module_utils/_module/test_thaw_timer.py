@@ -34,7 +34,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.lock import Chan
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._module import thaw_timer
 from ansible_collections.qemu.guest.plugins.module_utils._module.thaw_timer import Armed, Timer, disarm
-from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, fails
+from ansible_collections.qemu.guest.tests.unit.scripted import Scripted, closes, fails, returns
 
 STATUS, THAW = "guest-fsfreeze-status", "guest-fsfreeze-thaw"
 SOON = 0.2
@@ -150,7 +150,7 @@ def test_it_thaws(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
     assert until(lambda: frozen.thaws)
     assert time.monotonic() - started >= 1.5
     assert ends(timer)
-    assert server.work == [STATUS, THAW]
+    assert server.work == [STATUS, THAW, STATUS]
     fired = disarm(agent)
     assert fired and fired.fired
     assert disarm(agent) is None, "it is told of once"
@@ -432,6 +432,12 @@ def test_replies_that_are_lost(agent: SocketAgent, server: Scripted, frozen: Fro
     assert ends(arm(agent, SOON))
     assert frozen.thaws == 1
     assert server.work.count(THAW) == 3
+
+
+def test_thaw_that_leaves_it_frozen(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:
+    server.then(THAW, returns(0), returns(1))
+    assert ends(arm(agent, SOON))
+    assert server.work.count(THAW) == 3 and frozen.thaws == 1
 
 
 def test_hook_that_fails_when_it_thaws(agent: SocketAgent, server: Scripted, frozen: Frozen) -> None:

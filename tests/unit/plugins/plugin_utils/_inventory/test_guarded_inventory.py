@@ -47,6 +47,15 @@ def test_child_of_a_group_with_the_name_of_a_host(inventory: GuardedInventory) -
     assert [group.name for group in inventory.groups["x"].parent_groups] == ["web_group"]
 
 
+def test_plays_for_this_machine_are_not_played_on_guests(inventory: GuardedInventory, warnings: list[str]) -> None:
+    inventory.add_host("web", inventory.add_group("localhost"))
+    inventory.add_group("x")
+    inventory.add_child("localhost", "x")
+    assert "localhost" not in inventory.groups
+    assert [group.name for group in inventory.groups["x"].parent_groups] == ["localhost_group"]
+    assert warnings[0].startswith("the group localhost is called localhost_group, because plays for this machine")
+
+
 @pytest.mark.parametrize("name", ["all", "ungrouped"])
 def test_nobody_joins_the_groups_of_core(name: str, inventory: GuardedInventory, warnings: list[str]) -> None:
     assert inventory.add_group(name) == name

@@ -189,6 +189,13 @@ def test_proxmox_without_its_own_directory_reads_all_nodes(there: Machine, shell
     assert view.confs == {"100.conf": "name: web\n"} and not view.is_node
 
 
+def test_only_files_are_configurations(there: Machine, shell: Shell) -> None:
+    there.add_conf("pve/qemu-server/100.conf", "name: web\n")
+    os.mkfifo(there.root / "pve" / "qemu-server" / "99.conf")
+    (there.root / "pve" / "qemu-server" / "98.conf").symlink_to("/dev/zero")
+    assert there.look(shell, sources=("proxmox",)).confs == {"100.conf": "name: web\n"}
+
+
 def test_ganeti(there: Machine, shell: Shell) -> None:
     path = there.add_socket("run/ganeti/kvm-hypervisor/ctrl/inst.example.com.qga")
     there.add_socket("run/ganeti/kvm-hypervisor/ctrl/inst.example.com.qmp")
@@ -251,6 +258,18 @@ def test_output_is_bounded(there: Machine, shell: Shell) -> None:
     there.add_process(5, "kvm", "x" * 20000)
     view = there.look(shell, most_bytes=10000)
     assert not view.whole and len(view.processes) == 1
+
+
+def test_more_processes_than_are_looked_at(there: Machine) -> None:
+    for pid in range(5, 10):
+        there.add_process(pid, "kvm", "-name", f"vm{pid}")
+
+    class FewAtMost(Shell):
+        def run(self, command: str, stdin: bytes, seconds: float) -> tuple[int, bytes, bytes]:
+            return super().run(command, stdin.replace(b"-gt 4096", b"-gt 4"), seconds)
+
+    view = there.look(FewAtMost(SHELLS["sh"]), sources=("process",))
+    assert len(view.processes) == 4 and not view.whole, "some are missing, and it is told"
 
 
 def test_half_an_output_is_not_whole() -> None:
