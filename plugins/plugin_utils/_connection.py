@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import math
 import multiprocessing
 import os
@@ -84,6 +85,15 @@ _SSH_OPTIONS = {
 }
 
 
+def _spare_collections() -> None:
+    """In the process of a task: have garbage collections leave alone what is there, which lives as long as the process.
+
+    One that looks at all that ansible-core has loaded takes as long as a quick task.
+    """
+    if multiprocessing.parent_process():
+        gc.freeze()
+
+
 class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no types
     """Implements ansible-core's connection interface over the guest's Agent."""
 
@@ -91,6 +101,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
     has_pipelining = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _spare_collections()
         super().__init__(*args, **kwargs)
         self._agent: Agent | None = None
         self._executor: Executor | None = None

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import itertools
 import multiprocessing
 import os
@@ -683,3 +684,22 @@ def test_user_that_the_agent_does_not_run_as(connection: Connect, server: Script
             made.close()
         warnings = [line for line in lines if "tasks run as" in line]
         assert len(warnings) == warns, warnings
+
+
+# What the process of a task does without
+
+
+def test_garbage_collections_leave_alone_what_the_process_of_a_task_began_with() -> None:
+    def frozen() -> int:
+        connection_loader.get("qemu.guest.qga", PlayContext(), None)
+        return gc.get_freeze_count()
+
+    def in_process_of_a_task() -> None:
+        there.send(frozen())
+
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=in_process_of_a_task)
+    process.start()
+    process.join(30)
+    assert here.poll() and here.recv() > 10_000
+    assert frozen() == 0, "that of a whole run goes on"
