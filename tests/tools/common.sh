@@ -88,7 +88,11 @@ step() {
 all_at_once() {
     local function pid running=()
     for function in "$@"; do
-        { "$function" && exit "$failed_steps"; } &
+        # No "&&", which would switch errexit off inside.
+        {
+            "$function"
+            exit "$failed_steps"
+        } &
         running+=($!)
     done
     for pid in "${running[@]}"; do wait "$pid" || failed_steps=$((failed_steps + 1)); done
