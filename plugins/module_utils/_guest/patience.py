@@ -27,7 +27,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 
-__all__ = ("is_frozen", "patiently", "when_thawed")
+__all__ = ("is_frozen", "lacks_room", "patiently", "when_thawed")
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class _Outages:
         kind, seconds = "silent", self._grace
         if isinstance(exc, ConnectError) and not isinstance(exc, _SILENT):
             kind, seconds = "no socket", min(_SOCKET_SECONDS, self._grace)
-        elif not isinstance(exc, _SILENT) and not _lacks_room(exc):
+        elif not isinstance(exc, _SILENT) and not lacks_room(exc):
             raise exc
         now = time.monotonic()
         waited = now - self._agent.patience.outages.setdefault(kind, now)
@@ -99,7 +99,7 @@ class _Outages:
         time.sleep(_PAUSE)
 
 
-def _lacks_room(exc: QgaError) -> bool:
+def lacks_room(exc: QgaError) -> bool:
     """Return whether /run is full, so that the agent cannot open files: that may pass."""
     return isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC
 

@@ -12,7 +12,6 @@ bootstrap.py starts it.
 
 from __future__ import annotations
 
-import errno
 import functools
 import re
 import shlex
@@ -49,7 +48,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     unknown,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import input_of
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen, patiently, when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import (
+    is_frozen,
+    lacks_room,
+    patiently,
+    when_thawed,
+)
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, is_request, new_number
 
 __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "program")
@@ -216,7 +220,7 @@ class Runner(Executor):
                 if self._spool.write(f"{number}.in", request.content or b"") and self._rung(number, request):
                     return
             except GuestFileError as exc:
-                if exc.errno != errno.ENOSPC:
+                if not lacks_room(exc):
                     raise
                 # To empty it makes room, even if the agent has none to note that it is open.
                 with suppress(GuestFileError):
@@ -236,8 +240,7 @@ class Runner(Executor):
         try:
             return when_thawed(self.agent, lambda: self._spool.ring(line))
         except QgaError as exc:
-            no_room = isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC
-            if no_room or (isinstance(exc, CommandError) and exc.command == "guest-file-open"):
+            if lacks_room(exc) or (isinstance(exc, CommandError) and exc.command == "guest-file-open"):
                 raise
             return True  # the agent may have the line, and write it when it closes the ring
 

@@ -30,7 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     lost_output,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile, exists
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import lacks_room, patiently
 
 __all__ = ("LARGEST_NOTE", "LONGEST_RING", "NOBODY", "Spool", "is_request", "new_number")
 
@@ -90,7 +90,7 @@ class Spool:
         except GuestFileError as exc:
             if exc.errno in NOBODY:
                 return False
-            if exc.errno != errno.ENOSPC:  # the agent has opened it, but has no room to record that
+            if not lacks_room(exc):  # the agent has opened it, but has no room to record that
                 raise
         return True
 

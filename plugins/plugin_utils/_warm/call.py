@@ -10,7 +10,6 @@ is used for a second request.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,7 +25,11 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import before_start, lost, unknown
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import (
+    lacks_room,
+    patiently,
+    when_thawed,
+)
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import LONGEST_RING, NOBODY, Spool
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.guest.wire import (
     ANSWER,
@@ -101,7 +104,7 @@ class Call:
                 self.close()
                 return False
             unsent = isinstance(exc, ConnectError) and exc.command == "guest-file-write"
-            if not is_rung or unsent or (isinstance(exc, GuestFileError) and exc.errno == errno.ENOSPC):
+            if not is_rung or unsent or lacks_room(exc):
                 self.close()
                 raise
             # The server may have the line all the same: ``answer`` finds out whether it has taken the request.
@@ -210,7 +213,7 @@ class Call:
         try:
             return self._spool.read(f"{self.number}.rc", LONGEST_ANSWER)
         except GuestFileError as exc:
-            if exc.errno == errno.ENOSPC and self._file:  # without room in /run, the agent opens no other file
+            if lacks_room(exc) and self._file:  # without room in /run, the agent opens no other file
                 return self._text
             raise
 

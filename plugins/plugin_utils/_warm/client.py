@@ -10,7 +10,6 @@ command to the plain path.
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import itertools
@@ -38,7 +37,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import exists
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import PATH, login_program, start_shell
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import lacks_room, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import HOME, Runner
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
@@ -149,7 +148,7 @@ def _with_room(method: Callable[P, T]) -> Callable[P, T | None]:
         try:
             return method(*arguments, **keywords)
         except GuestFileError as exc:
-            if exc.errno != errno.ENOSPC:
+            if not lacks_room(exc):
                 raise
             return None
 
