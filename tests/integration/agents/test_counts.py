@@ -174,10 +174,12 @@ def test_text_over_a_slow_channel(connection: Any, tally: Tally, tmp_path: Path)
     source.write_bytes(b"".join(b"line %d of a text, and it is not the last one\n" % n for n in range(200_000)))
     size = source.stat().st_size
     _requests, there = counted(tally, lambda: connection.put_file(str(source), "/srv/text"))
+    # How quick it seems depends on what else runs: once in five times, it is as quick as it is.
+    quick = max(counted(tally, lambda: connection.fetch_file("/srv/text", str(back)))[1] for _time in range(5))
     tally.rate = 2e6
     _requests, slow = counted(tally, lambda: connection.fetch_file("/srv/text", str(back)))
     assert back.read_bytes() == source.read_bytes()
-    assert max(there, slow) < size / 2
+    assert max(there, slow) < size / 2 < size < quick
 
 
 def test_text_where_an_interpreter_is_at_work(
