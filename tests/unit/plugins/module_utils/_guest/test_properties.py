@@ -185,12 +185,13 @@ def run(text: bytes | str, top: str = "/", stdin: bytes = b"") -> bytes:
 
 
 @given(names, names, names)
+@example(".", "name", "")
 def test_shell_has_the_words_that_it_was_given(directory: str, name: str, other: str) -> None:
     path = f"/{directory}/{name.replace('/', '-')}"
     text = variables(path, t=other, o="") + """\nprintf '%s\\0' "$d" "$n" "$t" "$o" """
     d, n, *more, end = run(os.fsencode(text)).split(b"\0")
     assert more == [os.fsencode(other), b""] and end == b""
-    assert os.path.normpath(d + b"/" + n) == os.path.normpath(os.fsencode(path)) or b".." in d.split(b"/")
+    assert os.path.normpath(os.path.join(d, n)) == os.path.normpath(os.fsencode(path)) or b".." in d.split(b"/")
     assert n == os.fsencode(os.path.basename(path))
 
 
