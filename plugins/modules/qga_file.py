@@ -335,8 +335,8 @@ def _wanted(params: Params) -> dict[str, Any]:
     return {"wanted": data, "wanted_size": len(data), "wanted_sha256": hashlib.sha256(data).hexdigest()}
 
 
-# A link that is followed is read once, and trusted as ENTER trusts one on the way: if it, and all above it, is root's or
-# of the owner of what it leads to.
+# A link that is followed is read once, and trusted as ENTER trusts one on the way: if it, and all above it, is root's,
+# or of the owner of what it leads to.
 _LOOK = (
     r"""
 enter() {
