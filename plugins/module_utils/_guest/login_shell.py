@@ -112,8 +112,8 @@ unset OLDPWD
 """
 )
 # Goes before all else if the agent itself starts a user's command, which would have the agent's session and process
-# group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own. setsid
-# forks where the shell leads a group already, so that is looked at first; it is true the second time.
+# group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own.
+# Where the shell leads a group already, setsid forks, so that is looked at first; it is true the second time.
 _APART = r"""
 { read -r f f f f v f; } 2>/dev/null </proc/self/stat
 if [ "${v:-$$}" != $$ ] && command -v setsid >/dev/null; then exec setsid /bin/sh -c 'eval "$QEMU_GUEST"'; fi
