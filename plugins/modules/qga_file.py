@@ -102,7 +102,8 @@ options:
     type: str
   follow:
     description:
-      - Whether a symbolic link at O(path) is followed, so that the file that it leads to is managed.
+      - Whether a symbolic link at O(path) is followed, so that the file that it leads to is managed. A link that an
+        unprivileged user can exchange is followed to what is that user's, and refused otherwise.
       - Otherwise it is replaced by a file with O(content) or O(src), as M(ansible.builtin.copy) does, and refused with
         O(append) or without content. Where the agent may not run programs, links are always followed.
     type: bool
@@ -334,19 +335,34 @@ def _wanted(params: Params) -> dict[str, Any]:
     return {"wanted": data, "wanted_size": len(data), "wanted_sha256": hashlib.sha256(data).hexdigest()}
 
 
+# A link that is followed is read once, and trusted as ENTER trusts one on the way: if it, and all above it, is root's,
+# or of the owner of what it leads to.
 _LOOK = (
     r"""
-if [ "$f" ] && [ -L "$q" ]; then
-    q=$(readlink -f -- "$q") && [ "$q" ] || { echo "the link leads nowhere" >&2; exit 1; }
-    d=${q%/*} n=${q##*/}
+enter() {
+"""
+    + ENTER
+    + r"""
+}
+i=
+while [ "$f" ] && [ -L "$q" ]; do
+    enter
+    v=$(readlink -n -- "./$n"; echo .) l=$n i=1$i
+    v=${v%.}
+    case $v in /*) ;; *) v=${PWD%/}/$v ;; esac
+    e=$(readlink -f -- "$v") && [ "$e" ] && [ "${#i}" -lt 40 ] || { echo "the link leads nowhere" >&2; exit 1; }
+    y=$(stat -c %u -- "$e" 2>/dev/null || stat -c %u -- "${e%/*}/")
+    kept || { echo "$q is a link that an unprivileged user can exchange, to what is not that user's" >&2; exit 1; }
+    q=$v d=${v%/*} n=${v##*/}
     d=${d:-/}
-fi
+done
 if [ ! -d "$d" ]; then
     printf 'unsafe\nabsent\n%s\0%s' "$d" "$q"
     exit
 fi
+enter
+[ ! "$i" ] || q=${PWD%/}/$n
 """
-    + ENTER
     + SAFE
     + r"""
 if safe; then echo safe; else echo unsafe; fi

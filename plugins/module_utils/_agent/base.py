@@ -96,7 +96,8 @@ class Agent(ABC):
         self._seconds_to_fail = seconds_to_fail
         self._log = log
         self._info: AgentInfo | None = None
-        self._last_command = ""
+        self.last_command = ""
+        """The last command that was to be run: an error of a value in its reply tells it."""
         self._has_answered = False
 
     @abstractmethod
@@ -148,7 +149,7 @@ class Agent(ABC):
         :raise QgaError: one of the tree in errors.py.
         """
         try:
-            self._last_command = command
+            self.last_command = command
             deadline = _deadline(self._default_timeout(command) if timeout is None else timeout)
             try:
                 return self._executed(command, arguments, deadline)
@@ -205,17 +206,20 @@ class Agent(ABC):
 
     @contextmanager
     def named(self, path: str = "") -> Iterator[None]:
-        """Have all errors name this agent, and ``path``: those of a value in a reply or of a program's end too."""
+        """Have all errors name this agent, and ``path``: those of a value in a reply or of a program's end too.
+
+        They tell their causes: ansible-core would add those, and repeat the message.
+        """
         try:
             yield
         except QgaError as exc:
             if not isinstance(exc, AddressError):  # that is about another address
                 exc.address = exc.address or self.name
             if isinstance(exc, ProtocolError):  # of a value in the last reply
-                exc.command = exc.command or self._last_command
+                exc.command = exc.command or self.last_command
             if printable(path) not in exc.without_address:
                 exc.hint = f"{exc.hint} The file is {path}.".lstrip()
-            raise
+            raise exc from None
 
     # Capabilities
 

@@ -119,13 +119,17 @@ class Limits:
     ``input`` is the most standard input that a program can be given, ``quick_input`` as much as arrives well within the
     timeout: more is sent through a file, in pieces. ``pipes_input``: it is a pipe, filled while the program reads it.
     ``output`` is how much of each output stream can be fetched: LARGEST_OUTPUT where all is kept in a file.
+    ``has_sessions``: each program has a session of its own, as each command over ssh.
     """
 
-    def __init__(self, input: int, quick_input: int, *, pipes_input: bool, output: int) -> None:
+    def __init__(
+        self, input: int, quick_input: int, *, pipes_input: bool, output: int, has_sessions: bool = False
+    ) -> None:
         self.input = input
         self.quick_input = quick_input
         self.pipes_input = pipes_input
         self.output = output
+        self.has_sessions = has_sessions
 
 
 class Executor(ABC):

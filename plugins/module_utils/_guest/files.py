@@ -59,6 +59,8 @@ T = TypeVar("T")
 CHUNK = 1024 * 1024
 """Most bytes that one guest-file-read or guest-file-write carries, before base64."""
 
+_READ = "guest-file-read"  # its content is decoded when another command may be the last one
+
 _SHARE = 1 / 8  # the most of the timeout that one request should take
 
 
@@ -157,9 +159,9 @@ class Encoded(NamedTuple):
         try:
             data = base64.b64decode(self.text, validate=True)
         except ValueError as exc:  # binascii.Error, or text that is not ASCII
-            raise ProtocolError(f"the agent sent invalid base64: {exc}") from exc
+            raise ProtocolError(f"the agent sent invalid base64: {exc}", command=_READ) from exc
         if len(data) != self.size:
-            raise ProtocolError("guest-file-read returned a count that is not the size of its data")
+            raise ProtocolError("it returned a count that is not the size of its data", command=_READ)
         return data
 
 
@@ -186,7 +188,9 @@ class GuestFile:
     def __enter__(self) -> GuestFile:
         return self
 
-    def __exit__(self, kind: object, *exc_info: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ProtocolError):  # of a value in the last reply, before that to closing
+            error.command = error.command or self.agent.last_command
         if kind is None:
             self.close()
         elif self.handle is not None:
@@ -220,7 +224,7 @@ class GuestFile:
         reply = self._surely(step)
         size = protocol.expect(reply.get("count"), int, "count")
         if size > count:
-            raise ProtocolError(f"guest-file-read returned {size} bytes for {count}")
+            raise ProtocolError(f"it returned {size} bytes for {count}", command=_READ)
         self._moved(size)
         return Encoded(size, protocol.expect(reply.get("buf-b64"), str, "buf-b64"))
 

@@ -111,6 +111,13 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
+# Goes before all else if the agent itself starts a user's command, which would have the agent's session and process
+# group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own.
+# Where the shell leads a group already, setsid forks, so that is looked at first; it is true the second time.
+_APART = r"""
+{ read -r f f f f v f; } 2>/dev/null </proc/self/stat
+if [ "${v:-$$}" != $$ ] && command -v setsid >/dev/null; then exec setsid /bin/sh -c 'eval "$QEMU_GUEST"'; fi
+"""
 # Goes before the prologue if the input is in a file, which is open as 8 and has no name any more. The input is passed
 # on by a pipe, which cannot be read twice or written to, because it may hold a password. The waiting shell's own output
 # is dropped: it would report a signal.
@@ -243,18 +250,26 @@ def run_shell(
     if result:
         return result
     prefix = new_prefix() if whole and executor.limits.output < LARGEST_OUTPUT else ""
-    return shell_result(executor, command.text, stdin, prefix, executor.finish)
+    return shell_result(executor, command.text, stdin, prefix, executor.finish, apart=whole)
 
 
-def shell_result(executor: Executor, command: bytes, stdin: bytes, prefix: str, ended: Callable[[int], Ended]) -> Ended:
+def shell_result(
+    executor: Executor,
+    command: bytes,
+    stdin: bytes,
+    prefix: str,
+    ended: Callable[[int], Ended],
+    *,
+    apart: bool = True,
+) -> Ended:
     """Start a command like ``run_shell`` and return ``ended(number)``: how it ended, or None.
 
-    The input is kept in the first place that has room for it. With a ``prefix``, see ``start_shell``, the result is
-    whole.
+    The input is kept in the first place that has room for it. With a ``prefix``, the result is whole; for that and
+    ``apart``, see ``start_shell``.
     """
     for place in _PLACES:
         keep = f"{new_prefix(place)}.in"
-        result = ended(start_shell(executor, command, stdin, prefix=prefix, keep=keep))
+        result = ended(start_shell(executor, command, stdin, prefix=prefix, keep=keep, apart=apart))
         # The name is secret, so this message cannot be the command's own.
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
@@ -303,9 +318,18 @@ def _ended(executor: Executor, number: int, seconds: float | None) -> ExecResult
     return result
 
 
-def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, prefix: str = "", keep: str = "") -> int:
+def start_shell(
+    executor: Executor,
+    command: bytes,
+    stdin: bytes = b"",
+    *,
+    prefix: str = "",
+    keep: str = "",
+    apart: bool = False,
+) -> int:
     """Start a command like ``run_shell`` and return its number.
 
+    ``apart``: it is a user's, and has a session of its own, which takes the guest one program more.
     ``prefix`` is that of the paths of the files for long output; without it there are none. ``keep`` is the path of a
     file for input larger than a pipe; if there is no room for it, the program says so and exits with 1.
     """
@@ -314,7 +338,9 @@ def start_shell(executor: Executor, command: bytes, stdin: bytes = b"", *, prefi
     fits = len(data) <= limits.quick_input
     keeps = _KEEP if fits and len(data) > _PIPE and limits.pipes_input else ""
     from_file = (keeps or _OPEN) + _INPUT if keeps or not fits else ""
-    env = [f"PATH={PATH}", "QEMU_GUEST=" + from_file + (_PROLOGUE + _SPLIT if prefix else login_program())]
+    session = _APART if apart and not executor.limits.has_sessions else ""
+    text = session + from_file + (_PROLOGUE + _SPLIT if prefix else login_program())
+    env = [f"PATH={PATH}", f"QEMU_GUEST={text}"]
     if prefix:
         env.append(f"QEMU_GUEST_OUTPUT={prefix}")
     if keeps:

@@ -135,7 +135,7 @@ class Runner(Executor):
 
     @property
     def limits(self) -> Limits:
-        return Limits(sys.maxsize, sys.maxsize, pipes_input=False, output=LARGEST_OUTPUT)
+        return Limits(sys.maxsize, sys.maxsize, pipes_input=False, output=LARGEST_OUTPUT, has_sessions=True)
 
     def _has_runner(self) -> bool:
         try:

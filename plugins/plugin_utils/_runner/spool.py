@@ -148,8 +148,11 @@ class Spool:
         streams = []
         for suffix, where in (("out", words[1]), ("err", words[2])):
             if where.startswith(b"="):
-                streams.append(rest[: int(where[1:])])
-                rest = rest[int(where[1:]) :]
+                size = int(where[1:])
+                if size > len(rest):
+                    raise lost_output()
+                streams.append(rest[:size])
+                rest = rest[size:]
             else:
                 streams.append(b"" if where == b"-" else self._output(f"{number}.{suffix}"))
         return int(words[0]), streams[0], streams[1]

@@ -236,5 +236,5 @@ class Call:
 
 def ended_meanwhile(words: bytes) -> OutcomeUnknownError:
     """Return the error for a task whose interpreter ended, with the interpreter's last ``words``."""
-    why = words.decode("utf-8", "replace") or "was the guest rebooted?"
+    why = words.decode("utf-8", "replace") or "was it killed?"  # the server is there, so the guest was not rebooted
     return unknown(f"the interpreter in the guest ended while the task ran ({why})")

@@ -124,6 +124,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "large": {"content": "new\n" * 80_000, "owner": str(UID), "mode": "0666"},
     "append": {"content": "new\n", "append": True, "mode": "0666"},
     "backup": {"content": "new\n", "backup": True, "owner": str(UID), "mode": "0666"},
+    "follow": {"content": "new\n", "follow": True, "owner": str(UID), "mode": "0666"},
+    "follow mode": {"follow": True, "owner": str(UID), "mode": "0666"},
     "owner": {"owner": str(UID)},
     "mode": {"mode": "0666"},
     "absent": {"state": "absent"},
@@ -179,6 +181,27 @@ def test_file(agent: LooseAgent, attack: str, task: str) -> None:
     with open_agent(str(agent.agent_socket)) as client, attacked(agent, attack):
         for _round in range(ROUNDS):
             does(lambda: run_operation(OPERATION, client, params))
+
+
+LEADING = {
+    "mine": f"touch mine; chown {UID} mine; ln -s mine file; chown -h {UID} file",
+    "mine, by two": f"touch mine; ln -s mine other; ln -s /srv/theirs/other file; chown -h {UID} mine other file",
+    "mine, by root": f"touch mine; chown {UID} mine; cd /srv; rm -f file; ln -s theirs/mine file",
+    "root's, by root": "cd /srv; touch root; rm -f file; ln -s root file",
+    "nothing yet": f"ln -s mine file; chown -h {UID} file",
+}
+
+
+@pytest.mark.parametrize("links", LEADING)
+def test_link_that_leads_where_its_user_may_write_is_followed(agent: LooseAgent, links: str) -> None:
+    look(agent, f"rm -rf /srv/theirs; install -d -o {UID} /srv/theirs; cd /srv/theirs; {LEADING[links]}")
+    path = "/srv/file" if "by root" in links else "/srv/theirs/file"
+    params = {name: option.get("default") for name, option in OPERATION.spec.items()}
+    with open_agent(str(agent.agent_socket)) as client:
+        result = run_operation(OPERATION, client, {**params, "path": path, "content": "new\n", "follow": True})
+    target = "/srv/root" if "root's" in links else "/srv/theirs/mine"
+    assert result["path"] == target
+    assert look(agent, f"test -L {path} && cat {target}") == "new\n"
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -15,7 +15,7 @@ from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 
 from ansible_collections.qemu.guest.tests.integration.conftest import MakeAnsible
-from ansible_collections.qemu.guest.tests.integration.harness import Ansible, guest_variables
+from ansible_collections.qemu.guest.tests.integration.harness import Ansible, guest_variables, look, until
 from lab import ssh
 from lab.agent import LooseAgent
 
@@ -105,6 +105,24 @@ def test_state_of_what_a_module_starts_is_that_over_ssh(way: str, agent: LooseAg
     if way == "warm":
         warm_up(ansible)
     assert_same(state(ansible, "ansible.builtin.shell"), expected)
+
+
+END_ALL = "trap 'trap - TERM EXIT; kill 0' EXIT; sleep 300 & echo begun >/srv/begun"
+"""What many scripts end with: all that they have started is to end, too."""
+
+
+@pytest.mark.parametrize("module", ["ansible.builtin.raw", "ansible.builtin.shell", "qemu.guest.qga_exec"])
+@pytest.mark.parametrize("way", STATES)
+def test_program_that_ends_its_process_group_does_not_end_the_agent(
+    way: str, module: str, agent: LooseAgent, make_ansible: MakeAnsible
+) -> None:
+    pid = agent.pid
+    ansible = make_ansible({"guest": {**guest_variables(agent), **STATES[way]}})
+    run = ansible.adhoc(module, {"shell": END_ALL} if "qga" in module else END_ALL, rc=2)
+    assert "UNREACHABLE" not in run.output
+    assert agent.pid == pid
+    assert look(agent, "cat /srv/begun; rm /srv/begun") == "begun\n"
+    until(lambda: "sleep" not in look(agent, "ps -C sleep -o args= | grep 300 || :"), 10, "the end of what it started")
 
 
 LOOK = r"""read -r password

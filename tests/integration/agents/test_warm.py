@@ -71,6 +71,7 @@ def user(agent: LooseAgent) -> Iterator[str]:
     look(agent, f"userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile; useradd -m -s /bin/sh {USER}")
     yield USER
     look(agent, f"pkill -KILL -u {USER}; userdel -rf {USER} 2>/dev/null; rm -f /tmp/hostile /etc/sudoers.d/qga")
+    look(agent, "chmod 700 /root")
 
 
 @pytest.fixture
@@ -117,8 +118,13 @@ def test_nothing_listens_to_the_network(agent: LooseAgent, ansible: Ansible, use
     assert look(agent, "cd /proc/net && tail -qn +2 tcp tcp6 udp udp6 raw raw6") == ""
 
 
-def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible, user: str) -> None:
-    """Who comes by another way can remove that user some seconds after a play, as after one over ssh."""
+@pytest.mark.parametrize("mode", ["700", "711"])
+def test_interpreter_of_a_user_does_not_stay(agent: LooseAgent, ansible: Ansible, user: str, mode: str) -> None:
+    """Who comes by another way can remove that user some seconds after a play, as after one over ssh.
+
+    Whether or not the user may enter root's home, where all begin.
+    """
+    look(agent, f"chmod {mode} /root")
     play(ansible, WHO, as_user(WHO), as_user(WHO))
     began = time.monotonic()
     until(lambda: look(agent, f"pgrep -u {user} || :") == "", 20, "the end of the user's interpreter")

@@ -30,6 +30,7 @@ CRYPTO = (
     "/etc/pki/tls/openssl.d",
     "/etc/crypto-policies/back-ends/opensslcnf.config",
 )
+LINKS = "/etc/ld.so.cache"  # where the dynamic linker finds libraries
 CLOCK_SECONDS = 0.1  # by which the timestamps of files may lag
 # Files that a login and become read before they start an interpreter; of a directory, all files.
 WATCHED = (
@@ -137,6 +138,7 @@ class Fingerprint:
         self.seen: dict[str, tuple[int, ...] | None] = {}
         self.lost = False  # a file was replaced before its signature was taken
         self.descriptors: list[int] = []  # that libraries work with
+        self.links_seen, self.links = signature(LINKS), content(LINKS)
         self.update()
 
     def update(self) -> None:
@@ -154,7 +156,21 @@ class Fingerprint:
 
     def changed(self) -> bool:
         """Return whether a new process would be started from other files."""
-        return self.lost or any(signature(path) != seen for path, seen in self.seen.items())
+        return self.lost or any(signature(path) != seen for path, seen in self.seen.items()) or self.finds_others()
+
+    def finds_others(self) -> bool:
+        """Return whether the dynamic linker may find other libraries of the names that this process has loaded.
+
+        Most that are installed have other names.
+        """
+        seen = signature(LINKS)
+        if seen == self.links_seen:
+            return False
+        links, names = content(LINKS), set(map(library_name, map(os.fsencode, mapped_files())))
+        if libraries(links, names) != libraries(self.links, names):
+            return True
+        self.links_seen, self.links = seen, links
+        return False
 
     def is_at_home(self) -> bool:
         return are_at_home(path for path, seen in self.seen.items() if seen)
@@ -164,6 +180,17 @@ def are_at_home(paths: Iterable[str]) -> bool:
     """Return whether no file is on a filesystem that may be unmounted."""
     real = [f"{os.path.realpath(path)}/" for path in paths]
     return not any(path.startswith(place) for place in mount_points() for path in real)
+
+
+def library_name(path: bytes) -> bytes:
+    """Return the name of a library without its version; empty if it is none."""
+    name, dot, _version = path[path.rfind(b"/") + 1 :].partition(b".so")
+    return name if dot else b""
+
+
+def libraries(links: bytes, names: Container[bytes]) -> list[bytes]:
+    """Return the paths of libraries of these names in the dynamic linker's table."""
+    return [path for path in links.split(b"\0") if path.startswith(b"/") and library_name(path) in names]
 
 
 def signature(path: str) -> tuple[int, ...] | None:

@@ -347,9 +347,10 @@ def test_trouble_with_the_channel_is_a_failed_connection(connection: Connect, se
         ("guest-file-read", {"count": 1, "buf-b64": "?"}),
         ("guest-exec", {"pid": "x"}),
         ("guest-exec-status", {"exited": True, "exitcode": "x"}),
+        ("guest-exec-status", {"exited": True, "exitcode": 0, "out-data": "?"}),
     ],
 )
-def test_error_names_the_guest_and_the_file(
+def test_error_names_the_guest_and_the_file_and_the_command_once(
     connection: Connect, scripted: Callable[..., Scripted], guest: Guest, tmp_path: Path, command: str, reply: Any
 ) -> None:
     (tmp_path / "there").write_bytes(b"x")
@@ -360,7 +361,9 @@ def test_error_names_the_guest_and_the_file(
             made.fetch_file(str(tmp_path / "there"), str(tmp_path / "back"))
         else:
             made.exec_command("true")
-    assert str(caught.value).startswith(f"guest agent at unix:{server.path}: ")
+    told = "guest-exec" if "exec" in command else command  # what a program's end says is about the program
+    assert str(caught.value).startswith(f"guest agent at unix:{server.path}: {told} ")
+    assert str(caught.value).count("guest agent at") == 1, "its cause is in it already"
     assert "file" not in command or f"The file is {tmp_path / 'there'}" in str(caught.value)
 
 

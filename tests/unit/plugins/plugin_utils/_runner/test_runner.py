@@ -1165,7 +1165,16 @@ def test_leftovers_of_interrupted_starts_are_removed(guest: Guest) -> None:
     assert list(guest.runner.iterdir()) == []
 
 
-NO_RESULTS = [b"", b"0 o", b"0 o e", b"1000 - - .", b"0 =5 =x .", b"0 =%b - ." % (b"9" * 5000)]
+NO_RESULTS = [
+    b"",
+    b"0 o",
+    b"0 =5 - .",
+    b"0 - =1 .",
+    b"0 o e",
+    b"1000 - - .",
+    b"0 =5 =x .",
+    b"0 =%b - ." % (b"9" * 5000),
+]
 
 
 @pytest.mark.parametrize("line", NO_RESULTS)

@@ -246,6 +246,21 @@ def test_what_is_read_once_is_watched(tmp_path: Path, monkeypatch: pytest.Monkey
     assert its.changed()
 
 
+def test_library_that_goes_before_another_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in /usr/local/lib: the one that is loaded stays as it was. Others that are installed concern nobody."""
+    links = tmp_path / "ld.so.cache"
+    links.write_bytes(b"glibc-ld.so.cache1.1\0/lib/libc.so.6\0")
+    monkeypatch.setattr(fingerprint, "LINKS", str(links))
+    its = fingerprint.Fingerprint()
+    its.lost = False  # it is, where a test before has replaced a library
+    assert not its.changed()
+    links.write_bytes(b"glibc-ld.so.cache1.1\0/lib/libqgaother.so.1\0/lib/libc.so.6\0")
+    assert not its.changed()
+    links.write_bytes(b"glibc-ld.so.cache1.1\0/lib/libqgaother.so.1\0/usr/local/lib/libc.so.6\0/lib/libc.so.6\0")
+    assert its.changed()
+    assert not its.lost
+
+
 def test_host_name_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     real = platform.node()
     monkeypatch.setattr(platform, "_uname_cache", platform.uname()._replace(node="old"))

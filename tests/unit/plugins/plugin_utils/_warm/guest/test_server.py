@@ -441,6 +441,19 @@ def test_interpreter_that_sends_junk_costs_nobody_else(server: _server.Server, s
         assert junk.dead and not fine.dead
 
 
+def test_interpreter_that_nobody_could_foresee_costs_nobody_else(
+    server: _server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else goes wrong with what one sends, the server does not end by it."""
+    junk, its_zygote = an_interpreter()
+    fine, zygote = an_interpreter()
+    with its_zygote, zygote:
+        monkeypatch.setattr(junk, "take_records", lambda: [][1])
+        its_zygote.sendall(frames.record(1, 0))
+        server.poll([junk, fine])
+        assert junk.dead and not fine.dead
+
+
 def test_request_to_a_stale_interpreter_is_another_ones(
     server: _server.Server, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -373,6 +373,16 @@ def test_interpreter_that_is_missing_turns_nothing_else_off(
     warmed(warm, str(missing))
 
 
+def test_interpreter_that_was_missing_is_started_when_it_has_come(
+    agent: Runner, warm: WarmPython, guest: Guest, tmp_path: Path
+) -> None:
+    """Nor is anything said of it, where no server has begun meanwhile."""
+    coming = tmp_path / "python3"
+    assert warm.run(str(coming), module("")) is None
+    coming.symlink_to(COMMAND)
+    warmed(warm, str(coming))
+
+
 def test_command_line_that_cannot_is_told_of_and_turns_nothing_else_off(
     agent: Runner, guest: Guest, tmp_path: Path
 ) -> None:
