@@ -128,6 +128,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             name = self._name
             timeout = self._seconds("agent_timeout", "ansible_qga_timeout", "more than 0", lambda value: value > 0)
             persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
+            frozen_timeout = self._seconds(
+                "frozen_timeout", "ansible_qga_frozen_timeout", "0 or more", lambda value: value >= 0
+            )
             log = functools.partial(_show, display.vvvvv, name) if display.verbosity >= 5 else None
             try:
                 address, hypervisor = self._address_and_hypervisor()
@@ -142,7 +145,6 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
-            frozen_timeout = self.get_option("frozen_timeout")
             agent.patience = Patience(frozen_timeout, lambda text: display.warning(f"{name}: {text}"))
             self._agent = agent
             # In a loop, ansible-core makes a new connection unless this one says so.

@@ -664,7 +664,11 @@ def test_nothing_of_a_password_is_shown(become: Become, tool: Tool, lines: list[
 
 @pytest.mark.parametrize(
     ("option", "name", "values"),
-    [("agent_timeout", "ansible_qga_timeout", "0 -1 nan inf"), ("persist", "ansible_qga_persist", "-1 nan inf")],
+    [
+        ("agent_timeout", "ansible_qga_timeout", "0 -1 nan inf"),
+        ("frozen_timeout", "ansible_qga_frozen_timeout", "-1 nan inf"),
+        ("persist", "ansible_qga_persist", "-1 nan inf"),
+    ],
 )
 def test_seconds_that_make_no_sense(connection: Connect, server: Scripted, option: str, name: str, values: str) -> None:
     for value in values.split():
