@@ -47,7 +47,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     ShellCommand,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell, usable
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
     Asking,
@@ -306,7 +306,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         executor = self._prepare()
         if self._runner:
             try:
-                return self._runner.finish(start_shell(self._runner, command, stdin))
+                return usable(self._runner.finish(start_shell(self._runner, command, stdin)))
             except (CommandUnavailable, NoRunnerError) as exc:
                 if is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
                     raise

@@ -85,7 +85,7 @@ def test_steps_beside_each_other(tmp_path: Path) -> None:
     """A check of several commands fails with the first that does, and the stage knows."""
     machine = Machine(tmp_path, "3.11")
     check = "halves() { false; echo went on; }; whole() { echo fine; }"
-    functions = 'one() { step first halves; step second whole; }; other() { step third whole; }'
+    functions = "one() { step first halves; step second whole; }; other() { step third whole; }"
     output = machine.run("eval", f'{check}; {functions}; all_at_once other one; echo "failed: $failed_steps"')
     assert "first " in output and "failed: 1" in output and "went on" not in output
     assert sorted((tmp_path / "results" / "steps.tsv").read_text().splitlines()) == [

@@ -285,9 +285,7 @@ class Agent(ABC):
         return look_around(self._info, lambda: self._kept(ask("guest-info")), ask)
 
 
-def _missing_together(
-    command: str, arguments: Mapping[str, Any] | None, situation: Situation | None
-) -> Sequence[str]:
+def _missing_together(command: str, arguments: Mapping[str, Any] | None, situation: Situation | None) -> Sequence[str]:
     """Return a command that was refused, and those that would be refused next: they are to be allowed at once."""
     if situation is None or situation[0].commands.get(command):
         return [command]

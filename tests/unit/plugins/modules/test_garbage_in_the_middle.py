@@ -42,9 +42,7 @@ class Garbling(Agent):
         self._number = number
         self._draw = draw
 
-    def _request(
-        self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline
-    ) -> dict[str, Any]:
+    def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         try:
             value = self._answer(command, arguments or {})
         except AgentError as exc:
