@@ -80,6 +80,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
                 "become: false for this task."
             )
             return {**result, "failed": True, "msg": msg}
+        if operation.runs_programs:
+            self._connection._connect()  # warns if the task names another user than the one that programs run as
         result.update(self._run_here(operation))
         return result
 

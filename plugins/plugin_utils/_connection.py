@@ -47,7 +47,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import 
     ShellCommand,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import Progress
-from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell
+from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell, start_shell, usable
 from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import is_frozen, when_thawed
 from ansible_collections.qemu.guest.plugins.plugin_utils._become import (
     Asking,
@@ -128,6 +128,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             name = self._name
             timeout = self._seconds("agent_timeout", "ansible_qga_timeout", "more than 0", lambda value: value > 0)
             persist = self._seconds("persist", "ansible_qga_persist", "0 or more", lambda value: value >= 0)
+            frozen_timeout = self._seconds(
+                "frozen_timeout", "ansible_qga_frozen_timeout", "0 or more", lambda value: value >= 0
+            )
             log = functools.partial(_show, display.vvvvv, name) if display.verbosity >= 5 else None
             try:
                 address, hypervisor = self._address_and_hypervisor()
@@ -142,7 +145,6 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
                 )
             except AddressError as exc:
                 raise AnsibleError(f"{name}: {exc}") from exc
-            frozen_timeout = self.get_option("frozen_timeout")
             agent.patience = Patience(frozen_timeout, lambda text: display.warning(f"{name}: {text}"))
             self._agent = agent
             # In a loop, ansible-core makes a new connection unless this one says so.
@@ -304,7 +306,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         executor = self._prepare()
         if self._runner:
             try:
-                return self._runner.finish(start_shell(self._runner, command, stdin))
+                return usable(self._runner.finish(start_shell(self._runner, command, stdin)))
             except (CommandUnavailable, NoRunnerError) as exc:
                 if is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
                     raise

@@ -154,7 +154,9 @@ class Agent(ABC):
             try:
                 return self._executed(command, arguments, deadline)
             except CommandUnavailable as exc:
-                raise refusal([command], exc.message, self._situation(deadline)) from None
+                situation = self._situation(deadline)
+                together = _missing_together(command, arguments, situation)
+                raise refusal(together, exc.message, situation) from None
         except QgaError as exc:
             raise self._completed(exc, command) from None
 
@@ -285,6 +287,13 @@ class Agent(ABC):
             return self._executed(command, None, _deadline(min(self.timeout, deadline.left())))
 
         return look_around(self._info, lambda: self._kept(ask("guest-info")), ask)
+
+
+def _missing_together(command: str, arguments: Mapping[str, Any] | None, situation: Situation | None) -> Sequence[str]:
+    """Return a command that was refused, and those that would be refused next: they are to be allowed at once."""
+    if situation is None or situation[0].commands.get(command):
+        return [command]
+    return [command, *situation[0].missing(schema.companions(command, arguments))]
 
 
 def value_of(command: str, reply: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ repeated, which never answer, and which type a reply must have.
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.protocol import MAX_STRUCTURE
 
@@ -109,6 +109,17 @@ def is_read_only(name: str) -> bool:
 def is_change(name: str) -> bool:
     """Return whether the command changes the guest by itself; files and programs do that in their last step only."""
     return not is_read_only(name) and not name.startswith(("guest-file-", "guest-exec"))
+
+
+def companions(name: str, arguments: Mapping[str, Any] | None = None) -> Sequence[str]:
+    """Return the commands without which this one, with these arguments, is of no use."""
+    if name == "guest-exec":
+        return ("guest-exec-status",)
+    if name != "guest-file-open":
+        return ()
+    mode = str((arguments or {}).get("mode", "r"))
+    reads, writes = mode.startswith("r") or "+" in mode, not mode.startswith("r") or "+" in mode
+    return (*(["guest-file-read"] if reads else []), *(["guest-file-write"] if writes else []), "guest-file-close")
 
 
 # Most bytes of content in a reply: a guest-file-read of the largest count that agents take, if its own is unknown, and

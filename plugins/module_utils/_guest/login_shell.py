@@ -10,7 +10,6 @@ of a login and can keep output of any size.
 
 from __future__ import annotations
 
-import functools
 import io
 import secrets
 from contextlib import suppress
@@ -47,6 +46,7 @@ __all__ = (
     "run_shell",
     "shell_result",
     "start_shell",
+    "usable",
 )
 
 Ended = TypeVar("Ended", ExecResult, Optional[ExecResult])
@@ -71,14 +71,18 @@ done
 """The shell program that reads the command at the start of ``input_of`` into C(c). `read` takes byte by byte, so the
 rest is left for the command's own stdin."""
 
+_UNUSABLE = "the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run; have dash, bash or the like there"
+
 # The guest's syslog shows `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that variable (the environment is
 # not logged) and the same for every command. It reads the command from stdin.
 _PROLOGUE = (
-    r"""
-[ / -ef / ] 2>/dev/null || {
-    echo "the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run; have dash, bash or the like there" >&2
+    f"""
+[ / -ef / ] 2>/dev/null || {{
+    echo "{_UNUSABLE}" >&2
     exit 1
-}
+}}
+"""
+    r"""
 unset QEMU_GUEST
 umask 022
 { echo 0 >/proc/self/oom_score_adj; } 2>/dev/null
@@ -274,7 +278,20 @@ def shell_result(
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
             break
+    result = usable(result)
     return _with_rest(executor, result, prefix) if result and prefix else result
+
+
+def usable(result: Ended) -> Ended:
+    """Return the ``result`` of a command that ``start_shell`` started.
+
+    :raise OperationError: if the guest's shell is one that can run no command.
+    """
+    if result and result.rc == 1 and not result.stdout and result.stderr == f"{_UNUSABLE}\n".encode("ascii"):
+        error = OperationError(_UNUSABLE)
+        error.executed = "no"
+        raise error
+    return result
 
 
 def check_shell(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:
@@ -303,7 +320,8 @@ def begin_shell(executor: Executor, command: ShellCommand, seconds: float | None
     begun = executor.shell(command._replace(in_time=seconds is not None), b"") if executor.shell else None
     if begun:
         return lambda: begun() or _ended(executor, start_shell(executor, command.text), seconds)
-    return functools.partial(_ended, executor, start_shell(executor, command.text), seconds)
+    number = start_shell(executor, command.text)
+    return lambda: usable(_ended(executor, number, seconds))
 
 
 def _ended(executor: Executor, number: int, seconds: float | None) -> ExecResult:

@@ -139,7 +139,10 @@ def _run(
         try:
             applied = dict(operation.apply(given, plan))
         except QgaError as exc:
-            raise _afterwards(exc, agent, plan) from exc
+            told = _afterwards(exc, agent, plan)
+            if told is exc:
+                raise  # as its own cause, ansible-core would print it again and again
+            raise told from exc
         warnings += applied.pop("warnings", ())
         result.update(applied)
     elif plan.changes and plan.unforeseeable:

@@ -342,7 +342,10 @@ class WarmPython:
             if looks % (2 * _LOOKS) == 0 and not self._may_start(runners, prefix):
                 break
             if time.monotonic() - began > self._start_seconds:
-                break
+                return False  # it may start yet, and removes its files then
+        # The shell that waited may have removed its files before the parts were there.
+        with suppress(QgaError), self._runner.forgetting():
+            start_shell(self._runner, f"rm -f {HOME}/{prefix}.*".encode("ascii"))
         return False
 
     def _may_start(self, runners: Spool, prefix: str) -> bool:

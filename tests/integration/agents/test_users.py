@@ -68,11 +68,12 @@ def test_user_of_the_connection_is_warned_of_once(agents: dict[str, LooseAgent],
     """Tasks run as the agent's user, whatever -u says."""
     ansible = make_ansible({"vm": guest_variables(agents["bookworm"])})
     playbook = ansible.directory / "user.json"
-    task = {"ansible.builtin.raw": "test $(id -un) = root"}
-    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task] * 3}]), encoding="utf-8")
-    assert ansible.playbook(playbook, "-u", "somebody").message.count("vm: tasks run as root") == 1
-    assert "tasks run as" not in ansible.playbook(playbook, "-u", "root").message
-    assert "tasks run as" not in ansible.playbook(playbook).message
+    for task in ({"ansible.builtin.raw": "test $(id -un) = root"}, {"qemu.guest.qga_exec": {"cmd": "true"}}):
+        play = {"hosts": "all", "gather_facts": False, "tasks": [task] * 3}
+        playbook.write_text(json.dumps([play]), encoding="utf-8")
+        assert ansible.playbook(playbook, "-u", "somebody").message.count("vm: tasks run as root") == 1
+        assert "tasks run as" not in ansible.playbook(playbook, "-u", "root").message
+        assert "tasks run as" not in ansible.playbook(playbook).message
 
 
 def lets_in(agent: LooseAgent) -> bool:

@@ -222,8 +222,10 @@ def test_agent_that_cannot_be_reached(playbook: Playbook, tmp_path: Path, module
     """The host is unreachable then, as it is for the modules of ansible-core."""
     off = playbook.connection("qemu.guest.qga", address=str(tmp_path / "off.sock"))
     given = {**REQUIRED.get(module, {}), **REQUIRED_TOO.get(module, {})}
-    with pytest.raises(AnsibleConnectionFailure, match="there is no such socket"):
+    with pytest.raises(AnsibleConnectionFailure, match="there is no such socket") as caught:
         playbook.run(module, off, **given)
+    cause = caught.value.__cause__
+    assert cause and cause.__cause__ is not cause, "ansible-core would print its text again and again"
 
 
 @pytest.mark.parametrize("status", [0, 3])

@@ -30,6 +30,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.address import A
 from ansible_collections.qemu.guest.plugins.module_utils._agent.base import Agent
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import CommandUnavailable
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
+from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import GuestFile
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils import _connection
@@ -326,6 +327,18 @@ def test_auto_without_files_uses_guest_exec(
 
 
 # Trouble
+
+
+@pytest.mark.usefixtures("_no_systemd")
+@pytest.mark.parametrize("method", ["auto", "runner", "guest-exec"])
+def test_shell_that_cannot_be_used_is_no_result_of_a_command(
+    connection: Connect, scripted: Callable[..., Scripted], guest: Guest, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    # A module or an action would read its words as a result of its own.
+    monkeypatch.setattr(login_shell, "_PROLOGUE", login_shell._PROLOGUE.replace("[ / -ef / ]", "false"))
+    made = connection(address=str(scripted(guest.answers()).path), exec_method=method)
+    with pytest.raises(AnsibleError, match=r"the guest's /bin/sh lacks \[ A -ef B \] and was given nothing to run"):
+        made.exec_command("true")
 
 
 @pytest.mark.parametrize("step", [swallows, closes(), sends(b"nonsense\n")])
@@ -667,7 +680,11 @@ def test_nothing_of_a_password_is_shown(become: Become, tool: Tool, lines: list[
 
 @pytest.mark.parametrize(
     ("option", "name", "values"),
-    [("agent_timeout", "ansible_qga_timeout", "0 -1 nan inf"), ("persist", "ansible_qga_persist", "-1 nan inf")],
+    [
+        ("agent_timeout", "ansible_qga_timeout", "0 -1 nan inf"),
+        ("frozen_timeout", "ansible_qga_frozen_timeout", "-1 nan inf"),
+        ("persist", "ansible_qga_persist", "-1 nan inf"),
+    ],
 )
 def test_seconds_that_make_no_sense(connection: Connect, server: Scripted, option: str, name: str, values: str) -> None:
     for value in values.split():

@@ -945,6 +945,31 @@ def test_disabled_command(scripted: Start, connect: Connect, release: str, distr
         assert ("blacklist" in error.hint) == (release == "5.2")
 
 
+FILES = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "named"),
+    [
+        (EXEC, {"path": "/bin/true"}, [EXEC, "guest-exec-status"]),
+        (OPEN, {"path": "/x"}, ["guest-file-open", "guest-file-read", "guest-file-close"]),
+        (OPEN, {"path": "/x", "mode": "w"}, ["guest-file-open", "guest-file-write", "guest-file-close"]),
+        (OPEN, {"path": "/x", "mode": "r+"}, list(FILES)),
+        ("guest-file-close", {"handle": 1}, ["guest-file-close"]),
+    ],
+)
+def test_disabled_command_and_those_that_it_is_of_no_use_without(
+    scripted: Start, connect: Connect, command: str, arguments: dict[str, Any], named: list[str]
+) -> None:
+    """Whoever allows one learns of the next at once, and of no other."""
+    blocked = {name: f"Command {name} has been disabled" for name in (EXEC, "guest-exec-status", *FILES)}
+    agent = connect(scripted({"guest-fsfreeze-status": "thawed"}, blocked=blocked))
+    with pytest.raises(CommandUnavailable) as caught:
+        agent.execute(command, arguments)
+    assert str(caught.value).partition(": ")[2].startswith(f"{command} was not run: disabled by")
+    assert f"take {', '.join(named)} out of" in caught.value.hint
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_command_blocked_while_frozen(scripted: Start, connect: Connect, release: str) -> None:
     words = RELEASES[release].frozen

@@ -29,8 +29,9 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._agent.socket_agent import SocketAgent
 from ansible_collections.qemu.guest.plugins.module_utils._guest import login_shell
 from ansible_collections.qemu.guest.plugins.module_utils._guest.checksum import Sum, agrees, begin_sum, sha256, sum_in
-from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import LARGEST_OUTPUT, GuestExec
+from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import LARGEST_OUTPUT, GuestExec, ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import (
+    begin_shell,
     check_shell,
     kill,
     run_shell,
@@ -170,14 +171,32 @@ def test_input_that_nobody_reads(executor: GuestExec, whole: bool) -> None:
     assert (result.stdout, result.rc) == (b"done\n", 0)
 
 
-@pytest.mark.parametrize("name", [name for name in ("posh",) if shutil.which(name)])
+# Not posh itself, which not every machine has that runs this.
+LIKE_POSH = """#!/bin/bash
+[() { case $2 in -ef) return 2 ;; *) builtin [ "$@" ;; esac; }
+eval "$2"
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in ("posh",) if shutil.which(name)] + ["like posh"])
+@pytest.mark.parametrize("how", ["run", "begin", "check"])
 def test_shell_that_cannot_be_used(
-    name: str, tmp_path: Path, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
+    name: str, how: str, tmp_path: Path, scripted: Callable[..., Scripted], connect: Callable[..., SocketAgent]
 ) -> None:
-    guest = Guest(tmp_path, [name])
-    result = run_shell(GuestExec(connect(scripted(guest.answers()))), b"touch %b/done" % str(tmp_path).encode())
-    assert result.rc == 1
-    assert b"the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run" in result.stderr
+    """That is an error of its own, not a result of the command, which was not run."""
+    (tmp_path / "like posh").write_text(LIKE_POSH, encoding="ascii")
+    (tmp_path / "like posh").chmod(0o755)
+    guest = Guest(tmp_path, [shutil.which(name) or str(tmp_path / name)])
+    executor = GuestExec(connect(scripted(guest.answers())))
+    command = f"touch {tmp_path}/done"
+    with pytest.raises(OperationError, match=r"lacks \[ A -ef B \] and was given nothing to run") as caught:
+        if how == "begin":
+            begin_shell(executor, ShellCommand.of(command))()
+        elif how == "check":
+            check_shell(executor, command, "do it")
+        else:
+            run_shell(executor, command.encode())
+    assert caught.value.executed == "no"
     assert not (tmp_path / "done").exists()
     guest.close()
 

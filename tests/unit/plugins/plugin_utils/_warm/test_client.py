@@ -760,6 +760,13 @@ def test_task_waits_in_vain_for_an_interpreter_that_fails(agent: Runner, warm: W
         assert warm.run(command, module("")) is None
 
 
+def test_nothing_is_left_of_starts_that_fail(agent: Runner, warm: WarmPython, guest: Guest) -> None:
+    """Each brings the module's parts, after the shell that waits may have found that there is no such interpreter."""
+    for _time in range(5):
+        assert warm.run("/usr/bin/no-python", module("")) is None
+    until(lambda: not list(guest.runner.glob(f"{SPOOL}.*.parts")))
+
+
 END_IT = "import os; os.kill(os.getppid(), 9); import time; time.sleep(0.5); "
 
 
