@@ -117,10 +117,14 @@ unset OLDPWD
 )
 # Goes before all else if the agent itself starts a user's command, which would have the agent's session and process
 # group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own.
-# Where the shell leads a group already, setsid forks, so that is looked at first; it is true the second time.
+# Where the shell leads a group already, setsid forks, so that is looked at first. It is done once at most, as $0 tells:
+# a /proc of another PID namespace has other numbers.
 _APART = r"""
-{ read -r f f f f v f; } 2>/dev/null </proc/self/stat
-if [ "${v:-$$}" != $$ ] && command -v setsid >/dev/null; then exec setsid /bin/sh -c 'eval "$QEMU_GUEST"'; fi
+{ read -r v; } 2>/dev/null </proc/self/stat
+v=${v##*) } v=${v#* } v=${v#* } v=${v%% *}
+if [ "$0" != sh ] && [ "${v:-$$}" != $$ ] && command -v setsid >/dev/null; then
+    exec setsid /bin/sh -c 'eval "$QEMU_GUEST"' sh
+fi
 """
 # Goes before the prologue if the input is in a file, which is open as 8 and has no name any more. The input is passed
 # on by a pipe, which cannot be read twice or written to, because it may hold a password. The waiting shell's own output

@@ -201,6 +201,20 @@ def test_shell_that_cannot_be_used(
     guest.close()
 
 
+def test_session_of_its_own_is_asked_for_once(tmp_path: Path) -> None:
+    """In a PID namespace with another's /proc, a shell never finds that it leads its group; its name may be odd too."""
+    (tmp_path / "setsid").write_text(f'#!/bin/sh\necho once >>{tmp_path}/asked\nexec "$@"\n', encoding="ascii")
+    (tmp_path / "setsid").chmod(0o755)
+    (tmp_path / "a (shell) of").symlink_to("/bin/sh")
+    environment = {"PATH": f"{tmp_path}:/bin:/usr/bin", "QEMU_GUEST": f"{login_shell._APART}echo done"}
+    command = [str(tmp_path / "a (shell) of"), "-c", 'eval "$QEMU_GUEST"']
+    assert subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=10).stdout == b"done\n"
+    assert (tmp_path / "asked").read_text(encoding="ascii") == "once\n"
+    leader = subprocess.run(command, env=environment, stdout=subprocess.PIPE, start_new_session=True, timeout=10)
+    assert leader.stdout == b"done\n"
+    assert (tmp_path / "asked").read_text(encoding="ascii") == "once\n"
+
+
 # Results come back as they are
 
 
