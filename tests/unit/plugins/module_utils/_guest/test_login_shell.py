@@ -210,7 +210,7 @@ def test_session_of_its_own_is_asked_for_once(tmp_path: Path) -> None:
     command = [str(tmp_path / "a (shell) of"), "-c", 'eval "$QEMU_GUEST"']
     assert subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=10).stdout == b"done\n"
     assert (tmp_path / "asked").read_text(encoding="ascii") == "once\n"
-    leader = subprocess.run(command, env=environment, stdout=subprocess.PIPE, start_new_session=True, timeout=10)
+    leader = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, start_new_session=True)
     assert leader.stdout == b"done\n"
     assert (tmp_path / "asked").read_text(encoding="ascii") == "once\n"
 
