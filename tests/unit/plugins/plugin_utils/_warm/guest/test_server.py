@@ -445,10 +445,14 @@ def test_interpreter_that_nobody_could_foresee_costs_nobody_else(
     server: _server.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever else goes wrong with what one sends, the server does not end by it."""
+
+    def raise_error() -> None:
+        raise RuntimeError
+
     junk, its_zygote = an_interpreter()
     fine, zygote = an_interpreter()
     with its_zygote, zygote:
-        monkeypatch.setattr(junk, "take_records", lambda: [][1])
+        monkeypatch.setattr(junk, "take_records", raise_error)
         its_zygote.sendall(frames.record(1, 0))
         server.poll([junk, fine])
         assert junk.dead and not fine.dead
