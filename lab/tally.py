@@ -100,8 +100,7 @@ class Tally:
                     if not answered and not command.startswith("guest-sync") and REFUSED.search(data[:200]):
                         self.counts[command].refused += 1
                     answered = True
-                    time.sleep(len(data) / self.rate)
-                    client.sendall(data)
+                    _send_slowly(data, self.rate, client)
                     self.longest = max(self.longest, time.monotonic() - began)
                     continue
                 started = not line
@@ -114,5 +113,13 @@ class Tally:
                 self.counts[command].sent += len(data)
                 if line.endswith(b"\n"):
                     line = b""
-                time.sleep(len(data) / self.rate_there)
-                agent.sendall(data)
+                _send_slowly(data, self.rate_there, agent)
+
+
+def _send_slowly(data: bytes, rate: float, to: socket.socket) -> None:
+    """Send at ``rate`` bytes per second, as a serial port does: all the time, and not all of it in the end."""
+    step = min(len(data), max(1, int(min(rate, SIZE))))
+    for start in range(0, len(data), step):
+        piece = data[start : start + step]
+        time.sleep(len(piece) / rate)
+        to.sendall(piece)

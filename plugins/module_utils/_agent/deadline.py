@@ -32,6 +32,10 @@ class Deadline:
         """Return this deadline, or one after ``seconds`` if that is sooner."""
         return Deadline(seconds) if seconds < self.left() else self
 
+    def leave(self, seconds: float) -> None:
+        """Have at least ``seconds`` left."""
+        self._end = max(self._end, time.monotonic() + seconds)
+
     @property
     def expired(self) -> bool:
         return self.left() <= 0.0

@@ -24,7 +24,8 @@ class Command(NamedTuple):
     ``since``: the QEMU version that introduced it; ``returns``: the Python type of its return value; ``read_only``: it
     may be repeated, and counts as no change; ``answers``: False for a command that answers only when it fails;
     ``while_frozen``: a frozen guest still takes it; ``least_seconds``: its minimum timeout, however short the client's
-    is; ``only_on``: the only operating system that has it, if any (C(Linux) or C(Windows)).
+    is; ``only_on``: the only operating system that has it, if any (C(Linux) or C(Windows)); ``once``: its reply may be
+    long, and is lost if it is not read.
     """
 
     since: str
@@ -34,6 +35,7 @@ class Command(NamedTuple):
     while_frozen: bool = False
     least_seconds: float = 0.0
     only_on: str = ""
+    once: bool = False
 
 
 def _reads(since: str, returns: type, while_frozen: bool = False, only_on: str = "") -> Command:
@@ -90,7 +92,7 @@ COMMANDS: dict[str, Command] = {
     "guest-ssh-remove-authorized-keys": Command("5.2"),
     "guest-exec": Command("2.5", (dict,)),
     # Reports the end of a program exactly once: a repetition would lose the result.
-    "guest-exec-status": Command("2.5", (dict,)),
+    "guest-exec-status": Command("2.5", (dict,), once=True),
 }
 
 _OTHER = Command("", (object,))

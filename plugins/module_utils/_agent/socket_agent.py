@@ -44,6 +44,9 @@ _IDLE_SECONDS = 0.5
 # Seconds of silence before the first probe, which shows whether a reply can still come; doubled after each probe.
 _SILENT_SECONDS = 3.0
 
+# Bytes per second of the slowest channel (serial), at least.
+_SLOWEST_RATE = 3500
+
 Share = Callable[[Address, Channel], Channel]
 """Offers the channel to this user's other processes on this machine, and returns it as a shared channel."""
 
@@ -121,7 +124,8 @@ class SocketAgent(Agent):
             # No probe if the agent does not echo ids (its replies are ambiguous) or the command has no answer.
             probes = state.echoes_id and schema.command(command).answers
             probe = _Sync(self._next_id(state)) if probes else None
-            reply, size = self._reply(channel, request_id, state, deadline, probe)
+            once = schema.command(command).once
+            reply, size = self._reply(channel, request_id, state, deadline, probe, once=once)
             if not (probe and probe.was_sent):  # else the probe's answer is still to come
                 state_after = state._replace(since=time.monotonic())
             self.pace.note(len(data) + size, time.monotonic() - started)
@@ -135,10 +139,17 @@ class SocketAgent(Agent):
         return reply
 
     def _reply(
-        self, channel: Channel, request_id: str, state: SyncState, deadline: Deadline, probe: _Sync | None
+        self,
+        channel: Channel,
+        request_id: str,
+        state: SyncState,
+        deadline: Deadline,
+        probe: _Sync | None,
+        *,
+        once: bool,
     ) -> tuple[dict[str, Any], int]:
         """Return the reply and its size in bytes."""
-        for line in self._lines(channel, deadline, probe):
+        for line in self._lines(channel, deadline, probe, once=once):
             reply = protocol.decode_reply(line)
             if reply.get("id") == request_id:
                 return reply, len(line)
@@ -153,12 +164,20 @@ class SocketAgent(Agent):
             return reply, len(line)
         raise OutcomeUnknownError("no reply")  # not reached: _lines ends by an exception
 
-    def _lines(self, channel: Channel, deadline: Deadline, probe: _Sync | None) -> Iterator[bytes]:
-        """Yield lines until one is late: the expected reply may be among many others."""
+    def _lines(self, channel: Channel, deadline: Deadline, probe: _Sync | None, *, once: bool) -> Iterator[bytes]:
+        """Yield lines until one is late: the expected reply may be among many others.
+
+        One that comes ``once`` is not late while it arrives at the pace of a serial port.
+        """
+        started, size = time.monotonic(), 0
         while True:
             if probe:
                 self._break_silence(channel, deadline, probe)
-            for line in self._parser.feed(channel.recv(deadline)):
+            data = channel.recv(deadline)
+            started, size = started if size else time.monotonic(), size + len(data)
+            if once and (time.monotonic() - started) * _SLOWEST_RATE <= size <= self._parser.limit:
+                deadline.leave(self.timeout)
+            for line in self._parser.feed(data):
                 yield line
                 if deadline.expired:
                     raise OutcomeUnknownError(f"no reply within {deadline.seconds:g} s")

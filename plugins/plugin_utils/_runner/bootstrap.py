@@ -66,14 +66,15 @@ own=$(command -v setsid)
 exit 0
 """
 
-# The line for udev or cron. It has neither $, % nor quotes, which are special to one of them. {clean} removes the line.
-# {new} says that it runs and waits, for 30 seconds; {new}.go says that the program is complete.
+# The line for udev or cron. It has neither $, % nor quotes, which are special to one of them, and less than the 1000
+# characters that cron takes. {clean} removes the line. {new} says that it runs and waits, for 30 seconds; {new}.go says
+# that the program is complete, which {new}.run starts.
 _LINE = (
     f"umask 077; mkdir -p {HOME}; chmod 0700 {HOME}; {{clean}}; : >{{new}}; "
     f"for i in {' '.join(map(str, range(30)))}; do test -e {{new}}.go && break; sleep 1; done; "
-    f"test -e {{new}}.go && systemd-run {_OUTLIVES} {_RUN} && exit; "
-    f"test -e {{new}}.go && exec {_RUN}; rm -f {{new}} {{new}}.sh"
+    f"test -e {{new}}.go && exec /bin/sh {{new}}.run; rm -f {{new}} {{new}}.sh {{new}}.run"
 )
+_START = f"systemd-run {_OUTLIVES} {_RUN} && exit\nexec {_RUN}\n"
 
 # Rules that every distribution with udev has, by age of the directory's name. The directory is changed too, so that
 # each version of udev reads its rules again, whether it looks at files or directories.
@@ -84,6 +85,8 @@ _UDEVD = "/run/udev/control"
 _SYSTEMD = "/run/systemd/system"  # exists if systemd is the guest's init, not if it is merely installed
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _CRONTAB = "/etc/crontab"
+# What stays where a line was of no use. The next line that works removes it.
+_COMMENT = f"# {_MARK}: this line may be removed".encode("ascii")
 _LARGEST_TABLE = 1 << 20  # bytes of that, or of a file of rules: the guest may say that there is no end of it
 _CROND = "/run/crond.pid"
 
@@ -205,10 +208,14 @@ def _by_cron(agent: Agent) -> None:
     if not (pid.isdigit() and exists(agent, name) and _content(agent, name).startswith(b"cron")):
         raise OperationError(f"{_CROND} is of a cron that does not run any more")
     new = _new()
-    line = _LINE.format(new=new, clean=_removal(_CRONTAB))
-    with _Line(agent, _CRONTAB, f"* * * * * root /bin/sh -c '{line}' >/dev/null 2>&1\n"):
+    with _Line(agent, _CRONTAB, f"* * * * * root {_cron_command(new)}\n"):
         _until(lambda: exists(agent, new), _CRON_SECONDS, "cron did not act on it")
     _hand_over_program(agent, new)
+
+
+def _cron_command(new: str) -> str:
+    line = _LINE.format(new=new, clean=_removal(_CRONTAB))
+    return f"/bin/sh -c '{line}' >/dev/null 2>&1"
 
 
 def _removal(path: str) -> str:
@@ -216,9 +223,10 @@ def _removal(path: str) -> str:
 
 
 class _Line:
-    """A line at the end of a file, which removes itself when it runs. If the block fails, it is overwritten from here.
+    """A line in a file, which removes itself when it runs. If the block fails, a comment is written over it from here.
 
-    The file is never truncated, not for a moment: if this process or the agent is killed, the file's content stays.
+    The next one takes the comment's place. The file is never truncated, not for a moment: if this process or the agent
+    is killed, the file's content stays.
     """
 
     def __init__(self, agent: Agent, path: str, line: str) -> None:
@@ -227,6 +235,9 @@ class _Line:
         self._line = line.encode("ascii")
 
     def __enter__(self) -> None:
+        with suppress(QgaError):  # there is no such file yet, or it is too long to look for one
+            if self._put_over(_COMMENT, self._line):
+                return
         with GuestFile(self._agent, self._path, "a+") as file:
             if file.seek(0, 2):
                 file.seek(-1, 2)
@@ -237,19 +248,28 @@ class _Line:
     def __exit__(self, kind: object, *exc_info: object) -> None:
         if kind is None:
             return
-        # The error of the block is the one to report.
-        with suppress(QgaError), GuestFile(self._agent, self._path, "r+") as file:
-            position = file.read_all(_LARGEST_TABLE).rfind(self._line)
-            if position >= 0:
-                file.seek(position)
-                # The next line that works removes this one too.
-                file.write(f"# {_MARK}: this line may be removed".ljust(len(self._line) - 1).encode() + b"\n")
+        with suppress(QgaError):  # the error of the block is the one to report
+            self._put_over(self._line[:-1], _COMMENT + b"\n")
+
+    def _put_over(self, old: bytes, new: bytes) -> bool:
+        """Write ``new`` over the last line that begins with ``old``; return whether there is one with room for it."""
+        with GuestFile(self._agent, self._path, "r+") as file:
+            content = b"\n" + file.read_all(_LARGEST_TABLE)
+            position = content.rfind(b"\n" + old)
+            size = content.find(b"\n", position + 1) - position
+            if position < 0 or size < len(new):
+                return False
+            file.seek(position)
+            file.write(new[:-1].ljust(size - 1) + b"\n")
+        return True
 
 
 def _hand_over_program(agent: Agent, new: str) -> None:
     """Write the program into the directory that only root can enter, then say that it is complete."""
     with GuestFile(agent, f"{new}.sh", "w") as file:
         file.write(program().encode("ascii"))
+    with GuestFile(agent, f"{new}.run", "w") as file:
+        file.write(_START.format(new=new).encode("ascii"))
     GuestFile(agent, f"{new}.go", "w").close()
 
 

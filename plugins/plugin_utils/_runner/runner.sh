@@ -44,7 +44,7 @@ else
 fi
 # What brought this here, and what starts that were interrupted have left: their names have 16 letters.
 f=${d%/*}/????????????????
-case $0 in "${d%/*}"/*) rm -f $f $f.sh $f.go ;; esac
+case $0 in "${d%/*}"/*) rm -f $f $f.sh $f.run $f.go ;; esac
 for n in "$d".gone.* "$d".new.*; do
     [ ! -d "$n" ] || [ -d "/proc/${n##*.}" ] || rm -rf "$n"
 done

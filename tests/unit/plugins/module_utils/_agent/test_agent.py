@@ -49,6 +49,7 @@ from ansible_collections.qemu.guest.tests.unit.scripted import (
     closes_afterwards,
     fails,
     interrupts,
+    reply_to,
     returns,
     sends,
     swallows,
@@ -382,6 +383,32 @@ def test_deadlines_in_real_time(tmp_path: Path) -> None:
             agent.execute(OPEN, {"path": "2"}, timeout=0.3)
         assert 0.6 <= time.monotonic() - started < 10
         assert "qemu-guest-agent" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("command", "piece", "arrives"),
+    [("guest-exec-status", 1000, True), ("guest-exec-status", 5, False), ("guest-file-read", 1000, False)],
+)
+def test_reply_that_arrives_slowly(tmp_path: Path, command: str, piece: int, arrives: bool) -> None:
+    """How a program ended is told once: that is waited for, as long as it arrives at the pace of a serial port."""
+    value = {"exited": True, "exitcode": 0, "out-data": "YWJj" * 7500}
+
+    def slowly(session: Session, request: Any) -> None:
+        reply = reply_to(session, request)
+        with suppress(OSError):
+            for start in range(0, len(reply), piece):
+                session.send(reply[start : start + piece])
+                time.sleep(0.05)
+
+    with Scripted(tmp_path / "agent.sock", {command: value}) as server, never_idle(server) as agent:
+        agent.execute("guest-ping")
+        agent.timeout = 0.5
+        server.then(command, slowly)
+        if arrives:
+            assert agent.execute(command) == value
+        else:
+            with pytest.raises(OutcomeUnknownError, match=r"no reply within 0.5 s"):
+                agent.execute(command)
 
 
 def test_guest_that_talks_without_end(scripted: Start, connect: Connect, clock: Clock) -> None:

@@ -1066,6 +1066,12 @@ def test_line_is_taken_back(
         with pytest.raises(ZeroDivisionError), bootstrap._Line(below, "crontab", line):
             assert path.read_bytes().splitlines() == [*content.splitlines(), line.strip().encode()]
             raise ZeroDivisionError
+        size = path.stat().st_size
+        for again in (line, line.replace("takes", "took")):
+            with pytest.raises(ZeroDivisionError), bootstrap._Line(below, "crontab", again):
+                assert again.strip().encode() in [part.strip() for part in path.read_bytes().splitlines()]
+                raise ZeroDivisionError
+        assert path.stat().st_size == size, "lines that were of no use do not add up"
         # What was added is a comment now, and goes with the next line that works.
         subprocess.run(["sh", "-c", bootstrap._removal(shlex.quote(str(path)))], check=True)
         assert path.read_bytes().rstrip(b"\n") == content.rstrip(b"\n")
@@ -1129,6 +1135,11 @@ def test_udev_where_systemd_is_installed_and_does_not_run(system: tuple[SocketAg
     assert there_is(root) == files
 
 
+def test_cron_takes_the_line() -> None:
+    """Debian's ignores a line whose command has 1000 characters."""
+    assert len(bootstrap._cron_command(bootstrap._new())) < 1000
+
+
 @only_sh
 def test_cron_that_has_ended(system: tuple[SocketAgent, Path]) -> None:
     executor, root = system
@@ -1157,7 +1168,7 @@ def test_udev_that_does_nothing_is_told_with_what_it_leaves(
 def test_leftovers_of_interrupted_starts_are_removed(guest: Guest) -> None:
     guest.runner.mkdir(mode=0o700)
     name = "0123456789abcdef"
-    for suffix in ("", ".go", ".sh"):
+    for suffix in ("", ".go", ".run", ".sh"):
         (guest.runner / f"{name}{suffix}").touch()
     for dead in ("1.gone.4194305", "1.new.4194305"):
         (guest.runner / dead).mkdir()
