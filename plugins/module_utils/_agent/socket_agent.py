@@ -44,8 +44,10 @@ _IDLE_SECONDS = 0.5
 # Seconds of silence before the first probe, which shows whether a reply can still come; doubled after each probe.
 _SILENT_SECONDS = 3.0
 
-# Bytes per second of the slowest channel (serial), at least.
+# Bytes per second of the slowest channel (serial), at least. A reply at that rate may take this many times the timeout,
+# and no longer: the guest may mean to keep whoever reads.
 _SLOWEST_RATE = 3500
+_MOST_TIMEOUTS = 10
 
 Share = Callable[[Address, Channel], Channel]
 """Offers the channel to this user's other processes on this machine, and returns it as a shared channel."""
@@ -167,7 +169,7 @@ class SocketAgent(Agent):
     def _lines(self, channel: Channel, deadline: Deadline, probe: _Sync | None, *, once: bool) -> Iterator[bytes]:
         """Yield lines until one is late: the expected reply may be among many others.
 
-        One that comes ``once`` is not late while it arrives at the pace of a serial port.
+        One that comes ``once`` is not late while it arrives at the pace of a serial port, for ten timeouts at most.
         """
         started, size = time.monotonic(), 0
         while True:
@@ -175,7 +177,8 @@ class SocketAgent(Agent):
                 self._break_silence(channel, deadline, probe)
             data = channel.recv(deadline)
             started, size = started if size else time.monotonic(), size + len(data)
-            if once and (time.monotonic() - started) * _SLOWEST_RATE <= size <= self._parser.limit:
+            arriving = time.monotonic() - started
+            if once and arriving < _MOST_TIMEOUTS * self.timeout and arriving * _SLOWEST_RATE <= size:
                 deadline.leave(self.timeout)
             for line in self._parser.feed(data):
                 yield line
