@@ -306,11 +306,13 @@ def test_nobody_but_the_runner_keeps_the_ring_open(executor: Runner, guest: Gues
 @only_sh
 def test_runner_that_dies_with_its_program(executor: Runner, guest: Guest) -> None:
     pid = executor.start("/bin/sleep", ["60"])
-    os.kill(executor.process_id(pid), signal.SIGSTOP)
+    process = executor.process_id(pid)
+    os.kill(process, signal.SIGSTOP)
     # The one that waits for the program too.
     subprocess.run(["pkill", "-KILL", "-f", str(guest.runner / "1")], check=True)
     with pytest.raises(OutcomeUnknownError, match="the runner in the guest ended while the program ran"):
         executor.finish(pid)
+    os.kill(process, signal.SIGKILL)
 
 
 @only_sh
