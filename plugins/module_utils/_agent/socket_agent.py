@@ -126,8 +126,8 @@ class SocketAgent(Agent):
             # No probe if the agent does not echo ids (its replies are ambiguous) or the command has no answer.
             probes = state.echoes_id and schema.command(command).answers
             probe = _Sync(self._next_id(state)) if probes else None
-            once = schema.command(command).once
-            reply, size = self._reply(channel, request_id, state, deadline, probe, once=once)
+            lines = self._lines(channel, deadline, probe, once=schema.command(command).once)
+            reply, size = self._reply(lines, request_id, state, probe)
             if not (probe and probe.was_sent):  # else the probe's answer is still to come
                 state_after = state._replace(since=time.monotonic())
             self.pace.note(len(data) + size, time.monotonic() - started)
@@ -141,17 +141,10 @@ class SocketAgent(Agent):
         return reply
 
     def _reply(
-        self,
-        channel: Channel,
-        request_id: str,
-        state: SyncState,
-        deadline: Deadline,
-        probe: _Sync | None,
-        *,
-        once: bool,
+        self, lines: Iterator[bytes], request_id: str, state: SyncState, probe: _Sync | None
     ) -> tuple[dict[str, Any], int]:
         """Return the reply and its size in bytes."""
-        for line in self._lines(channel, deadline, probe, once=once):
+        for line in lines:
             reply = protocol.decode_reply(line)
             if reply.get("id") == request_id:
                 return reply, len(line)
