@@ -10,6 +10,7 @@ of a login and can keep output of any size.
 
 from __future__ import annotations
 
+import functools
 import io
 import secrets
 from contextlib import suppress
@@ -324,20 +325,19 @@ def begin_shell(executor: Executor, command: ShellCommand, seconds: float | None
     begun = executor.shell(command._replace(in_time=seconds is not None), b"") if executor.shell else None
     if begun:
         return lambda: begun() or _ended(executor, start_shell(executor, command.text), seconds)
-    number = start_shell(executor, command.text)
-    return lambda: usable(_ended(executor, number, seconds))
+    return functools.partial(_ended, executor, start_shell(executor, command.text), seconds)
 
 
 def _ended(executor: Executor, number: int, seconds: float | None) -> ExecResult:
     if seconds is None:
-        return executor.finish(number)
+        return usable(executor.finish(number))
     result = executor.wait(number, seconds)
     if result is None:
         kill(executor, number)
         executor.wait(number, _SECONDS_TO_DIE)
         text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was killed."
         raise TransferError(text, hint="Is the file one still, or something that programs wait for?")
-    return result
+    return usable(result)
 
 
 def start_shell(
