@@ -381,7 +381,7 @@ _SEEN = re.compile(
     r"(?P<safe>safe|unsafe)\n"
     r"(?:(?P<other>absent|directory)|(?P<raw>[0-9a-f]{1,8}) (?P<mode>[0-7]{1,5}) (?P<uid>\d{1,10}) (?P<gid>\d{1,10}) "
     r"(?P<size>\d{1,19}) (?P<owner>[^/\n]+)/(?P<group>[^/\n]+))\n"
-    r"(?P<directory>[^\0]*)\0(?P<path>[^\0]*)",
+    r"(?P<directory>/[^\0]*)\0(?P<path>/[^\0]*)",
     re.ASCII,
 )
 

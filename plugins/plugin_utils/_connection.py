@@ -471,8 +471,11 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         user, _slash, rest = text.partition("/")
         if not re.fullmatch(r"~[\w.-]*", user):
             user, rest = "~", text
-        home = run_shell(self.executor, b"printf %s " + user.encode("utf-8"), whole=False).stdout
-        return f"{home.decode('utf-8', 'surrogateescape')}/{rest}"
+        output = run_shell(self.executor, b"printf %s " + user.encode("utf-8"), whole=False).stdout
+        home = output.decode("utf-8", "surrogateescape")
+        if not home.startswith("/"):
+            raise AnsibleFileNotFound(f"{self._name}: {text} is nowhere: the guest knows no home directory {user}.")
+        return f"{home}/{rest}"
 
     def _max_fetch_size(self) -> int | None:
         text = self.get_option("max_fetch_size")

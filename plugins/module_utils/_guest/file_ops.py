@@ -12,6 +12,7 @@ several requests, so it writes only where root alone can exchange names: see `st
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 from contextlib import contextmanager
@@ -282,7 +283,9 @@ def _directory_and_name(path: str) -> tuple[str, str]:
 
 
 def _new_name(path: str) -> str:
-    return f".{os.path.basename(path)[:100]}.{secrets.token_hex(8)}"
+    # A name has at most 255 bytes, not characters.
+    start = os.path.basename(path).encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
+    return f".{start}.{secrets.token_hex(8)}"
 
 
 def place_command(
@@ -359,10 +362,13 @@ def stage(executor: Executor, path: str) -> Iterator[Staged]:
     If the block fails, the file is removed; if that fails too, the error names it.
 
     :raise OperationError: if it cannot be created.
+    :raise ProtocolError: if what the guest says was created is not that file.
     """
     new = _new_name(path)
     try:
         there = check_shell(executor, stage_command(path, new), f"create {path}").decode("utf-8", "surrogateescape")
+        if not re.fullmatch(rf"/([^\0]*/)?{re.escape(new)}", there, re.DOTALL):
+            raise ProtocolError(f"a program was to create {new}, and says that it created {there[:300]!r}")
     except (OutcomeUnknownError, ProtocolError) as exc:  # it may be there, in either place
         _remove(executor, [f"{os.path.dirname(path)}/{new}", f"{_ELSEWHERE}/{new}"], exc, comes_late=True)
         raise

@@ -103,7 +103,7 @@ def look(executor: Executor, user: str) -> KeyFile | None:
     if head == "elsewhere":
         return None
     kind, _newline, text = rest.partition("\n")
-    entry = re.fullmatch(r"(\d+:\d+):(.*)", head, re.ASCII)
+    entry = re.fullmatch(r"(\d+:\d+):(|/[^\0]*)", head, re.ASCII)
     if not entry:
         raise OperationError(f"cannot {purpose} in the guest: what its programs say of the user makes no sense: {head}")
     owner, home = entry.groups()

@@ -445,6 +445,11 @@ def test_paths_are_made_absolute(connection: Connect, server: Scripted, path: st
     assert made._guest_path(path) == expected
 
 
+def test_path_in_the_home_of_nobody(connection: Connect, server: Scripted) -> None:
+    with pytest.raises(AnsibleError, match=r"~no\.such/x is nowhere: the guest knows no home directory ~no\.such"):
+        connection(address=str(server.path))._guest_path("~no.such/x")
+
+
 # Secrets
 
 

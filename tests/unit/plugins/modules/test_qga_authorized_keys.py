@@ -602,7 +602,9 @@ def test_programs_that_are_not_those_of_linux(
     assert disk.opens["/etc/passwd"] == 1
 
 
-@pytest.mark.parametrize("said", ["a", "", "0:0", "x:0:/root\nfile\n", "0:-1:/root\nfile\n"])
+@pytest.mark.parametrize(
+    "said", ["a", "", "0:0", "x:0:/root\nfile\n", "0:-1:/root\nfile\n", "0:0:root\nbare\n", "0:0:/\0\nbare\n"]
+)
 def test_nonsense_of_the_guest_s_programs(scripted: Start, connect: Connect, said: str) -> None:
     ended = {"exited": True, "exitcode": 0, "out-data": base64.b64encode(said.encode()).decode()}
     agent = connect(scripted({"guest-exec": {"pid": 1}, "guest-exec-status": ended}))

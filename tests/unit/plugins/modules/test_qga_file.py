@@ -579,6 +579,9 @@ def test_owner_whose_name_has_spaces(agent: SocketAgent, guest: Guest, home: Pat
         f"safe\n81a4 644 0 0 {'9' * 5000} root/root\n/\0/x",
         "safe\n81a4 999 0 0 1 root/root\n/\0/x",
         "safe\n\u0661 644 0 0 1 root/root\n/\0/x",
+        "safe\nabsent\n\0/x",
+        "safe\nabsent\nhere\0/x",
+        "safe\nabsent\n/\0x",
     ],
 )
 def test_nonsense_of_the_guest_s_programs(agent: SocketAgent, server: Scripted, home: Path, said: str) -> None:

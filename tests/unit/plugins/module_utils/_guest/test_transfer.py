@@ -95,6 +95,36 @@ def test_put(executor: GuestExec, tmp_path: Path, data: bytes) -> None:
     assert size == len(data)
 
 
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
+@pytest.mark.parametrize("name", ["x" * 255, "\u6f22" * 85, "\U0001f40b" * 63], ids=["1 byte", "3 bytes", "4 bytes"])
+def test_put_to_a_name_of_the_most_bytes(executor: GuestExec, tmp_path: Path, data: bytes, name: str) -> None:
+    put(executor, io.BytesIO(data), str(tmp_path / name))
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+
+
+@pytest.mark.parametrize("programs", [True], indirect=True)
+@pytest.mark.parametrize("said", ["", "\0", "{path}\0", "name", "{victim}", "{path}x", "x{path}"])
+def test_put_where_a_program_says_that_it_created_something_else(
+    executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path, said: str
+) -> None:
+    """Neither is that written to, nor removed."""
+    (tmp_path / "victim").touch()
+
+    def lies(arguments: Mapping[str, Any]) -> Any:
+        status = guest.status(arguments)
+        if status["exited"]:
+            path = base64.b64decode(status["out-data"]).decode()
+            status["out-data"] = base64.b64encode(said.format(path=path, victim=tmp_path / "victim").encode()).decode()
+            server.answers["guest-exec-status"] = guest.status
+        return status
+
+    server.answers["guest-exec-status"] = lies
+    with pytest.raises(ProtocolError, match="was to create"):
+        put(executor, io.BytesIO(LARGE), str(tmp_path / "file"))
+    assert "guest-file-open" not in server.commands
+    assert (tmp_path / "victim").exists() and not list(tmp_path.glob(".file*"))
+
+
 @pytest.mark.parametrize("programs", [True], indirect=True)
 def test_file_whose_creation_comes_after_its_removal_is_removed(
     executor: GuestExec, server: Scripted, guest: Guest, tmp_path: Path
