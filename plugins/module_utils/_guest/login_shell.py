@@ -283,20 +283,25 @@ def shell_result(
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
             break
-    result = usable(result)
+    result = usable(executor, result)
     return _with_rest(executor, result, prefix) if result and prefix else result
 
 
-def usable(result: Ended) -> Ended:
+def usable(executor: Executor, result: Ended) -> Ended:
     """Return the ``result`` of a command that ``start_shell`` started.
 
-    :raise OperationError: if the guest's shell is one that can run no command.
+    :raise OperationError: if the guest's shell is one that can run no command. A command can say the same of itself, and
+        has run then: so it must say that of nothing, too.
     """
-    if result and result.rc == 1 and not result.stdout and result.stderr == f"{_UNUSABLE}\n".encode("ascii"):
+    if _says_unusable(result) and _says_unusable(executor.finish(start_shell(executor, b":"))):
         error = OperationError(_UNUSABLE)
         error.executed = "no"
         raise error
     return result
+
+
+def _says_unusable(result: ExecResult | None) -> bool:
+    return bool(result and (result.rc, result.stdout, result.stderr) == (1, b"", f"{_UNUSABLE}\n".encode("ascii")))
 
 
 def check_shell(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:
@@ -330,14 +335,14 @@ def begin_shell(executor: Executor, command: ShellCommand, seconds: float | None
 
 def _ended(executor: Executor, number: int, seconds: float | None) -> ExecResult:
     if seconds is None:
-        return usable(executor.finish(number))
+        return usable(executor, executor.finish(number))
     result = executor.wait(number, seconds)
     if result is None:
         kill(executor, number)
         executor.wait(number, _SECONDS_TO_DIE)
         text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was killed."
         raise TransferError(text, hint="Is the file one still, or something that programs wait for?")
-    return usable(result)
+    return usable(executor, result)
 
 
 def start_shell(
@@ -453,8 +458,8 @@ def _keeps_nothing(executor: Executor, path: str) -> bool:
     return not exists(executor.agent, path) and run_shell(executor, has_fullblock, whole=False).shell_rc != 0
 
 
-# All processes of a program are found before the first is killed: an orphan has lost its parent, and only the runner
-# gives programs their own sessions. They are stopped meanwhile, so that they start no others. After SIGTERM they may
+# All processes of a program are found before the first is killed: an orphan has lost its parent, and a guest without
+# setsid gives programs no session of their own. They are stopped meanwhile, so that they start no others. After SIGTERM they may
 # start others again, so the search is repeated.
 _KILL = r"""
 tree=%(pid)d

@@ -204,6 +204,7 @@ def test_link_that_leads_where_its_user_may_write_is_followed(agent: LooseAgent,
     assert result["path"] == target
     assert look(agent, f"test -L {path} && cat {target}") == "new\n"
 
+
 # Whether root's link in a directory of root's stays what it is: its mode, and its group.
 SHARED = {"0755 0": True, "1777 0": True, "2775 0": True, "0777 0": False, f"2775 {UID}": False, f"3775 {UID}": True}
 
