@@ -290,8 +290,8 @@ def shell_result(
 def usable(executor: Executor, result: Ended) -> Ended:
     """Return the ``result`` of a command that ``start_shell`` started.
 
-    :raise OperationError: if the guest's shell is one that can run no command. A command can say the same of itself, and
-        has run then: so it must say that of nothing, too.
+    :raise OperationError: if the guest's shell is one that can run no command. A command that has run can say the same:
+        so the shell must say it where there is no command, too.
     """
     if _says_unusable(result) and _says_unusable(executor.finish(start_shell(executor, b":"))):
         error = OperationError(_UNUSABLE)
@@ -459,8 +459,8 @@ def _keeps_nothing(executor: Executor, path: str) -> bool:
 
 
 # All processes of a program are found before the first is killed: an orphan has lost its parent, and a guest without
-# setsid gives programs no session of their own. They are stopped meanwhile, so that they start no others. After SIGTERM they may
-# start others again, so the search is repeated.
+# setsid gives programs no session of their own. They are stopped meanwhile, so that they start no others. After SIGTERM
+# they may start others again, so the search is repeated.
 _KILL = r"""
 tree=%(pid)d
 for s in TERM KILL; do
