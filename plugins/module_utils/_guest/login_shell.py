@@ -116,14 +116,15 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
-# Goes before all else if the agent itself starts a user's command, which would have the agent's session and process
-# group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own.
+# Goes before the prologue if the agent itself starts a user's command, which would have the agent's session and process
+# group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own. What
+# brings input and takes output is not in that either: it would be ended, too, and the output lost.
 # Where the shell leads a group already, setsid forks, so that is looked at first. It is done once at most, as $0 tells:
 # a /proc of another PID namespace has other numbers.
 _APART = r"""
-{ read -r v; } 2>/dev/null </proc/self/stat
+{ read -r n v; } 2>/dev/null </proc/self/stat
 v=${v##*) } v=${v#* } v=${v#* } v=${v%% *}
-if [ "$0" != sh ] && [ "${v:-$$}" != $$ ] && command -v setsid >/dev/null; then
+if [ "$0" != sh ] && [ "${v:-$n}" != "$n" ] && command -v setsid >/dev/null; then
     exec setsid /bin/sh -c 'eval "$QEMU_GUEST"' sh
 fi
 """
@@ -204,13 +205,17 @@ The file is in memory, which other programs need too. So it may have N eighths o
 has 6, standard error 1), and at most LARGEST_OUTPUT. If that is not enough, all of it is dropped and the
 file C(LOST) is created; the program that writes goes on. Shells count a file's size in units of 512 bytes.
 """
-# Each stream passes through dd, which hands the agent _KEPT bytes; the rest goes to a file in /run that only root can
-# read. A guest whose dd lacks fullblock has only what the agent captures.
+# Goes before that if long output is to be whole. Each stream passes through dd, which hands the agent _KEPT bytes; the
+# rest goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent captures.
+# The shell that waits for the command would report a signal, as one of _INPUT would.
 _SPLIT = (
-    REST
+    """
+if [ "${QEMU_GUEST_OUTPUT:-}" ] && [ / -ef / ] 2>/dev/null; then
+"""
+    + REST
     + r"""
 t=$QEMU_GUEST_OUTPUT
-unset QEMU_GUEST_OUTPUT f l n u v
+unset QEMU_GUEST_OUTPUT
 keep() {
     n=$(dd bs=65536 count=16 iflag=fullblock 2>&1 >&7)
     case $n in
@@ -224,12 +229,14 @@ keep() {
 } 7>&1
 exec 3>&1 4>&2
 r=$({ { { (
-    exec 3>&- 4>&- 5>&- 6>&-
+    exec 2>&8 3>&- 4>&- 5>&- 6>&- 8>&-
     unset -f keep lose rest
-    eval "unset c m t; $c"
-); echo $? >&5; } 2>&1 >&6 | keep "$t.err" 1 >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 |
+    unset m t
+    eval "$QEMU_GUEST"
+); echo $? >&5; } 8>&1 2>/dev/null >&6 | keep "$t.err" 1 >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 |
     keep "$t.out" 6 >&3 3>&- 4>&- 5>&-; } 5>&1)
 exit "$r"
+fi
 """
 )
 # 16 blocks of 64 KiB: small enough for every transport (libvirt refuses replies above 4 MiB), large enough for what
@@ -366,7 +373,7 @@ def start_shell(
     keeps = _KEEP if fits and len(data) > _PIPE and limits.pipes_input else ""
     from_file = (keeps or _OPEN) + _INPUT if keeps or not fits else ""
     session = _APART if apart and not executor.limits.has_sessions else ""
-    text = session + from_file + (_PROLOGUE + _SPLIT if prefix else login_program())
+    text = from_file + (_SPLIT if prefix else "") + session + login_program()
     env = [f"PATH={PATH}", f"QEMU_GUEST={text}"]
     if prefix:
         env.append(f"QEMU_GUEST_OUTPUT={prefix}")
