@@ -206,7 +206,8 @@ has 6, standard error 1), and at most LARGEST_OUTPUT. If that is not enough, all
 file C(LOST) is created; the program that writes goes on. Shells count a file's size in units of 512 bytes.
 """
 # Goes before that if long output is to be whole. Each stream passes through dd, which hands the agent _KEPT bytes; the
-# rest goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent captures.
+# rest goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent
+# captures.
 # The shell that waits for the command would report a signal, as one of _INPUT would.
 _SPLIT = (
     """
