@@ -496,7 +496,6 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
             self._in_task = True
             return value
         except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
-            self._warm = None  # ending it would wait for the agent again
             self.close()
             raise AnsibleConnectionFailure(str(exc)) from exc
         except FileChangedError:

@@ -3,9 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Shell commands in a POSIX guest, run as in a login and without a trace in the guest's logs.
 
-The agent writes the arguments of every guest-exec to the guest's syslog, gives a child its own bare environment, and
-keeps 16 MiB of each output stream. So the command is sent on stdin to a constant program that sets up the environment
-of a login and can keep output of any size.
+What the agent does to programs, executor.py tells. So the command is sent on stdin to a constant program that sets up
+the environment of a login and can keep output of any size.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ done
 """The shell program that reads the command at the start of ``input_of`` into C(c). `read` takes byte by byte, so the
 rest is left for the command's own stdin."""
 
-_UNUSABLE = "the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run; have dash, bash or the like there"
+_UNUSABLE = "the guest's /bin/sh lacks [ A -ef B ]; have dash, bash or the like there"
 
 # The guest's syslog shows `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that variable (the environment is
 # not logged) and the same for every command. It reads the command from stdin.
@@ -103,7 +102,7 @@ for f in /etc/environment /etc/default/locale /etc/locale.conf; do
     while IFS= read -r l || [ -n "$l" ]; do
         l=${l#export }
         v=${l%%=*}
-        # Nor what this program works with, nor what bash takes for an attack on itself, and ends.
+        # No variable that this program works with, and none that is read-only in bash, which would end.
         case $v in '' | [0-9]* | *[!A-Za-z0-9_]* | [a-z] | UID | EUID | PPID | SHELLOPTS | BASHOPTS) continue ;; esac
         case $l in *=*) ;; *) continue ;; esac
         l=${l#*=}
@@ -116,6 +115,8 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
+# What comes below is put together by `start_shell`: _APART, _OPEN or _KEEP, _INPUT, _PROLOGUE, _REPLACE or _SPLIT.
+#
 # Goes before all else if the agent itself starts a user's command, which would have the agent's session and process
 # group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own.
 # Where the shell leads a group already, setsid forks, so that is looked at first. It is done once at most, as $0 tells:
@@ -143,7 +144,7 @@ fi
 """
 # The command takes the shell's place, so the agent reports the command's own end, a signal included.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
-# Goes before that: a shell that is killed between these two steps takes the name away, too.
+# Goes before _INPUT: opens the file and takes its name away, also if the shell is killed between these two steps.
 _OPEN = r"""
 if [ "${QEMU_GUEST_INPUT:-}" ]; then
     trap 'rm -f "$QEMU_GUEST_INPUT"; exit 143' TERM
@@ -152,8 +153,8 @@ if [ "${QEMU_GUEST_INPUT:-}" ]; then
     trap - TERM
 fi
 """
-# Or this: input larger than a pipe is put into such a file, if one can be created. An agent whose program ends while
-# the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
+# In place of _OPEN: input larger than a pipe is put into such a file, if one can be created. An agent whose program ends
+# while the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
 _KEEP = r"""
 if [ "${QEMU_GUEST_KEEP:-}" ]; then
     trap 'rm -f "$QEMU_GUEST_KEEP"; exit 143' TERM
@@ -247,8 +248,9 @@ def run_shell(
     """Run the POSIX shell command ``command`` as in a login, without a trace of it in the guest's logs.
 
     HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
-    the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place,
-    and output beyond CAPTURE_LIMIT is dropped and marked as truncated.
+    the working directory is HOME. ``whole`` is for a user's command: it has a session of its own, and output of any
+    size is kept. Without it the command takes the shell's place, and output beyond CAPTURE_LIMIT is dropped and marked
+    as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because there was no room for it in /run.
@@ -275,6 +277,8 @@ def shell_result(
 
     The input is kept in the first place that has room for it. With a ``prefix``, the result is whole; for that and
     ``apart``, see ``start_shell``.
+
+    :raise OperationError: if the command was not run, for lack of room or of a usable shell.
     """
     for place in _PLACES:
         keep = f"{new_prefix(place)}.in"
@@ -282,9 +286,9 @@ def shell_result(
         # The name is secret, so this message cannot be the command's own.
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
-            break
-    result = usable(result)
-    return _with_rest(executor, result, prefix) if result and prefix else result
+            result = usable(result)
+            return _with_rest(executor, result, prefix) if result and prefix else result
+    raise _not_run(f"the program's input fits neither in {' nor in '.join(_PLACES)} of the guest")
 
 
 def usable(result: Ended) -> Ended:
@@ -293,10 +297,14 @@ def usable(result: Ended) -> Ended:
     :raise OperationError: if the guest's shell is one that can run no command.
     """
     if result and result.rc == 1 and not result.stdout and result.stderr == f"{_UNUSABLE}\n".encode("ascii"):
-        error = OperationError(_UNUSABLE)
-        error.executed = "no"
-        raise error
+        raise _not_run(_UNUSABLE)
     return result
+
+
+def _not_run(why: str) -> OperationError:
+    error = OperationError(f"the program was not run: {why}")
+    error.executed = "no"
+    return error
 
 
 def check_shell(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:
@@ -453,8 +461,8 @@ def _keeps_nothing(executor: Executor, path: str) -> bool:
     return not exists(executor.agent, path) and run_shell(executor, has_fullblock, whole=False).shell_rc != 0
 
 
-# All processes of a program are found before the first is killed: an orphan has lost its parent, and only the runner
-# gives programs their own sessions. They are stopped meanwhile, so that they start no others. After SIGTERM they may
+# All processes of a program are found before the first is killed: an orphan has lost its parent, and not every program
+# has a session of its own. They are stopped meanwhile, so that they start no others. After SIGTERM they may
 # start others again, so the search is repeated.
 _KILL = r"""
 tree=%(pid)d

@@ -337,7 +337,7 @@ def test_shell_that_cannot_be_used_is_no_result_of_a_command(
     # A module or an action would read its words as a result of its own.
     monkeypatch.setattr(login_shell, "_PROLOGUE", login_shell._PROLOGUE.replace("[ / -ef / ]", "false"))
     made = connection(address=str(scripted(guest.answers()).path), exec_method=method)
-    with pytest.raises(AnsibleError, match=r"the guest's /bin/sh lacks \[ A -ef B \] and was given nothing to run"):
+    with pytest.raises(AnsibleError, match=r"the program was not run: the guest's /bin/sh lacks \[ A -ef B \]"):
         made.exec_command("true")
 
 
