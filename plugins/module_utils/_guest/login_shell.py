@@ -153,8 +153,8 @@ if [ "${QEMU_GUEST_INPUT:-}" ]; then
     trap - TERM
 fi
 """
-# In place of _OPEN: input larger than a pipe is put into such a file, if one can be created. An agent whose program ends
-# while the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
+# In place of _OPEN: input larger than a pipe is put into such a file, if one can be created. An agent whose program
+# ends while the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
 _KEEP = r"""
 if [ "${QEMU_GUEST_KEEP:-}" ]; then
     trap 'rm -f "$QEMU_GUEST_KEEP"; exit 143' TERM
