@@ -335,12 +335,11 @@ def _wanted(params: Params) -> dict[str, Any]:
     return {"wanted": data, "wanted_size": len(data), "wanted_sha256": hashlib.sha256(data).hexdigest()}
 
 
-# A link that is followed is read once, and trusted as ENTER trusts one on the way: if it, and all above it, is root's,
-# or of the owner of what it leads to.
+# A link that is followed is trusted as ENTER trusts one on the way, and read again then: it stays what it is.
 #
 # q: the path; d and n: its directory and name; f: whether to follow links; i: a 1 for each link that was followed. Of
-# such a link: v: where it leads; e: the same with all links resolved. For `kept` of ENTER: l: the link's name; y: the
-# owner of what it leads to.
+# such a link: w: what is in it; v: where it leads; e: the same with all links resolved. For `kept` of ENTER: l: the
+# link's name; y: the owner of what it leads to.
 _LOOK = (
     r"""
 enter() {
@@ -348,15 +347,22 @@ enter() {
     + ENTER
     + r"""
 }
+target() {
+    readlink -n -- "./$n"
+    echo .
+}
 i=
 while [ "$f" ] && [ -L "$q" ]; do
     enter
-    v=$(readlink -n -- "./$n"; echo .) l=$n i=1$i
-    v=${v%.}
+    w=$(target) l=$n i=1$i
+    v=${w%.}
     case $v in /*) ;; *) v=${PWD%/}/$v ;; esac
     e=$(readlink -f -- "$v") && [ "$e" ] && [ "${#i}" -lt 40 ] || { echo "the link leads nowhere" >&2; exit 1; }
     y=$(stat -c %u -- "$e" 2>/dev/null || stat -c %u -- "${e%/*}/")
-    kept || { echo "$q is a link that an unprivileged user can exchange, to what is not that user's" >&2; exit 1; }
+    kept && [ "$(target)" = "$w" ] || {
+        echo "$q is a link that an unprivileged user can exchange, to what is not that user's" >&2
+        exit 1
+    }
     q=$v d=${v%/*} n=${v##*/}
     d=${d:-/}
 done

@@ -306,7 +306,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         executor = self._prepare()
         if self._runner:
             try:
-                return usable(self._runner.finish(start_shell(self._runner, command, stdin)))
+                return usable(self._runner, self._runner.finish(start_shell(self._runner, command, stdin)))
             except (CommandUnavailable, NoRunnerError) as exc:
                 if is_frozen(exc) or not executor.is_available() or self.get_option("exec_method") == "runner":
                     raise

@@ -22,7 +22,8 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + min(seconds, _LONGEST_SECONDS)
+        self._began = time.monotonic()
+        self._end = self._began + min(seconds, _LONGEST_SECONDS)
 
     def left(self) -> float:
         """Return the seconds left, never below zero."""
@@ -34,7 +35,9 @@ class Deadline:
 
     def leave(self, seconds: float) -> None:
         """Have at least ``seconds`` left."""
-        self._end = max(self._end, time.monotonic() + seconds)
+        end = time.monotonic() + seconds
+        if end > self._end:
+            self._end, self.seconds = end, round(end - self._began, 1)
 
     @property
     def expired(self) -> bool:

@@ -171,8 +171,8 @@ class SocketAgent(Agent):
             data = channel.recv(deadline)
             started, size = started if size else time.monotonic(), size + len(data)
             arriving = time.monotonic() - started
-            if once and arriving < _MOST_TIMEOUTS * self.timeout and arriving * _SLOWEST_RATE <= size:
-                deadline.leave(self.timeout)
+            if once and arriving * _SLOWEST_RATE <= size:
+                deadline.leave(min(self.timeout, _MOST_TIMEOUTS * self.timeout - arriving))
             for line in self._parser.feed(data):
                 yield line
                 if deadline.expired:

@@ -45,22 +45,32 @@ __all__ = (
     "variables",
 )
 
-# d: the directory. Its own are y: its owner; p: what was walked; r: the rest; l: the next name; u: owners on the way.
+# d: the directory. Its own are y: its owner; p: what was walked; r: the rest; l: the next name; u: one digit per link.
 # The path is walked again, step by step, only if it contains a link. A link is trusted only if no other user can
-# exchange it, or any directory above it.
+# exchange it, or any directory above it, and so is each that it leads through. Links and directories are root's, or of
+# the owner of what they lead to. Whoever may write to a directory that is not sticky can put another link in place.
+# What only a group may write to is trusted for what is not root's: many users have a group of their own.
 ENTER = r"""
 cd -P -- "$d" || { stat -- "$d/." >/dev/null; exit 1; }
 kept() {
-    p=. r=${PWD%/} u=
+    p=. r=${PWD%/}
     while [ "$r" ]; do r=${r%/*} p="$p ${p##* }/.."; done
-    case $(stat -c %f -- "./$l") in a*) ;; *) return 1 ;; esac
-    for u in $(stat -c %u -- $p "./$l"); do
-        case $u in 0 | "$y") ;; *) return 1 ;; esac
+    r=$(stat -c '%u %a:%g' -- $p) || return 1
+    set -- $(stat -c '%f %u -' -- "./$l") $r
+    case $1 in a*) shift ;; *) return 1 ;; esac
+    while [ $# -gt 1 ]; do
+        case $1 in 0 | "$y") ;; *) return 1 ;; esac
+        case $2 in
+        - | [1357]???:*) ;;
+        *[2367]:*) return 1 ;;
+        *[2367]?:0) ;;
+        *[2367]?:*) [ "${y:-0}" != 0 ] || return 1 ;;
+        esac
+        shift 2
     done
-    [ "$u" ]
 }
 if [ "$PWD" != "$d" ]; then
-    y=$(stat -c %u .) p= r=${d#/}/
+    y=$(stat -c %u .) p= r=${d#/}/ u=
     while [ "$r" ]; do
         l=${r%%/*} r=${r#*/}
         case $l in
@@ -68,8 +78,11 @@ if [ "$PWD" != "$d" ]; then
         ..) p=${p%/*} ;;
         *)
             if [ -L "$p/$l" ]; then
-                p=$(cd -P -- "$p/" && [ "${PWD%/}" = "$p" ] && kept && cd -P -- "./$l" && printf %s. "${PWD%/}") || p=-.
-                p=${p%.}
+                l=$(cd -P -- "$p/" && [ "${PWD%/}" = "$p" ] && kept && readlink -n -- "./$l" && echo .) u=1$u
+                l=${l%.}
+                [ "$l" ] && [ ${#u} -lt 40 ] || { p=-; break; }
+                case $l in /*) p= ;; esac
+                r=$l/$r
             else
                 p=$p/$l
             fi

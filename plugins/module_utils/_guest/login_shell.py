@@ -115,20 +115,21 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
-# What comes below is put together by `start_shell`: _APART, _OPEN or _KEEP, _INPUT, _PROLOGUE, _REPLACE or _SPLIT.
+# The program is put together by `start_shell`: _OPEN or _KEEP, _INPUT, _SPLIT, _APART, _PROLOGUE, _REPLACE.
 #
-# Goes before all else if the agent itself starts a user's command, which would have the agent's session and process
-# group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own.
-# Where the shell leads a group already, setsid forks, so that is looked at first. It is done once at most, as $0 tells:
-# a /proc of another PID namespace has other numbers.
+# _APART is there if the agent itself starts a user's command, which would have the agent's session and process group:
+# with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own. What brings
+# input and takes output is not in that either: it would be ended, too, and the output lost. Where the shell leads a
+# group already, setsid forks, so that is looked at first. It is done once at most, as $0 tells: a /proc of another PID
+# namespace has other numbers.
 _APART = r"""
-{ read -r v; } 2>/dev/null </proc/self/stat
+{ read -r n v; } 2>/dev/null </proc/self/stat
 v=${v##*) } v=${v#* } v=${v#* } v=${v%% *}
-if [ "$0" != sh ] && [ "${v:-$$}" != $$ ] && command -v setsid >/dev/null; then
+if [ "$0" != sh ] && [ "${v:-$n}" != "$n" ] && command -v setsid >/dev/null; then
     exec setsid /bin/sh -c 'eval "$QEMU_GUEST"' sh
 fi
 """
-# Goes before the prologue if the input is in a file, which is open as 8 and has no name any more. The input is passed
+# Goes before the rest if the input is in a file, which is open as 8 and has no name any more. The input is passed
 # on by a pipe, which cannot be read twice or written to, because it may hold a password. The waiting shell's own output
 # is dropped: it would report a signal.
 _INPUT = r"""
@@ -205,13 +206,18 @@ The file is in memory, which other programs need too. So it may have N eighths o
 has 6, standard error 1), and at most LARGEST_OUTPUT. If that is not enough, all of it is dropped and the
 file C(LOST) is created; the program that writes goes on. Shells count a file's size in units of 512 bytes.
 """
-# Each stream passes through dd, which hands the agent _KEPT bytes; the rest goes to a file in /run that only root can
-# read. A guest whose dd lacks fullblock has only what the agent captures.
+# Goes before the rest if long output is to be whole. Each stream passes through dd, which hands the agent _KEPT bytes; the
+# rest goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent
+# captures.
+# The shell that waits for the command would report a signal, as one of _INPUT would.
 _SPLIT = (
-    REST
+    """
+if [ "${QEMU_GUEST_OUTPUT:-}" ] && [ / -ef / ] 2>/dev/null; then
+"""
+    + REST
     + r"""
 t=$QEMU_GUEST_OUTPUT
-unset QEMU_GUEST_OUTPUT f l n u v
+unset QEMU_GUEST_OUTPUT
 keep() {
     n=$(dd bs=65536 count=16 iflag=fullblock 2>&1 >&7)
     case $n in
@@ -225,12 +231,14 @@ keep() {
 } 7>&1
 exec 3>&1 4>&2
 r=$({ { { (
-    exec 3>&- 4>&- 5>&- 6>&-
+    exec 2>&8 3>&- 4>&- 5>&- 6>&- 8>&-
     unset -f keep lose rest
-    eval "unset c m t; $c"
-); echo $? >&5; } 2>&1 >&6 | keep "$t.err" 1 >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 |
+    unset m t
+    eval "$QEMU_GUEST"
+); echo $? >&5; } 8>&1 2>/dev/null >&6 | keep "$t.err" 1 >&4 3>&- 4>&- 5>&- 6>&-; } 6>&1 |
     keep "$t.out" 6 >&3 3>&- 4>&- 5>&-; } 5>&1)
 exit "$r"
+fi
 """
 )
 # 16 blocks of 64 KiB: small enough for every transport (libvirt refuses replies above 4 MiB), large enough for what
@@ -286,19 +294,24 @@ def shell_result(
         # The name is secret, so this message cannot be the command's own.
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
-            result = usable(result)
+            result = usable(executor, result)
             return _with_rest(executor, result, prefix) if result and prefix else result
     raise _not_run(f"the program's input fits neither in {' nor in '.join(_PLACES)} of the guest")
 
 
-def usable(result: Ended) -> Ended:
+def usable(executor: Executor, result: Ended) -> Ended:
     """Return the ``result`` of a command that ``start_shell`` started.
 
-    :raise OperationError: if the guest's shell is one that can run no command.
+    :raise OperationError: if the guest's shell is one that can run no command. A command that has run can say the same:
+        so the shell must say it where there is no command, too.
     """
-    if result and result.rc == 1 and not result.stdout and result.stderr == f"{_UNUSABLE}\n".encode("ascii"):
+    if _says_unusable(result) and _says_unusable(executor.finish(start_shell(executor, b":"))):
         raise _not_run(_UNUSABLE)
     return result
+
+
+def _says_unusable(result: ExecResult | None) -> bool:
+    return bool(result and (result.rc, result.stdout, result.stderr) == (1, b"", f"{_UNUSABLE}\n".encode("ascii")))
 
 
 def _not_run(why: str) -> OperationError:
@@ -338,14 +351,14 @@ def begin_shell(executor: Executor, command: ShellCommand, seconds: float | None
 
 def _ended(executor: Executor, number: int, seconds: float | None) -> ExecResult:
     if seconds is None:
-        return usable(executor.finish(number))
+        return usable(executor, executor.finish(number))
     result = executor.wait(number, seconds)
     if result is None:
         kill(executor, number)
         executor.wait(number, _SECONDS_TO_DIE)
         text = f"a program that reads the file in the guest did not end within {seconds:.0f} s, and was killed."
         raise TransferError(text, hint="Is the file one still, or something that programs wait for?")
-    return usable(result)
+    return usable(executor, result)
 
 
 def start_shell(
@@ -369,7 +382,7 @@ def start_shell(
     keeps = _KEEP if fits and len(data) > _PIPE and limits.pipes_input else ""
     from_file = (keeps or _OPEN) + _INPUT if keeps or not fits else ""
     session = _APART if apart and not executor.limits.has_sessions else ""
-    text = session + from_file + (_PROLOGUE + _SPLIT if prefix else login_program())
+    text = from_file + (_SPLIT if prefix else "") + session + login_program()
     env = [f"PATH={PATH}", f"QEMU_GUEST={text}"]
     if prefix:
         env.append(f"QEMU_GUEST_OUTPUT={prefix}")
@@ -461,9 +474,9 @@ def _keeps_nothing(executor: Executor, path: str) -> bool:
     return not exists(executor.agent, path) and run_shell(executor, has_fullblock, whole=False).shell_rc != 0
 
 
-# All processes of a program are found before the first is killed: an orphan has lost its parent, and not every program
-# has a session of its own. They are stopped meanwhile, so that they start no others. After SIGTERM they may
-# start others again, so the search is repeated.
+# All processes of a program are found before the first is killed: an orphan has lost its parent, and a guest without
+# setsid gives programs no session of their own. They are stopped meanwhile, so that they start no others. After SIGTERM
+# they may start others again, so the search is repeated.
 _KILL = r"""
 tree=%(pid)d
 for s in TERM KILL; do

@@ -116,7 +116,8 @@ def test_a_small_file(connection: Any, method: str, tally: Tally, tmp_path: Path
     requests, size = counted(tally, lambda: connection.put_file(str(tmp_path / "source"), "/srv/counted"))
     # One program writes it, and says what is there.
     assert requests == ({"guest-exec": 1} if method == "guest-exec" else files(5, reads=2, writes=3))
-    assert size < 11_000
+    # A third is its content. The program is 320 bytes longer since it looks at each link on the way, and at modes.
+    assert size < 11_400
 
 
 def thousand_files(tree: Path, size: int) -> Path:

@@ -117,6 +117,7 @@ def quietly(action, *arguments):
 os.chdir("/srv/theirs")
 while True:
 """
+SECRET = "/etc/victims/file"
 KEPT = "cd /etc/victims && stat -c '%n %f %u:%g %s' . * .[!.]* 2>/dev/null; cat file"
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -204,6 +205,66 @@ def test_link_that_leads_where_its_user_may_write_is_followed(agent: LooseAgent,
     assert look(agent, f"test -L {path} && cat {target}") == "new\n"
 
 
+# Whether root's link in a directory of root's stays what it is: its mode, and its group.
+SHARED = {"0755 0": True, "1777 0": True, "2775 0": True, "0777 0": False, f"2775 {UID}": False, f"3775 {UID}": True}
+
+
+def manage(agent: LooseAgent, follow: bool) -> bool:
+    """Have root manage a file of root's, through a link there or on the way; return whether that is done."""
+    path = "/srv/theirs/file" if follow else "/srv/theirs/sub/file"
+    params = {name: option.get("default") for name, option in OPERATION.spec.items()}
+    params.update(path=path, content="new\n", owner=str(UID), follow=follow)
+    with open_agent(str(agent.agent_socket)) as client:
+        return does(lambda: run_operation(OPERATION, client, params))
+
+
+def plant(agent: LooseAgent, links: str) -> None:
+    look(agent, "rm -rf /etc/victims /srv/theirs; mkdir -m 700 /etc/victims; umask 077; echo secret >/etc/victims/file")
+    look(agent, links, check=True)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("shared", SHARED)
+def test_link_of_root_s_where_others_may_write(agent: LooseAgent, shared: str, follow: bool) -> None:
+    """They cannot make one of root's, and put it in place, or another, by rename."""
+    mode, group = shared.split()
+    link = "ln -s /etc/victims/file file" if follow else "ln -s /etc/victims sub"
+    plant(agent, f"install -d -m {mode} -g {group} /srv/theirs; cd /srv/theirs; {link}")
+    assert manage(agent, follow) == SHARED[shared]
+    assert ("secret" in look(agent, KEPT)) != SHARED[shared]
+
+
+@pytest.mark.parametrize(
+    "user_s", ["sub -> /etc/victims", "sub -> other, other -> /etc/victims", "sub -> ../../../etc/victims"]
+)
+def test_link_of_root_s_that_leads_through_a_user_s(agent: LooseAgent, user_s: str) -> None:
+    links = "; ".join("ln -s {1} {0}; chown -h {2} {0}".format(*link.split(" -> "), UID) for link in user_s.split(", "))
+    plant(agent, f"mkdir /srv/theirs; cd /srv/theirs; install -d -o {UID} home; ln -s home/sub sub; cd home; {links}")
+    before = look(agent, KEPT)
+    assert not manage(agent, follow=False)
+    assert look(agent, KEPT) == before
+
+
+VANISHING = """#!/bin/sh
+/usr/bin/stat "$@"
+s=$?
+case "$*" in *./file | *./sub) rm -f /srv/theirs/file ;; esac
+exit "$s"
+"""
+
+
+def test_link_that_vanishes_when_it_was_looked_at(agent: LooseAgent) -> None:
+    """Where users may put links, as in /tmp: whose it was, nobody has said then."""
+    plant(agent, f"install -d -m 1777 /srv/theirs; cd /srv/theirs; ln -s {SECRET} file; chown -h {UID} file")
+    before = look(agent, KEPT)
+    look(agent, f"printf %s {shlex.quote(VANISHING)} >/usr/local/bin/stat; chmod 755 /usr/local/bin/stat", check=True)
+    try:
+        assert not manage(agent, follow=True)
+    finally:
+        look(agent, "rm /usr/local/bin/stat", check=True)
+    assert look(agent, KEPT) == before
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_tree(agent: LooseAgent, attack: str, tmp_path: Path) -> None:
     """Into the user's directory, and into a directory of the user's in there, which is there or not."""
@@ -235,7 +296,6 @@ def test_copy(agent: LooseAgent, attack: str, size: int, warm: bool, tmp_path: P
         connection.close()
 
 
-SECRET = "/etc/victims/file"
 LINKS = {
     "file": f"ln -s {SECRET} ~qgakeys/.ssh/authorized_keys",
     "keys": f"echo {{key}} >{SECRET}; ln -s {SECRET} ~qgakeys/.ssh/authorized_keys",

@@ -125,6 +125,21 @@ def test_program_that_ends_its_process_group_does_not_end_the_agent(
     until(lambda: "sleep" not in look(agent, "ps -C sleep -o args= | grep 300 || :"), 10, "the end of what it started")
 
 
+TRAPS = "trap 'exit 3' TERM; echo be''fore; kill 0; sleep 5"
+
+
+@pytest.mark.parametrize("module", ["ansible.builtin.raw", "qemu.guest.qga_exec"])
+@pytest.mark.parametrize("way", STATES)
+def test_what_takes_output_and_brings_input_is_not_in_the_group_of_the_program(
+    way: str, module: str, agent: LooseAgent, make_ansible: MakeAnsible
+) -> None:
+    ansible = make_ansible({"guest": {**guest_variables(agent), **STATES[way]}})
+    more_than_a_pipe_holds = "a line\n" * 12_000
+    arguments = {"shell": TRAPS, "stdin": more_than_a_pipe_holds} if "qga" in module else TRAPS
+    output = ansible.adhoc(module, arguments, rc=2).output
+    assert "before" in output and ("rc=3" in output or "exit status 3" in output)
+
+
 LOOK = r"""read -r password
 su -s /bin/sh daemon -c 'python3 -c "
 import os

@@ -50,6 +50,13 @@ def test_runner_is_started_as_on_demand() -> None:
     assert f"guest_prep_runner_argv + ['{executor.IDLE_SECONDS}', 'over']" in relieve
 
 
+def test_programs_of_the_runner_s_unit_have_what_a_login_has() -> None:
+    """Whether the role has installed it, or it was started on demand: no signal is ignored, for one."""
+    unit = (ROLE / "templates" / "qemu-guest-runner.service.j2").read_text(encoding="utf-8").splitlines()
+    for line in ("IgnoreSIGPIPE=no", "OOMPolicy=continue", "TasksMax=infinity", "KillMode=process"):
+        assert line in unit and f"--property={line}" in bootstrap._OUTLIVES.split()
+
+
 def test_runner_that_is_installed_is_that_of_the_connection() -> None:
     source = re.search(r'src: "{{ role_path }}/(.*/runner\.sh)"', (ROLE / "tasks" / "runner.yml").read_text("utf-8"))
     assert source

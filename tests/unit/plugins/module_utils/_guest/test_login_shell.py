@@ -202,6 +202,14 @@ def test_shell_that_cannot_be_used(
     guest.close()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_command_that_says_what_an_unusable_shell_says_has_run(executor: GuestExec, whole: bool) -> None:
+    """As the program of a user whom a task has become may do."""
+    command = f'echo "{login_shell._UNUSABLE}" >&2; exit 1'.encode("ascii")
+    result = run_shell(executor, command, whole=whole)
+    assert (result.rc, result.stderr) == (1, f"{login_shell._UNUSABLE}\n".encode("ascii"))
+
+
 def test_session_of_its_own_is_asked_for_once(tmp_path: Path) -> None:
     """In a PID namespace with another's /proc, a shell never finds that it leads its group; its name may be odd too."""
     (tmp_path / "setsid").write_text(f'#!/bin/sh\necho once >>{tmp_path}/asked\nexec "$@"\n', encoding="ascii")

@@ -34,7 +34,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import ShellCommand
 from ansible_collections.qemu.guest.plugins.module_utils._guest.login_shell import run_shell
 from ansible_collections.qemu.guest.plugins.plugin_utils._runner.executor import Runner
-from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import new_number
+from ansible_collections.qemu.guest.plugins.plugin_utils._runner.spool import Spool, new_number
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import call, client
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm import payload as _payload
 from ansible_collections.qemu.guest.plugins.plugin_utils._warm.call import Call
@@ -760,10 +760,19 @@ def test_task_waits_in_vain_for_an_interpreter_that_fails(agent: Runner, warm: W
         assert warm.run(command, module("")) is None
 
 
-def test_nothing_is_left_of_starts_that_fail(agent: Runner, warm: WarmPython, guest: Guest) -> None:
-    """Each brings the module's parts, after the shell that waits may have found that there is no such interpreter."""
-    for _time in range(5):
-        assert warm.run("/usr/bin/no-python", module("")) is None
+def test_nothing_is_left_of_starts_that_fail(warm: WarmPython, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each brings the module's parts, after the shell that waits has found that there is no such interpreter."""
+    write = Spool.write
+
+    def late(spool: Spool, name: str, data: bytes) -> bool:
+        if name.endswith(".parts"):
+            until(lambda: list(guest.runner.glob(f"{SPOOL}.*.failed")))
+            until(lambda: not list(guest.runner.glob(f"{SPOOL}.*.pid")))
+            time.sleep(0.1)
+        return write(spool, name, data)
+
+    monkeypatch.setattr(Spool, "write", late)
+    assert warm.run("/usr/bin/no-python", module("")) is None
     until(lambda: not list(guest.runner.glob(f"{SPOOL}.*.parts")))
 
 
