@@ -206,8 +206,8 @@ The file is in memory, which other programs need too. So it may have N eighths o
 has 6, standard error 1), and at most LARGEST_OUTPUT. If that is not enough, all of it is dropped and the
 file C(LOST) is created; the program that writes goes on. Shells count a file's size in units of 512 bytes.
 """
-# Goes before the rest if long output is to be whole. Each stream passes through dd, which hands the agent _KEPT bytes; the
-# rest goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent
+# Goes before the rest if long output is to be whole. Each stream passes through dd, which hands the agent _KEPT bytes;
+# what is more goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent
 # captures.
 # The shell that waits for the command would report a signal, as one of _INPUT would.
 _SPLIT = (
