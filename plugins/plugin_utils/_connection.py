@@ -500,11 +500,11 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
             self._warm = None  # ending it would wait for the agent again
             self.close()
-            # ansible-core cleans up after a task that failed. Where that fails too, it would tell only that error, which
-            # says of its own command that it was not sent.
-            cause = None if self._trouble else exc
-            self._trouble = self._trouble or str(exc)
-            raise AnsibleConnectionFailure(self._trouble) from cause
+            # ansible-core cleans up after a task that failed, and if that fails too, tells only this. That cleaning up
+            # was not sent says nothing of the task.
+            is_after = bool(self._trouble) and isinstance(exc, ConnectError)
+            self._trouble = self._trouble if is_after else str(exc)
+            raise AnsibleConnectionFailure(self._trouble) from (None if is_after else exc)
         except FileChangedError:
             raise
         except QgaError as exc:
