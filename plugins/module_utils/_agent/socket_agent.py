@@ -49,6 +49,8 @@ _SILENT_SECONDS = 3.0
 _SLOWEST_RATE = 3500
 _MOST_TIMEOUTS = 10
 
+_BROKEN_OFF = "its reply broke off (the agent was restarted, or the guest went back to a snapshot)"
+
 Share = Callable[[Address, Channel], Channel]
 """Offers the channel to this user's other processes on this machine, and returns it as a shared channel."""
 
@@ -145,7 +147,12 @@ class SocketAgent(Agent):
     ) -> tuple[dict[str, Any], int]:
         """Return the reply and its size in bytes."""
         for line in lines:
-            reply = protocol.decode_reply(line)
+            try:
+                reply = protocol.decode_reply(line)
+            except ProtocolError:
+                if probe and probe.was_sent:  # half a reply, silence, and what was to be the answer to the probe
+                    raise OutcomeUnknownError(_BROKEN_OFF) from None
+                raise
             if reply.get("id") == request_id:
                 return reply, len(line)
             if probe and reply.get("id") == probe.request_id:

@@ -351,6 +351,29 @@ def test_trouble_with_the_channel_is_a_failed_connection(connection: Connect, se
     assert len(server.received) == 2
 
 
+def test_lost_task_is_told_whatever_becomes_of_cleaning_up_after_it(
+    connection: Connect, server: Scripted, tmp_path: Path
+) -> None:
+    """ansible-core removes the temporary directory of a task that failed, and tells only that this failed, too."""
+    server.then("guest-exec", closes())
+    made = connection(address=str(server.path))
+    with pytest.raises(AnsibleConnectionFailure, match="guest-exec may have run"):
+        made.exec_command("true")
+    server.path.rename(tmp_path / "away")  # as where QEMU has ended
+    with pytest.raises(AnsibleConnectionFailure, match="guest-exec may have run") as caught:
+        made.exec_command("rm -rf /root/.ansible/tmp/x")
+    assert not caught.value.__cause__, "ansible-core would tell that, too"
+    made.reset()
+    with pytest.raises(AnsibleConnectionFailure, match="nothing was sent: there is no such socket"):
+        made.exec_command("true")
+    (tmp_path / "away").rename(server.path)
+    assert made.exec_command("true")[0] == 0
+    server.path.rename(tmp_path / "away")
+    made.close()
+    with pytest.raises(AnsibleConnectionFailure, match="nothing was sent: there is no such socket"):
+        made.exec_command("true")
+
+
 @pytest.mark.parametrize(
     ("command", "reply"),
     [
