@@ -150,7 +150,7 @@ class SocketAgent(Agent):
             try:
                 reply = protocol.decode_reply(line)
             except ProtocolError:
-                if probe and probe.was_sent:  # half a reply, silence, and what was to be the answer to the probe
+                if probe and probe.broke_silence:  # half a reply, silence, and what was to be the answer to the probe
                     raise OutcomeUnknownError(_BROKEN_OFF) from None
                 raise
             if reply.get("id") == request_id:
