@@ -186,13 +186,10 @@ import time
 from typing import Any, Mapping
 
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
-    ConnectError,
     OperationError,
-    OutcomeUnknownError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._agent.printable import last_line
 from ansible_collections.qemu.guest.plugins.module_utils._guest.executor import (
-    ABOUT_PROGRAM,
     CAPTURE_LIMIT,
     ExecResult,
     Executor,
@@ -311,19 +308,13 @@ class _Waiting:
 
         :raise OutcomeUnknownError: if contact is lost. The program was started in any case.
         """
-        try:
-            if self._timeout is None:
-                return self._executor.finish(number)
-            result = self._executor.wait(number, self._timeout)
-            if result is None:
-                self.process = kill(self._executor, number)
-                result = self._executor.wait(number, _SECONDS_TO_DIE)
-            return result
-        except ConnectError as exc:
-            message = f"contact was lost after the {self._executor.label(number)} was started: {exc.message}"
-            error = OutcomeUnknownError(message, command=ABOUT_PROGRAM, hint="Look at the guest before you repeat it.")
-            error.address = exc.address
-            raise error from exc
+        if self._timeout is None:
+            return self._executor.finish(number)
+        result = self._executor.wait(number, self._timeout)
+        if result is None:
+            self.process = kill(self._executor, number)
+            result = self._executor.wait(number, _SECONDS_TO_DIE)
+        return result
 
 
 def _failure(params: Params, answer: Mapping[str, Any]) -> OperationError:

@@ -254,9 +254,9 @@ class Current(NamedTuple):
     """The present file, and the wanted content.
 
     ``kind`` is ``file``, ``link``, ``absent`` or ``other``; ``programs``: the agent may run programs, without which
-    mode and owner are not known. ``real`` is the path with all links resolved except the last name; ``safe``: root
-    alone can change what it leads to. ``text`` is the content if it is small enough for a diff; ``ends_with_wanted``
-    matters for ``append``.
+    mode and owner are not known. ``real`` is the path with all links resolved except the last name, as far as programs
+    can tell; ``safe``: root alone can change what it leads to. ``text`` is the content if it is small enough for a
+    diff; ``ends_with_wanted`` matters for ``append``.
     """
 
     path: str
@@ -336,6 +336,10 @@ def _wanted(params: Params) -> dict[str, Any]:
 
 
 # A link that is followed is trusted as ENTER trusts one on the way, and read again then: it stays what it is.
+#
+# q: the path; d and n: its directory and name; f: whether to follow links; i: a 1 for each link that was followed. Of
+# such a link: w: what is in it; v: where it leads; e: the same with all links resolved. For `kept` of ENTER: l: the
+# link's name; y: the owner of what it leads to.
 _LOOK = (
     r"""
 enter() {
@@ -463,7 +467,7 @@ def _refuse_without_programs(executor: Executor, current: Current, params: Param
     exists = current.kind != "absent"
     agents_mode = not exists and params["mode"] is not None and mode_of(params["mode"], FILE_MODE) == AGENTS_MODE
     needs_programs = (
-        (exists if params["state"] == "absent" else False)
+        (params["state"] == "absent" and exists)
         or (params["mode"] is not None and not agents_mode)
         or params["owner"] is not None
         or params["group"] is not None
@@ -532,7 +536,7 @@ def _after(current: Current, params: Params) -> dict[str, Any]:
             after.pop("sha256")
         else:
             content = current.wanted or b""
-            after.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            after.update(size=len(content), sha256=current.wanted_sha256 or hashlib.sha256(content).hexdigest())
     if not current.programs:
         return after
     default = current.mode if current.mode is not None else FILE_MODE

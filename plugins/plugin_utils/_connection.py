@@ -108,6 +108,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         self._runner: Runner | None = None
         self._warm: WarmPython | None = None
         self._in_task = False  # whether a step of the task has been done in the guest; a loop's items count as one task
+        self._trouble = ""  # why contact was lost, until something works again
         self._variables: Mapping[str, Any] | None = None  # all of the host's, where the core gives them
         self._gathers_facts = False  # whether the task is that of gather_facts
         self._asks: dict[str, bool] = {}  # whether a command line of become has been seen to ask for its password
@@ -246,6 +247,7 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         with contextlib.suppress(AnsibleError, QgaError):  # if the agent does not answer, there is nothing to end
             self._end_warm()
         self.close()
+        self._trouble = ""
         with contextlib.suppress(AnsibleError, QgaError):
             dismiss(self._address_and_hypervisor()[0])
         self._connect()
@@ -493,12 +495,15 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         try:
             with self.agent.named(to_text(path)):
                 value = when_thawed(self.agent, action) if self._in_task else action()
-            self._in_task = True
+            self._in_task, self._trouble = True, ""
             return value
         except (ConnectError, OutcomeUnknownError, ProtocolError) as exc:
-            self._warm = None  # ending it would wait for the agent again
             self.close()
-            raise AnsibleConnectionFailure(str(exc)) from exc
+            # ansible-core cleans up after a task that failed, and if that fails too, tells only this. That cleaning up
+            # was not sent says nothing of the task.
+            is_after = bool(self._trouble) and isinstance(exc, ConnectError)
+            self._trouble = self._trouble if is_after else str(exc)
+            raise AnsibleConnectionFailure(self._trouble) from (None if is_after else exc)
         except FileChangedError:
             raise
         except QgaError as exc:

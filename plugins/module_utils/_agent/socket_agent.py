@@ -44,10 +44,12 @@ _IDLE_SECONDS = 0.5
 # Seconds of silence before the first probe, which shows whether a reply can still come; doubled after each probe.
 _SILENT_SECONDS = 3.0
 
-# Bytes per second of the slowest channel (serial), at least. A reply at that rate may take this many times the timeout,
-# and no longer: the guest may mean to keep whoever reads.
+# Bytes per second of the slowest channel, at least: half of what a serial port carries (pace.py). A reply at that rate
+# may take this many times the timeout, and no longer: the guest may mean to keep whoever reads.
 _SLOWEST_RATE = 3500
 _MOST_TIMEOUTS = 10
+
+_BROKEN_OFF = "its reply broke off (the agent was restarted, or the guest went back to a snapshot)"
 
 Share = Callable[[Address, Channel], Channel]
 """Offers the channel to this user's other processes on this machine, and returns it as a shared channel."""
@@ -56,14 +58,14 @@ Share = Callable[[Address, Channel], Channel]
 class _Sync:
     """A sync, as ``data``: the first words to an agent, and the probe of one that is silent: did it lose the request?
 
-    Agents answer in order: once the agent answers the sync, no reply to an earlier request will come. ``was_sent``: it
-    was sent into silence, so that an answer may still be to come.
+    Agents answer in order: once the agent answers the sync, no reply to an earlier request will come.
+    ``broke_silence``: it was sent into silence, so that an answer may still be to come.
     """
 
     def __init__(self, request_id: str, sync_id: int = 0) -> None:
         self.request_id = request_id
         self.data = protocol.SENTINEL + protocol.encode_request("guest-sync-delimited", {"id": sync_id}, request_id)
-        self.was_sent = False
+        self.broke_silence = False
 
 
 class SocketAgent(Agent):
@@ -112,9 +114,9 @@ class SocketAgent(Agent):
         return SocketAgent(self._address, self.timeout, connect=self._connect)
 
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
-        # Only the command itself may take longer than an agent has to answer: nothing is sent to one that is away.
+        # To connect and sync takes `timeout` at most, also for a command that may take longer.
         channel, state = self._acquired(deadline.at_most(self.timeout))
-        state_after = state
+        state_after = state  # the same object as long as nothing was sent
         try:
             request_id = self._next_id(state)
             data = protocol.encode_request(command, arguments, request_id)
@@ -128,7 +130,7 @@ class SocketAgent(Agent):
             probe = _Sync(self._next_id(state)) if probes else None
             lines = self._lines(channel, deadline, probe, once=schema.command(command).once)
             reply, size = self._reply(lines, request_id, state, probe)
-            if not (probe and probe.was_sent):  # else the probe's answer is still to come
+            if not (probe and probe.broke_silence):  # else the probe's answer is still to come
                 state_after = state._replace(since=time.monotonic())
             self.pace.note(len(data) + size, time.monotonic() - started)
         except QgaError as exc:
@@ -145,14 +147,19 @@ class SocketAgent(Agent):
     ) -> tuple[dict[str, Any], int]:
         """Return the reply and its size in bytes."""
         for line in lines:
-            reply = protocol.decode_reply(line)
+            try:
+                reply = protocol.decode_reply(line)
+            except ProtocolError:
+                if probe and probe.broke_silence:  # half a reply, silence, and what was to be the answer to the probe
+                    raise OutcomeUnknownError(_BROKEN_OFF) from None
+                raise
             if reply.get("id") == request_id:
                 return reply, len(line)
             if probe and reply.get("id") == probe.request_id:
                 raise OutcomeUnknownError(
                     "the agent answers again, but not to this (it was restarted, or the guest went back to a snapshot)"
                 )
-            if "id" in reply or (probe and probe.was_sent and _is_about_sentinel(reply)):
+            if "id" in reply or (probe and probe.broke_silence and _is_about_sentinel(reply)):
                 continue  # a reply to another client, or to an abandoned request
             if state.echoes_id:
                 raise _unparsed(reply)
@@ -192,6 +199,7 @@ class SocketAgent(Agent):
                 self.close()
                 raise
             except (ConnectError, OutcomeUnknownError) as exc:
+                # The mux may have given us a channel whose QEMU or agent has gone.
                 if deadline.expired or (fresh and not channel.shared):
                     raise self._close_and_explain(exc, channel, deadline) from None
                 self.close()  # QEMU, a listening agent or the mux was restarted: open a new channel
@@ -235,7 +243,7 @@ class SocketAgent(Agent):
                 fallen_back = True
                 probe.data = protocol.encode_request("guest-sync", {"id": sync_id}, request_id)
                 channel.send(probe.data, deadline)
-        if probe.was_sent:  # more than one answer is still to come
+        if probe.broke_silence:  # more than one answer is still to come
             return self._sync(channel, state, deadline)
         return state._replace(since=time.monotonic())
 
@@ -262,7 +270,7 @@ class SocketAgent(Agent):
                 channel.send(probe.data, deadline)
             except ConnectError as exc:  # the request itself has been sent
                 raise OutcomeUnknownError(exc.message) from None
-            probe.was_sent = True
+            probe.broke_silence = True
             pause *= 2
 
     def _close_and_explain(self, exc: QgaError, channel: Channel, deadline: Deadline) -> ConnectError:

@@ -66,7 +66,7 @@ _LONGEST_POLL = 0.25
 _LONG = 24 * 3600.0
 # The guest was away or frozen for the time that a poll takes beyond this: it does not count as the program's time.
 _QUESTION_SECONDS = 1.0
-# Bytes per second of the slowest channel (serial), and the most seconds that are added for it.
+# Bytes of content per second on the slowest channel (serial, see pace.py), and the most seconds added for it.
 _SERIAL = 4000
 _SERIAL_SECONDS = 60
 

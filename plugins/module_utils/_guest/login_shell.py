@@ -3,9 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Shell commands in a POSIX guest, run as in a login and without a trace in the guest's logs.
 
-The agent writes the arguments of every guest-exec to the guest's syslog, gives a child its own bare environment, and
-keeps 16 MiB of each output stream. So the command is sent on stdin to a constant program that sets up the environment
-of a login and can keep output of any size.
+What the agent does to programs, executor.py tells. So the command is sent on stdin to a constant program that sets up
+the environment of a login and can keep output of any size.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ done
 """The shell program that reads the command at the start of ``input_of`` into C(c). `read` takes byte by byte, so the
 rest is left for the command's own stdin."""
 
-_UNUSABLE = "the guest's /bin/sh lacks [ A -ef B ] and was given nothing to run; have dash, bash or the like there"
+_UNUSABLE = "the guest's /bin/sh lacks [ A -ef B ]; have dash, bash or the like there"
 
 # The guest's syslog shows `/bin/sh -c 'eval "$QEMU_GUEST"'`; the text below is in that variable (the environment is
 # not logged) and the same for every command. It reads the command from stdin.
@@ -103,7 +102,7 @@ for f in /etc/environment /etc/default/locale /etc/locale.conf; do
     while IFS= read -r l || [ -n "$l" ]; do
         l=${l#export }
         v=${l%%=*}
-        # Nor what this program works with, nor what bash takes for an attack on itself, and ends.
+        # No variable that this program works with, and none that is read-only in bash, which would end.
         case $v in '' | [0-9]* | *[!A-Za-z0-9_]* | [a-z] | UID | EUID | PPID | SHELLOPTS | BASHOPTS) continue ;; esac
         case $l in *=*) ;; *) continue ;; esac
         l=${l#*=}
@@ -116,11 +115,13 @@ cd "$HOME" 2>/dev/null || cd /
 unset OLDPWD
 """
 )
-# Goes before the prologue if the agent itself starts a user's command, which would have the agent's session and process
-# group: with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own. What
-# brings input and takes output is not in that either: it would be ended, too, and the output lost.
-# Where the shell leads a group already, setsid forks, so that is looked at first. It is done once at most: a /proc of
-# another PID namespace has other numbers.
+# The program is put together by `start_shell`: _OPEN or _KEEP, _INPUT, _SPLIT, _APART, _PROLOGUE, _REPLACE.
+#
+# _APART is there if the agent itself starts a user's command, which would have the agent's session and process group:
+# with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own. What brings
+# input and takes output is not in that either: it would be ended, too, and the output lost. Where the shell leads a
+# group already, setsid forks, so that is looked at first. It is done once at most: a /proc of another PID namespace has
+# other numbers.
 _APART = r"""
 { read -r n v; } 2>/dev/null </proc/self/stat
 v=${v##*) } v=${v#* } v=${v#* } v=${v%% *}
@@ -130,7 +131,7 @@ if [ ! "${QEMU_GUEST_APART:-}" ] && [ "${v:-$n}" != "$n" ] && command -v setsid 
 fi
 unset QEMU_GUEST_APART
 """
-# Goes before the prologue if the input is in a file, which is open as 8 and has no name any more. The input is passed
+# Goes before the rest if the input is in a file, which is open as 8 and has no name any more. The input is passed
 # on by a pipe, which cannot be read twice or written to, because it may hold a password. The waiting shell's own output
 # is dropped: it would report a signal.
 _INPUT = r"""
@@ -146,7 +147,7 @@ fi
 """
 # The command takes the shell's place, so the agent reports the command's own end, a signal included.
 _REPLACE = 'eval "unset c f l n u v; $c"\n'
-# Goes before that: a shell that is killed between these two steps takes the name away, too.
+# Goes before _INPUT: opens the file and takes its name away, also if the shell is killed between these two steps.
 _OPEN = r"""
 if [ "${QEMU_GUEST_INPUT:-}" ]; then
     trap 'rm -f "$QEMU_GUEST_INPUT"; exit 143' TERM
@@ -155,8 +156,8 @@ if [ "${QEMU_GUEST_INPUT:-}" ]; then
     trap - TERM
 fi
 """
-# Or this: input larger than a pipe is put into such a file, if one can be created. An agent whose program ends while
-# the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
+# In place of _OPEN: input larger than a pipe is put into such a file, if one can be created. An agent whose program
+# ends while the pipe is full polls it forever, and takes a whole processor (5.2 to 11.1 do).
 _KEEP = r"""
 if [ "${QEMU_GUEST_KEEP:-}" ]; then
     trap 'rm -f "$QEMU_GUEST_KEEP"; exit 143' TERM
@@ -207,8 +208,8 @@ The file is in memory, which other programs need too. So it may have N eighths o
 has 6, standard error 1), and at most LARGEST_OUTPUT. If that is not enough, all of it is dropped and the
 file C(LOST) is created; the program that writes goes on. Shells count a file's size in units of 512 bytes.
 """
-# Goes before that if long output is to be whole. Each stream passes through dd, which hands the agent _KEPT bytes; the
-# rest goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent
+# Goes before the rest if long output is to be whole. Each stream passes through dd, which hands the agent _KEPT bytes;
+# what is more goes to a file in /run that only root can read. A guest whose dd lacks fullblock has only what the agent
 # captures.
 # The shell that waits for the command would report a signal, as one of _INPUT would.
 _SPLIT = (
@@ -257,8 +258,9 @@ def run_shell(
     """Run the POSIX shell command ``command`` as in a login, without a trace of it in the guest's logs.
 
     HOME, USER, SHELL, PATH and locale are set as for a login of the agent's user (root), /etc/environment included, and
-    the working directory is HOME. ``whole`` keeps output of any size; without it the command takes the shell's place,
-    and output beyond CAPTURE_LIMIT is dropped and marked as truncated.
+    the working directory is HOME. ``whole`` is for a user's command: it has a session of its own, and output of any
+    size is kept. Without it the command takes the shell's place, and output beyond CAPTURE_LIMIT is dropped and marked
+    as truncated.
 
     :raise CommandUnavailable: if the agent cannot run programs.
     :raise TransferError: if output was lost because there was no room for it in /run.
@@ -285,6 +287,8 @@ def shell_result(
 
     The input is kept in the first place that has room for it. With a ``prefix``, the result is whole; for that and
     ``apart``, see ``start_shell``.
+
+    :raise OperationError: if the command was not run, for lack of room or of a usable shell.
     """
     for place in _PLACES:
         keep = f"{new_prefix(place)}.in"
@@ -292,9 +296,9 @@ def shell_result(
         # The name is secret, so this message cannot be the command's own.
         words = f"{keep.rpartition('qemu-guest.')[2]}; it was not run\n".encode("ascii")
         if not result or result.rc != 1 or not result.stderr.endswith(words):
-            break
-    result = usable(executor, result)
-    return _with_rest(executor, result, prefix) if result and prefix else result
+            result = usable(executor, result)
+            return _with_rest(executor, result, prefix) if result and prefix else result
+    raise _not_run(f"the program's input fits neither in {' nor in '.join(_PLACES)} of the guest")
 
 
 def usable(executor: Executor, result: Ended) -> Ended:
@@ -304,14 +308,18 @@ def usable(executor: Executor, result: Ended) -> Ended:
         so the shell must say it where there is no command, too.
     """
     if _says_unusable(result) and _says_unusable(executor.finish(start_shell(executor, b":"))):
-        error = OperationError(_UNUSABLE)
-        error.executed = "no"
-        raise error
+        raise _not_run(_UNUSABLE)
     return result
 
 
 def _says_unusable(result: ExecResult | None) -> bool:
     return bool(result and (result.rc, result.stdout, result.stderr) == (1, b"", f"{_UNUSABLE}\n".encode("ascii")))
+
+
+def _not_run(why: str) -> OperationError:
+    error = OperationError(f"the program was not run: {why}")
+    error.executed = "no"
+    return error
 
 
 def check_shell(executor: Executor, command: str | ShellCommand, purpose: str, stdin: bytes = b"") -> bytes:

@@ -33,7 +33,8 @@ T = TypeVar("T")
 
 # Seconds to wait for a silent agent: a restart takes that long on a slow guest.
 _GRACE_SECONDS = 120.0
-# An agent that listens by itself (not at QEMU's socket) has no socket for a moment. A stopped machine never gets one.
+# Seconds to wait for a socket, unless the agent's timeout is longer. A guest that was saved gets a new one; so does an
+# agent that listens by itself. A guest that was shut down never does, and no more than this tells them apart.
 _SOCKET_SECONDS = 10.0
 _PAUSE = 0.2
 # Asking a frozen guest takes three commands each time, so it is done less often.
@@ -89,7 +90,7 @@ class _Outages:
             return
         kind, seconds = "silent", self._grace
         if isinstance(exc, ConnectError) and not isinstance(exc, _SILENT):
-            kind, seconds = "no socket", min(_SOCKET_SECONDS, self._grace)
+            kind, seconds = "no socket", min(max(_SOCKET_SECONDS, self._agent.timeout), self._grace)
         elif not isinstance(exc, _SILENT) and not lacks_room(exc):
             raise exc
         now = time.monotonic()

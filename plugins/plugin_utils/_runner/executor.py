@@ -61,7 +61,8 @@ __all__ = ("HOME", "IDLE_SECONDS", "SPOOL", "GuestExecOrRunner", "Runner", "prog
 HOME = "/run/qemu-guest-runner"
 """The directory of all of the runner's files; only root can enter it."""
 SPOOL = f"{HOME}/1"
-"""The runner's spool. The number is the protocol's version, so that an installed runner remains of use."""
+"""The runner's spool. The number is the protocol's version. It is raised only if requests change: an installed
+runner of an older release is used on."""
 
 IDLE_SECONDS = 600
 """How long a runner that was started on demand stays without work: at least this, at most twice this."""

@@ -123,7 +123,8 @@ _QUICK_START_SECONDS = 0.03
 _LOOKS = 4  # for a server, before each look for a reason why there is none
 # Pauses while an interpreter starts and imports, some seconds at most.
 _WHILE_STARTING = (*itertools.takewhile(lambda pause: pause < _SERVER_LOOK, pauses(0.01)), *[_SERVER_LOOK] * 60)
-# How often a server may ask for missing pieces of an archive: the recipe, its parts, parts lost meanwhile.
+# How often a server may ask for missing parts of an archive: for the list of them, for them, and for what was lost
+# meanwhile.
 _ATTEMPTS = 4
 
 # When to look for the answer of a module that has not run over this connection: asking sooner would only delay it.
@@ -225,9 +226,9 @@ class WarmPython:
     def _run_module(self, request: ClientRequest, archive: Archive, python: str) -> ExecResult | None:
         """Return a module's result; None if it was not run.
 
-        Ask the server that is there. If there is none, start one and ask it: nobody took the number, so it stays, and
-        the server finds by it what was brought. While the server lacks parts, bring them and ask under a new number,
-        because a number is taken once.
+        Ask the server that is there. If there is none, start one and ask it, under the same number: nobody has taken
+        it, and a server that starts reads the parts that were brought from a file with that number. While the server
+        lacks parts, bring them and ask under a new number, because a number is taken once.
         """
         number = new_number()
         answer = self._try_running_server(request, number, archive)
@@ -296,7 +297,7 @@ class WarmPython:
         return _Answer(self._result_of(call, content))
 
     def _result_of(self, call: Call, content: bytes) -> ExecResult:
-        """Return the result in an answer. C(full) is none either: it is reported as lost output."""
+        """Return the result in an answer. C(full) is none either: ``Spool.result`` takes it for lost output."""
         try:
             rc, out, err = self._spool.result(call.number, content)
         except TransferError:  # others need the room that the rest of the output takes
@@ -315,15 +316,15 @@ class WarmPython:
     @_with_room
     def _start(self, request: ClientRequest, python: str, archive: Archive, number: int) -> bool:
         """Start a server with an interpreter for a request; return whether there is a server now."""
-        runners = Spool(self._runner.agent, HOME)
-        failed = f"{Path(_spool()).name}.{request.key[:16]}.failed"
-        why = (runners.read(failed) or b"").partition(b"\n")[2].strip()
+        home, server = Spool(self._runner.agent, HOME), Path(_spool()).name
+        failed = f"{server}.{request.key[:16]}.failed"
+        why = (home.read(failed) or b"").partition(b"\n")[2].strip()
         if why:
             last = why.rpartition(b"\n")[2].decode("utf-8", "replace")
             self._tell(f"warm Python could not be started by this command line, and runs nothing of it: {last}")
             return False
         self._log("starting warm Python in the guest")
-        prefix = f"{Path(_spool()).name}.{number}"
+        prefix = f"{server}.{number}"
         began = time.monotonic()
         with self._runner.forgetting():
             start_shell(self._runner, *_starter(_spool(), request, python, number, failed))
@@ -331,15 +332,15 @@ class WarmPython:
         # Use the wait for the start to compile. A guest as quick as this machine compiles as soon by itself.
         code = is_slow and _is_ours(python)
         brought = archive.brought(archive.remembered(), code=code, programs=bundle.code() if code else b"")
-        when_thawed(self._runner.agent, lambda: runners.write(f"{prefix}.{PARTS_SUFFIX}", brought))
+        when_thawed(self._runner.agent, lambda: home.write(f"{prefix}.{PARTS_SUFFIX}", brought))
         for looks, pause in enumerate(pauses(_SERVER_LOOK), 1):
             time.sleep(pause if looks > 1 else max(0.0, pause - (time.monotonic() - began)))
             if when_thawed(self._runner.agent, self._spool.is_served):
                 return True
             # Look seldom: the agent writes each file that it opens to the guest's log.
-            if looks % _LOOKS == 0 and (runners.read(failed) or b"").startswith(b"%d\n" % number):
+            if looks % _LOOKS == 0 and (home.read(failed) or b"").startswith(b"%d\n" % number):
                 break
-            if looks % (2 * _LOOKS) == 0 and not self._may_start(runners, prefix):
+            if looks % (2 * _LOOKS) == 0 and not self._may_start(home, prefix):
                 break
             if time.monotonic() - began > self._start_seconds:
                 return False  # it may start yet, and removes its files then
@@ -348,14 +349,14 @@ class WarmPython:
             start_shell(self._runner, f"rm -f {HOME}/{prefix}.*".encode("ascii"))
         return False
 
-    def _may_start(self, runners: Spool, prefix: str) -> bool:
+    def _may_start(self, home: Spool, prefix: str) -> bool:
         """Return whether the shell that waits for a start is there, or has not begun.
 
-        It has ended, and has removed its files, if the server was killed when all had succeeded.
+        It has ended, and has removed its files, if the server had started and was killed since.
         """
-        shell = runners.read(f"{prefix}.pid")
+        shell = home.read(f"{prefix}.pid")
         if not (shell or b"").strip().isdigit():
-            return runners.has(f"{prefix}.{PARTS_SUFFIX}")
+            return home.has(f"{prefix}.{PARTS_SUFFIX}")
         return exists(self._runner.agent, f"/proc/{int(shell or 0)}/stat")
 
 

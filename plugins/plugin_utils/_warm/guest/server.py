@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
     from .launch import Launcher, Spawned
 
-IDLE_SECONDS = 600
+IDLE_SECONDS = 600  # how long the server stays without work
+SWEEP_SECONDS = 600  # how often it looks for what clients have left
+CLIENT_SECONDS = 600  # how long a client may take that brings a request or fetches output
 TICK_SECONDS = 60
 KEPT_SECONDS = 60  # how long an answer can be fetched
 HELD_UP_SECONDS = 0.01  # how soon to look whether an interpreter has read its last request
@@ -75,9 +77,8 @@ class Server:
         self.watched = watched
         self.was_asked = False
         self.began = time.monotonic()
-        self.login: LoginFiles | None = (
-            None  # when this started: a fork stands in for a login only while they are the same
-        )
+        # When this started. A fork stands in for a login only while they are the same.
+        self.login: LoginFiles | None = None
         self.interpreters: dict[str, Interpreter] = {}
         self.leaving: list[Interpreter] = []  # those without a key: still at work, or ending
         self.archives = Archives()
@@ -116,7 +117,7 @@ class Server:
             now = time.monotonic()
             if acted:
                 last = now
-            if now - swept > IDLE_SECONDS:
+            if now - swept > SWEEP_SECONDS:
                 swept = now
                 self.sweep()
             over = self.ending or now - last > longest
@@ -127,7 +128,7 @@ class Server:
     def has_clients(self) -> bool:
         """Return whether a client seems to bring a request or to fetch output, which takes long on a slow line."""
         if not self.was_asked:  # this server was started for one, which may have been killed
-            return time.monotonic() - self.began < IDLE_SECONDS
+            return time.monotonic() - self.began < CLIENT_SECONDS
         place, name = os.path.split(self.spool)
         files = [
             file
@@ -419,7 +420,7 @@ class Server:
 def is_recent(file: os.DirEntry[str]) -> bool:
     """Return whether a file was written to lately, if it is there."""
     try:
-        return abs(time.time() - file.stat().st_mtime) < IDLE_SECONDS
+        return abs(time.time() - file.stat().st_mtime) < CLIENT_SECONDS
     except FileNotFoundError:
         return False
 

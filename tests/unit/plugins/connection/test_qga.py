@@ -337,7 +337,7 @@ def test_shell_that_cannot_be_used_is_no_result_of_a_command(
     # A module or an action would read its words as a result of its own.
     monkeypatch.setattr(login_shell, "_PROLOGUE", login_shell._PROLOGUE.replace("[ / -ef / ]", "false"))
     made = connection(address=str(scripted(guest.answers()).path), exec_method=method)
-    with pytest.raises(AnsibleError, match=r"the guest's /bin/sh lacks \[ A -ef B \] and was given nothing to run"):
+    with pytest.raises(AnsibleError, match=r"the program was not run: the guest's /bin/sh lacks \[ A -ef B \]"):
         made.exec_command("true")
 
 
@@ -349,6 +349,29 @@ def test_trouble_with_the_channel_is_a_failed_connection(connection: Connect, se
         made.exec_command("true")
     assert made.exec_command("true")[0] == 0, "the next command has a channel of its own"
     assert len(server.received) == 2
+
+
+def test_lost_task_is_told_whatever_becomes_of_cleaning_up_after_it(
+    connection: Connect, server: Scripted, tmp_path: Path
+) -> None:
+    """ansible-core removes the temporary directory of a task that failed, and tells only that this failed, too."""
+    server.then("guest-exec", closes())
+    made = connection(address=str(server.path))
+    with pytest.raises(AnsibleConnectionFailure, match="guest-exec may have run"):
+        made.exec_command("true")
+    server.path.rename(tmp_path / "away")  # as where QEMU has ended
+    with pytest.raises(AnsibleConnectionFailure, match="guest-exec may have run") as caught:
+        made.exec_command("rm -rf /root/.ansible/tmp/x")
+    assert not caught.value.__cause__, "ansible-core would tell that, too"
+    made.reset()
+    with pytest.raises(AnsibleConnectionFailure, match="nothing was sent: there is no such socket"):
+        made.exec_command("true")
+    (tmp_path / "away").rename(server.path)
+    assert made.exec_command("true")[0] == 0
+    server.path.rename(tmp_path / "away")
+    made.close()
+    with pytest.raises(AnsibleConnectionFailure, match="nothing was sent: there is no such socket"):
+        made.exec_command("true")
 
 
 @pytest.mark.parametrize(

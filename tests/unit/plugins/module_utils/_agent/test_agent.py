@@ -691,6 +691,22 @@ def test_question_that_was_lost_is_asked_again(scripted: Start, connect: Connect
     assert server.work == ["guest-ping"] * 2
 
 
+@pytest.mark.parametrize("half", [b'{"return": {"count": 4, "buf-b64": "AA', b'{"retu'])
+def test_reply_that_broke_off_is_that_of_an_agent_that_was_restarted(
+    scripted: Start, connect: Connect, half: bytes
+) -> None:
+    """Or the guest went back to a snapshot. The answer to the probe begins in the middle of that line."""
+    server = scripted(FILE)
+    agent = connect(server, silent_seconds=SOON)
+    server.then(OPEN, sends(half))
+    with pytest.raises(OutcomeUnknownError, match=r"may have run: its reply broke off \(the agent was restarted, or"):
+        agent.execute(OPEN, {"path": "1"})
+    assert agent.execute(OPEN, {"path": "2"}) == 2
+    server.then("guest-ping", sends(half))
+    assert agent.execute("guest-ping") == {}, "a question is asked again"
+    assert server.work == [OPEN, OPEN, "guest-ping", "guest-ping"]
+
+
 @pytest.mark.parametrize("blocked", [(), (SYNC,)])
 @pytest.mark.parametrize("takes_id", [True, False])
 @pytest.mark.parametrize("echoes_id", [True, False])

@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.qemu.guest.plugins.module_utils._agent.deadline import Deadline
 from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     AgentSilentError,
+    ConnectError,
     OutcomeUnknownError,
     QgaError,
 )
@@ -102,3 +103,33 @@ def test_agent_that_answers_nothing_more_is_given_up_once(
                 break
             assert clock.now - silence.since <= 120 + 3 * TIMEOUT, f"request {number}"
     assert number > 3
+
+
+@pytest.mark.parametrize("operation", [_put_long, _run], ids=["put", "run"])
+@pytest.mark.parametrize("timeout", [20.0, 60.0])
+def test_guest_without_a_socket_has_the_timeout_to_be_started_again(
+    server: Scripted,
+    connect: Callable[..., SocketAgent],
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Callable[[Executor, Path], None],
+    timeout: float,
+) -> None:
+    """One that libvirt has saved (managedsave) goes on where it was, by a new QEMU with a new socket."""
+    clock.on_sleep = lambda: time.sleep(0.001)
+    (tmp_path / "place").mkdir()
+    agent, ended = connect(server, timeout), 0.0
+    request, count = agent._request, itertools.count(1)
+
+    def none_for_long(command: str, *how: Any) -> Any:
+        nonlocal ended
+        if not ended and next(count) > 4:
+            ended = clock.now
+        if ended and clock.now - ended < timeout - 1:
+            raise ConnectError("there is no such socket.")
+        return request(command, *how)
+
+    monkeypatch.setattr(agent, "_request", none_for_long)
+    operation(GuestExec(agent, sizes=ManyRequests()), tmp_path / "place")
+    assert ended

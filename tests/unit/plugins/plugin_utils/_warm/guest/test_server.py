@@ -246,7 +246,7 @@ def test_client_that_brings_something_is_waited_for(
     assert not server.has_clients()
     (spool / file).touch()
     assert server.has_clients() is there
-    past = time.time() - _server.IDLE_SECONDS
+    past = time.time() - _server.CLIENT_SECONDS
     os.utime(spool / file, (past, past))
     assert not server.has_clients(), "it was killed"
 
@@ -254,7 +254,7 @@ def test_client_that_brings_something_is_waited_for(
 def test_client_that_started_a_server_is_not_waited_for_without_end(server: _server.Server) -> None:
     """It may have been killed before it asked."""
     assert server.has_clients()
-    server.began -= _server.IDLE_SECONDS
+    server.began -= _server.CLIENT_SECONDS
     assert not server.has_clients()
 
 
