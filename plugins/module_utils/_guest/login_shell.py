@@ -120,14 +120,16 @@ unset OLDPWD
 # _APART is there if the agent itself starts a user's command, which would have the agent's session and process group:
 # with `kill 0`, which scripts end with, it would end the agent. Over ssh, and by a runner, it has its own. What brings
 # input and takes output is not in that either: it would be ended, too, and the output lost. Where the shell leads a
-# group already, setsid forks, so that is looked at first. It is done once at most, as $0 tells: a /proc of another PID
-# namespace has other numbers.
+# group already, setsid forks, so that is looked at first. It is done once at most: a /proc of another PID namespace has
+# other numbers.
 _APART = r"""
 { read -r n v; } 2>/dev/null </proc/self/stat
 v=${v##*) } v=${v#* } v=${v#* } v=${v%% *}
-if [ "$0" != sh ] && [ "${v:-$n}" != "$n" ] && command -v setsid >/dev/null; then
-    exec setsid /bin/sh -c 'eval "$QEMU_GUEST"' sh
+if [ ! "${QEMU_GUEST_APART:-}" ] && [ "${v:-$n}" != "$n" ] && command -v setsid >/dev/null; then
+    export QEMU_GUEST_APART=1
+    exec setsid /bin/sh -c 'eval "$QEMU_GUEST"'
 fi
+unset QEMU_GUEST_APART
 """
 # Goes before the rest if the input is in a file, which is open as 8 and has no name any more. The input is passed
 # on by a pipe, which cannot be read twice or written to, because it may hold a password. The waiting shell's own output
