@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 PAUSED_SECONDS = 2.0
 SNAPSHOT = "before-all"
 
-# What an operation does must be on the disk at once: a reset takes what is not. An agent that is killed stays dead, as
-# without systemd.
-PREPARE = f"""
+# In each boot: an agent that is killed stays dead, as without systemd.
+PREPARE_BOOT = """
 set -e
 mkdir -p /run/systemd/system/qemu-guest-agent.service.d
 printf '[Service]\\nRestart=no\\n' >/run/systemd/system/qemu-guest-agent.service.d/faults.conf
 systemctl daemon-reload
+"""
+# What an operation does must be on the disk at once: a reset takes what is not.
+PREPARE = f"""
+set -e
 : >{EFFECTS}
 chmod 0666 {EFFECTS}
 chattr -R +S /srv
@@ -57,6 +60,10 @@ class BootedGuest(RealGuest):
     def prepare(self) -> None:
         look(self.vm, PREPARE)
         look(self.vm, f"/usr/bin/python3 -c {shlex.quote(FETCHABLE)}")
+        self._prepare_boot()
+
+    def _prepare_boot(self) -> None:
+        look(self.vm, PREPARE_BOOT)
         self.vm.save(SNAPSHOT)
 
     def effects(self, task: Task, wanted: Container[int]) -> tuple[int, str]:
@@ -73,10 +80,10 @@ class BootedGuest(RealGuest):
         return int(frozen), ""
 
     def is_up(self) -> None:
-        """Wait until the guest has booted, and make what is gone then."""
+        """Wait until the guest has booted, and make what is gone then. What operations did stays, and is counted."""
         self.vm.wait_booted()
         self.vm.wait_agent()
-        self.prepare()
+        self._prepare_boot()
 
 
 def _booted(testbed: FaultTestbed) -> BootedGuest:

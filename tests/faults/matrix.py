@@ -134,8 +134,8 @@ FAULTS = (
     Fault("agent restarted", "its handles and programs are lost", "agent", _LOST, _LOST),
     Fault("agent upgraded", "restarted as another release", "agent", _LOST, _LOST),
     Fault("guest paused", "for a while, by QMP", "guest", _TOLD, _LOST, where=GUEST),
-    Fault("guest reset", "by QMP", "guest", _LOST, _LOST, where=GUEST, leaves=_set(FILE)),
-    Fault("guest rebooted", "from within", "guest", _LOST, _LOST, where=GUEST, leaves=_set(FILE)),
+    Fault("guest reset", "by QMP", "guest", _LOST, _LOST, 25.0, where=GUEST, leaves=_set(FILE)),
+    Fault("guest rebooted", "from within", "guest", _LOST, _LOST, 25.0, where=GUEST, leaves=_set(FILE)),
     Fault(
         "guest rolled back", "to a snapshot from before it, by loadvm", "guest", _LOST, _LOST, where=GUEST, undoes=True
     ),
