@@ -50,6 +50,8 @@ options:
       - V(sockets) is the option O(sockets), and V(libvirt) the option O(libvirt_uris). Without them in this list, those
         options have no effect.
       - A guest that is found in several ways is one host.
+      - With an empty list, nothing is found. The connection is loaded for all tasks at once, as this plugin always
+        does; so such a file makes tasks faster whose hosts are those of another inventory.
     type: list
     elements: str
     choices: [process, proxmox, ganeti, sockets, libvirt]
@@ -223,9 +225,13 @@ cache: true
 cache_plugin: ansible.builtin.jsonfile
 cache_connection: ~/.cache/ansible-inventory
 cache_timeout: 600
+---
+# Nothing. It stands beside another inventory and makes tasks faster: they find the connection loaded.
+# ansible-playbook -i hosts.yml -i load.qga.yml site.yml
+plugin: qemu.guest.qga
+sources: []
 """
 
-import codecs
 import hashlib
 import ipaddress
 import json
@@ -241,7 +247,6 @@ from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.helpers import get_group_vars
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
-from ansible.plugins.loader import connection_loader, shell_loader
 from ansible.template import Templar
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
@@ -259,8 +264,8 @@ with kept_bytecode():
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.machine import Places
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.names import Taken, Wish, distinct, first_safe
     from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.text import line
-    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.variables import CONNECTION, host_variables
-    from ansible_collections.qemu.guest.plugins.plugin_utils._warm import bundle
+    from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.variables import host_variables
+    from ansible_collections.qemu.guest.plugins.plugin_utils._load_ahead import load_ahead
 
 _CACHE_FORMAT = 1
 # Names that guests give themselves, and what has to be gathered for them.
@@ -293,7 +298,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         guests = self._guests(path, machines, cache)
         kept = [guest for guest in guests if self._is_wanted(guest)]
         self._add(kept, self._named(kept))
-        _load_ahead()
+        load_ahead()
 
     def _warn(self, text: str) -> None:
         """Warn, once."""
@@ -538,17 +543,3 @@ def _digest(wishes: Wishes, *more: Any) -> str:
     """Return what tells apart caches of one file with other options."""
     options = [sorted(wishes.hypervisors), wishes.sources, wishes.sockets, wishes.libvirt_uris, wishes.gather]
     return hashlib.sha256(json.dumps([*options, astuple(wishes.places), *more], default=str).encode()).hexdigest()[:8]
-
-
-def _load_ahead() -> None:
-    """Load what each task's process would load, once for all: they are forks of this one."""
-    connection_loader.get(CONNECTION, class_only=True)
-    shell_loader.get("sh")
-    bundle.digest()
-    codecs.lookup("cp437")  # of the names in a module's archive
-    with suppress(ImportError):  # ansible-core 2.16
-        from ansible.module_utils.common.json import Direction, get_module_decoder, get_module_encoder
-
-        for direction in Direction:
-            get_module_encoder("legacy", direction)
-            get_module_decoder("legacy", direction)

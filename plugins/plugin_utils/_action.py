@@ -25,9 +25,12 @@ from ansible_collections.qemu.guest.plugins.module_utils._module.operation impor
 from ansible_collections.qemu.guest.plugins.module_utils._module.run import argument_spec
 from ansible_collections.qemu.guest.plugins.plugin_utils._bytecode import kept_bytecode
 from ansible_collections.qemu.guest.plugins.plugin_utils._facts_as_options import told_by_facts
+from ansible_collections.qemu.guest.plugins.plugin_utils._load_ahead import CONNECTION, load_ahead
 from ansible_collections.qemu.guest.plugins.plugin_utils._run_here import is_own, run_here
 
-CONNECTION = "qemu.guest.qga"
+# The main process of ansible-core loads this file for each task that is one of this collection's, so it forks the
+# processes of all the play's tasks, whatever modules they are of.
+load_ahead()
 
 # From 2.22 on, ansible-core hides the secrets that validate_argument_spec found.
 _CORE_HIDES_SECRETS = find_spec("ansible.module_utils.secrets") is not None

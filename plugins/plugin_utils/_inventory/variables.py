@@ -9,10 +9,9 @@ from typing import Any
 
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.guest import HERE, Guest
 from ansible_collections.qemu.guest.plugins.plugin_utils._inventory.text import marked
+from ansible_collections.qemu.guest.plugins.plugin_utils._load_ahead import CONNECTION
 
-__all__ = ("CONNECTION", "host_variables")
-
-CONNECTION = "qemu.guest.qga"
+__all__ = ("host_variables",)
 
 
 def host_variables(guest: Guest, with_facts: bool = True) -> dict[str, Any]:

@@ -83,20 +83,31 @@ def test_play_on_many_guests_leaves_one_small_process(controller: Controller) ->
         assert controller.sockets() == []
 
 
-def test_processes_of_tasks_find_all_loaded(agents: dict[str, LooseAgent], make_ansible: MakeAnsible) -> None:
-    """With the inventory plugin, each is a fork of a process that has what they need."""
-    ansible = make_ansible({})
-    ansible.inventory = ansible.directory / "guests.qga.yml"
-    found = {"plugin": "qemu.guest.qga", "sources": ["sockets"], "sockets": [str(agents["sid"].agent_socket)]}
-    ansible.inventory.write_text(json.dumps({**found, "compose": {"ansible_python_interpreter": "'/usr/bin/python3'"}}))
+FOUND = "the inventory plugin finds the guest"
+BESIDE = "the inventory plugin finds nothing; the guest is in another inventory"
+ACTION = "the play has a task of this collection"
+
+
+@pytest.mark.parametrize("way", [FOUND, BESIDE, ACTION])
+def test_processes_of_tasks_find_all_loaded(way: str, agents: dict[str, LooseAgent], make_ansible: MakeAnsible) -> None:
+    """Each is a fork of a process that has what they need."""
+    ansible = make_ansible({} if way == FOUND else {"guest1": guest_variables(agents["sid"])})
+    plugin: dict[str, Any] = {"plugin": "qemu.guest.qga", "sources": []}
+    if way == FOUND:
+        plugin.update(sources=["sockets"], sockets=[str(agents["sid"].agent_socket)])
+        plugin["compose"] = {"ansible_python_interpreter": "'/usr/bin/python3'"}
+    inventory = ansible.directory / "guests.qga.yml"
+    inventory.write_text(json.dumps(plugin), encoding="utf-8")
+    beside = [] if way == ACTION else ["-i", str(inventory)]
+    first = "qemu.guest.qga_ping" if way == ACTION else "ansible.builtin.command"
+    tasks = [{first: None if way == ACTION else "true"}, *[{"ansible.builtin.command": "true"}] * 2]
     playbook, loaded = ansible.directory / "play.json", ansible.directory / "loaded"
-    tasks = [{"ansible.builtin.command": "true"}] * 3
     playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
     environment = {
         "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callbacks"),
         "ANSIBLE_CALLBACKS_ENABLED": "task_modules",
         "TASK_MODULES": str(loaded),
     }
-    ansible.playbook(playbook, environment=environment)
+    ansible.playbook(playbook, *beside, environment=environment)
     _first, *others = map(json.loads, loaded.read_text(encoding="utf-8").splitlines())  # the first starts the mux
     assert others == [[], []]
