@@ -98,7 +98,8 @@ class Agent(ABC):
         self._info: AgentInfo | None = None
         self.last_command = ""
         """The last command that was to be run: an error of a value in its reply tells it."""
-        self._has_answered = False
+        self.has_answered = False
+        """Whether the agent has replied to a command."""
 
     @abstractmethod
     def _request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
@@ -169,7 +170,7 @@ class Agent(ABC):
         started = time.monotonic()
         try:
             reply = self._request_with_retry(command, arguments, deadline)
-            self._has_answered = True
+            self.has_answered = True
             self.patience.outages.clear()
             value = value_of(command, reply)
             if schema.is_change(command):
@@ -199,7 +200,7 @@ class Agent(ABC):
     def _completed(self, exc: E, command: str) -> E:
         """Return an error that names its command and its agent, and tells what to do."""
         exc.command = exc.command or command
-        if isinstance(exc, ConnectError) and not self._has_answered:
+        if isinstance(exc, ConnectError) and not self.has_answered:
             exc.at_first = True
         exc.address = exc.address or self.name
         if isinstance(exc, OutcomeUnknownError) and not exc.hint:

@@ -25,7 +25,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.files import SIZES, Sizes
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_back
 
 __all__ = (
     "ABOUT_PROGRAM",
@@ -276,10 +276,11 @@ class GuestExec(Executor):
         if stdin:
             request["input-data"] = protocol.Base64(base64.b64encode(stdin).decode("ascii"))
         # A slow guest takes a megabyte per second: a large request must not make it look dead.
-        seconds = len(stdin) // 1_000_000
+        more = len(stdin) // 1_000_000
         if not self.agent.pace.rate:  # the first request, and it may go by way of a serial port
-            seconds = max(seconds, min(_SERIAL_SECONDS, len(stdin) // _SERIAL))
-        reply = self.agent.execute(_EXEC, request, timeout=self.agent.timeout + seconds)
+            more = max(more, min(_SERIAL_SECONDS, len(stdin) // _SERIAL))
+        timeout = self.agent.timeout + more
+        reply = when_back(self.agent, lambda: self.agent.execute(_EXEC, request, timeout=timeout))
         return int(protocol.expect(reply.get("pid"), int, "pid"))
 
     def status(self, number: int) -> ExecResult | None:

@@ -33,7 +33,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     TransferError,
 )
 from ansible_collections.qemu.guest.plugins.module_utils._guest.background import Beside
-from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_thawed
+from ansible_collections.qemu.guest.plugins.module_utils._guest.patience import patiently, when_back, when_thawed
 
 __all__ = (
     "CHUNK",
@@ -169,8 +169,8 @@ class GuestFile:
     """An open file in the guest. A context manager: leaving it closes the handle and raises errors of closing.
 
     ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``. With a ``handle``, the file is open already.
-    Once it is open, an agent that is away is waited for, for its ``timeout`` once more, and a frozen guest too. After a
-    lost reply, the position in the file shows whether the request was carried out.
+    An agent that is away is waited for, for its ``timeout`` once more, unless it has answered nothing before. Once the
+    file is open, a frozen guest is waited for, too. After a lost reply, the position in the file shows whether the request was carried out.
 
     :raise GuestFileError: with the errno of the cause where the agent names it.
     """
@@ -181,7 +181,7 @@ class GuestFile:
         # Position of the next read or write; None if unknown, as in a pipe.
         self._position = 0 if handle is None and "a" not in mode else None
         if handle is None:
-            handle = agent.execute("guest-file-open", {"path": path, "mode": mode})
+            handle = when_back(agent, lambda: agent.execute("guest-file-open", {"path": path, "mode": mode}))
         self.handle: int | None = handle
         """The agent's number for the file; None if it is closed."""
 

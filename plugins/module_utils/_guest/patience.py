@@ -4,8 +4,9 @@
 """Wait for an agent that is away for a while during an operation: restarted, paused, or in a frozen guest.
 
 ``when_thawed`` sits out only a freeze: the agent refuses a command then, so it was not run and may be sent again.
-``patiently`` sits out the other outages too, which is right only for actions that may be done twice. Use neither for
-the first command of an operation: there, an error at once serves the user better.
+``when_back`` sits out an absence that was noticed before a command was sent. ``patiently`` sits out all outages, which
+is right only for actions that may be done twice. Nothing waits with the first command of an operation: there, an error
+at once serves the user better.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ansible_collections.qemu.guest.plugins.module_utils._agent.errors import (
     QgaError,
 )
 
-__all__ = ("is_frozen", "lacks_room", "patiently", "when_thawed")
+__all__ = ("is_frozen", "lacks_room", "patiently", "when_back", "when_thawed")
 
 T = TypeVar("T")
 
@@ -118,6 +119,20 @@ def when_thawed(agent: Agent, action: Callable[[], T]) -> T:
             return action()
         except CommandUnavailable as exc:
             outages.sit_out_freeze(exc)
+
+
+def when_back(agent: Agent, action: Callable[[], T]) -> T:
+    """Return the result of ``action``, a single command. If the agent is away, wait for it, for its timeout once more.
+
+    That is if nothing of the command was sent, and the agent has answered another one before.
+
+    :raise ConnectError: if the agent is still away then.
+    """
+    return patiently(agent, action, final=lambda exc: not _is_away(agent, exc), grace=agent.timeout)
+
+
+def _is_away(agent: Agent, exc: QgaError) -> bool:
+    return isinstance(exc, ConnectError) and agent.has_answered
 
 
 def patiently(

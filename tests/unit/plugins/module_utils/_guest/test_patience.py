@@ -80,6 +80,25 @@ class Silence:
         raise (OutcomeUnknownError if self.count == self._number else AgentSilentError)("no answer")
 
 
+class Absence:
+    """The socket is missing for some ``seconds`` from the agent's request ``number`` on, which is at ``since``."""
+
+    def __init__(self, agent: SocketAgent, clock: Clock, number: int, seconds: float) -> None:
+        self.since = 0.0
+        self._left = number
+        self._clock = clock
+        self._seconds = seconds
+        self._request = agent._request
+
+    def request(self, command: str, arguments: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
+        self._left -= 1
+        if self._left == 0:
+            self.since = self._clock.now
+        if self.since and self._clock.now - self.since < self._seconds:
+            raise ConnectError("there is no such socket.")
+        return self._request(command, arguments, deadline)
+
+
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_agent_that_answers_nothing_more_is_given_up_once(
     server: Scripted,
@@ -105,31 +124,30 @@ def test_agent_that_answers_nothing_more_is_given_up_once(
     assert number > 3
 
 
-@pytest.mark.parametrize("operation", [_put_long, _run], ids=["put", "run"])
-@pytest.mark.parametrize("timeout", [20.0, 60.0])
+@pytest.mark.parametrize(
+    ("name", "timeout"), [("put", 20.0), ("put long", 20.0), ("put long", 60.0), ("fetch", 20.0), ("run", 60.0)]
+)
 def test_guest_without_a_socket_has_the_timeout_to_be_started_again(
     server: Scripted,
     connect: Callable[..., SocketAgent],
     clock: Clock,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    operation: Callable[[Executor, Path], None],
+    name: str,
     timeout: float,
 ) -> None:
-    """One that libvirt has saved (managedsave) goes on where it was, by a new QEMU with a new socket."""
+    """One that libvirt has saved (managedsave) goes on where it was, by a new QEMU with a new socket.
+
+    So it is from each request of an operation on, but for the first, which nothing was done before.
+    """
     clock.on_sleep = lambda: time.sleep(0.001)
     (tmp_path / "place").mkdir()
-    agent, ended = connect(server, timeout), 0.0
-    request, count = agent._request, itertools.count(1)
-
-    def none_for_long(command: str, *how: Any) -> Any:
-        nonlocal ended
-        if not ended and next(count) > 4:
-            ended = clock.now
-        if ended and clock.now - ended < timeout - 1:
-            raise ConnectError("there is no such socket.")
-        return request(command, *how)
-
-    monkeypatch.setattr(agent, "_request", none_for_long)
-    operation(GuestExec(agent, sizes=ManyRequests()), tmp_path / "place")
-    assert ended
+    for number in itertools.count(2):
+        agent = connect(server, timeout)
+        with agent, monkeypatch.context() as patch:
+            absence = Absence(agent, clock, number, timeout - 1)
+            patch.setattr(agent, "_request", absence.request)
+            OPERATIONS[name](GuestExec(agent, sizes=ManyRequests()), tmp_path / "place")
+            if not absence.since:
+                break
+    assert number > 3
