@@ -139,10 +139,7 @@ def _run(
         try:
             applied = dict(operation.apply(given, plan))
         except QgaError as exc:
-            told = _afterwards(exc, agent, plan)
-            if told is exc:
-                raise  # as its own cause, ansible-core would print it again and again
-            raise told from exc
+            raise _afterwards(exc, agent, plan) from None
         warnings += applied.pop("warnings", ())
         result.update(applied)
     elif plan.changes and plan.unforeseeable:

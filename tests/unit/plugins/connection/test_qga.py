@@ -367,6 +367,9 @@ def test_lost_task_is_told_whatever_becomes_of_cleaning_up_after_it(
     with pytest.raises(AnsibleConnectionFailure, match="nothing was sent: there is no such socket"):
         made.exec_command("true")
     (tmp_path / "away").rename(server.path)
+    server.then("guest-exec", closes())
+    with pytest.raises(AnsibleConnectionFailure, match="guest-exec may have run"):
+        made.exec_command("true")  # what may have run is told, whatever was told before
     assert made.exec_command("true")[0] == 0
     server.path.rename(tmp_path / "away")
     made.close()
