@@ -170,7 +170,8 @@ class GuestFile:
 
     ``mode`` is that of fopen(): ``r``, ``w``, ``a``, each with ``+``. With a ``handle``, the file is open already.
     An agent that is away is waited for, for its ``timeout`` once more, unless it has answered nothing before. Once the
-    file is open, a frozen guest is waited for, too. After a lost reply, the position in the file shows whether the request was carried out.
+    file is open, a frozen guest is waited for, too. After a lost reply, the position in the file shows whether the
+    request was carried out.
 
     :raise GuestFileError: with the errno of the cause where the agent names it.
     """
