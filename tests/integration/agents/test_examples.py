@@ -113,7 +113,7 @@ def test_connection(console: Console) -> None:
 
 
 def test_inventory(console: Console) -> None:
-    here, others, by_group, libvirt, sockets = inventory.EXAMPLES.split("---\n")[1:]
+    here, others, by_group, libvirt, sockets, nothing = inventory.EXAMPLES.split("---\n")[1:]
     assert console.graph(here) == "@all: |--@ungrouped: | |--vm1"
     graph = console.graph(others)
     assert "|--@os_debian: | |--shop | |--mail" in graph and "|--@at_root_hv1_example_com: | |--shop" in graph
@@ -128,3 +128,5 @@ def test_inventory(console: Console) -> None:
     console.machine.run("ln -s vm1.qga /run/vm-1.qga")
     assert "|--vm-1" in console.graph(sockets)
     assert list((console.directory / ".cache" / "ansible-inventory").iterdir())
+    (console.directory / "hosts.yml").write_text("all: {hosts: {vm1: }}\n", encoding="utf-8")
+    assert console.graph(nothing, "-i hosts.yml") == "@all: |--@ungrouped: | |--vm1"
