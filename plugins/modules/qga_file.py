@@ -338,8 +338,8 @@ def _wanted(params: Params) -> dict[str, Any]:
 # A link that is followed is trusted as ENTER trusts one on the way, and read again then: it stays what it is.
 #
 # q: the path; d and n: its directory and name; f: whether to follow links; i: a 1 for each link that was followed. Of
-# such a link: w: what is in it; v: where it leads; e: the same with all links resolved. For `kept` of ENTER: l: the
-# link's name; y: the owner of what it leads to.
+# such a link: w: what is in it; v: where it leads. For `kept` of ENTER: l: the link's name; y: the owner of what it
+# leads to, or of the directory of that. The kernel resolves it: a user's links can keep `readlink -f` for ever.
 _LOOK = (
     r"""
 enter() {
@@ -357,8 +357,10 @@ while [ "$f" ] && [ -L "$q" ]; do
     w=$(target) l=$n i=1$i
     v=${w%.}
     case $v in /*) ;; *) v=${PWD%/}/$v ;; esac
-    e=$(readlink -f -- "$v") && [ "$e" ] && [ "${#i}" -lt 40 ] || { echo "the link leads nowhere" >&2; exit 1; }
-    y=$(stat -c %u -- "$e" 2>/dev/null || stat -c %u -- "${e%/*}/")
+    y=$(stat -L -c %u -- "$v" 2>/dev/null || stat -c %u -- "${v%/*}/") && [ "${#i}" -lt 40 ] || {
+        echo "the link leads nowhere" >&2
+        exit 1
+    }
     kept && [ "$(target)" = "$w" ] || {
         echo "$q is a link that an unprivileged user can exchange, to what is not that user's" >&2
         exit 1

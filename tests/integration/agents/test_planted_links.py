@@ -265,6 +265,26 @@ def test_link_that_vanishes_when_it_was_looked_at(agent: LooseAgent) -> None:
     assert look(agent, KEPT) == before
 
 
+NO_FOLLOWING = """#!/bin/sh
+case $1 in -f) exit 1 ;; esac
+exec /usr/bin/readlink "$@"
+"""
+
+
+def test_link_is_resolved_by_the_kernel(agent: LooseAgent) -> None:
+    """A user's links can keep `readlink -f` of coreutils for ever, and it takes all memory. The kernel follows 40."""
+    plant(agent, f"install -d -o {UID} /srv/theirs; cd /srv/theirs; touch mine; ln -s mine file; chown -h {UID} *")
+    readlink = "/usr/local/bin/readlink"
+    look(agent, f"printf %s {shlex.quote(NO_FOLLOWING)} >{readlink}; chmod 755 {readlink}", check=True)
+    try:
+        assert manage(agent, follow=True)
+    finally:
+        look(agent, f"rm {readlink}", check=True)
+    assert look(agent, "cat /srv/theirs/mine") == "new\n"
+    look(agent, "cd /srv/theirs; rm mine; ln -s file mine", check=True)
+    assert not manage(agent, follow=True)
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_tree(agent: LooseAgent, attack: str, tmp_path: Path) -> None:
     """Into the user's directory, and into a directory of the user's in there, which is there or not."""
